@@ -1,0 +1,2 @@
+//! The pgstrata command.
+fn main() {}

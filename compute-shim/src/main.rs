@@ -1,0 +1,2 @@
+//! Runs a stock PostgreSQL on a disposable directory.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Object storage: put-if-absent, compare-and-swap, retry.

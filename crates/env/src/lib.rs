@@ -1,0 +1,1 @@
+//! Clock, randomness, disk and network behind traits.

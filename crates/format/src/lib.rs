@@ -1,0 +1,1 @@
+//! What lies on disk and in object storage: one file per kind.

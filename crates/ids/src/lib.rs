@@ -1,0 +1,12 @@
+//! LSNs, terms, identifiers and page keys: the words every other crate speaks.
+//!
+//! Owns the types, their text forms and their order. Does no I/O and knows nothing about how
+//! any of them is stored.
+
+mod id;
+mod key;
+mod lsn;
+
+pub use id::{Generation, IdError, NodeId, SystemId, TenantId, Term, TimelineId};
+pub use key::{Fork, Key, KeyError, KeyKind, RelTag, SlruKind};
+pub use lsn::{Lsn, LsnError, PAGE_SIZE, SEGMENT_SIZE_DEFAULT};

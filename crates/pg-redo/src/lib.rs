@@ -1,0 +1,1 @@
+//! Native redo of PostgreSQL WAL records on pages.

@@ -1,0 +1,1 @@
+//! PostgreSQL WAL decoding and encoding, versions 15-18.

@@ -1,0 +1,1 @@
+//! Seeded faults: disks and networks that fail on command.

@@ -1,0 +1,2 @@
+//! The safekeeper: durable WAL, one member of a quorum.
+fn main() {}

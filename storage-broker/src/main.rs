@@ -1,0 +1,2 @@
+//! Soft state: who has which timeline, how far.
+fn main() {}
