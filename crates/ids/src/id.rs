@@ -120,12 +120,9 @@ mod tests {
 
     #[test]
     fn malformed_ids_are_refused() {
-        for text in [
-            "",
-            "00",
-            "zz0102030405060708090a0b0c0d0eff",
-            "+00102030405060708090a0b0c0d0eff",
-        ] {
+        for text in
+            ["", "00", "zz0102030405060708090a0b0c0d0eff", "+00102030405060708090a0b0c0d0eff"]
+        {
             assert!(text.parse::<TimelineId>().is_err(), "{text:?}");
         }
     }

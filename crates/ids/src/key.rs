@@ -75,14 +75,7 @@ impl RelTag {
 
 impl fmt::Display for RelTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{}/{}{}",
-            self.spc,
-            self.db,
-            self.rel,
-            self.fork.suffix()
-        )
+        write!(f, "{}/{}/{}{}", self.spc, self.db, self.rel, self.fork.suffix())
     }
 }
 
@@ -215,26 +208,12 @@ impl Key {
 
     /// A block of a relation fork.
     pub fn rel_block(rel: RelTag, block: u32) -> Key {
-        Key::new(
-            KeyKind::RelBlock,
-            rel.spc,
-            rel.db,
-            rel.rel,
-            rel.fork as u8,
-            block,
-        )
+        Key::new(KeyKind::RelBlock, rel.spc, rel.db, rel.rel, rel.fork as u8, block)
     }
 
     /// The size of a relation fork.
     pub fn rel_size(rel: RelTag) -> Key {
-        Key::new(
-            KeyKind::RelSize,
-            rel.spc,
-            rel.db,
-            rel.rel,
-            rel.fork as u8,
-            0,
-        )
+        Key::new(KeyKind::RelSize, rel.spc, rel.db, rel.rel, rel.fork as u8, 0)
     }
 
     /// A database's directory in a tablespace.
@@ -249,14 +228,7 @@ impl Key {
 
     /// A page of an SLRU.
     pub fn slru_page(kind: SlruKind, page: u64) -> Key {
-        Key::new(
-            KeyKind::SlruPage,
-            kind as u32,
-            0,
-            (page >> 32) as u32,
-            0,
-            page as u32,
-        )
+        Key::new(KeyKind::SlruPage, kind as u32, 0, (page >> 32) as u32, 0, page as u32)
     }
 
     /// The extent of an SLRU.
@@ -266,14 +238,7 @@ impl Key {
 
     /// A prepared transaction's state.
     pub fn two_phase(full_xid: u64) -> Key {
-        Key::new(
-            KeyKind::TwoPhase,
-            0,
-            0,
-            (full_xid >> 32) as u32,
-            0,
-            full_xid as u32,
-        )
+        Key::new(KeyKind::TwoPhase, 0, 0, (full_xid >> 32) as u32, 0, full_xid as u32)
     }
 
     /// A tablespace.
@@ -288,14 +253,7 @@ impl Key {
 
     /// A bucket of commit times.
     pub fn commit_time(bucket: u64) -> Key {
-        Key::new(
-            KeyKind::CommitTime,
-            0,
-            0,
-            (bucket >> 32) as u32,
-            0,
-            bucket as u32,
-        )
+        Key::new(KeyKind::CommitTime, 0, 0, (bucket >> 32) as u32, 0, bucket as u32)
     }
 
     /// A replication origin's progress.
@@ -342,12 +300,7 @@ impl Key {
         match self.kind() {
             Ok(KeyKind::RelBlock | KeyKind::RelSize) => {
                 let fork = Fork::from_number(self.0[13])?;
-                Some(RelTag {
-                    spc: self.a(),
-                    db: self.b(),
-                    rel: self.c(),
-                    fork,
-                })
+                Some(RelTag { spc: self.a(), db: self.b(), rel: self.c(), fork })
             }
             _ => None,
         }
@@ -391,12 +344,7 @@ mod tests {
 
     #[test]
     fn byte_order_is_block_order() {
-        let rel = RelTag {
-            spc: 1663,
-            db: 5,
-            rel: 16384,
-            fork: Fork::Main,
-        };
+        let rel = RelTag { spc: 1663, db: 5, rel: 16384, fork: Fork::Main };
         assert!(Key::rel_block(rel, 255) < Key::rel_block(rel, 256));
         assert!(Key::rel_block(rel, u32::MAX) < Key::rel_block(rel.with_fork(Fork::Init), 0));
         assert_eq!(Key::rel_block(rel, 7).rel(), Some(rel));
@@ -405,12 +353,7 @@ mod tests {
 
     #[test]
     fn next_is_the_least_key_above() {
-        let rel = RelTag {
-            spc: 1,
-            db: 2,
-            rel: 3,
-            fork: Fork::Main,
-        };
+        let rel = RelTag { spc: 1, db: 2, rel: 3, fork: Fork::Main };
         assert_eq!(Key::rel_block(rel, 7).next(), Key::rel_block(rel, 8));
         assert_eq!(Key::MAX.next(), Key::MAX);
     }

@@ -95,11 +95,7 @@ pub struct LsnError(pub String);
 
 impl fmt::Display for LsnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "'{}' is not an LSN (expected a form like 0/1A2B3C8)",
-            self.0
-        )
+        write!(f, "'{}' is not an LSN (expected a form like 0/1A2B3C8)", self.0)
     }
 }
 
@@ -136,17 +132,7 @@ mod tests {
 
     #[test]
     fn malformed_text_is_refused() {
-        for text in [
-            "",
-            "/",
-            "0/",
-            "/0",
-            "1",
-            "0/123456789",
-            "0/+1",
-            "x/1",
-            "0/1 ",
-        ] {
+        for text in ["", "/", "0/", "/0", "1", "0/123456789", "0/+1", "x/1", "0/1 "] {
             assert!(text.parse::<Lsn>().is_err(), "{text:?}");
         }
     }
@@ -156,10 +142,7 @@ mod tests {
         let lsn = Lsn(3 * SEGMENT_SIZE_DEFAULT + 8192 + 5);
         assert_eq!(lsn.segment_number(SEGMENT_SIZE_DEFAULT), 3);
         assert_eq!(lsn.segment_offset(SEGMENT_SIZE_DEFAULT), 8197);
-        assert_eq!(
-            lsn.segment_start(SEGMENT_SIZE_DEFAULT),
-            Lsn(3 * SEGMENT_SIZE_DEFAULT)
-        );
+        assert_eq!(lsn.segment_start(SEGMENT_SIZE_DEFAULT), Lsn(3 * SEGMENT_SIZE_DEFAULT));
         assert_eq!(lsn.page_offset(), 5);
         assert_eq!(lsn.align_up(), Lsn(3 * SEGMENT_SIZE_DEFAULT + 8200));
     }
