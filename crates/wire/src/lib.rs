@@ -1,1 +1,3 @@
 //! What crosses the network: codecs only.
+
+pub mod pages;

@@ -1,0 +1,69 @@
+//! How far a timeline is ingested, and waiting for it to come so far.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use pgstrata_ids::Lsn;
+
+struct State {
+    lsn: Lsn,
+    record_start: Lsn,
+    failure: Option<String>,
+}
+
+/// The end of the last record ingested; it only grows.
+pub struct LsnWaiter {
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+impl LsnWaiter {
+    /// Starts at `lsn`, whose last record began at `record_start`.
+    pub fn new(lsn: Lsn, record_start: Lsn) -> LsnWaiter {
+        LsnWaiter {
+            state: Mutex::new(State { lsn, record_start, failure: None }),
+            moved: Condvar::new(),
+        }
+    }
+
+    /// The end of the last record.
+    pub fn lsn(&self) -> Lsn {
+        self.state.lock().lsn
+    }
+
+    /// The end and the start of the last record.
+    pub fn last_record(&self) -> (Lsn, Lsn) {
+        let state = self.state.lock();
+        (state.lsn, state.record_start)
+    }
+
+    /// Everything up to `lsn` can be read now.
+    pub fn advance(&self, lsn: Lsn, record_start: Lsn) {
+        let mut state = self.state.lock();
+        debug_assert!(lsn >= state.lsn);
+        state.lsn = lsn;
+        state.record_start = record_start;
+        self.moved.notify_all();
+    }
+
+    /// Wakes everybody: it will not come any further.
+    pub fn fail(&self, reason: String) {
+        self.state.lock().failure = Some(reason);
+        self.moved.notify_all();
+    }
+
+    /// Waits until `lsn` is reached. The error says how far it came.
+    pub fn wait(&self, lsn: Lsn, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state.lock();
+        while state.lsn < lsn {
+            if let Some(failure) = &state.failure {
+                return Err(format!("ingest stopped at {}: {failure}", state.lsn));
+            }
+            if self.moved.wait_until(&mut state, deadline).timed_out() && state.lsn < lsn {
+                return Err(format!("{lsn} is not reached yet: ingest is at {}", state.lsn));
+            }
+        }
+        Ok(())
+    }
+}
