@@ -3,7 +3,7 @@
 //! ```text
 //! RelSize       u8 0 gone, 1 present; u32 blocks; u32 high-water mark
 //! Database      u8 0 dropped, 1 created, 2 copied; if copied: u32 tablespace, u32 database
-//! SlruExtent    u64 first page; u64 end page (exclusive)
+//! SlruExtent    for each range of pages: u64 first page; u64 end page (exclusive)
 //! TwoPhase      u8 0 removed, 1 present; file content
 //! Tablespace    u8 0 dropped, 1 created; location
 //! ControlState  u8 0 full, 1 counters; encoding of the redo crate
@@ -95,25 +95,62 @@ impl Database {
     }
 }
 
-/// The pages of an SLRU that exist.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The pages of an SLRU that exist: disjoint ranges, because page numbers wrap around.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlruExtent {
-    /// First page.
-    pub first: u64,
-    /// One past the last page.
-    pub end: u64,
+    /// First page and one past the last page of each range, ascending.
+    pub ranges: Vec<(u64, u64)>,
 }
 
 impl SlruExtent {
+    /// Adds a page. True if it was not there.
+    pub fn add(&mut self, page: u64) -> bool {
+        let at = self.ranges.partition_point(|(_, end)| *end < page);
+        match self.ranges.get_mut(at) {
+            Some((first, end)) if *first <= page && page < *end => return false,
+            Some((_, end)) if *end == page => *end += 1,
+            Some((first, _)) if *first == page + 1 => *first = page,
+            _ => self.ranges.insert(at, (page, page + 1)),
+        }
+        if at + 1 < self.ranges.len() && self.ranges[at].1 == self.ranges[at + 1].0 {
+            self.ranges[at].1 = self.ranges[at + 1].1;
+            self.ranges.remove(at + 1);
+        }
+        true
+    }
+
+    /// Keeps the pages that `keep` wants.
+    pub fn retain(&mut self, keep: impl Fn(u64) -> bool) {
+        let mut kept = SlruExtent::default();
+        for page in self.pages().filter(|page| keep(*page)) {
+            match kept.ranges.last_mut() {
+                Some((_, end)) if *end == page => *end += 1,
+                _ => kept.ranges.push((page, page + 1)),
+            }
+        }
+        *self = kept;
+    }
+
+    /// Every page, ascending.
+    pub fn pages(&self) -> impl Iterator<Item = u64> {
+        self.ranges.iter().flat_map(|&(first, end)| first..end)
+    }
+
     /// Appends the bytes.
-    pub fn encode(self, to: &mut Vec<u8>) {
-        to.extend_from_slice(&self.first.to_le_bytes());
-        to.extend_from_slice(&self.end.to_le_bytes());
+    pub fn encode(&self, to: &mut Vec<u8>) {
+        for (first, end) in &self.ranges {
+            to.extend_from_slice(&first.to_le_bytes());
+            to.extend_from_slice(&end.to_le_bytes());
+        }
     }
 
     /// Reads the bytes.
     pub fn decode(bytes: &[u8]) -> Result<SlruExtent> {
-        Ok(SlruExtent { first: wide(bytes, 0)?, end: wide(bytes, 8)? })
+        let mut ranges = Vec::new();
+        for at in (0..bytes.len()).step_by(16) {
+            ranges.push((wide(bytes, at)?, wide(bytes, at + 8)?));
+        }
+        Ok(SlruExtent { ranges })
     }
 }
 
@@ -195,6 +232,18 @@ mod tests {
             database.encode(&mut bytes);
             assert_eq!(Database::decode(&bytes).unwrap(), database);
         }
+        let mut extent = SlruExtent::default();
+        for page in [5, 6, 8, 7, 1, 0, 100] {
+            assert!(extent.add(page));
+            assert!(!extent.add(page));
+        }
+        assert_eq!(extent.ranges, vec![(0, 2), (5, 9), (100, 101)]);
+        let mut bytes = Vec::new();
+        extent.encode(&mut bytes);
+        assert_eq!(SlruExtent::decode(&bytes).unwrap(), extent);
+        extent.retain(|page| page % 2 == 0);
+        assert_eq!(extent.ranges, vec![(0, 1), (6, 7), (8, 9), (100, 101)]);
+
         let boundary = Boundary { kind: BoundaryKind::Prepare, time: -5, record_start: 1 << 40 };
         let mut bytes = Vec::new();
         boundary.encode(&mut bytes);

@@ -19,7 +19,7 @@ use crate::layer::{Gathered, LayerFile, LayerMap, LayerSource, OpenLayer};
 use crate::remote::RemoteIndex;
 use crate::value::Database;
 
-pub use read::ReadError;
+pub use read::{ReadError, boundary_key};
 pub use waiter::LsnWaiter;
 
 /// Bounds that a page server keeps.
@@ -287,6 +287,19 @@ impl Timeline {
         }
         values[own..].sort_by_key(|(at, _)| *at);
         Ok(values)
+    }
+
+    /// The oldest ancestor, which started from an import.
+    pub fn root(&self) -> &Timeline {
+        match &self.ancestor {
+            Some((ancestor, _)) => ancestor.root(),
+            None => self,
+        }
+    }
+
+    /// Start of the last record before a root timeline's own start: the checkpoint of the import.
+    pub fn base_record_start(&self) -> Result<Lsn> {
+        Ok(self.control_state(self.info.start_lsn)?.control.checkpoint)
     }
 
     /// The layer files, oldest first, and what is not in files yet.

@@ -1,0 +1,5 @@
+//! What the page server answers: pages over its own protocol, everything else over HTTP, base
+//! backups over PostgreSQL's protocol.
+
+pub mod http;
+pub mod pages;
