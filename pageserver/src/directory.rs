@@ -267,10 +267,14 @@ fn slru<'a>(
     let mut extent = timeline.slru_extent(kind, lsn)?;
     // PostgreSQL reads the pages of the next ids when it starts, written or not.
     match kind {
-        SlruKind::Clog => drop(extent.add(u64::from(state.next_xid as u32) / 32_768)),
-        SlruKind::MultiXactOffsets => drop(extent.add(u64::from(state.next_multi) / 2048)),
+        SlruKind::Clog => {
+            extent.add(u64::from(state.next_xid as u32) / 32_768);
+        }
+        SlruKind::MultiXactOffsets => {
+            extent.add(u64::from(state.next_multi) / 2048);
+        }
         SlruKind::MultiXactMembers => {
-            drop(extent.add(u64::from(state.next_multi_offset) / 1636));
+            extent.add(u64::from(state.next_multi_offset) / 1636);
         }
         SlruKind::CommitTs => {}
     }

@@ -13,8 +13,8 @@ use pgstrata_ids::{Fork, Key, Lsn, RelTag, SlruKind};
 use pgstrata_pg_redo::ControlState;
 use pgstrata_pg_wal::{ControlFile, DbState};
 
-use crate::layer::COMPLETE;
-use crate::value::{Database, RelSize, SlruExtent};
+use crate::layer::{COMPLETE, PAGE};
+use crate::value::{Database, RelSize, SlruExtent, encode_page};
 
 const BLOCK: usize = 8192;
 const SEGMENT_BLOCKS: u32 = 131_072;
@@ -43,6 +43,12 @@ struct Collector {
 fn stored(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = vec![COMPLETE];
     write(&mut bytes);
+    bytes
+}
+
+fn stored_page(page: &[u8; BLOCK]) -> Vec<u8> {
+    let mut bytes = vec![COMPLETE | PAGE];
+    encode_page(page, &mut bytes);
     bytes
 }
 
@@ -128,7 +134,7 @@ impl Collector {
         while read_page(content, &mut page)? {
             // A page of zeros is what a block without a value reads as.
             if page.iter().any(|&byte| byte != 0) {
-                let value = stored(|to| pgstrata_pg_redo::encode_image(&page, to));
+                let value = stored_page(&page);
                 self.values.insert(Key::rel_block(rel, block), value);
             }
             block += 1;
@@ -146,7 +152,7 @@ impl Collector {
         let mut number = segment * SLRU_SEGMENT_PAGES;
         let mut page = [0; BLOCK];
         while read_page(content, &mut page)? {
-            let value = stored(|to| pgstrata_pg_redo::encode_slru_image(&page, to));
+            let value = stored_page(&page);
             self.values.insert(Key::slru_page(kind, number), value);
             self.extents.entry(kind).or_default().add(number);
             number += 1;
@@ -192,4 +198,3 @@ fn read_page(content: &mut impl Read, page: &mut [u8; BLOCK]) -> Result<bool> {
     }
     Ok(true)
 }
-

@@ -12,9 +12,11 @@ use pgstrata_ids::{Fork, Key, KeyKind, Lsn, RelTag, SlruKind};
 use pgstrata_pg_redo::{Changed, ControlState, Effect, Effects, is_truncated};
 use pgstrata_pg_wal::{DecodedRecord, WalDecoder};
 
-use crate::layer::Change;
+use crate::layer::{COMPLETE, Change, PAGE};
 use crate::timeline::{Timeline, boundary_key};
-use crate::value::{Boundary, BoundaryKind, Database, RelSize, SlruExtent, encode_present};
+use crate::value::{
+    Boundary, BoundaryKind, Database, RelSize, SlruExtent, encode_page, encode_present,
+};
 
 /// A batch is inserted at this size, in bytes of values.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -105,9 +107,13 @@ impl Ingest {
 
     /// Adds a change whose value `write` appends.
     fn put(&mut self, key: Key, lsn: Lsn, complete: bool, write: impl FnOnce(&mut Vec<u8>)) {
+        self.put_flagged(key, lsn, if complete { COMPLETE } else { 0 }, write);
+    }
+
+    fn put_flagged(&mut self, key: Key, lsn: Lsn, flags: u8, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.buffer.len();
         write(&mut self.buffer);
-        self.batch.push(Change { key, lsn, complete, value: start..self.buffer.len() });
+        self.batch.push(Change { key, lsn, flags, value: start..self.buffer.len() });
     }
 
     fn note(&mut self, kind: BoundaryKind, time: i64, end: Lsn, start: Lsn) {
@@ -121,10 +127,8 @@ impl Ingest {
         let mut result = Ok(());
         let mut databases_changed = false;
         for effect in &effects.items {
-            databases_changed |= matches!(
-                effect,
-                Effect::DatabaseCreate { .. } | Effect::DatabaseDrop { .. }
-            );
+            databases_changed |=
+                matches!(effect, Effect::DatabaseCreate { .. } | Effect::DatabaseDrop { .. });
             result = self.apply_effect(&effects, *effect, start, end);
             if result.is_err() {
                 break;
@@ -228,9 +232,7 @@ impl Ingest {
                 let segment = |page: u64| page / SLRU_SEGMENT_PAGES;
                 let count = segment(max_page) + 1;
                 let length = (segment(end_page) + count - segment(first_page)) % count;
-                let removed = |page| {
-                    (segment(page) + count - segment(first_page)) % count < length
-                };
+                let removed = |page| (segment(page) + count - segment(first_page)) % count < length;
                 self.slru(kind)?.retain(|page| !removed(page));
                 self.put_slru(kind, lsn)?;
             }
@@ -320,9 +322,8 @@ impl Ingest {
         }
         let end = if complete { block } else { block.saturating_add(1) };
         for zero in now..end.min(size.high_water) {
-            self.put(Key::rel_block(rel, zero), lsn, true, |to| {
-                pgstrata_pg_redo::encode_image(&[0; 8192], to);
-            });
+            let key = Key::rel_block(rel, zero);
+            self.put_flagged(key, lsn, COMPLETE | PAGE, |to| encode_page(&[0; 8192], to));
         }
         self.set_size(rel, RelSize { blocks: Some(block.saturating_add(1)), ..size }, lsn);
         Ok(true)
@@ -380,7 +381,7 @@ impl Ingest {
             }
             let start = bytes.len();
             self.timeline.materialise(&key, lsn, &mut bytes)?;
-            images.push(Change { key, lsn, complete: true, value: start..bytes.len() });
+            images.push(Change { key, lsn, flags: COMPLETE | PAGE, value: start..bytes.len() });
         }
         let bound = self.timeline.limits.chain;
         let open = self.timeline.open_layer();
@@ -394,6 +395,7 @@ impl Ingest {
         let Some(since) = self.open_since else { return };
         let limits = self.timeline.limits;
         let old = since.elapsed() >= Duration::from_secs(limits.open_layer_seconds);
+        let now = now || self.timeline.take_freeze_request();
         if now || old || self.timeline.open_layer().size() >= limits.open_layer_bytes {
             while self.timeline.frozen_layers() >= limits.frozen_layers
                 && !self.timeline.is_stopping()

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod receiver;
 pub mod remote;
 pub mod repository;
+pub mod safekeepers;
 pub mod serve;
 pub mod timeline;
 pub mod value;

@@ -133,11 +133,19 @@ impl Connection {
         let mut connection = Connection { reader, writer };
 
         let info = &timeline.info;
-        let options = format!("-c pgstrata.tenant={} -c pgstrata.timeline={}", info.tenant, info.id);
+        let options =
+            format!("-c pgstrata.tenant={} -c pgstrata.timeline={}", info.tenant, info.id);
         let mut body = PROTOCOL_3.to_be_bytes().to_vec();
-        for text in
-            ["user", "pageserver", "replication", "true", "application_name", "pageserver", "options", &options]
-        {
+        for text in [
+            "user",
+            "pageserver",
+            "replication",
+            "true",
+            "application_name",
+            "pageserver",
+            "options",
+            &options,
+        ] {
             body.extend_from_slice(text.as_bytes());
             body.push(0);
         }
@@ -145,7 +153,8 @@ impl Connection {
         let length = (body.len() as u32 + 4).to_be_bytes();
         connection.writer.write_all(&[&length[..], &body].concat())?;
         connection.expect(b'Z')?;
-        connection.send(b'Q', format!("START_REPLICATION PHYSICAL {from} TIMELINE 1\0").as_bytes())?;
+        connection
+            .send(b'Q', format!("START_REPLICATION PHYSICAL {from} TIMELINE 1\0").as_bytes())?;
         connection.expect(b'W')?;
         Ok(connection)
     }
@@ -187,7 +196,9 @@ impl Connection {
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
                 ) =>
             {
                 return Ok(None);
@@ -241,7 +252,8 @@ impl Connection {
 
 /// The message field of an error response.
 fn error_text(body: &[u8]) -> String {
-    body.split(|&byte| byte == 0)
-        .find_map(|field| field.strip_prefix(b"M"))
-        .map_or_else(|| "an error without a text".into(), |text| String::from_utf8_lossy(text).into())
+    body.split(|&byte| byte == 0).find_map(|field| field.strip_prefix(b"M")).map_or_else(
+        || "an error without a text".into(),
+        |text| String::from_utf8_lossy(text).into(),
+    )
 }

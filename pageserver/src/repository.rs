@@ -124,8 +124,7 @@ impl Repository {
         index: RemoteIndex,
         ancestor: Option<(Arc<Timeline>, Lsn)>,
     ) -> Result<Arc<Timeline>> {
-        let timeline =
-            Timeline::new(index, ancestor, &self.source, self.limits, self.generation)?;
+        let timeline = Timeline::new(index, ancestor, &self.source, self.limits, self.generation)?;
         self.timelines.write().insert(timeline.info.id, Arc::clone(&timeline));
         Ok(timeline)
     }
@@ -147,9 +146,7 @@ impl Repository {
     fn start_background(self: &Arc<Self>) -> Result<()> {
         let jobs: [(&str, fn(&Timeline) -> Result<bool>); 2] = [
             ("flush", Timeline::flush_one),
-            ("compact", |timeline| {
-                Ok(timeline.wants_compaction() && timeline.compact()? > 0)
-            }),
+            ("compact", |timeline| Ok(timeline.wants_compaction() && timeline.compact()? > 0)),
         ];
         for (name, job) in jobs {
             let repository = Arc::clone(self);
@@ -207,7 +204,8 @@ impl Repository {
         let valid = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
         if !first || name.len() > 100 || !name.chars().all(valid) || name.contains("..") {
-            let rule = "letters, digits, '-', '_', '.' and '/', at most 100, a letter or digit first";
+            let rule =
+                "letters, digits, '-', '_', '.' and '/', at most 100, a letter or digit first";
             anyhow::bail!(Refused::Invalid(format!("'{name}' is no branch name (use {rule})")));
         }
         if self.branch(name).is_ok() {
@@ -265,7 +263,9 @@ impl Repository {
                 let (end, _) = from.progress.last_record();
                 let found = from.lsn_at_time(time, end)?.ok_or_else(|| {
                     let name = from.name();
-                    Refused::Invalid(format!("branch '{name}' has no commit at or before that time"))
+                    Refused::Invalid(format!(
+                        "branch '{name}' has no commit at or before that time"
+                    ))
                 })?;
                 return Ok((found.0, Lsn(found.1.record_start)));
             }
@@ -281,7 +281,10 @@ impl Repository {
         let wanted = if lsn.page_offset() <= LONGEST_PAGE_HEADER { reached } else { lsn };
         if from.progress.lsn() < wanted {
             from.progress.wait(wanted, PATIENCE.min(Duration::from_secs(3))).map_err(|error| {
-                Refused::Invalid(format!("{lsn} is in the future of branch '{}': {error}", from.name()))
+                Refused::Invalid(format!(
+                    "{lsn} is in the future of branch '{}': {error}",
+                    from.name()
+                ))
             })?;
         }
         let last = from.progress.last_record();
@@ -319,10 +322,7 @@ impl Repository {
             tenant: parent.info.tenant.to_string(),
             timeline: id.to_string(),
             name: name.to_owned(),
-            ancestor: Some(Ancestor {
-                timeline: parent.info.id.to_string(),
-                lsn: lsn.to_string(),
-            }),
+            ancestor: Some(Ancestor { timeline: parent.info.id.to_string(), lsn: lsn.to_string() }),
             start_lsn: lsn.to_string(),
             remote_consistent_lsn: lsn.to_string(),
             last_record: record_start.to_string(),
@@ -348,7 +348,10 @@ impl Repository {
             .branches()
             .into_iter()
             .filter(|child| {
-                child.ancestor.as_ref().is_some_and(|(parent, _)| parent.info.id == timeline.info.id)
+                child
+                    .ancestor
+                    .as_ref()
+                    .is_some_and(|(parent, _)| parent.info.id == timeline.info.id)
             })
             .map(|child| child.name())
             .collect();

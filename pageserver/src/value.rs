@@ -16,6 +16,39 @@
 
 use anyhow::{Result, bail};
 
+/// Appends a page as it is, without the zeros between its line pointers and its tuples.
+///
+/// `u16 offset of the hole, u16 length of the hole, the other bytes`. Works for any 8192 bytes: a
+/// hole that is not all zeros is stored.
+pub fn encode_page(page: &[u8; 8192], to: &mut Vec<u8>) {
+    let field = |at: usize| u16::from_le_bytes([page[at], page[at + 1]]);
+    let (lower, upper) = (usize::from(field(12)), usize::from(field(14)));
+    let plausible = lower >= 24 && lower < upper && upper <= page.len();
+    let hole = match plausible && page[lower..upper].iter().all(|&byte| byte == 0) {
+        true => lower..upper,
+        // Everything from some point on is often zero: SLRU pages that fill up, new pages.
+        false => page.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)..page.len(),
+    };
+    to.extend_from_slice(&(hole.start as u16).to_le_bytes());
+    to.extend_from_slice(&(hole.len() as u16).to_le_bytes());
+    to.extend_from_slice(&page[..hole.start]);
+    to.extend_from_slice(&page[hole.end..]);
+}
+
+/// Reads what [`encode_page`] wrote.
+pub fn decode_page(bytes: &[u8], page: &mut [u8; 8192]) -> Result<()> {
+    let hole = word(bytes, 0)?;
+    let (start, length) = ((hole & 0xFFFF) as usize, (hole >> 16) as usize);
+    let content = &bytes[4..];
+    if start + length > page.len() || content.len() != page.len() - length {
+        bail!("a page's hole {start}+{length} does not fit its {} bytes", content.len());
+    }
+    page[..start].copy_from_slice(&content[..start]);
+    page[start..start + length].fill(0);
+    page[start + length..].copy_from_slice(&content[start..]);
+    Ok(())
+}
+
 fn word(bytes: &[u8], at: usize) -> Result<u32> {
     match bytes.get(at..at + 4) {
         Some(&[a, b, c, d]) => Ok(u32::from_le_bytes([a, b, c, d])),
@@ -232,6 +265,24 @@ mod tests {
             database.encode(&mut bytes);
             assert_eq!(Database::decode(&bytes).unwrap(), database);
         }
+        let mut heap = [0; 8192];
+        heap[12..16].copy_from_slice(&[40, 0, 0x00, 0x10]);
+        heap[30] = 1;
+        heap[8000] = 2;
+        let mut dirty_hole = heap;
+        dirty_hole[100] = 3;
+        for (page, size) in
+            [(heap, 40 + 4096 + 4), (dirty_hole, 8001 + 4), ([0; 8192], 4), ([7; 8192], 8196)]
+        {
+            let mut bytes = Vec::new();
+            encode_page(&page, &mut bytes);
+            assert_eq!(bytes.len(), size);
+            let mut back = [9; 8192];
+            decode_page(&bytes, &mut back).unwrap();
+            assert!(back == page);
+            assert!(decode_page(&bytes[..bytes.len() - 1], &mut back).is_err());
+        }
+
         let mut extent = SlruExtent::default();
         for page in [5, 6, 8, 7, 1, 0, 100] {
             assert!(extent.add(page));

@@ -16,8 +16,8 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pgstrata_blob::Store;
-use pgstrata_format::layer::{self, BlockHandle, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
 use pgstrata_format::index::LayerEntry;
+use pgstrata_format::layer::{self, BlockHandle, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
 use pgstrata_ids::{Key, Lsn, TenantId, TimelineId};
 
 use super::{BlockCache, Gathered};
@@ -208,8 +208,9 @@ impl LayerFile {
             return Ok(false);
         }
         let opened = self.open()?;
-        let after_last =
-            opened.index.partition_point(|handle| (handle.first_key, handle.first_lsn) <= (*key, lsn));
+        let after_last = opened
+            .index
+            .partition_point(|handle| (handle.first_key, handle.first_lsn) <= (*key, lsn));
         let mut found: Vec<(Lsn, std::ops::Range<usize>)> = Vec::new();
         for number in (0..after_last).rev() {
             let block = self.block(&opened, number as u32)?;
@@ -236,17 +237,13 @@ impl LayerFile {
     }
 
     /// Calls `each` with every entry whose key is in [`first`, `last`], in order.
-    pub fn scan(
-        &self,
-        first: Key,
-        last: Key,
-        each: &mut dyn FnMut(Key, Lsn, &[u8]),
-    ) -> Result<()> {
+    pub fn scan(&self, first: Key, last: Key, each: &mut dyn FnMut(Key, Lsn, &[u8])) -> Result<()> {
         if last < self.min_key || first > self.max_key {
             return Ok(());
         }
         let opened = self.open()?;
-        let from = opened.index.partition_point(|handle| handle.first_key < first).saturating_sub(1);
+        let from =
+            opened.index.partition_point(|handle| handle.first_key < first).saturating_sub(1);
         for number in from..opened.index.len() {
             if opened.index[number].first_key > last {
                 break;

@@ -21,8 +21,8 @@ pub struct Change {
     pub key: Key,
     /// End of the record that changed it.
     pub lsn: Lsn,
-    /// Nothing older is needed to read it.
-    pub complete: bool,
+    /// [`COMPLETE`] and [`super::PAGE`].
+    pub flags: u8,
     /// Where in the batch's buffer the value lies.
     pub value: std::ops::Range<usize>,
 }
@@ -49,22 +49,21 @@ struct Shard {
 }
 
 impl Shard {
-    fn insert(&mut self, key: Key, lsn: Lsn, complete: bool, value: &[u8]) -> u32 {
+    fn insert(&mut self, key: Key, lsn: Lsn, flags: u8, value: &[u8]) -> u32 {
         let length = value.len() + 1;
-        let full =
-            self.chunks.last().is_none_or(|chunk| chunk.len() + length > chunk.capacity());
+        let full = self.chunks.last().is_none_or(|chunk| chunk.len() + length > chunk.capacity());
         if full {
             self.chunks.push(Vec::with_capacity(CHUNK_SIZE.max(length)));
         }
         let chunk = self.chunks.len() - 1;
         let bytes = &mut self.chunks[chunk];
         let offset = bytes.len();
-        bytes.push(if complete { COMPLETE } else { 0 });
+        bytes.push(flags);
         bytes.extend_from_slice(value);
         let history = self.histories.entry(key).or_default();
         let (chunk, offset) = (chunk as u32, offset as u32);
         history.places.push(Place { lsn, chunk, offset, length: length as u32 });
-        history.incomplete = if complete { 0 } else { history.incomplete + 1 };
+        history.incomplete = if flags & COMPLETE != 0 { 0 } else { history.incomplete + 1 };
         history.incomplete
     }
 
@@ -146,7 +145,7 @@ impl OpenLayer {
             for &at in order {
                 let change = &batch[at as usize];
                 let value = &buffer[change.value.clone()];
-                let chain = shard.insert(change.key, change.lsn, change.complete, value);
+                let chain = shard.insert(change.key, change.lsn, change.flags, value);
                 if chain > 0 && chain % bound == 0 {
                     long.push(change.key);
                 }
@@ -224,7 +223,8 @@ mod tests {
 
     fn insert(layer: &OpenLayer, block: u32, lsn: u64, complete: bool, value: &[u8]) -> Vec<Key> {
         let mut long = Vec::new();
-        let change = Change { key: key(block), lsn: Lsn(lsn), complete, value: 0..value.len() };
+        let flags = if complete { COMPLETE } else { 0 };
+        let change = Change { key: key(block), lsn: Lsn(lsn), flags, value: 0..value.len() };
         layer.insert(&[change], value, 3, &mut long);
         long
     }
@@ -238,7 +238,8 @@ mod tests {
         insert(&layer, 1, 50, false, b"b");
         let mut gathered = Gathered::default();
         assert!(layer.gather(&key(1), Lsn(45), Lsn(0), &mut gathered));
-        let values: Vec<_> = gathered.oldest_first().collect();
+        let values: Vec<_> =
+            gathered.oldest_first().map(|value| (value.lsn, value.bytes)).collect();
         assert_eq!(values, vec![(Lsn(30), &b"image"[..]), (Lsn(40), b"a")]);
         gathered.clear();
         assert!(!layer.gather(&key(1), Lsn(60), Lsn(40), &mut gathered));

@@ -467,8 +467,7 @@ async fn import(
     let reader = tokio_util::io::SyncIoBridge::new(reader);
     blocking(move || {
         let reader = std::io::BufReader::with_capacity(1 << 20, reader);
-        let timeline =
-            service.repository.import(tenant, timeline, &query.name, reader as _)?;
+        let timeline = service.repository.import(tenant, timeline, &query.name, reader)?;
         Ok(Json(row(&timeline, true)?))
     })
     .await

@@ -12,7 +12,7 @@ use pgstrata_format::layer::{LayerKind, LayerWriter};
 use pgstrata_ids::{Key, KeyKind, Lsn};
 
 use super::Timeline;
-use crate::layer::{COMPLETE, Cursor, Gathered, LayerFile, LayerMap};
+use crate::layer::{COMPLETE, Cursor, Gathered, LayerFile, LayerMap, PAGE};
 
 impl Timeline {
     /// Whether there are enough L0 layers to compact.
@@ -42,12 +42,7 @@ impl Timeline {
         Ok(old.len())
     }
 
-    fn merge(
-        &self,
-        old: &[Arc<LayerFile>],
-        start: Lsn,
-        end: Lsn,
-    ) -> Result<Vec<Arc<LayerFile>>> {
+    fn merge(&self, old: &[Arc<LayerFile>], start: Lsn, end: Lsn) -> Result<Vec<Arc<LayerFile>>> {
         // Oldest first, so that among equal (key, LSN) the order of insertion is kept.
         let mut cursors: Vec<Cursor> =
             old.iter().rev().map(|layer| layer.cursor()).collect::<Result<_>>()?;
@@ -81,7 +76,7 @@ impl Timeline {
             gathered.clear();
             self.gather(&key, last, Lsn::INVALID, &mut gathered)?;
             if gathered.len() as u32 > self.limits.compacted_chain {
-                let mut stored = vec![COMPLETE];
+                let mut stored = vec![COMPLETE | PAGE];
                 self.materialise(&key, last, &mut stored)?;
                 writer.push(key, last, &stored);
             }

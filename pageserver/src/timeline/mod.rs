@@ -110,6 +110,7 @@ pub struct Timeline {
     /// Held by whoever changes the set of layer files.
     flushing: Mutex<()>,
     stopping: AtomicBool,
+    freeze_requested: AtomicBool,
     layer_serial: AtomicU64,
 }
 
@@ -161,6 +162,7 @@ impl Timeline {
             failure: Mutex::new(None),
             flushing: Mutex::new(()),
             stopping: AtomicBool::new(false),
+            freeze_requested: AtomicBool::new(false),
             layer_serial: AtomicU64::new(0),
         }))
     }
@@ -300,6 +302,28 @@ impl Timeline {
     /// Start of the last record before a root timeline's own start: the checkpoint of the import.
     pub fn base_record_start(&self) -> Result<Lsn> {
         Ok(self.control_state(self.info.start_lsn)?.control.checkpoint)
+    }
+
+    /// Start of the last record before this timeline's own first LSN.
+    pub fn start_prev(&self) -> Result<Lsn> {
+        match &self.ancestor {
+            None => self.base_record_start(),
+            Some((ancestor, lsn)) => match ancestor.boundary_at_or_before(*lsn)? {
+                Some((end, boundary)) if end == *lsn => Ok(Lsn(boundary.record_start)),
+                _ if *lsn == ancestor.info.start_lsn => ancestor.start_prev(),
+                _ => anyhow::bail!("no record boundary at {lsn}, where a branch starts"),
+            },
+        }
+    }
+
+    /// Asks ingest to freeze the open layer soon.
+    pub fn request_freeze(&self) {
+        self.freeze_requested.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody asked for a freeze since the last call.
+    pub fn take_freeze_request(&self) -> bool {
+        self.freeze_requested.swap(false, Ordering::AcqRel)
     }
 
     /// The layer files, oldest first, and what is not in files yet.

@@ -8,8 +8,10 @@ use pgstrata_ids::{Fork, Key, KeyKind, Lsn, RelTag, SlruKind};
 use pgstrata_pg_redo::ControlState;
 
 use super::{DatabaseHistory, Timeline};
-use crate::layer::Gathered;
-use crate::value::{Boundary, BoundaryKind, Database, RelSize, SlruExtent, decode_present};
+use crate::layer::{Gathered, Value};
+use crate::value::{
+    Boundary, BoundaryKind, Database, RelSize, SlruExtent, decode_page, decode_present, encode_page,
+};
 
 /// Record boundaries are kept in buckets of this many bytes of WAL.
 const BOUNDARY_BUCKET: u64 = 16 << 20;
@@ -54,6 +56,13 @@ fn with_buffer<T>(work: impl FnOnce(&mut Gathered) -> T) -> T {
     result
 }
 
+fn apply_block(page: &mut [u8; 8192], block: u32, value: Value<'_>) -> Result<()> {
+    match value.is_page {
+        true => decode_page(value.bytes, page),
+        false => Ok(pgstrata_pg_redo::apply_block(page, value.bytes, block, value.lsn)?),
+    }
+}
+
 /// The key of the bucket of boundaries that `lsn` falls into.
 pub fn boundary_key(lsn: Lsn) -> Key {
     Key::commit_time(lsn.0 / BOUNDARY_BUCKET)
@@ -70,7 +79,7 @@ impl Timeline {
     ) -> Result<Option<T>> {
         with_buffer(|gathered| {
             self.gather(key, lsn, after, gathered)?;
-            gathered.newest().map(|(at, value)| decode(at, value)).transpose()
+            gathered.newest().map(|value| decode(value.lsn, value.bytes)).transpose()
         })
     }
 
@@ -140,7 +149,7 @@ impl Timeline {
             let key_of = |spc, db| Key::rel_size(RelTag { spc, db, ..rel });
             self.gather_rel(key_of, rel, lsn, Lsn::INVALID, gathered)?;
             match gathered.newest() {
-                Some((_, value)) => RelSize::decode(value),
+                Some(value) => RelSize::decode(value.bytes),
                 None => Ok(RelSize::NEVER),
             }
         })
@@ -174,14 +183,14 @@ impl Timeline {
                 Some(cached) if !gathered.is_complete() => page.copy_from_slice(&cached.1),
                 _ => page.fill(0),
             }
-            for (at, value) in gathered.oldest_first() {
-                pgstrata_pg_redo::apply_block(page, value, at)
-                    .with_context(|| format!("block {block} of {rel} at {at}"))?;
+            for value in gathered.oldest_first() {
+                apply_block(page, block, value)
+                    .with_context(|| format!("block {block} of {rel} at {}", value.lsn))?;
             }
-            if let Some((newest, _)) = gathered.newest()
+            if let Some(newest) = gathered.newest()
                 && (gathered.len() >= CACHED_CHAIN || cached.is_some())
             {
-                self.pages.insert(key, Arc::new((newest, *page)));
+                self.pages.insert(key, Arc::new((newest.lsn, *page)));
             }
             Ok(())
         })
@@ -198,9 +207,14 @@ impl Timeline {
         page.fill(0);
         with_buffer(|gathered| {
             self.gather(&Key::slru_page(kind, number), lsn, Lsn::INVALID, gathered)?;
-            for (at, value) in gathered.oldest_first() {
-                pgstrata_pg_redo::apply_slru(page, value)
-                    .with_context(|| format!("{} page {number} at {at}", kind.directory()))?;
+            for value in gathered.oldest_first() {
+                let applied = match value.is_page {
+                    true => decode_page(value.bytes, page),
+                    false => Ok(pgstrata_pg_redo::apply_slru(page, value.bytes, value.lsn)?),
+                };
+                applied.with_context(|| {
+                    format!("{} page {number} at {}", kind.directory(), value.lsn)
+                })?;
             }
             Ok(())
         })
@@ -212,22 +226,21 @@ impl Timeline {
         Ok(self.newest(&Key::slru_extent(kind), lsn, Lsn::INVALID, decode)?.unwrap_or_default())
     }
 
-    /// Appends the encoded image of a block or SLRU page as of `lsn`.
+    /// Appends a block or SLRU page as of `lsn`, encoded as a page.
     pub fn materialise(&self, key: &Key, lsn: Lsn, to: &mut Vec<u8>) -> Result<()> {
         let mut page = [0; 8192];
         match key.kind()? {
             KeyKind::RelBlock => {
                 let rel = key.rel().context("a block key without a relation")?;
                 self.existing_block(rel, key.e(), lsn, &mut page)?;
-                pgstrata_pg_redo::encode_image(&page, to);
             }
             KeyKind::SlruPage => {
                 let kind = SlruKind::from_number(key.a() as u8).context("an unknown SLRU")?;
                 self.slru_page(kind, key.wide(), lsn, &mut page)?;
-                pgstrata_pg_redo::encode_slru_image(&page, to);
             }
             other => bail!("{other:?} has no image"),
         }
+        encode_page(&page, to);
         Ok(())
     }
 
@@ -236,11 +249,11 @@ impl Timeline {
         with_buffer(|gathered| {
             self.gather(&Key::control_state(), lsn, Lsn::INVALID, gathered)?;
             let mut state: Option<ControlState> = None;
-            for (at, value) in gathered.oldest_first() {
-                match (value.split_first(), &mut state) {
+            for value in gathered.oldest_first() {
+                match (value.bytes.split_first(), &mut state) {
                     (Some((0, full)), _) => state = Some(ControlState::decode(full)?),
                     (Some((1, counters)), Some(state)) => state.apply_counters(counters)?,
-                    _ => bail!("the control state at {at} can't be read"),
+                    _ => bail!("the control state at {} can't be read", value.lsn),
                 }
             }
             state.with_context(|| format!("no control state at {lsn}"))
@@ -290,7 +303,7 @@ impl Timeline {
         with_buffer(|gathered| {
             let rel = RelTag { spc, db, rel: 0, fork: Fork::Main };
             self.gather_rel(Key::relmap, rel, lsn, Lsn::INVALID, gathered)?;
-            Ok(gathered.newest().map(|(_, value)| value.to_vec()))
+            Ok(gathered.newest().map(|value| value.bytes.to_vec()))
         })
     }
 
@@ -365,10 +378,8 @@ impl Timeline {
         let mut best = None;
         for bucket in (first..=low).rev() {
             let found = commits(bucket)?;
-            let end = found
-                .iter()
-                .position(|(_, boundary)| boundary.time > time)
-                .unwrap_or(found.len());
+            let end =
+                found.iter().position(|(_, boundary)| boundary.time > time).unwrap_or(found.len());
             if let Some(last) = end.checked_sub(1) {
                 best = Some(found[last]);
                 break;
