@@ -15,6 +15,9 @@ pub struct TimelineParameters {
     pub system_id: SystemId,
     /// PostgreSQL's major version: 15 to 18.
     pub pg_version: u32,
+    /// PostgreSQL's timeline number, as in the names of WAL files: 1 unless the WAL comes from a
+    /// primary that was promoted. The same on all branches.
+    pub pg_timeline: u32,
     /// WAL segment size in bytes: a power of two, 1 MiB to 1 GiB.
     pub segment_size: u32,
     /// The first byte that this timeline owns: a record boundary; on a timeline without an
@@ -29,6 +32,8 @@ pub struct TimelineParameters {
 pub enum TimelineParametersError {
     /// Not a version that this program reads.
     Version(u32),
+    /// PostgreSQL counts timelines from 1.
+    Timeline,
     /// Not a power of two from 1 MiB to 1 GiB.
     SegmentSize(u32),
     /// Not a place where a timeline can start.
@@ -41,6 +46,7 @@ impl fmt::Display for TimelineParametersError {
             Self::Version(version) => {
                 write!(f, "PostgreSQL version {version} is not supported (15 to 18 are)")
             }
+            Self::Timeline => f.write_str("PostgreSQL has no timeline 0"),
             Self::SegmentSize(size) => {
                 write!(f, "WAL segment size {size} is not a power of two between 1 MiB and 1 GiB")
             }
@@ -56,10 +62,27 @@ impl fmt::Display for TimelineParametersError {
 impl std::error::Error for TimelineParametersError {}
 
 impl TimelineParameters {
+    /// The name of the WAL file of segment `number`.
+    pub fn segment_name(&self, number: u64) -> String {
+        let per_high = (1u64 << 32) / u64::from(self.segment_size);
+        format!("{:08X}{:08X}{:08X}", self.pg_timeline, number / per_high, number % per_high)
+    }
+
+    /// The segment of a WAL file's name, if it is one of this timeline.
+    pub fn segment_number(&self, name: &str) -> Option<u64> {
+        let per_high = (1u64 << 32) / u64::from(self.segment_size);
+        let part = |range| u64::from_str_radix(name.get(range)?, 16).ok();
+        let number = part(8..16)?.checked_mul(per_high)?.checked_add(part(16..24)?)?;
+        (self.segment_name(number) == name).then_some(number)
+    }
+
     /// Checks each value on its own and the start against the rest.
     pub fn check(&self) -> Result<(), TimelineParametersError> {
         if !(15..=18).contains(&self.pg_version) {
             return Err(TimelineParametersError::Version(self.pg_version));
+        }
+        if self.pg_timeline == 0 {
+            return Err(TimelineParametersError::Timeline);
         }
         let size = self.segment_size;
         if !size.is_power_of_two() || !(1 << 20..=1 << 30).contains(&size) {
@@ -84,6 +107,7 @@ mod tests {
             timeline: TimelineId([2; 16]),
             system_id: SystemId(3),
             pg_version: 15,
+            pg_timeline: 1,
             segment_size: 16 << 20,
             start_lsn: Lsn(16 << 20),
             ancestor: None,
@@ -97,5 +121,12 @@ mod tests {
         assert_eq!(root.check(), Err(TimelineParametersError::Start(root.start_lsn)));
         let branch = TimelineParameters { ancestor: Some(TimelineId([4; 16])), ..root };
         assert_eq!(branch.check(), Ok(()));
+        let zero = TimelineParameters { pg_timeline: 0, ..branch };
+        assert_eq!(zero.check(), Err(TimelineParametersError::Timeline));
+        assert_eq!(zero.segment_name(0x1_02), "000000000000000100000002");
+        assert_eq!(zero.segment_number("000000000000000100000002"), Some(0x1_02));
+        for other in ["", "000000010000000100000002", "000000000000000100000100", "é000"] {
+            assert_eq!(zero.segment_number(other), None, "{other}");
+        }
     }
 }

@@ -25,43 +25,51 @@ impl From<IdError> for DecodeError {
     }
 }
 
-/// The rest of a body.
+/// The fields of a body that weren't taken yet.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fields<'a>(pub &'a [u8]);
+pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
+    /// The next `count` bytes. `what` names the field in errors, here and below.
     pub fn bytes(&mut self, count: usize, what: &'static str) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(DecodeError::Short(what))?;
         self.0 = rest;
         Ok(taken)
     }
 
+    /// The next `N` bytes.
     pub fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], DecodeError> {
         let (taken, rest) = self.0.split_first_chunk().ok_or(DecodeError::Short(what))?;
         self.0 = rest;
         Ok(*taken)
     }
 
+    /// The next `u8`.
     pub fn u8(&mut self, what: &'static str) -> Result<u8, DecodeError> {
         self.array(what).map(u8::from_le_bytes)
     }
 
+    /// The next `u16`.
     pub fn u16(&mut self, what: &'static str) -> Result<u16, DecodeError> {
         self.array(what).map(u16::from_le_bytes)
     }
 
+    /// The next `u32`.
     pub fn u32(&mut self, what: &'static str) -> Result<u32, DecodeError> {
         self.array(what).map(u32::from_le_bytes)
     }
 
+    /// The next `u64`.
     pub fn u64(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         self.array(what).map(u64::from_le_bytes)
     }
 
+    /// The next LSN.
     pub fn lsn(&mut self, what: &'static str) -> Result<Lsn, DecodeError> {
         self.u64(what).map(Lsn)
     }
 
+    /// The next byte, which must be 0 or 1.
     pub fn bool(&mut self, what: &'static str) -> Result<bool, DecodeError> {
         match self.u8(what)? {
             0 => Ok(false),
@@ -94,13 +102,14 @@ impl<'a> Fields<'a> {
         String::from_utf8(bytes).map_err(|_| DecodeError::Impossible(what))
     }
 
+    /// Checks that nothing is left.
     pub fn end(self) -> Result<(), DecodeError> {
         if self.0.is_empty() { Ok(()) } else { Err(DecodeError::Trailing(self.0.len())) }
     }
 }
 
 /// Appends a list: its count, then its entries.
-pub(crate) fn put_list<T>(
+pub fn put_list<T>(
     out: &mut Vec<u8>,
     entries: impl ExactSizeIterator<Item = T>,
     mut entry: impl FnMut(&mut Vec<u8>, T),
@@ -112,7 +121,7 @@ pub(crate) fn put_list<T>(
 }
 
 /// Appends text, cut at a character boundary to at most `most` bytes.
-pub(crate) fn put_text(out: &mut Vec<u8>, text: &str, most: usize) {
+pub fn put_text(out: &mut Vec<u8>, text: &str, most: usize) {
     let cut = text.floor_char_boundary(most.min(usize::from(u16::MAX)));
     out.extend_from_slice(&(cut as u16).to_le_bytes());
     out.extend_from_slice(&text.as_bytes()[..cut]);

@@ -3,7 +3,7 @@
 //! Owns byte layouts of messages. Opens no connection and keeps no state; every decoder is bounded
 //! and returns an error for any bytes that no encoder makes.
 
-mod field;
+pub mod field;
 pub mod frame;
 pub mod safekeeper;
 

@@ -131,6 +131,7 @@ fn parameters(fields: &mut Fields<'_>) -> Decoded<TimelineParameters> {
         timeline: TimelineId(fields.array("timeline")?),
         system_id: SystemId(fields.u64("system id")?),
         pg_version: fields.u32("PostgreSQL version")?,
+        pg_timeline: fields.u32("PostgreSQL timeline")?,
         segment_size: fields.u32("segment size")?,
         start_lsn: fields.lsn("start LSN")?,
         ancestor: match fields.bool("ancestor")? {

@@ -123,6 +123,7 @@ fn parameters(parameters: &TimelineParameters, out: &mut Vec<u8>) {
     out.extend_from_slice(&parameters.timeline.0);
     put_u64(out, parameters.system_id.0);
     out.extend_from_slice(&parameters.pg_version.to_le_bytes());
+    out.extend_from_slice(&parameters.pg_timeline.to_le_bytes());
     out.extend_from_slice(&parameters.segment_size.to_le_bytes());
     put_u64(out, parameters.start_lsn.0);
     out.push(u8::from(parameters.ancestor.is_some()));

@@ -44,6 +44,7 @@ fn parameters() -> impl Strategy<Value = TimelineParameters> {
             timeline: TimelineId(id),
             system_id: SystemId(system),
             pg_version,
+            pg_timeline: 1,
             segment_size: 1 << size,
             start_lsn: Lsn(segment << size),
             ancestor: branch.then_some(TimelineId([7; 16])),
