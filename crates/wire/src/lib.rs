@@ -5,6 +5,8 @@
 
 pub mod field;
 pub mod frame;
+mod frame_buffer;
 pub mod safekeeper;
 
 pub use field::DecodeError;
+pub use frame_buffer::FrameBuffer;

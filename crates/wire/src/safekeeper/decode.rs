@@ -7,7 +7,7 @@ use pgstrata_quorum::{
 };
 
 use super::{
-    APPEND_KIND, Greeting, GreetingReply, MAX_ADDRESS, MAX_PAYLOAD, MAX_REASON, Message,
+    APPEND_KIND, Greeting, GreetingReply, MAX_ADDRESS, MAX_PAYLOAD, MAX_REASON, Message, PING_KIND,
     RefusedReason, Status,
 };
 use crate::field::{DecodeError, Fields};
@@ -26,11 +26,11 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
         }),
         3 => Message::Elected(Elected { term: term(&mut fields)?, history: history(&mut fields)? }),
         APPEND_KIND => return append(fields),
-        5 => Message::Ping,
+        PING_KIND => Message::Ping,
         6 => {
             Message::Open(TenantId(fields.array("tenant")?), TimelineId(fields.array("timeline")?))
         }
-        7 => Message::ReadWal(fields.lsn("start")?, fields.lsn("end")?),
+        7 => Message::ReadWal(fields.lsn("start")?, fields.lsn("end")?, term(&mut fields)?),
         8 => Message::LastRecord(fields.lsn("position")?),
         65 => Message::GreetingReply(GreetingReply {
             node: node(&mut fields)?,

@@ -76,7 +76,7 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(&tenant.0);
             out.extend_from_slice(&timeline.0);
         }
-        Message::ReadWal(from, to) => put_u64s(out, &[from.0, to.0]),
+        Message::ReadWal(from, to, term) => put_u64s(out, &[from.0, to.0, term.0]),
         Message::LastRecord(lsn) | Message::LastRecordReply(lsn) => put_u64(out, lsn.0),
         Message::GreetingReply(reply) => {
             put_u64s(out, &[reply.node.0, reply.term.0, reply.flush_lsn.0, reply.commit_lsn.0])

@@ -108,8 +108,10 @@ pub enum Message<'a> {
     Ping,
     /// Reader: this timeline, please; never creates one.
     Open(TenantId, TimelineId),
-    /// Reader: WAL from `.0` to at most `.1`, in chunks, of the durable log.
-    ReadWal(Lsn, Lsn),
+    /// Reader: WAL from `.0` to at most `.1`, in chunks. Bytes that aren't known to be committed
+    /// are given only to the proposer of term `.2`, while nobody newer can change them; others
+    /// say term 0.
+    ReadWal(Lsn, Lsn, Term),
     /// Reader: where does the last record before this boundary start?
     LastRecord(Lsn),
     /// Safekeeper: hello.
@@ -136,7 +138,7 @@ impl Message<'_> {
             Message::VoteRequest(_) => 2,
             Message::Elected(_) => 3,
             Message::Append(..) => APPEND_KIND,
-            Message::Ping => 5,
+            Message::Ping => PING_KIND,
             Message::Open(..) => 6,
             Message::ReadWal(..) => 7,
             Message::LastRecord(_) => 8,
@@ -152,3 +154,9 @@ impl Message<'_> {
 }
 
 pub(crate) const APPEND_KIND: u8 = 4;
+pub(crate) const PING_KIND: u8 = 5;
+
+/// True for messages that one acknowledgement answers together: appends and pings.
+pub fn is_appending(kind: u8) -> bool {
+    kind == APPEND_KIND || kind == PING_KIND
+}

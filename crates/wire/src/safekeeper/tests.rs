@@ -87,7 +87,7 @@ proptest! {
         prop_assert_eq!(whole, [&head.0[..], &payload].concat());
         round_trip(Message::Ping);
         round_trip(Message::Open(TenantId(id), TimelineId(id)));
-        round_trip(Message::ReadWal(Lsn(start), Lsn(commit)));
+        round_trip(Message::ReadWal(Lsn(start), Lsn(commit), term));
         round_trip(Message::LastRecord(Lsn(start)));
     }
 
