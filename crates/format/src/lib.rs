@@ -7,5 +7,6 @@ mod bytes;
 mod error;
 pub mod index;
 pub mod layer;
+pub mod safekeeper;
 
 pub use error::FormatError;
