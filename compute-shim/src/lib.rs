@@ -1,0 +1,3 @@
+//! Runs a stock PostgreSQL on a disposable directory.
+
+pub mod proposer;
