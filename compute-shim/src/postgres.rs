@@ -124,7 +124,10 @@ impl Postgres {
         loop {
             // The eighth line of postmaster.pid is the server's state.
             if let Ok(text) = fs::read_to_string(&pid_file)
-                && text.lines().nth(7).is_some_and(|line| matches!(line.trim(), "ready" | "standby"))
+                && text
+                    .lines()
+                    .nth(7)
+                    .is_some_and(|line| matches!(line.trim(), "ready" | "standby"))
             {
                 return Ok(());
             }

@@ -144,7 +144,8 @@ impl Segments {
             return Err(io::Error::other("too many relation segments for one compute"));
         }
         let path = self.path(id);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
         file.set_len(u64::from(blocks) * BLOCK_SIZE)?;
         let slot = table.next_slot;
         table.next_slot += 1;
