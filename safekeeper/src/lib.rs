@@ -4,10 +4,13 @@
 //! replication port for readers, and the HTTP port for people and monitoring. The rules of
 //! consensus are `pgstrata-quorum`'s.
 
+pub mod archive;
 pub mod args;
+pub mod chain_reader;
 pub mod http;
 pub mod identity;
 pub mod latch;
+pub mod pg;
 pub mod run;
 pub mod segment;
 pub mod storage_error;

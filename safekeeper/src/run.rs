@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use pgstrata_blob::Location;
 use pgstrata_env::RealDisk;
 use pgstrata_ids::NodeId;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::archive::Archive;
 use crate::args::Args;
 use crate::http::HttpState;
 use crate::latch::Latch;
+use crate::pg::PgState;
 use crate::segment::Preparer;
 use crate::timeline::OpenContext;
 use crate::timelines::Timelines;
-use crate::{http, identity, wal};
+use crate::{http, identity, pg, wal};
 
 /// How often positions are written down, marks exchanged and peers asked.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
@@ -34,11 +37,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let bind =
         |address| TcpListener::bind(address).with_context(|| format!("can't listen on {address}"));
     let wal_listener = bind(args.listen_wal)?;
+    let pg_listener = bind(args.listen_pg)?;
     let http_listener = bind(args.listen_http)?;
     let ready = serde_json::json!({
         "ready": true,
         "id": node.0,
         "wal": wal_listener.local_addr()?.to_string(),
+        "pg": pg_listener.local_addr()?.to_string(),
         "http": http_listener.local_addr()?.to_string(),
     });
 
@@ -49,7 +54,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .context("can't start the runtime")?;
     wal::serve(wal_listener, Arc::clone(&timelines)).context("can't start a thread")?;
     let state = HttpState::new(Arc::clone(&timelines), args.zone.clone());
+    let archive = open_archive(&args)?;
+    let pg_state = PgState { timelines: Arc::clone(&timelines), archive };
     let result = runtime.block_on(async {
+        pg_listener.set_nonblocking(true)?;
+        let pg_listener = tokio::net::TcpListener::from_std(pg_listener)?;
+        tokio::spawn(pg::serve(pg_listener, pg_state));
         http_listener.set_nonblocking(true)?;
         let http_listener = tokio::net::TcpListener::from_std(http_listener)?;
         tokio::spawn(http::serve(http_listener, state));
@@ -71,6 +81,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     });
     drop(lock);
     result
+}
+
+fn open_archive(args: &Args) -> anyhow::Result<Option<Arc<Archive>>> {
+    let Some(location) = &args.object_store else { return Ok(None) };
+    let location: Location = location.parse().context("--object-store")?;
+    let archive = Archive::open(&location, args.s3_endpoint.as_deref());
+    Ok(Some(Arc::new(archive.context("can't open the object store")?)))
 }
 
 /// Keeps a second process out of the directory.

@@ -256,9 +256,9 @@ impl Proposer {
         }
     }
 
-    /// The log was extended to `record_end`, a record boundary.
+    /// The log was extended, and its last record boundary is `record_end`: possibly one that was
+    /// known before, while a long record is being sent.
     pub fn appended(&mut self, record_end: Lsn) {
-        debug_assert!(self.phase != Phase::Elected || record_end >= self.end_lsn);
         self.end_lsn = self.end_lsn.max(record_end);
     }
 
