@@ -1,25 +1,23 @@
 //! `branch` and `lsn`.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail};
 use pgstrata_ids::Lsn;
 use serde_json::{Map, Value, json};
 
 use crate::cluster::Cluster;
+use crate::http::Service;
 use crate::{compute, http, table};
-
-const PAGESERVER: &str = "the page server";
 
 /// A branch's row, as the page server has it; `None` if there is none.
 pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
-    let rows: Vec<Value> = http::get(PAGESERVER, &cluster.pageserver_http(), "/v1/branches", &[])?;
+    let rows: Vec<Value> =
+        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
     Ok(rows.into_iter().find(|row| row.get("name").and_then(Value::as_str) == Some(name)))
 }
 
 /// A branch's row.
 pub fn get(cluster: &Cluster, name: &str) -> Result<Value> {
-    http::get(PAGESERVER, &cluster.pageserver_http(), "/v1/branch", &[("name", name)])
+    Service::pageserver(&cluster.pageserver_http()).get("/v1/branch", &[("name", name)])
 }
 
 /// How far a branch is known to be committed: what its compute says, else what safekeepers say.
@@ -65,9 +63,9 @@ fn listed(cluster: &Cluster, row: &Value) -> Value {
 
 /// Every branch, as listings show them.
 pub fn rows(cluster: &Cluster) -> Result<Vec<Value>> {
-    let query = [("sizes", "true")];
+    let address = cluster.pageserver_http();
     let rows: Vec<Value> =
-        http::get(PAGESERVER, &cluster.pageserver_http(), "/v1/branches", &query)?;
+        Service::pageserver(&address).get("/v1/branches", &[("sizes", "true")])?;
     Ok(rows.iter().map(|row| listed(cluster, row)).collect())
 }
 
@@ -129,11 +127,7 @@ fn create_request(cluster: &Cluster, name: &str, from: &str, at: Option<&At>) ->
         }
         None => request["at_least"] = json!(committed()),
     }
-    http::block_on(async {
-        let client = http::client(Duration::from_secs(120))?;
-        let url = format!("http://{}/v1/branches", cluster.pageserver_http());
-        http::send(PAGESERVER, client.post(url).json(&request)).await
-    })
+    Service::pageserver(&cluster.pageserver_http()).post_json("/v1/branches", &request)
 }
 
 /// `branch create`.
@@ -163,12 +157,9 @@ fn refuse_with_compute(cluster: &Cluster, name: &str) -> Result<()> {
 }
 
 fn send_delete(cluster: &Cluster, name: &str) -> Result<()> {
-    http::block_on(async {
-        let client = http::client(Duration::from_secs(60))?;
-        let url = format!("http://{}/v1/branch", cluster.pageserver_http());
-        http::send::<Value>(PAGESERVER, client.delete(url).query(&[("name", name)])).await
-    })?;
-    Ok(())
+    Service::pageserver(&cluster.pageserver_http())
+        .delete::<Value>("/v1/branch", &[("name", name)])
+        .map(drop)
 }
 
 /// `branch delete`.
@@ -203,13 +194,9 @@ pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
 /// `branch rename`.
 pub fn rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {
     refuse_with_compute(cluster, old)?;
-    http::block_on(async {
-        let client = http::client(Duration::from_secs(60))?;
-        let url = format!("http://{}/v1/branch/rename", cluster.pageserver_http());
-        let request = client.post(url).query(&[("name", old), ("to", new)]);
-        http::send::<Value>(PAGESERVER, request).await
-    })?;
-    Ok(())
+    Service::pageserver(&cluster.pageserver_http())
+        .post::<Value>("/v1/branch/rename", &[("name", old), ("to", new)], &[])
+        .map(drop)
 }
 
 /// `lsn`.
@@ -218,9 +205,10 @@ pub fn lsn(cluster: &Cluster, branch: &str, at: Option<&At>, as_json: bool) -> R
     let timeline = row.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
     let committed = committed(cluster, branch, timeline);
     let address = cluster.pageserver_http();
+    let pageserver = Service::pageserver(&address);
     if let Some(lsn) = committed {
-        let query = [("name", branch), ("lsn", &lsn.to_string())];
-        http::get::<Value>(PAGESERVER, &address, "/v1/branch/wait", &query)?;
+        let lsn = lsn.to_string();
+        pageserver.get::<Value>("/v1/branch/wait", &[("name", branch), ("lsn", &lsn)])?;
     }
     let mut query = vec![("name", branch)];
     match at {
@@ -228,7 +216,7 @@ pub fn lsn(cluster: &Cluster, branch: &str, at: Option<&At>, as_json: bool) -> R
         Some(At::Lsn(_)) => bail!("--at takes a time here, such as 2026-01-31T12:00:00Z"),
         None => {}
     }
-    let mut answer: Value = http::get(PAGESERVER, &address, "/v1/branch/lsn", &query)?;
+    let mut answer: Value = pageserver.get("/v1/branch/lsn", &query)?;
     if at.is_none()
         && let Some(lsn) = committed
     {

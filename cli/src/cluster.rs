@@ -70,12 +70,6 @@ pub struct Cluster {
     pub state: State,
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?;
-    Ok(listener.local_addr()?.port())
-}
-
 /// Several different ports that were free a moment ago.
 pub fn free_ports(count: usize) -> Result<Vec<u16>> {
     let listeners: Vec<_> = (0..count)

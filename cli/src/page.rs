@@ -1,16 +1,14 @@
 //! `page`, `layers`, `compact`.
 
 use std::io::Write;
-use std::time::Duration;
 
 use anyhow::Result;
 use pgstrata_ids::Lsn;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::{http, table};
-
-const PAGESERVER: &str = "the page server";
+use crate::http::Service;
+use crate::table;
 
 /// Verbs of `page`.
 #[derive(clap::Subcommand)]
@@ -35,27 +33,22 @@ pub enum PageVerb {
 /// `page`.
 pub fn run(cluster: &Cluster, verb: &PageVerb) -> Result<()> {
     let PageVerb::Get { branch, rel, block, at } = verb;
-    let mut query =
-        vec![("name", branch.clone()), ("rel", rel.clone()), ("block", block.to_string())];
-    if let Some(lsn) = at {
-        query.push(("lsn", lsn.to_string()));
+    let (block, at) = (block.to_string(), at.map(|lsn| lsn.to_string()));
+    let mut query = vec![("name", branch.as_str()), ("rel", rel), ("block", &block)];
+    if let Some(lsn) = &at {
+        query.push(("lsn", lsn));
     }
-    let page = http::block_on(async {
-        let client = http::client(Duration::from_secs(90))?;
-        let url = format!("http://{}/v1/branch/page", cluster.pageserver_http());
-        http::send_bytes(PAGESERVER, client.get(url).query(&query)).await
-    })?;
+    let address = cluster.pageserver_http();
+    let page = Service::pageserver(&address).get_bytes("/v1/branch/page", &query)?;
     std::io::stdout().write_all(&page)?;
     Ok(())
 }
 
 /// `compact`.
 pub fn compact(cluster: &Cluster, branch: &str) -> Result<()> {
-    let answer: Value = http::block_on(async {
-        let client = http::client(Duration::from_secs(600))?;
-        let url = format!("http://{}/v1/branch/compact", cluster.pageserver_http());
-        http::send(PAGESERVER, client.post(url).query(&[("name", branch)])).await
-    })?;
+    let address = cluster.pageserver_http();
+    let answer: Value =
+        Service::pageserver(&address).post("/v1/branch/compact", &[("name", branch)], &[])?;
     println!("{} layers compacted", answer.get("compacted").unwrap_or(&Value::Null));
     Ok(())
 }
@@ -64,7 +57,7 @@ pub fn compact(cluster: &Cluster, branch: &str) -> Result<()> {
 pub fn layers(cluster: &Cluster, branch: &str, as_json: bool) -> Result<()> {
     let address = cluster.pageserver_http();
     let rows: Vec<Value> =
-        http::get(PAGESERVER, &address, "/v1/branch/layers", &[("name", branch)])?;
+        Service::pageserver(&address).get("/v1/branch/layers", &[("name", branch)])?;
     match as_json {
         true => println!("{}", Value::Array(rows)),
         false => table::print(&["kind", "level", "start_lsn", "end_lsn", "size", "name"], &rows),

@@ -29,11 +29,6 @@ fn start_time(pid: u32) -> Option<u64> {
     fields.get(19)?.parse().ok()
 }
 
-/// Whether a process runs.
-pub fn is_alive(pid: u32) -> bool {
-    start_time(pid).is_some()
-}
-
 impl Process {
     /// The process `name` of the cluster in `dir`.
     pub fn new(dir: &Path, name: &str) -> Process {
@@ -58,11 +53,6 @@ impl Process {
     pub fn pid(&self) -> Option<u32> {
         let (pid, since) = self.noted()?;
         (start_time(pid) == Some(since)).then_some(pid)
-    }
-
-    /// The process id that it last had.
-    pub fn last_pid(&self) -> Option<u32> {
-        self.noted().map(|(pid, _)| pid)
     }
 
     fn noted(&self) -> Option<(u32, u64)> {

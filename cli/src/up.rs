@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use pgstrata_blob::Location;
 
 use crate::cluster::{Cluster, SafekeeperPlace, State, ensure_user, find_postgres, free_ports};
+use crate::http::Service;
 use crate::process::Process;
 use crate::{branch, compute, http};
 
@@ -142,7 +143,9 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     // Remembered before anything is started, so that whatever happens now can be taken up again.
     cluster.save()?;
 
-    start_broker(&cluster)?;
+    if std::env::var_os("NOBROKER").is_none() {
+        start_broker(&cluster)?;
+    }
     start_safekeepers(&cluster)?;
     start_pageserver(&cluster)?;
     if branch::find(&cluster, "main")?.is_none() {
@@ -256,19 +259,15 @@ fn create_main(cluster: &Cluster) -> Result<()> {
     let archive = archive(&directory)?;
     fs::remove_dir_all(&directory)?;
     let timeline = pgstrata_ids::TimelineId(rand::random());
-    http::block_on(async {
-        let client = http::client(Duration::from_secs(300))?;
-        let request = client
-            .post(format!("http://{}/v1/import", cluster.pageserver_http()))
-            .query(&[
-                ("tenant", cluster.state.tenant.as_str()),
-                ("timeline", timeline.to_string().as_str()),
-                ("name", "main"),
-            ])
-            .body(archive);
-        http::send::<serde_json::Value>("the page server", request).await
-    })?;
-    Ok(())
+    let (address, timeline) = (cluster.pageserver_http(), timeline.to_string());
+    let query = [
+        ("tenant", cluster.state.tenant.as_str()),
+        ("timeline", timeline.as_str()),
+        ("name", "main"),
+    ];
+    Service::pageserver(&address)
+        .post::<serde_json::Value>("/v1/import", &query, &archive)
+        .map(drop)
 }
 
 /// Makes a command run as PostgreSQL's user, if we are root.

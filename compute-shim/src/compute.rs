@@ -304,27 +304,22 @@ fn fetch_skeleton(config: &ComputeConfig, lsn: Lsn) -> Result<Bytes> {
         "http://{}/v1/timelines/{}/skeleton?lsn={lsn}",
         config.pageserver_http, config.parameters.timeline
     );
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let response = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(90))
-            .build()?
-            .get(&url)
-            .send()
-            .await
-            .with_context(|| format!("page server {} can't be asked", config.pageserver_http))?;
-        let status = response.status();
-        let body = response.bytes().await?;
-        if !status.is_success() {
-            bail!(
-                "page server {} has no skeleton at {lsn}: {}",
-                config.pageserver_http,
-                String::from_utf8_lossy(&body)
-            );
-        }
-        Ok(body)
-    })
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(90)))
+        .http_status_as_error(false)
+        .proxy(None)
+        .build()
+        .into();
+    let asked = agent.get(&url).call();
+    let mut response =
+        asked.with_context(|| format!("page server {} can't be asked", config.pageserver_http))?;
+    let status = response.status();
+    let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
+    if !status.is_success() {
+        let text = String::from_utf8_lossy(&body);
+        bail!("page server {} has no skeleton at {lsn}: {text}", config.pageserver_http);
+    }
+    Ok(Bytes::from(body))
 }
 
 /// Appends the checkpoint that says "shut down cleanly", and writes a control file that points

@@ -5,7 +5,9 @@ use std::ffi::CStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
-use pgstrata_compute_shared::{ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_SOCKET, SharedMap};
+use pgstrata_compute_shared::{
+    CONTROL_FILE, ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_SOCKET, SharedMap,
+};
 
 use crate::sys;
 
@@ -18,6 +20,7 @@ struct Settings {
     data_length: usize,
     socket: [u8; PATH_MAX],
     socket_length: usize,
+    control_file: [u8; PATH_MAX],
     postmaster: i32,
 }
 
@@ -53,6 +56,11 @@ impl State {
     /// The daemon's socket.
     pub fn socket(&self) -> &[u8] {
         &self.0.socket[..self.0.socket_length]
+    }
+
+    /// The control file's real path.
+    pub fn control_file(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0.control_file).unwrap_or(c"")
     }
 
     /// Whether this is the postmaster itself.
@@ -99,7 +107,12 @@ fn settings() -> Option<Settings> {
     let event = variable(c_name(ENV_EVENT, &mut [0; 64])?)?;
     let (data, data_length) = copy(variable(c_name(ENV_DATA, &mut [0; 64])?)?)?;
     let (socket, socket_length) = copy(variable(c_name(ENV_SOCKET, &mut [0; 64])?)?)?;
+    let mut control_file = data;
+    for (offset, byte) in b"/".iter().chain(CONTROL_FILE.as_bytes()).enumerate() {
+        *control_file.get_mut(data_length + offset)? = *byte;
+    }
     Some(Settings {
+        control_file,
         map: SharedMap::map(number(memory)?).ok()?,
         event: number(event)?,
         data,
