@@ -186,7 +186,7 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let catalog_directory = format!("PG_{}_{}", version.major(), version.catalog_version());
     let segments = Arc::new(Segments::new(memory.map, pages, data_path.clone(), catalog_directory));
     let socket_path = socket_path(&config.dir);
-    let _ = std::fs::remove_file(&socket_path);
+    remove_stale_sockets(&config.dir, &socket_path)?;
     let listener = UnixListener::bind(&socket_path)
         .with_context(|| format!("can't listen on {}", socket_path.display()))?;
     std::thread::Builder::new()
@@ -249,6 +249,23 @@ impl Steps<'_> {
         let at = self.since.elapsed().as_millis() as u64;
         self.shared.report.lock().steps.push((step.to_owned(), at));
     }
+}
+
+/// Sockets and their lock files outlive a killed server, and the process ids in them may be
+/// anybody's by now. The directory's lock says that nobody else is here.
+fn remove_stale_sockets(dir: &Path, own: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let stale = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(".s.PGSQL.") || path == own);
+        if stale {
+            std::fs::remove_file(&path)
+                .with_context(|| format!("can't remove the stale {}", path.display()))?;
+        }
+    }
+    let _ = std::fs::remove_file(own);
+    Ok(())
 }
 
 fn socket_path(dir: &Path) -> PathBuf {

@@ -63,6 +63,14 @@ impl State {
         CStr::from_bytes_until_nul(&self.0.control_file).unwrap_or(c"")
     }
 
+    /// Whether the postmaster still lives: the kernel ends it when the daemon ends, and then its
+    /// children get another parent. (The daemon's own process id would not tell: a process that
+    /// has ended keeps its id until it is reaped.)
+    pub fn has_parent(&self) -> bool {
+        let parent = sys::numbers(libc::SYS_getppid, 0, 0, 0, 0) as i32;
+        self.is_postmaster() || parent == self.0.postmaster
+    }
+
     /// Whether this is the postmaster itself.
     pub fn is_postmaster(&self) -> bool {
         sys::getpid() == self.0.postmaster
