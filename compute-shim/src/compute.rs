@@ -170,7 +170,14 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     steps.done("barrier");
 
     let data = DataDirectory::create(&data_path)?;
-    let skeleton = fetch_skeleton(config, barrier_end)?;
+    let skeleton = std::thread::scope(|scope| {
+        let fetch = scope.spawn(|| fetch_skeleton(config, barrier_end));
+        if let Some(leader) = &mut leader {
+            // The page server may read from a member that lags.
+            leader.drive_until(|| fetch.is_finished())?;
+        }
+        fetch.join().unwrap_or_else(|_| bail!("fetching the skeleton panicked"))
+    })?;
     let state = data.unpack(&skeleton[..])?;
     steps.done("skeleton");
     let start = clean_start(config, &data, leader.as_mut(), &state, barrier_start, barrier_end)?;

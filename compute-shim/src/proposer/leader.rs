@@ -158,6 +158,17 @@ impl Leader {
         Ok(end)
     }
 
+    /// Keeps members connected and catching up until `done`, while nothing is appended.
+    pub fn drive_until(&mut self, mut done: impl FnMut() -> bool) -> Result<(), ProposerError> {
+        while !done() {
+            self.driver.turn(None, Duration::from_millis(1))?;
+            if let Some(term) = self.driver.fenced() {
+                return Err(ProposerError::Fenced(term));
+            }
+        }
+        Ok(())
+    }
+
     /// Tells members what is committed: nothing else is about to be sent that could carry it, and
     /// readers of the safekeepers wait for it.
     fn announce(&mut self) -> Result<(), ProposerError> {
