@@ -564,3 +564,19 @@ pub unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *m
     // SAFETY: the same contract.
     unsafe { fopen(path, mode) }
 }
+
+/// PostgreSQL asks for a signal of its own when the postmaster dies, and looks at it when it gets
+/// to it. Ours has to end the process wherever it is (see the fork handlers).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prctl(
+    option: c_int,
+    a: libc::c_ulong,
+    b: libc::c_ulong,
+    c: libc::c_ulong,
+    d: libc::c_ulong,
+) -> c_int {
+    let own = state().is_some() && option == libc::PR_SET_PDEATHSIG;
+    let a = if own { libc::SIGKILL as libc::c_ulong } else { a };
+    // SAFETY: the caller's contract is prctl's.
+    unsafe { libc::syscall(libc::SYS_prctl, option, a, b, c, d) as c_int }
+}

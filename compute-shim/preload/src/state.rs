@@ -141,11 +141,32 @@ extern "C" fn start() {
         return;
     }
     match settings() {
-        Some(settings) => drop(SETTINGS.set(settings)),
+        Some(settings) => {
+            if SETTINGS.set(settings).is_ok() {
+                // SAFETY: both handlers are functions of this library, which is never unloaded.
+                unsafe { libc::pthread_atfork(Some(before_fork), None, Some(after_fork)) };
+            }
+        }
         None => {
             // The skeleton can't be opened without us, so PostgreSQL stops by itself; say why.
             sys::complain("its environment is missing or wrong: this server can't start");
         }
+    }
+}
+
+static FORKING: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn before_fork() {
+    FORKING.store(sys::getpid(), Ordering::Relaxed);
+}
+
+/// Every process ends when its parent does. PostgreSQL's own notice of a dead postmaster does not
+/// reach a backend that waits for a lock, and one whose holder is gone is never released.
+extern "C" fn after_fork() {
+    sys::numbers(libc::SYS_prctl, libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into(), 0, 0);
+    let parent = sys::numbers(libc::SYS_getppid, 0, 0, 0, 0) as i32;
+    if parent != FORKING.load(Ordering::Relaxed) {
+        sys::numbers(libc::SYS_exit_group, 2, 0, 0, 0);
     }
 }
 
