@@ -1,2 +1,23 @@
 //! The safekeeper: durable WAL, one member of a quorum.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use pgstrata_safekeeper::args::Args;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match pgstrata_safekeeper::run::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("safekeeper: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,17 @@
-//! Object storage: put-if-absent, compare-and-swap, retry.
+//! Object storage: one interface over S3, a local directory and memory.
+//!
+//! Owns atomic whole-object writes, put-if-absent, compare-and-swap, and the retries that make
+//! their outcomes unambiguous. Every write is durable when the call returns. Does not know what
+//! the objects mean, nor when one may be deleted.
+
+mod bucket;
+mod error;
+mod local;
+mod location;
+mod remote;
+mod store;
+
+pub use bucket::{BucketSettings, bucket_settings, create_bucket};
+pub use error::BlobError;
+pub use location::{Location, LocationError};
+pub use store::{CasOutcome, ObjectInfo, PutOutcome, Store, Version};

@@ -1,1 +1,12 @@
-//! What lies on disk and in object storage: one file per kind.
+//! What lies on disk and in object storage: one file per kind, its byte table above its codec.
+//!
+//! Pure: bytes in, values out. Every kind has a magic, a version, its owner's identity and
+//! checksums, and four different errors: unwritten, torn, corrupt, and written by a newer version.
+
+mod bytes;
+mod error;
+pub mod index;
+pub mod layer;
+pub mod safekeeper;
+
+pub use error::FormatError;

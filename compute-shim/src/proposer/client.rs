@@ -1,0 +1,112 @@
+//! A blocking client of one safekeeper's WAL port, for reading.
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
+use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::safekeeper::{Message, Status, decode, encode};
+
+/// Size of the receive buffer, in bytes.
+const RECEIVE_BUFFER: usize = 512 << 10;
+
+/// One connection.
+#[derive(Debug)]
+pub struct SafekeeperClient {
+    stream: TcpStream,
+    input: FrameBuffer,
+}
+
+pub(super) fn resolve(address: &str) -> io::Result<SocketAddr> {
+    address
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address")))
+}
+
+fn invalid(what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_string())
+}
+
+impl SafekeeperClient {
+    /// Connects to the WAL port at `address`; `timeout` also bounds each later wait.
+    pub fn connect(address: &str, timeout: Duration) -> io::Result<SafekeeperClient> {
+        let stream = TcpStream::connect_timeout(&resolve(address)?, timeout)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        Ok(SafekeeperClient { stream, input: FrameBuffer::new(RECEIVE_BUFFER) })
+    }
+
+    fn send(&mut self, message: &Message<'_>) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes);
+        self.stream.write_all(&bytes)
+    }
+
+    /// Waits for one message and lets `take` look at it.
+    fn receive<T>(&mut self, take: impl FnOnce(Message<'_>) -> io::Result<T>) -> io::Result<T> {
+        while self.input.next().map_err(invalid)?.is_none() {
+            if !self.input.fill(&mut self.stream)? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let Some(frame) = self.input.next().map_err(invalid)? else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        let size = frame.size;
+        let taken = match decode(frame.kind, frame.body).map_err(invalid)? {
+            Message::Refused(reason) => Err(io::Error::other(reason.to_string())),
+            message => take(message),
+        };
+        self.input.consume(size);
+        taken
+    }
+
+    /// Chooses the timeline.
+    pub fn open(&mut self, tenant: TenantId, timeline: TimelineId) -> io::Result<Status> {
+        self.send(&Message::Open(tenant, timeline))?;
+        self.receive(|message| match message {
+            Message::Status(status) => Ok(status),
+            _ => Err(invalid("expected a status")),
+        })
+    }
+
+    /// The start of the last record before the boundary `end`; `None` if the timeline has none.
+    pub fn last_record(&mut self, end: Lsn) -> io::Result<Option<Lsn>> {
+        self.send(&Message::LastRecord(end))?;
+        self.receive(|message| match message {
+            Message::LastRecordReply(lsn) => Ok(lsn.is_valid().then_some(lsn)),
+            _ => Err(invalid("expected a record's position")),
+        })
+    }
+
+    /// Appends WAL from `from` to at most `to` to `out`: what is committed, or with the current
+    /// `term` what is durable. Returns where it ended.
+    pub fn read_wal(
+        &mut self,
+        from: Lsn,
+        to: Lsn,
+        term: Term,
+        out: &mut Vec<u8>,
+    ) -> io::Result<Lsn> {
+        self.send(&Message::ReadWal(from, to, term))?;
+        let mut at = from;
+        loop {
+            let count = self.receive(|message| match message {
+                Message::WalChunk(start, bytes)
+                    if start == at && bytes.len() as u64 <= to.saturating_sub(at) =>
+                {
+                    out.extend_from_slice(bytes);
+                    Ok(bytes.len())
+                }
+                _ => Err(invalid("expected the next WAL bytes")),
+            })?;
+            if count == 0 {
+                return Ok(at);
+            }
+            at = at + count as u64;
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What a proposer is given, and what it can fail with.
+
+use std::io;
+
+use bytes::Bytes;
+use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
+use pgstrata_quorum::{Configuration, ProposerId};
+
+/// Most WAL that one append carries, in bytes.
+pub const MAX_CHUNK: usize = 512 << 10;
+
+/// WAL kept in memory for safekeepers that lag, in bytes. What is older is read again.
+pub const MAX_BACKLOG: u64 = 64 << 20;
+
+/// WAL sent and not yet committed before the source isn't asked for more, in bytes.
+pub const MAX_UNCOMMITTED: u64 = 48 << 20;
+
+/// Who proposes what to whom.
+#[derive(Clone, Debug)]
+pub struct ProposerConfig {
+    /// The timeline; safekeepers that don't have it create it.
+    pub parameters: TimelineParameters,
+    /// Its members.
+    pub configuration: Configuration,
+    /// Where the members' WAL ports are, as `address:port`.
+    pub safekeepers: Vec<(NodeId, String)>,
+    /// This run of this compute; must never have been used before.
+    pub id: ProposerId,
+}
+
+/// The next piece of WAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalChunk {
+    /// Position of the first byte: where the piece before it ended.
+    pub start: Lsn,
+    /// The bytes; not empty.
+    pub bytes: Bytes,
+    /// The last record boundary at or before the end of the bytes: their very end, unless a
+    /// record is longer than was asked for.
+    pub record_end: Lsn,
+}
+
+/// Where the WAL comes from. Called on the proposer's thread only; every call should be quick.
+pub trait WalSource: Send {
+    /// The next complete records after what was returned before, at most `max_bytes`, or `None`
+    /// if there are none yet. The first piece starts where the proposer's log ended when it was
+    /// handed the source.
+    fn poll_wal(&mut self, max_bytes: usize) -> io::Result<Option<WalChunk>>;
+
+    /// Bytes that were returned before, from `from` to at most `to`, for a safekeeper that missed
+    /// them. An error or no bytes means that they aren't here any more; they are then read from
+    /// another safekeeper.
+    fn read_range(&mut self, from: Lsn, to: Lsn) -> io::Result<Bytes>;
+
+    /// Everything up to `commit` is durable on a quorum. Rises with every call.
+    fn on_commit(&mut self, commit: Lsn);
+
+    /// Term `by` was promised to another compute: nothing is committed from here on, ever.
+    fn on_fenced(&mut self, by: Term);
+}
+
+/// Why a proposer stopped, or never started.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposerError {
+    /// Another compute won a newer term.
+    #[error("another compute has taken over this branch in term {0}; this one must stop")]
+    Fenced(Term),
+    /// Too few safekeepers answered in time.
+    #[error("no quorum of safekeepers answered within {seconds} s: {details}")]
+    NoQuorum {
+        /// How long it was tried.
+        seconds: u64,
+        /// What is wrong with each.
+        details: String,
+    },
+    /// Not committed within the time given; it still may be.
+    #[error("{what} was not committed within {seconds} s: {details}")]
+    NotCommitted {
+        /// What was to be committed.
+        what: String,
+        /// How long was waited.
+        seconds: u64,
+        /// What is wrong with each safekeeper.
+        details: String,
+    },
+    /// WAL can't be read from any safekeeper.
+    #[error("can't read WAL at {at} from any safekeeper: {details}")]
+    Unreadable {
+        /// Where.
+        at: Lsn,
+        /// What is wrong with each.
+        details: String,
+    },
+    /// The source failed or broke its contract.
+    #[error("the WAL source failed: {0}")]
+    Source(io::Error),
+    /// The system failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ProposerError {
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> ProposerError {
+        move |source| ProposerError::System { what, source }
+    }
+}

@@ -1,0 +1,183 @@
+//! One non-blocking connection: a queue of frames out, a buffer of frames in.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use bytes::Bytes;
+use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::safekeeper::{AppendHead, Message, encode};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, socket_with, sockopt};
+
+use super::backlog::Piece;
+
+/// Bytes queued for one safekeeper before it gets no more; the rest waits in the backlog.
+pub const MAX_QUEUED: usize = 8 << 20;
+
+/// Pieces given to the system at once.
+const MAX_SLICES: usize = 64;
+
+#[derive(Debug)]
+enum Part {
+    Whole(Vec<u8>),
+    Head(AppendHead),
+    Payload(Bytes),
+}
+
+impl Part {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Part::Whole(bytes) => bytes,
+            Part::Head(head) => &head.0,
+            Part::Payload(bytes) => bytes,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    connecting: bool,
+    queue: VecDeque<Part>,
+    queued: usize,
+    /// Bytes of the first part that were sent.
+    sent: usize,
+    /// True while room to write is waited for.
+    pub blocked: bool,
+    /// When something was last sent.
+    pub last_sent: Instant,
+    /// When something last came.
+    pub last_received: Instant,
+}
+
+impl Connection {
+    /// Starts to connect.
+    pub fn open(address: SocketAddr) -> io::Result<Connection> {
+        let family = match address {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        match connect(&socket, &address) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let now = Instant::now();
+        Ok(Connection {
+            stream: TcpStream::from(socket),
+            connecting: true,
+            queue: VecDeque::new(),
+            queued: 0,
+            sent: 0,
+            blocked: true,
+            last_sent: now,
+            last_received: now,
+        })
+    }
+
+    /// Bytes waiting to be sent.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Queues a message.
+    pub fn push(&mut self, message: &Message<'_>) {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes);
+        self.push_part(Part::Whole(bytes));
+    }
+
+    /// Queues an append; its bytes are shared, not copied.
+    pub fn push_piece(&mut self, piece: &Piece) {
+        self.push_part(Part::Head(piece.head));
+        self.push_part(Part::Payload(piece.payload.clone()));
+    }
+
+    fn push_part(&mut self, part: Part) {
+        self.queued += part.bytes().len();
+        self.queue.push_back(part);
+    }
+
+    /// Sends what the system takes. While it takes no more, `blocked` is set.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.connecting {
+            return Ok(());
+        }
+        self.blocked = false;
+        while !self.queue.is_empty() {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let mut count = 0;
+            for (slot, part) in slices.iter_mut().zip(&self.queue) {
+                let from = if count == 0 { self.sent } else { 0 };
+                *slot = IoSlice::new(&part.bytes()[from..]);
+                count += 1;
+            }
+            match self.stream.write_vectored(&slices[..count]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.last_sent = Instant::now();
+        self.queued -= written;
+        self.sent += written;
+        while let Some(first) = self.queue.front() {
+            let length = first.bytes().len();
+            if self.sent < length {
+                return;
+            }
+            self.sent -= length;
+            self.queue.pop_front();
+        }
+    }
+
+    /// Call when there is room to write: true once, when the connection is made.
+    pub fn finish_connecting(&mut self) -> io::Result<bool> {
+        if !self.connecting {
+            return Ok(false);
+        }
+        match self.stream.take_error()? {
+            Some(error) => Err(error),
+            None => {
+                self.connecting = false;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Receives what has come. False if there is nothing more now.
+    pub fn receive(&mut self, input: &mut FrameBuffer) -> io::Result<bool> {
+        match input.fill(&mut self.stream) {
+            Ok(true) => {
+                self.last_received = Instant::now();
+                Ok(true)
+            }
+            Ok(false) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the safekeeper closed the connection",
+            )),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

@@ -1,0 +1,538 @@
+//! The loop: sockets, the proposer core between them, and the log to send.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_quorum::{Append, Election, Phase, Proposer, ProposerOutput, Refusal};
+use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, decode};
+
+use super::backlog::{Backlog, Piece};
+use super::config::{
+    MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
+};
+use super::connection::MAX_QUEUED;
+use super::link::Link;
+use super::poller::{Poller, Ready};
+use super::refill::{Refill, Refilled};
+
+/// How long a commit LSN may wait for an append to travel with.
+const COMMIT_DELAY: Duration = Duration::from_millis(1);
+
+/// Longest wait: timers are checked this often at least.
+const MAX_WAIT: Duration = Duration::from_millis(250);
+
+/// Bytes queued for a lagging member before it gets no more old WAL.
+const MAX_CATCH_UP_QUEUED: usize = 2 << 20;
+
+/// Pause after a donor could not be read.
+const REFILL_PAUSE: Duration = Duration::from_millis(200);
+
+const REFILL_TOKEN: u64 = u64::MAX;
+/// The token of the source's wake-up.
+pub const WAKE_TOKEN: u64 = u64::MAX - 1;
+/// The token of the stop signal: it only ends the wait.
+pub const STOP_TOKEN: u64 = u64::MAX - 2;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Driver {
+    config: ProposerConfig,
+    greeting: Greeting,
+    core: Proposer,
+    outputs: Vec<ProposerOutput>,
+    links: Vec<Link>,
+    pub poller: Poller,
+    ready: Vec<Ready>,
+    backlog: Backlog,
+    election: Option<Election>,
+    fenced: Option<Term>,
+    commit_lsn: Lsn,
+    commit_changed_at: Instant,
+    refill: Option<Refill>,
+    refill_after: Instant,
+    donor_turn: usize,
+    busy: bool,
+    /// True once the source's wake-up was seen; whoever reads it resets it.
+    pub woken: bool,
+}
+
+impl Driver {
+    pub fn new(config: ProposerConfig) -> Result<Driver, ProposerError> {
+        let greeting = Greeting {
+            parameters: config.parameters.clone(),
+            configuration: config.configuration.clone(),
+            addresses: config.safekeepers.clone(),
+            proposer: config.id,
+        };
+        let member = |node: NodeId| config.configuration.contains(node);
+        let links = config.safekeepers.iter().filter(|(node, _)| member(*node));
+        let links = links.map(|(node, address)| Link::new(*node, address.clone())).collect();
+        let core = Proposer::new(config.id, config.configuration.clone(), Term(1));
+        let now = Instant::now();
+        Ok(Driver {
+            core,
+            greeting,
+            outputs: Vec::new(),
+            links,
+            poller: Poller::new().map_err(ProposerError::system("can't create an epoll"))?,
+            ready: Vec::new(),
+            backlog: Backlog::new(config.parameters.start_lsn),
+            config,
+            election: None,
+            fenced: None,
+            commit_lsn: Lsn::INVALID,
+            commit_changed_at: now,
+            refill: None,
+            refill_after: now,
+            donor_turn: 0,
+            busy: false,
+            woken: false,
+        })
+    }
+
+    /// What was won, if anything yet.
+    pub fn election(&self) -> Option<&Election> {
+        self.election.as_ref()
+    }
+
+    /// The term that outranked this one, if any.
+    pub fn fenced(&self) -> Option<Term> {
+        self.fenced
+    }
+
+    /// What is committed, as far as known.
+    pub fn commit_lsn(&self) -> Lsn {
+        self.commit_lsn
+    }
+
+    /// End of the log.
+    pub fn end_lsn(&self) -> Lsn {
+        self.backlog.end()
+    }
+
+    /// Members' addresses, those that have most first.
+    pub fn addresses_by_flush(&self) -> Vec<(NodeId, String)> {
+        let mut links: Vec<&Link> = self.links.iter().collect();
+        let donor = self.election.as_ref().map(|election| election.donor);
+        links.sort_by_key(|link| {
+            std::cmp::Reverse((Some(link.node) == donor, self.core.flush_lsn_of(link.node)))
+        });
+        links.iter().map(|link| (link.node, link.address.clone())).collect()
+    }
+
+    /// What is wrong with each member, for messages.
+    pub fn describe(&self) -> String {
+        let text = |link: &Link| {
+            let state = match (&link.last_error, &link.connection) {
+                (Some(error), _) => error.clone(),
+                (None, Some(_)) => "connected".to_owned(),
+                (None, None) => "not connected".to_owned(),
+            };
+            format!("safekeeper {} at {}: {state}", link.node, link.address)
+        };
+        self.links.iter().map(text).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Campaigns again, above `term`, on the same connections.
+    pub fn campaign_above(&mut self, term: Term) {
+        let next = Term(term.0.saturating_add(1));
+        self.core = Proposer::new(self.config.id, self.config.configuration.clone(), next);
+        self.fenced = None;
+        for link in &self.links {
+            if link.connection.is_some() && link.last_error.is_none() {
+                self.core.connected(link.node, term, &mut self.outputs);
+            }
+        }
+    }
+
+    /// True if more may be appended now.
+    pub fn has_room(&self) -> bool {
+        self.backlog.end().saturating_sub(self.commit_lsn) < MAX_UNCOMMITTED
+    }
+
+    /// Extends the log; sent by the next turn.
+    pub fn append(&mut self, chunk: WalChunk) -> Result<(), ProposerError> {
+        let end = chunk.start.checked_add(chunk.bytes.len() as u64);
+        let fits = chunk.start == self.backlog.end() && !chunk.bytes.is_empty();
+        let Some(_) = end.filter(|&end| fits && chunk.record_end <= end) else {
+            let text = format!(
+                "WAL at {} with a record end at {} does not continue the log, which ends at {}",
+                chunk.start,
+                chunk.record_end,
+                self.backlog.end()
+            );
+            return Err(ProposerError::Source(io::Error::other(text)));
+        };
+        self.core.appended(chunk.record_end);
+        let term = self.core.term();
+        let mut chunk = chunk;
+        // The wire bounds one append; a larger piece is cut, its record end known with the last.
+        while chunk.bytes.len() > MAX_CHUNK {
+            let bytes = chunk.bytes.split_to(MAX_CHUNK);
+            let start = chunk.start;
+            chunk.start = start + MAX_CHUNK as u64;
+            let record_end = self.backlog.boundary_before(start).unwrap_or_default();
+            let piece = WalChunk { start, bytes, record_end };
+            self.backlog.push(Piece::new(term, piece, self.commit_lsn));
+        }
+        self.backlog.push(Piece::new(term, chunk, self.commit_lsn));
+        Ok(())
+    }
+
+    /// Sends what there is to send, then waits for something to happen, at most `wait`.
+    pub fn turn(
+        &mut self,
+        mut source: Option<&mut (dyn WalSource + '_)>,
+        wait: Duration,
+    ) -> Result<(), ProposerError> {
+        let now = Instant::now();
+        for (token, link) in self.links.iter_mut().enumerate() {
+            link.connect_if_due(now, token as u64, &self.poller);
+        }
+        self.act();
+        self.tell_commit(now);
+        self.busy = false;
+        for index in 0..self.links.len() {
+            let sent = self.send(index, &mut source);
+            let sent = sent.and_then(|()| self.links[index].keep_alive(now));
+            let link = &mut self.links[index];
+            if let Err(error) = sent.and_then(|()| link.flush(index as u64, &self.poller)) {
+                link.fail(now, &error);
+            }
+        }
+        self.drop_what_all_have();
+        self.keep_refilling(now);
+        let wait = self.waiting_time(now, wait);
+        let mut ready = std::mem::take(&mut self.ready);
+        let waited = self.poller.wait(wait, &mut ready);
+        for event in &ready {
+            self.handle(*event);
+        }
+        self.ready = ready;
+        self.act();
+        waited.map_err(ProposerError::system("can't wait for sockets"))
+    }
+
+    fn waiting_time(&self, now: Instant, wait: Duration) -> Duration {
+        if self.busy {
+            return Duration::ZERO;
+        }
+        let mut wait = wait.min(MAX_WAIT);
+        if self.links.iter().any(|link| self.is_behind_on_commit(link)) {
+            wait = wait.min(COMMIT_DELAY);
+        }
+        let retries = self.links.iter().filter_map(Link::retry_at);
+        let retry = retries.min().map(|at| at.saturating_duration_since(now));
+        retry.map_or(wait, |retry| wait.min(retry))
+    }
+
+    /// Whether every connected member was told the commit LSN.
+    pub fn everyone_told(&self) -> bool {
+        !self.links.iter().any(|link| self.is_behind_on_commit(link))
+    }
+
+    fn is_behind_on_commit(&self, link: &Link) -> bool {
+        link.next_lsn.is_some() && link.told_commit_lsn < self.commit_lsn
+    }
+
+    /// Tells members a commit LSN that found no append to travel with.
+    fn tell_commit(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.commit_changed_at) < COMMIT_DELAY {
+            return;
+        }
+        let (term, commit_lsn) = (self.core.term(), self.commit_lsn);
+        for link in &mut self.links {
+            let (Some(next), Some(connection)) = (link.next_lsn, &mut link.connection) else {
+                continue;
+            };
+            if link.told_commit_lsn < commit_lsn && connection.queued() == 0 {
+                let record_end = Lsn::INVALID;
+                let append = Append { term, start: next, length: 0, record_end, commit_lsn };
+                connection.push(&Message::Append(append, &[]));
+                link.told_commit_lsn = commit_lsn;
+            }
+        }
+    }
+
+    /// Queues more of the log for one member.
+    fn send(
+        &mut self,
+        index: usize,
+        source: &mut Option<&mut (dyn WalSource + '_)>,
+    ) -> io::Result<()> {
+        let link = &mut self.links[index];
+        let Some(connection) = &mut link.connection else { return Ok(()) };
+        while let Some(next) = link.next_lsn {
+            if next >= self.backlog.end() || connection.queued() >= MAX_QUEUED {
+                return Ok(());
+            }
+            let Some(piece) = self.backlog.piece_at(next) else { break };
+            if piece.start == next {
+                connection.push_piece(piece);
+            } else {
+                let skip = (next - piece.start) as usize;
+                let bytes = piece.payload.slice(skip..);
+                let rest = WalChunk { start: next, bytes, record_end: piece.record_end };
+                connection.push_piece(&Piece::new(self.core.term(), rest, self.commit_lsn));
+            }
+            link.told_commit_lsn = link.told_commit_lsn.max(self.commit_lsn);
+            link.next_lsn = Some(piece.end());
+        }
+        self.catch_up(index, source)
+    }
+
+    /// Queues one piece of WAL that is no longer in memory, if the source still has it.
+    fn catch_up(
+        &mut self,
+        index: usize,
+        source: &mut Option<&mut (dyn WalSource + '_)>,
+    ) -> io::Result<()> {
+        let link = &mut self.links[index];
+        let (Some(next), Some(connection)) = (link.next_lsn, &mut link.connection) else {
+            return Ok(());
+        };
+        if link.needs_peer || connection.queued() >= MAX_CATCH_UP_QUEUED {
+            return Ok(());
+        }
+        let to = self.backlog.base().min(next + MAX_CHUNK as u64);
+        let bytes = match source {
+            Some(source) => source.read_range(next, to).unwrap_or_default(),
+            None => bytes::Bytes::new(),
+        };
+        if bytes.is_empty() || bytes.len() as u64 > to - next {
+            link.needs_peer = true;
+            return Ok(());
+        }
+        self.busy = true;
+        self.push_old(index, next, bytes);
+        Ok(())
+    }
+
+    fn push_old(&mut self, index: usize, start: Lsn, bytes: bytes::Bytes) {
+        let end = start + bytes.len() as u64;
+        let record_end = self.backlog.boundary_before(end).unwrap_or_default();
+        let chunk = WalChunk { start, bytes, record_end };
+        let piece = Piece::new(self.core.term(), chunk, self.commit_lsn);
+        let link = &mut self.links[index];
+        if let Some(connection) = &mut link.connection {
+            connection.push_piece(&piece);
+            link.next_lsn = Some(end);
+        }
+    }
+
+    fn drop_what_all_have(&mut self) {
+        if let Some(lowest) = self.core.lowest_flush_lsn() {
+            self.backlog.trim(lowest);
+        } else {
+            self.backlog.trim(Lsn::INVALID);
+        }
+    }
+
+    /// Starts, resumes or pauses reading from a donor.
+    fn keep_refilling(&mut self, now: Instant) {
+        if let Some(refill) = &mut self.refill {
+            let link = &self.links[refill.target];
+            let queued = link.connection.as_ref().map_or(0, super::connection::Connection::queued);
+            if link.next_lsn != Some(refill.at) {
+                self.refill = None;
+                return;
+            }
+            let pause = queued >= MAX_CATCH_UP_QUEUED;
+            if pause != refill.paused {
+                refill.paused = pause;
+                let poller = &self.poller;
+                let changed = match pause {
+                    true => poller.pause(&refill.connection, REFILL_TOKEN),
+                    false => poller.change(&refill.connection, REFILL_TOKEN, false),
+                };
+                if changed.is_err() {
+                    self.refill = None;
+                } else if !pause {
+                    self.take_refilled(now);
+                }
+            }
+            return;
+        }
+        if now < self.refill_after {
+            return;
+        }
+        let lags = |link: &Link| link.needs_peer && link.next_lsn.is_some();
+        let Some(target) = self.links.iter().position(lags) else { return };
+        self.start_refill(target, now);
+    }
+
+    fn start_refill(&mut self, target: usize, now: Instant) {
+        let Some(next) = self.links[target].next_lsn else { return };
+        let end = self.backlog.base();
+        if next >= end {
+            self.links[target].needs_peer = false;
+            return;
+        }
+        self.refill_after = now + REFILL_PAUSE;
+        let has_more = |link: &&Link| self.core.flush_lsn_of(link.node).is_some_and(|at| at > next);
+        let donors: Vec<&Link> = self.links.iter().filter(has_more).collect();
+        if donors.is_empty() {
+            return;
+        }
+        self.donor_turn += 1;
+        let donor = donors[self.donor_turn % donors.len()];
+        let wanted = (self.config.parameters.tenant, self.config.parameters.timeline);
+        let (range, term) = ((next, end), self.core.term());
+        let address = donor.address.clone();
+        match Refill::start(target, &address, wanted, range, term, &self.poller, REFILL_TOKEN) {
+            Ok(refill) => self.refill = Some(refill),
+            Err(error) => {
+                tracing::warn!(%address, %error, "can't read WAL for a lagging safekeeper")
+            }
+        }
+    }
+
+    fn take_refilled(&mut self, now: Instant) {
+        while let Some(refill) = &mut self.refill {
+            let target = refill.target;
+            match refill.next() {
+                Ok(Refilled::Nothing) => return,
+                Ok(Refilled::Bytes(start, bytes)) if self.links[target].next_lsn == Some(start) => {
+                    self.push_old(target, start, bytes);
+                    self.busy = true;
+                }
+                Ok(Refilled::End) => {
+                    self.refill = None;
+                    self.refill_after = now;
+                }
+                Ok(Refilled::Bytes(..)) => self.refill = None,
+                Err(error) => {
+                    tracing::warn!(%error, "can't read WAL for a lagging safekeeper");
+                    self.refill = None;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Ready) {
+        let now = Instant::now();
+        match event.token {
+            WAKE_TOKEN => self.woken = true,
+            STOP_TOKEN => {}
+            REFILL_TOKEN => self.handle_refill(event, now),
+            token => {
+                let index = token as usize;
+                if let Err(error) = self.handle_link(index, event) {
+                    self.links[index].fail(now, &error);
+                }
+            }
+        }
+    }
+
+    fn handle_refill(&mut self, event: Ready, now: Instant) {
+        let Some(refill) = &mut self.refill else { return };
+        let mut result = Ok(());
+        if event.writable {
+            result = refill.writable(&self.poller, REFILL_TOKEN);
+        }
+        if result.is_ok() && event.readable {
+            result = refill.receive();
+        }
+        self.take_refilled(now);
+        if let Err(error) = result {
+            tracing::warn!(%error, "can't read WAL for a lagging safekeeper");
+            self.refill = None;
+        }
+    }
+
+    fn handle_link(&mut self, index: usize, event: Ready) -> io::Result<()> {
+        if event.writable {
+            self.links[index].writable(&self.greeting)?;
+            let link = &mut self.links[index];
+            if let Some(connection) = &link.connection {
+                self.poller.change(connection, index as u64, connection.blocked)?;
+            }
+        }
+        if !event.readable {
+            return Ok(());
+        }
+        let link = &mut self.links[index];
+        let Some(connection) = &mut link.connection else { return Ok(()) };
+        if !connection.receive(&mut link.input)? {
+            return Ok(());
+        }
+        self.take_answers(index)
+    }
+
+    fn take_answers(&mut self, index: usize) -> io::Result<()> {
+        let invalid = |error: &dyn std::fmt::Display| {
+            io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+        };
+        loop {
+            let link = &mut self.links[index];
+            let frame = link.input.next().map_err(|error| invalid(&error))?;
+            let Some(frame) = frame else { return Ok(()) };
+            let size = frame.size;
+            let message = decode(frame.kind, frame.body).map_err(|error| invalid(&error))?;
+            let (node, outputs) = (link.node, &mut self.outputs);
+            match message {
+                Message::GreetingReply(reply) if reply.node == node => {
+                    link.succeeded();
+                    self.core.connected(node, reply.term, outputs);
+                }
+                Message::GreetingReply(reply) => {
+                    let text = format!("this is safekeeper {}, not {node}", reply.node);
+                    return Err(invalid(&text));
+                }
+                Message::Vote(vote) => self.core.vote(node, vote, outputs),
+                Message::Ack(ack) => self.core.ack(node, ack, outputs),
+                Message::Refused(reason) => {
+                    if let RefusedReason::Quorum(Refusal::Fenced { promised }) = reason {
+                        self.core.outranked(promised, outputs);
+                    }
+                    return Err(io::Error::other(reason.to_string()));
+                }
+                other => {
+                    return Err(invalid(&format!("message kind {} is no answer", other.kind())));
+                }
+            }
+            self.links[index].input.consume(size);
+        }
+    }
+
+    /// Performs what the core wants.
+    fn act(&mut self) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        for output in outputs.drain(..) {
+            match output {
+                ProposerOutput::RequestVote(node, request) => {
+                    self.push(node, &Message::VoteRequest(request));
+                }
+                ProposerOutput::AnnounceElected(node, elected) => {
+                    self.push(node, &Message::Elected(elected));
+                }
+                ProposerOutput::StreamFrom(node, lsn) => {
+                    if let Some(link) = self.links.iter_mut().find(|link| link.node == node) {
+                        link.next_lsn = Some(lsn);
+                    }
+                }
+                ProposerOutput::Elected(election) => {
+                    self.backlog = Backlog::new(election.start_lsn);
+                    self.commit_lsn = election.commit_lsn;
+                    self.election = Some(election);
+                }
+                ProposerOutput::Committed(lsn) => {
+                    self.commit_lsn = lsn;
+                    self.commit_changed_at = Instant::now();
+                }
+                ProposerOutput::Fenced(term) => self.fenced = Some(term),
+            }
+        }
+        self.outputs = outputs;
+        debug_assert!(self.fenced.is_none() || self.core.phase() == Phase::Fenced);
+    }
+
+    fn push(&mut self, node: NodeId, message: &Message<'_>) {
+        let link = self.links.iter_mut().find(|link| link.node == node);
+        if let Some(connection) = link.and_then(|link| link.connection.as_mut()) {
+            connection.push(message);
+            self.busy = true;
+        }
+    }
+}

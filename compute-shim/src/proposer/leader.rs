@@ -1,0 +1,314 @@
+//! Winning a term, and what the winner does.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pgstrata_ids::{Lsn, NodeId, Term};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::client::SafekeeperClient;
+use super::config::{MAX_CHUNK, ProposerConfig, ProposerError, WalChunk, WalSource};
+use super::driver::{Driver, STOP_TOKEN, WAKE_TOKEN};
+
+/// Longest wait of one turn while something is waited for.
+const TURN: Duration = Duration::from_millis(50);
+
+/// Longest wait for one answer of a safekeeper that WAL is read from.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest wait for members that are slow to take the commit LSN.
+const ANNOUNCE_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Pieces taken from the source before sockets are looked at again.
+const MAX_PIECES_PER_TURN: usize = 8;
+
+/// A term that was won.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elected {
+    /// The term.
+    pub term: Term,
+    /// Where this term's first record goes: a record boundary, the end of the donor's log.
+    pub start_lsn: Lsn,
+    /// Start of the last record before `start_lsn`, for its `xl_prev`; `None` if this timeline
+    /// has no record yet.
+    pub prev_record_lsn: Option<Lsn>,
+    /// What was known to be committed by the voters. Everything up to `start_lsn` is once the
+    /// first record of this term is.
+    pub commit_lsn: Lsn,
+    /// The safekeeper whose log is continued.
+    pub donor: NodeId,
+}
+
+/// The winner of a term, until its WAL source takes over.
+#[derive(Debug)]
+pub struct Leader {
+    driver: Driver,
+    config: ProposerConfig,
+    elected: Elected,
+}
+
+/// Wins a term: a newer one than any that a quorum of members has promised, so that every older
+/// compute on this branch is fenced.
+///
+/// Tries until `timeout`, also against other computes that campaign at the same time.
+pub fn elect(config: ProposerConfig, timeout: Duration) -> Result<Leader, ProposerError> {
+    let deadline = Instant::now() + timeout;
+    let mut driver = Driver::new(config.clone())?;
+    let election = loop {
+        driver.turn(None, TURN)?;
+        if let Some(term) = driver.fenced() {
+            pause_before_retry(&config, term);
+            driver.campaign_above(term);
+        } else if let Some(election) = driver.election() {
+            break election.clone();
+        }
+        if Instant::now() >= deadline {
+            let details = driver.describe();
+            return Err(ProposerError::NoQuorum { seconds: timeout.as_secs(), details });
+        }
+    };
+    let mut elected = Elected {
+        term: election.term,
+        start_lsn: election.start_lsn,
+        prev_record_lsn: None,
+        commit_lsn: election.commit_lsn,
+        donor: election.donor,
+    };
+    if elected.start_lsn > config.parameters.start_lsn {
+        elected.prev_record_lsn = ask(&config, &driver, elected.start_lsn, |client| {
+            client.last_record(elected.start_lsn)
+        })?;
+    }
+    Ok(Leader { driver, config, elected })
+}
+
+/// Two computes that outrank each other in turn must not keep step.
+fn pause_before_retry(config: &ProposerConfig, term: Term) {
+    let spread = u64::from(config.id.0[term.0 as usize % 16]) % 64;
+    std::thread::sleep(Duration::from_millis(5 + spread));
+}
+
+/// Asks safekeepers in turn, those that have most first, until one answers.
+fn ask<T>(
+    config: &ProposerConfig,
+    driver: &Driver,
+    at: Lsn,
+    mut question: impl FnMut(&mut SafekeeperClient) -> io::Result<T>,
+) -> Result<T, ProposerError> {
+    let (tenant, timeline) = (config.parameters.tenant, config.parameters.timeline);
+    let mut details = String::new();
+    for (node, address) in driver.addresses_by_flush() {
+        let answer = SafekeeperClient::connect(&address, READ_TIMEOUT).and_then(|mut client| {
+            client.open(tenant, timeline)?;
+            question(&mut client)
+        });
+        match answer {
+            Ok(answer) => return Ok(answer),
+            Err(error) => {
+                let _ = write!(details, "safekeeper {node} at {address}: {error}; ");
+            }
+        }
+    }
+    Err(ProposerError::Unreadable { at, details })
+}
+
+impl Leader {
+    /// What was won.
+    pub fn elected(&self) -> &Elected {
+        &self.elected
+    }
+
+    /// End of the log: where the next record goes.
+    pub fn end_lsn(&self) -> Lsn {
+        self.driver.end_lsn()
+    }
+
+    /// What is committed, as far as known.
+    pub fn commit_lsn(&self) -> Lsn {
+        self.driver.commit_lsn()
+    }
+
+    /// Appends whole records, whose bytes start at the log's end, and waits until everything up
+    /// to their end is committed.
+    pub fn append_record(&mut self, bytes: Bytes, timeout: Duration) -> Result<Lsn, ProposerError> {
+        let start = self.driver.end_lsn();
+        let end = start + bytes.len() as u64;
+        self.driver.append(WalChunk { start, bytes, record_end: end })?;
+        let deadline = Instant::now() + timeout;
+        while self.driver.commit_lsn() < end {
+            self.driver.turn(None, TURN)?;
+            if let Some(term) = self.driver.fenced() {
+                return Err(ProposerError::Fenced(term));
+            }
+            if Instant::now() >= deadline {
+                return Err(ProposerError::NotCommitted {
+                    what: format!("the record at {start}"),
+                    seconds: timeout.as_secs(),
+                    details: self.driver.describe(),
+                });
+            }
+        }
+        self.announce()?;
+        Ok(end)
+    }
+
+    /// Keeps members connected and catching up until `done`, while nothing is appended.
+    pub fn drive_until(&mut self, mut done: impl FnMut() -> bool) -> Result<(), ProposerError> {
+        while !done() {
+            self.driver.turn(None, Duration::from_millis(1))?;
+            if let Some(term) = self.driver.fenced() {
+                return Err(ProposerError::Fenced(term));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells members what is committed: nothing else is about to be sent that could carry it, and
+    /// readers of the safekeepers wait for it.
+    fn announce(&mut self) -> Result<(), ProposerError> {
+        let deadline = Instant::now() + ANNOUNCE_PATIENCE;
+        while !self.driver.everyone_told() && Instant::now() < deadline {
+            self.driver.turn(None, Duration::from_millis(1))?;
+        }
+        self.driver.turn(None, Duration::ZERO)
+    }
+
+    /// Reads WAL `[from, to)` of this timeline from any safekeeper that has it. For small ranges:
+    /// it is all in memory.
+    pub fn read_wal(&mut self, from: Lsn, to: Lsn) -> Result<Vec<u8>, ProposerError> {
+        let term = self.elected.term;
+        ask(&self.config, &self.driver, from, |client| {
+            let mut bytes = Vec::new();
+            let end = client.read_wal(from, to, term, &mut bytes)?;
+            match end == to {
+                true => Ok(bytes),
+                false => Err(io::Error::other(format!("it has WAL only up to {end}"))),
+            }
+        })
+    }
+
+    /// Follows `source` on a thread of its own. `wake` is an eventfd that is signalled whenever
+    /// the source has new WAL.
+    pub fn run(
+        mut self,
+        mut source: impl WalSource + 'static,
+        wake: OwnedFd,
+    ) -> Result<Proposing, ProposerError> {
+        let stop_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let stop_fd = Arc::new(stop_fd.map_err(|error| ProposerError::System {
+            what: "can't create an eventfd",
+            source: error.into(),
+        })?);
+        for (fd, token) in [(wake.as_fd(), WAKE_TOKEN), (stop_fd.as_fd(), STOP_TOKEN)] {
+            let added = self.driver.poller.add(fd, token, false);
+            added.map_err(ProposerError::system("can't watch an eventfd"))?;
+        }
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            commit_lsn: AtomicU64::new(self.driver.commit_lsn().0),
+            stop_fd,
+        });
+        let thread = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("proposer".into())
+                .spawn(move || follow(&mut self.driver, &mut source, &wake, &shared))
+                .map_err(ProposerError::system("can't start a thread"))?
+        };
+        Ok(Proposing { shared, thread: Some(thread) })
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    commit_lsn: AtomicU64,
+    stop_fd: Arc<OwnedFd>,
+}
+
+/// The running proposer. Dropping it stops the thread.
+#[derive(Debug)]
+pub struct Proposing {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Result<(), ProposerError>>>,
+}
+
+impl Proposing {
+    /// What is committed.
+    pub fn commit_lsn(&self) -> Lsn {
+        Lsn(self.shared.commit_lsn.load(Ordering::Acquire))
+    }
+
+    /// True if the thread has ended by itself; [`Proposing::stop`] then says why.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Stops the thread: what isn't committed by now may or may not become so. An error says why
+    /// it had already ended.
+    pub fn stop(mut self) -> Result<(), ProposerError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), ProposerError> {
+        self.shared.stop.store(true, Ordering::Release);
+        // Full counters can't be: nobody else adds.
+        let _ = rustix::io::write(&*self.shared.stop_fd, &1u64.to_ne_bytes());
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            None => Ok(()),
+            Some(Err(_)) => Err(ProposerError::Source(io::Error::other("it panicked"))),
+        }
+    }
+}
+
+impl Drop for Proposing {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+fn follow(
+    driver: &mut Driver,
+    source: &mut impl WalSource,
+    wake: &OwnedFd,
+    shared: &Shared,
+) -> Result<(), ProposerError> {
+    let mut reported = driver.commit_lsn();
+    while !shared.stop.load(Ordering::Acquire) {
+        let mut more = false;
+        for piece in 0..MAX_PIECES_PER_TURN {
+            if !driver.has_room() {
+                break;
+            }
+            let Some(chunk) = source.poll_wal(MAX_CHUNK).map_err(ProposerError::Source)? else {
+                break;
+            };
+            driver.append(chunk)?;
+            more = piece + 1 == MAX_PIECES_PER_TURN;
+        }
+        let wait = if more { Duration::ZERO } else { Duration::from_secs(1) };
+        driver.turn(Some(source), wait)?;
+        if std::mem::take(&mut driver.woken) {
+            // Only resets the counter: whether there is WAL, the source knows.
+            let _ = rustix::io::read(wake, &mut [0u8; 8]);
+        }
+        if let Some(term) = driver.fenced() {
+            source.on_fenced(term);
+            return Err(ProposerError::Fenced(term));
+        }
+        let commit_lsn = driver.commit_lsn();
+        if commit_lsn > reported {
+            reported = commit_lsn;
+            shared.commit_lsn.store(commit_lsn.0, Ordering::Release);
+            source.on_commit(commit_lsn);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! One member: the connection to it, when to try again, and how far it was sent the log.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::safekeeper::{Greeting, Message};
+
+use super::client::resolve;
+use super::connection::Connection;
+use super::poller::Poller;
+
+/// First and longest pause before connecting again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// A connection that isn't made by then is given up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Silence after which we ask whether the other side is there.
+const PING_AFTER: Duration = Duration::from_secs(1);
+
+/// Silence after which a connection is given up.
+const DEAD_AFTER: Duration = Duration::from_secs(5);
+
+/// Size of the receive buffer in bytes: only answers come.
+const RECEIVE_BUFFER: usize = 16 << 10;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Link {
+    pub node: NodeId,
+    pub address: String,
+    pub connection: Option<Connection>,
+    pub input: FrameBuffer,
+    /// Where the next byte to send is; `None` until the member follows this term.
+    pub next_lsn: Option<Lsn>,
+    /// The commit LSN it was last told.
+    pub told_commit_lsn: Lsn,
+    /// True once the source no longer had what this member misses.
+    pub needs_peer: bool,
+    pub last_error: Option<String>,
+    retry_at: Instant,
+    backoff: Duration,
+    greeted: bool,
+}
+
+impl Link {
+    pub fn new(node: NodeId, address: String) -> Link {
+        Link {
+            node,
+            address,
+            connection: None,
+            input: FrameBuffer::new(RECEIVE_BUFFER),
+            next_lsn: None,
+            told_commit_lsn: Lsn::INVALID,
+            needs_peer: false,
+            last_error: None,
+            retry_at: Instant::now(),
+            backoff: BACKOFF.0,
+            greeted: false,
+        }
+    }
+
+    /// Connects if it is time to.
+    pub fn connect_if_due(&mut self, now: Instant, token: u64, poller: &Poller) {
+        if self.connection.is_some() || now < self.retry_at {
+            return;
+        }
+        let opened = resolve(&self.address).and_then(Connection::open).and_then(|connection| {
+            poller.add(&connection, token, true)?;
+            Ok(connection)
+        });
+        match opened {
+            Ok(connection) => self.connection = Some(connection),
+            Err(error) => self.fail(now, &error),
+        }
+    }
+
+    /// The time of the next attempt, if none is under way.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.connection.is_none().then_some(self.retry_at)
+    }
+
+    /// Gives the connection up; tries again later.
+    pub fn fail(&mut self, now: Instant, error: &dyn std::fmt::Display) {
+        let text = error.to_string();
+        if self.last_error.as_ref() != Some(&text) {
+            tracing::warn!(node = %self.node, address = %self.address, error = %text, "safekeeper lost");
+        }
+        self.last_error = Some(text);
+        self.connection = None;
+        self.input = FrameBuffer::new(RECEIVE_BUFFER);
+        self.next_lsn = None;
+        self.needs_peer = false;
+        self.told_commit_lsn = Lsn::INVALID;
+        self.greeted = false;
+        self.retry_at = now + self.backoff;
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+    }
+
+    /// The member answered as it should.
+    pub fn succeeded(&mut self) {
+        self.greeted = true;
+        self.backoff = BACKOFF.0;
+        if self.last_error.take().is_some() {
+            tracing::info!(node = %self.node, address = %self.address, "safekeeper is back");
+        }
+    }
+
+    /// Greets if the connection has just been made, and sends what is queued.
+    pub fn writable(&mut self, greeting: &Greeting) -> io::Result<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        if connection.finish_connecting()? {
+            connection.push(&Message::Greeting(greeting.clone()));
+        }
+        connection.flush()
+    }
+
+    /// Sends what is queued, and has the poller wait for room exactly while there is too little.
+    pub fn flush(&mut self, token: u64, poller: &Poller) -> io::Result<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let before = connection.blocked;
+        connection.flush()?;
+        if connection.blocked != before {
+            poller.change(&*connection, token, connection.blocked)?;
+        }
+        Ok(())
+    }
+
+    /// Pings a silent member; fails one that stays silent.
+    pub fn keep_alive(&mut self, now: Instant) -> io::Result<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let silent = now.saturating_duration_since(connection.last_received);
+        let limit = if self.greeted { DEAD_AFTER } else { CONNECT_TIMEOUT };
+        if silent > limit {
+            let text = format!("no answer for {} s", silent.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        let idle = now.saturating_duration_since(connection.last_sent);
+        if self.greeted && idle > PING_AFTER && connection.queued() == 0 {
+            connection.push(&Message::Ping);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,25 @@
+//! The proposer driver: wins a term and makes WAL durable on a quorum of safekeepers.
+//!
+//! [`elect`] wins; [`Leader::append_record`] then commits single records (the barrier, the
+//! synthetic checkpoint), and [`Leader::run`] hands the rest to a thread that follows a
+//! [`WalSource`]. That thread is one epoll loop over the source's wake-up and one socket per
+//! safekeeper: nothing between a WAL record and its three sends is queued or handed over.
+//!
+//! A slow or absent safekeeper delays nobody: it has a bounded queue, and what it missed is read
+//! again from the source, or from another safekeeper when the source no longer has it.
+
+mod backlog;
+mod client;
+mod config;
+mod connection;
+mod driver;
+mod leader;
+mod link;
+mod poller;
+mod refill;
+
+pub use client::SafekeeperClient;
+pub use config::{
+    MAX_BACKLOG, MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
+};
+pub use leader::{Elected, Leader, Proposing, elect};

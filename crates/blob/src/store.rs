@@ -1,0 +1,272 @@
+//! The one interface over every backend.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::{BlobError, chain};
+use crate::local::LocalDirectory;
+use crate::location::Location;
+use crate::remote::Remote;
+
+/// What a put-if-absent did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// The object is there now, and was not before.
+    Created,
+    /// An object of that name was there already; it was not changed.
+    Exists,
+}
+
+/// What a compare-and-swap did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CasOutcome {
+    /// The object has the new content, and this version.
+    Swapped(Version),
+    /// The object was not the expected one; it was not changed.
+    Conflict,
+}
+
+/// Which content of an object was seen; opaque to callers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// What the store answered with the object.
+    Tag {
+        /// Entity tag.
+        e_tag: Option<String>,
+        /// Version, in a store that keeps several.
+        version: Option<String>,
+    },
+    /// The content itself, where comparing it is cheap.
+    Content(Bytes),
+}
+
+/// One object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its path in the store.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Local(LocalDirectory),
+    Remote(Remote),
+}
+
+/// An object store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    backend: Arc<Backend>,
+    name: Arc<str>,
+}
+
+impl Store {
+    /// Opens the store. A directory is created if missing; a bucket is not. Reaching S3 is not
+    /// tried here: see [`Store::check`].
+    pub fn open(location: &Location, s3_endpoint: Option<&str>) -> Result<Store, BlobError> {
+        let name = location.to_string();
+        let unusable = |cause| BlobError::Unusable { store: name.clone(), cause };
+        let backend = match location {
+            Location::Directory(path) => Backend::Local(
+                LocalDirectory::open(path).map_err(|error| unusable(error.to_string()))?,
+            ),
+            Location::S3 { bucket, prefix } => Backend::Remote(
+                Remote::s3(bucket, prefix, s3_endpoint).map_err(|error| unusable(chain(&error)))?,
+            ),
+            Location::Memory => Backend::Remote(Remote::memory()),
+        };
+        Ok(Store { backend: Arc::new(backend), name: name.into() })
+    }
+
+    /// The location, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Proves that the store can be reached, written, read and listed, and tells whether it
+    /// enforces put-if-absent. A few S3 look-alikes accept the condition and ignore it; with
+    /// those, nothing stops two page servers from overwriting each other.
+    pub async fn check(&self) -> Result<bool, BlobError> {
+        let path = format!("probe/{:016x}", rand::random::<u64>());
+        let unusable = |error: BlobError| match error {
+            BlobError::Failed { cause, .. } => {
+                BlobError::Unusable { store: self.name.to_string(), cause }
+            }
+            BlobError::NotFound { .. } => BlobError::Unusable {
+                store: self.name.to_string(),
+                cause: "it does not exist (create the bucket first)".into(),
+            },
+            other => other,
+        };
+        self.put_if_absent(&path, Bytes::from_static(b"1")).await.map_err(unusable)?;
+        let second = self.put_if_absent(&path, Bytes::from_static(b"2")).await;
+        let content = self.get(&path).await;
+        self.delete(&path).await.map_err(unusable)?;
+        Ok(second.map_err(unusable)? == PutOutcome::Exists
+            && content.map_err(unusable)? == b"1".as_slice())
+    }
+
+    fn failed(&self, action: &'static str, path: &str, cause: String) -> BlobError {
+        BlobError::Failed { action, store: self.name.to_string(), path: path.into(), cause }
+    }
+
+    fn remote_error(
+        &self,
+        action: &'static str,
+        path: &str,
+        error: object_store::Error,
+    ) -> BlobError {
+        match error {
+            object_store::Error::NotFound { .. } => {
+                BlobError::NotFound { store: self.name.to_string(), path: path.into() }
+            }
+            error => self.failed(action, path, chain(&error)),
+        }
+    }
+
+    /// Runs a blocking file operation off the asynchronous threads.
+    async fn local<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        path: &str,
+        work: impl FnOnce(&LocalDirectory, &str) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, BlobError> {
+        let backend = Arc::clone(&self.backend);
+        let owned = path.to_owned();
+        let task = tokio::task::spawn_blocking(move || match &*backend {
+            Backend::Local(local) => work(local, &owned),
+            Backend::Remote(_) => Err(io::Error::other("not a local store")),
+        });
+        match task.await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Err(BlobError::NotFound { store: self.name.to_string(), path: path.into() })
+            }
+            Ok(Err(error)) => Err(self.failed(action, path, error.to_string())),
+            Err(error) => Err(self.failed(action, path, error.to_string())),
+        }
+    }
+
+    /// The whole object.
+    pub async fn get(&self, path: &str) -> Result<Bytes, BlobError> {
+        self.get_versioned(path).await.map(|(bytes, _)| bytes)
+    }
+
+    /// The whole object and which version it is, for [`Store::compare_and_swap`].
+    pub async fn get_versioned(&self, path: &str) -> Result<(Bytes, Version), BlobError> {
+        match &*self.backend {
+            Backend::Local(_) => {
+                let bytes = self.local("read", path, |local, path| local.get(path)).await?;
+                Ok((bytes.clone(), Version::Content(bytes)))
+            }
+            Backend::Remote(remote) => {
+                remote.get(path).await.map_err(|error| self.remote_error("read", path, error))
+            }
+        }
+    }
+
+    /// Bytes `range` of the object; shorter if the object ends before.
+    pub async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Bytes, BlobError> {
+        match &*self.backend {
+            Backend::Local(_) => {
+                self.local("read", path, move |local, path| local.get_range(path, range)).await
+            }
+            Backend::Remote(remote) => remote
+                .get_range(path, range)
+                .await
+                .map_err(|error| self.remote_error("read", path, error)),
+        }
+    }
+
+    /// Writes the object, replacing any of that name.
+    pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), BlobError> {
+        match &*self.backend {
+            Backend::Local(_) => {
+                self.local("write", path, move |local, path| local.put(path, &bytes)).await
+            }
+            Backend::Remote(remote) => remote
+                .put(path, bytes)
+                .await
+                .map_err(|error| self.remote_error("write", path, error)),
+        }
+    }
+
+    /// Writes the object unless one of that name is there. After a lost answer and a retry,
+    /// `Exists` may mean our own earlier attempt: callers whose content identifies them should
+    /// read it back.
+    pub async fn put_if_absent(&self, path: &str, bytes: Bytes) -> Result<PutOutcome, BlobError> {
+        match &*self.backend {
+            Backend::Local(_) => {
+                let put =
+                    move |local: &LocalDirectory, path: &str| local.put_if_absent(path, &bytes);
+                self.local("write", path, put).await
+            }
+            Backend::Remote(remote) => remote
+                .put_if_absent(path, bytes)
+                .await
+                .map_err(|error| self.remote_error("write", path, error)),
+        }
+    }
+
+    /// Replaces the object if it is still the `expected` one (`None`: if it is absent).
+    ///
+    /// A conflict is reported only after reading the object back: if it holds exactly `bytes`,
+    /// an earlier attempt of ours got through although its answer was lost, and that is success.
+    /// Contents must therefore be unique to their writer.
+    pub async fn compare_and_swap(
+        &self,
+        path: &str,
+        expected: Option<&Version>,
+        bytes: Bytes,
+    ) -> Result<CasOutcome, BlobError> {
+        let remote = match &*self.backend {
+            Backend::Local(_) => {
+                let expected = expected.cloned();
+                let swap = move |local: &LocalDirectory, path: &str| {
+                    local.compare_and_swap(path, expected.as_ref(), &bytes)
+                };
+                return self.local("swap", path, swap).await;
+            }
+            Backend::Remote(remote) => remote,
+        };
+        let outcome = remote
+            .compare_and_swap(path, expected, bytes.clone())
+            .await
+            .map_err(|error| self.remote_error("swap", path, error))?;
+        if outcome == CasOutcome::Conflict {
+            match remote.get(path).await {
+                Ok((current, version)) if current == bytes => {
+                    return Ok(CasOutcome::Swapped(version));
+                }
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(self.remote_error("read", path, error)),
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Deletes the object; success if it was not there.
+    pub async fn delete(&self, path: &str) -> Result<(), BlobError> {
+        match &*self.backend {
+            Backend::Local(_) => self.local("delete", path, |local, path| local.delete(path)).await,
+            Backend::Remote(remote) => {
+                remote.delete(path).await.map_err(|error| self.remote_error("delete", path, error))
+            }
+        }
+    }
+
+    /// Every object below `prefix`, a path of whole components, sorted by path.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, BlobError> {
+        match &*self.backend {
+            Backend::Local(_) => self.local("list", prefix, |local, path| local.list(path)).await,
+            Backend::Remote(remote) => {
+                remote.list(prefix).await.map_err(|error| self.remote_error("list", prefix, error))
+            }
+        }
+    }
+}

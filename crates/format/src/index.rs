@@ -1,0 +1,180 @@
+//! The index of a timeline: what it is, how far it is durable, and which layers it has.
+//!
+//! ```text
+//! line 1: "pgstrata-index " format version " " CRC-32C of the rest, 8 hexadecimal digits
+//! rest:   one JSON document, the fields of [`TimelineIndex`]
+//! ```
+//! Text, because it is small, read rarely, and somebody will want to read it in an emergency.
+//! The object is advanced by compare-and-swap only; `sequence` makes every content unique.
+
+use serde::{Deserialize, Serialize};
+
+use crate::FormatError;
+use crate::layer::LayerKind;
+
+const PREFIX: &str = "pgstrata-index ";
+const VERSION: u16 = 1;
+const WHAT: &str = "timeline index";
+
+/// One timeline, as object storage knows it. LSNs are in PostgreSQL's text form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineIndex {
+    /// Advanced by every write.
+    pub sequence: u64,
+    /// Generation of the page server that wrote this.
+    pub generation: u64,
+    /// Tenant id.
+    pub tenant: String,
+    /// Timeline id.
+    pub timeline: String,
+    /// The branch's name.
+    pub name: String,
+    /// Where it branched off, if it has an ancestor.
+    pub ancestor: Option<Ancestor>,
+    /// Nothing before this LSN can be read from this timeline itself.
+    pub start_lsn: String,
+    /// Everything up to here is in the layers.
+    pub remote_consistent_lsn: String,
+    /// Start of the last record before `remote_consistent_lsn`.
+    pub last_record: String,
+    /// Database system identifier.
+    pub system_id: u64,
+    /// PostgreSQL major version.
+    pub pg_version: u32,
+    /// Bytes of a WAL segment.
+    pub segment_size: u64,
+    /// Creation time, RFC 3339.
+    pub created: String,
+    /// The branch was deleted; its layers are still needed by children.
+    #[serde(default)]
+    pub deleted: bool,
+    /// Layers, oldest first.
+    pub layers: Vec<LayerEntry>,
+}
+
+/// Where a branch begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ancestor {
+    /// The ancestor's timeline id.
+    pub timeline: String,
+    /// The branch sees the ancestor up to here.
+    pub lsn: String,
+}
+
+/// One layer of a timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerEntry {
+    /// Object name below the timeline's `layers/`.
+    pub name: String,
+    /// Delta or image.
+    pub kind: LayerKind,
+    /// 0 for a layer as frozen, 1 for a compacted one.
+    pub level: u8,
+    /// Changes after this LSN.
+    pub start_lsn: String,
+    /// Changes up to this LSN.
+    pub end_lsn: String,
+    /// Least key, hexadecimal.
+    pub min_key: String,
+    /// Greatest key, hexadecimal.
+    pub max_key: String,
+    /// Bytes of the object.
+    pub size: u64,
+}
+
+impl TimelineIndex {
+    /// The object's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        // Strings, numbers and lists of them: nothing that JSON can't express.
+        let body = serde_json::to_vec(self).unwrap_or_default();
+        let mut bytes = format!("{PREFIX}{VERSION} {:08x}\n", crc32c::crc32c(&body)).into_bytes();
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// Reads the object's bytes.
+    pub fn decode(bytes: &[u8]) -> Result<TimelineIndex, FormatError> {
+        if bytes.iter().all(|&byte| byte == 0) {
+            return Err(FormatError::Unwritten { what: WHAT });
+        }
+        let corrupt = |detail: &str| FormatError::corrupt(WHAT, detail);
+        let end = bytes
+            .iter()
+            .take(64)
+            .position(|&byte| byte == b'\n')
+            .ok_or_else(|| corrupt("its first line is not one of an index"))?;
+        let (line, body) = (&bytes[..end], &bytes[end + 1..]);
+        let fields = std::str::from_utf8(line)
+            .ok()
+            .and_then(|line| line.strip_prefix(PREFIX))
+            .and_then(|rest| rest.split_once(' '))
+            .ok_or_else(|| corrupt("its first line is not one of an index"))?;
+        let version: u16 = fields.0.parse().map_err(|_| corrupt("its version is no number"))?;
+        if version > VERSION {
+            return Err(FormatError::NewerVersion { what: WHAT, found: version, known: VERSION });
+        }
+        if version != VERSION || fields.0 != VERSION.to_string() {
+            return Err(corrupt("no version of pgstrata wrote its first line"));
+        }
+        if fields.1 != format!("{:08x}", crc32c::crc32c(body)) {
+            return Err(corrupt("its checksum does not match"));
+        }
+        serde_json::from_slice(body).map_err(|error| corrupt(&error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index() -> TimelineIndex {
+        TimelineIndex {
+            sequence: 7,
+            generation: 2,
+            tenant: "00".repeat(16),
+            timeline: "11".repeat(16),
+            name: "main".into(),
+            ancestor: Some(Ancestor { timeline: "22".repeat(16), lsn: "0/10".into() }),
+            start_lsn: "0/2000000".into(),
+            remote_consistent_lsn: "0/2000100".into(),
+            last_record: "0/20000A0".into(),
+            system_id: 42,
+            pg_version: 15,
+            segment_size: 16 << 20,
+            created: "2026-01-01T00:00:00Z".into(),
+            deleted: false,
+            layers: vec![LayerEntry {
+                name: "x".into(),
+                kind: LayerKind::Delta,
+                level: 0,
+                start_lsn: "0/2000000".into(),
+                end_lsn: "0/2000100".into(),
+                min_key: "00".into(),
+                max_key: "ff".into(),
+                size: 10,
+            }],
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        assert_eq!(TimelineIndex::decode(&index().encode()), Ok(index()));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let bytes = index().encode();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut broken = bytes.clone();
+                broken[at] ^= 1 << bit;
+                assert!(TimelineIndex::decode(&broken).is_err(), "byte {at} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn empty_is_unwritten() {
+        assert_eq!(TimelineIndex::decode(&[]), Err(FormatError::Unwritten { what: WHAT }));
+    }
+}

@@ -1,0 +1,291 @@
+//! A safekeeper's own small files: `identity` of the node, `control` of each timeline.
+//!
+//! Both have one header; all integers are little endian.
+//!
+//! ```text
+//! offset  size  field
+//!      0     8  magic: "pgsSKid\n" (identity) or "pgsSKctl" (control)
+//!      8     2  format version (1)
+//!     10     2  reserved, 0
+//!     12     4  length of the body in bytes
+//!     16     4  CRC-32C of the body
+//!     20     4  CRC-32C of bytes 0..20
+//!     24        body
+//!
+//! identity body
+//!      0     8  node id
+//!
+//! control body
+//!      0     8  node id of the owner
+//!      8    16  tenant id
+//!     24    16  timeline id
+//!     40     8  system identifier
+//!     48     4  PostgreSQL major version
+//!     52     4  PostgreSQL timeline number
+//!     56     4  WAL segment size
+//!     60     8  start LSN
+//!     68    16  ancestor timeline id, all zero if none
+//!     84     8  highest promised term
+//!     92    16  proposer that got the vote in it, all zero if none
+//!    108     8  commit LSN
+//!    116     8  flush LSN when this was written
+//!    124     8  available LSN: WAL before it was trimmed
+//!    132     8  archived LSN: whole segments before it are in object storage
+//!    140     8  remote consistent LSN: the page server no longer needs what is before it
+//!    148     8  configuration number
+//!    156     4  number of members, then 8 bytes of node id each
+//!            4  number of incoming members, then 8 bytes each
+//!            4  number of term history entries, then 16 bytes each: term, LSN
+//!            4  number of addresses, then each: node id 8, length 2, text
+//! ```
+
+use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_quorum::{
+    Configuration, ControlState, MAX_HISTORY, MAX_MEMBERS, ProposerId, TermHistory, TermStart,
+};
+
+use crate::FormatError;
+use crate::bytes::Reader;
+
+const HEADER_SIZE: usize = 24;
+const VERSION: u16 = 1;
+const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n" };
+const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl" };
+
+struct Kind {
+    what: &'static str,
+    magic: [u8; 8],
+}
+
+/// Everything about one timeline that a safekeeper keeps besides WAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimelineControl {
+    /// Whose file it is.
+    pub node: NodeId,
+    /// What the timeline is.
+    pub parameters: TimelineParameters,
+    /// Promises, history, members; its `start_lsn` is that of `parameters`.
+    pub state: ControlState,
+    /// End of the durable log at that time; it must not be shorter after a restart.
+    pub flush_lsn: Lsn,
+    /// First byte still on disk.
+    pub available_lsn: Lsn,
+    /// Whole segments before it are in object storage.
+    pub archived_lsn: Lsn,
+    /// The page server no longer needs what is before it.
+    pub remote_consistent_lsn: Lsn,
+    /// Where the members' WAL ports were last known to be.
+    pub addresses: Vec<(NodeId, String)>,
+}
+
+/// The bytes of an `identity` file.
+pub fn encode_identity(node: NodeId) -> Vec<u8> {
+    IDENTITY.encode(&node.0.to_le_bytes())
+}
+
+/// The node of an `identity` file.
+pub fn decode_identity(bytes: &[u8]) -> Result<NodeId, FormatError> {
+    let mut reader = IDENTITY.open(bytes)?;
+    let node = NodeId(reader.u64()?);
+    IDENTITY.end(&reader)?;
+    Ok(node)
+}
+
+impl Kind {
+    fn encode(&self, body: &[u8]) -> Vec<u8> {
+        let mut out = self.magic.to_vec();
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        out.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
+        let crc = crc32c::crc32c(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(body);
+        out
+    }
+
+    fn open<'a>(&self, bytes: &'a [u8]) -> Result<Reader<'a>, FormatError> {
+        let what = self.what;
+        if bytes.iter().all(|&byte| byte == 0) {
+            return Err(FormatError::Unwritten { what });
+        }
+        let Some((header, body)) = bytes.split_at_checked(HEADER_SIZE) else {
+            return Err(FormatError::torn(what, format!("{} bytes", bytes.len())));
+        };
+        let mut fields = Reader::new(what, header);
+        if fields.array()? != self.magic {
+            return Err(FormatError::corrupt(what, "the magic number is wrong"));
+        }
+        let version = fields.u16()?;
+        fields.u16()?;
+        let (length, body_crc, header_crc) = (fields.u32()?, fields.u32()?, fields.u32()?);
+        if crc32c::crc32c(&header[..20]) != header_crc {
+            return Err(FormatError::corrupt(what, "the header's checksum is wrong"));
+        }
+        if version > VERSION {
+            return Err(FormatError::NewerVersion { what, found: version, known: VERSION });
+        }
+        let Some(body) = body.get(..length as usize) else {
+            let detail = format!("{} of {length} bytes after the header", body.len());
+            return Err(FormatError::torn(what, detail));
+        };
+        if crc32c::crc32c(body) != body_crc {
+            return Err(FormatError::corrupt(what, "the checksum is wrong"));
+        }
+        Ok(Reader::new(what, body))
+    }
+
+    fn end(&self, reader: &Reader<'_>) -> Result<(), FormatError> {
+        match reader.is_empty() {
+            true => Ok(()),
+            false => Err(FormatError::corrupt(self.what, "it goes on after its last field")),
+        }
+    }
+}
+
+impl TimelineControl {
+    /// The bytes of a `control` file.
+    pub fn encode(&self) -> Vec<u8> {
+        let (parameters, state) = (&self.parameters, &self.state);
+        let mut out = Vec::with_capacity(256 + 16 * state.history.entries().len());
+        let put = |out: &mut Vec<u8>, value: u64| out.extend_from_slice(&value.to_le_bytes());
+        let count = |out: &mut Vec<u8>, value: usize| {
+            out.extend_from_slice(&(value as u32).to_le_bytes());
+        };
+        put(&mut out, self.node.0);
+        out.extend_from_slice(&parameters.tenant.0);
+        out.extend_from_slice(&parameters.timeline.0);
+        put(&mut out, parameters.system_id.0);
+        out.extend_from_slice(&parameters.pg_version.to_le_bytes());
+        out.extend_from_slice(&parameters.pg_timeline.to_le_bytes());
+        out.extend_from_slice(&parameters.segment_size.to_le_bytes());
+        put(&mut out, parameters.start_lsn.0);
+        out.extend_from_slice(&parameters.ancestor.map_or([0; 16], |ancestor| ancestor.0));
+        put(&mut out, state.term.0);
+        out.extend_from_slice(&state.voted_for.map_or([0; 16], |proposer| proposer.0));
+        let positions = [state.commit_lsn, self.flush_lsn, self.available_lsn];
+        for lsn in positions.into_iter().chain([self.archived_lsn, self.remote_consistent_lsn]) {
+            put(&mut out, lsn.0);
+        }
+        put(&mut out, state.configuration.number());
+        for group in [state.configuration.members(), state.configuration.incoming()] {
+            count(&mut out, group.len());
+            group.iter().for_each(|node| put(&mut out, node.0));
+        }
+        count(&mut out, state.history.entries().len());
+        for entry in state.history.entries() {
+            put(&mut out, entry.term.0);
+            put(&mut out, entry.lsn.0);
+        }
+        count(&mut out, self.addresses.len());
+        for (node, address) in &self.addresses {
+            put(&mut out, node.0);
+            let text = &address.as_bytes()[..address.len().min(usize::from(u16::MAX))];
+            out.extend_from_slice(&(text.len() as u16).to_le_bytes());
+            out.extend_from_slice(text);
+        }
+        CONTROL.encode(&out)
+    }
+
+    /// The contents of a `control` file, which must belong to `node`.
+    pub fn decode(bytes: &[u8], node: NodeId) -> Result<TimelineControl, FormatError> {
+        let mut reader = CONTROL.open(bytes)?;
+        let owner = reader.u64()?;
+        if owner != node.0 {
+            return Err(FormatError::WrongOwner {
+                what: CONTROL.what,
+                found: format!("safekeeper {owner}"),
+                expected: format!("safekeeper {node}"),
+            });
+        }
+        let parameters = parameters(&mut reader)?;
+        let term = Term(reader.u64()?);
+        let voted_for = some_id(&mut reader)?.map(ProposerId);
+        let commit_lsn = Lsn(reader.u64()?);
+        let flush_lsn = Lsn(reader.u64()?);
+        let available_lsn = Lsn(reader.u64()?);
+        let archived_lsn = Lsn(reader.u64()?);
+        let remote_consistent_lsn = Lsn(reader.u64()?);
+        let configuration = configuration(&mut reader)?;
+        let history = history(&mut reader)?;
+        let addresses = addresses(&mut reader)?;
+        CONTROL.end(&reader)?;
+        let start_lsn = parameters.start_lsn;
+        let state = ControlState { start_lsn, configuration, term, voted_for, history, commit_lsn };
+        Ok(TimelineControl {
+            node,
+            parameters,
+            state,
+            flush_lsn,
+            available_lsn,
+            archived_lsn,
+            remote_consistent_lsn,
+            addresses,
+        })
+    }
+}
+
+fn impossible(error: impl std::fmt::Display) -> FormatError {
+    FormatError::corrupt(CONTROL.what, error.to_string())
+}
+
+fn some_id(reader: &mut Reader<'_>) -> Result<Option<[u8; 16]>, FormatError> {
+    let id = reader.array()?;
+    Ok((id != [0; 16]).then_some(id))
+}
+
+fn parameters(reader: &mut Reader<'_>) -> Result<TimelineParameters, FormatError> {
+    let parameters = TimelineParameters {
+        tenant: TenantId(reader.array()?),
+        timeline: TimelineId(reader.array()?),
+        system_id: SystemId(reader.u64()?),
+        pg_version: reader.u32()?,
+        pg_timeline: reader.u32()?,
+        segment_size: reader.u32()?,
+        start_lsn: Lsn(reader.u64()?),
+        ancestor: some_id(reader)?.map(TimelineId),
+    };
+    parameters.check().map_err(impossible)?;
+    Ok(parameters)
+}
+
+fn count(reader: &mut Reader<'_>, most: usize) -> Result<usize, FormatError> {
+    let count = reader.u32()? as usize;
+    if count > most {
+        return Err(impossible(format!("a list of {count} entries, at most {most} are possible")));
+    }
+    Ok(count)
+}
+
+fn configuration(reader: &mut Reader<'_>) -> Result<Configuration, FormatError> {
+    let number = reader.u64()?;
+    let group = |reader: &mut Reader<'_>| -> Result<Vec<NodeId>, FormatError> {
+        let count = count(reader, MAX_MEMBERS)?;
+        (0..count).map(|_| reader.u64().map(NodeId)).collect()
+    };
+    let (members, incoming) = (group(reader)?, group(reader)?);
+    Configuration::joint(number, members, incoming).map_err(impossible)
+}
+
+fn history(reader: &mut Reader<'_>) -> Result<TermHistory, FormatError> {
+    let count = count(reader, MAX_HISTORY)?;
+    let entries = (0..count)
+        .map(|_| Ok(TermStart { term: Term(reader.u64()?), lsn: Lsn(reader.u64()?) }))
+        .collect::<Result<_, FormatError>>()?;
+    TermHistory::new(entries).map_err(impossible)
+}
+
+fn addresses(reader: &mut Reader<'_>) -> Result<Vec<(NodeId, String)>, FormatError> {
+    let count = count(reader, 2 * MAX_MEMBERS)?;
+    let address = |reader: &mut Reader<'_>| {
+        let node = NodeId(reader.u64()?);
+        let length = usize::from(reader.u16()?);
+        let text = String::from_utf8(reader.take(length)?.to_vec()).map_err(impossible)?;
+        Ok((node, text))
+    };
+    (0..count).map(|_| address(reader)).collect()
+}
+
+#[cfg(test)]
+#[path = "safekeeper_tests.rs"]
+mod tests;

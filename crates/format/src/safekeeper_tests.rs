@@ -1,0 +1,85 @@
+//! Round trip, golden bytes, and every kind of damage.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn control(term: u64, branch: bool, entries: u64) -> TimelineControl {
+    let start_lsn = Lsn(16 << 20);
+    let history = (0..entries)
+        .map(|n| TermStart { term: Term(n + 1), lsn: start_lsn + 8 * n })
+        .collect::<Vec<_>>();
+    TimelineControl {
+        node: NodeId(3),
+        parameters: TimelineParameters {
+            tenant: TenantId([1; 16]),
+            timeline: TimelineId([2; 16]),
+            system_id: SystemId(7),
+            pg_version: 17,
+            pg_timeline: 1,
+            segment_size: 16 << 20,
+            start_lsn,
+            ancestor: branch.then_some(TimelineId([4; 16])),
+        },
+        state: ControlState {
+            start_lsn,
+            configuration: Configuration::new(5, vec![NodeId(1), NodeId(2), NodeId(3)]).unwrap(),
+            term: Term(term),
+            voted_for: branch.then_some(ProposerId([9; 16])),
+            history: TermHistory::new(history).unwrap(),
+            commit_lsn: start_lsn + 8,
+        },
+        flush_lsn: start_lsn + 16,
+        available_lsn: start_lsn,
+        archived_lsn: start_lsn,
+        remote_consistent_lsn: start_lsn,
+        addresses: vec![(NodeId(1), "127.0.0.1:5".into())],
+    }
+}
+
+#[test]
+fn golden_identity() {
+    let bytes = encode_identity(NodeId(0x0102));
+    assert_eq!(bytes[..16], *b"pgsSKid\n\x01\0\0\0\x08\0\0\0");
+    assert_eq!(bytes[24..], [2, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(decode_identity(&bytes), Ok(NodeId(0x0102)));
+}
+
+#[test]
+fn each_damage_has_its_own_error() {
+    let bytes = control(4, true, 2).encode();
+    let decode = |bytes: &[u8]| TimelineControl::decode(bytes, NodeId(3));
+    assert!(matches!(decode(&[0; 100]), Err(FormatError::Unwritten { .. })));
+    assert!(matches!(decode(&[]), Err(FormatError::Unwritten { .. })));
+    assert!(matches!(decode(&bytes[..10]), Err(FormatError::Torn { .. })));
+    assert!(matches!(decode(&bytes[..60]), Err(FormatError::Torn { .. })));
+    assert!(matches!(decode(&encode_identity(NodeId(3))), Err(FormatError::Corrupt { .. })));
+    let other = TimelineControl::decode(&bytes, NodeId(4));
+    assert!(matches!(other, Err(FormatError::WrongOwner { .. })));
+    let mut newer = bytes.clone();
+    newer[8] = 2;
+    let crc = crc32c::crc32c(&newer[..20]);
+    newer[20..24].copy_from_slice(&crc.to_le_bytes());
+    assert!(matches!(decode(&newer), Err(FormatError::NewerVersion { found: 2, .. })));
+}
+
+proptest! {
+    #[test]
+    fn round_trip(term: u64, branch: bool, entries in 0u64..10) {
+        let control = control(term, branch, entries);
+        prop_assert_eq!(TimelineControl::decode(&control.encode(), NodeId(3)), Ok(control));
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found(at in 0usize..200, bit in 0u8..8) {
+        let mut bytes = control(4, true, 2).encode();
+        bytes[at] ^= 1 << bit;
+        prop_assert!(TimelineControl::decode(&bytes, NodeId(3)).is_err());
+    }
+
+    #[test]
+    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = TimelineControl::decode(&CONTROL.encode(&bytes), NodeId(3));
+        let _ = decode_identity(&bytes);
+    }
+}

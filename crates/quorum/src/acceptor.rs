@@ -1,0 +1,540 @@
+//! One safekeeper's part of one timeline: promises, the log's end, and what is committed.
+//!
+//! # The driver's duties
+//! * Perform outputs in order, each completely before the next; stop for good if one fails.
+//! * `Persist`: durable when it returns, atomically. `Truncate`: likewise.
+//! * After a crash give [`Acceptor::restore`] the last persisted [`ControlState`] and the end of
+//!   the last valid record that is durable, at most what was written.
+
+use pgstrata_ids::{Lsn, NodeId, Term};
+
+#[cfg(any(test, feature = "explorer"))]
+use crate::Fault;
+use crate::{
+    Ack, Append, Configuration, Elected, PeerRange, ProposerId, Refusal, TermHistory, Vote,
+    VoteRequest,
+};
+
+/// What an acceptor must not forget.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ControlState {
+    /// First byte of the timeline.
+    pub start_lsn: Lsn,
+    /// The members.
+    pub configuration: Configuration,
+    /// The highest term promised.
+    pub term: Term,
+    /// Who got the vote in `term`; `None` if the promise came without a vote.
+    pub voted_for: Option<ProposerId>,
+    /// Which term wrote which byte.
+    pub history: TermHistory,
+    /// Something known to be committed and durable here; may lag.
+    pub commit_lsn: Lsn,
+}
+
+impl ControlState {
+    /// A timeline of which nothing is known but its beginning.
+    pub fn empty(start_lsn: Lsn, configuration: Configuration) -> ControlState {
+        ControlState {
+            start_lsn,
+            configuration,
+            term: Term(0),
+            voted_for: None,
+            history: TermHistory::default(),
+            commit_lsn: start_lsn,
+        }
+    }
+}
+
+/// One step for the driver.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum AcceptorOutput {
+    /// Replace the control state.
+    Persist(ControlState),
+    /// Remove all bytes at and after this position, so that no crash brings them back.
+    Truncate(Lsn),
+    /// Write the message's bytes from offset `skip` on to position `at`. Need not be durable.
+    Write {
+        /// Where the first byte goes: the end of what was written before.
+        at: Lsn,
+        /// How many of the message's bytes are here already.
+        skip: u64,
+    },
+    /// Make everything written durable.
+    Sync,
+    /// Answer a vote request.
+    Vote(Vote),
+    /// Answer the current proposer.
+    Ack(Ack),
+    /// Answer that nothing was done; the connection is of no further use.
+    Refuse(Refusal),
+    /// Readers may have everything up to here.
+    Committed(Lsn),
+}
+
+/// A control state and log that don't belong together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the durable log ends at {flush_lsn}, before {needed}, which the control file says was \
+     durable: WAL files of this timeline are missing or damaged"
+)]
+pub struct InvalidState {
+    /// Where the log ends.
+    pub flush_lsn: Lsn,
+    /// Where it should reach at least.
+    pub needed: Lsn,
+}
+
+/// The acceptor's state; see the module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Acceptor {
+    node: NodeId,
+    control: ControlState,
+    write_lsn: Lsn,
+    boundary_lsn: Lsn,
+    flush_lsn: Lsn,
+    commit_lsn: Lsn,
+    proposer_commit_lsn: Lsn,
+    #[cfg(any(test, feature = "explorer"))]
+    fault: Option<Fault>,
+}
+
+type Outputs = Vec<AcceptorOutput>;
+
+impl Acceptor {
+    /// Goes on from durable state: `flush_lsn` is the end of the last valid durable record.
+    pub fn restore(
+        node: NodeId,
+        control: ControlState,
+        flush_lsn: Lsn,
+    ) -> Result<Acceptor, InvalidState> {
+        let needed = control.commit_lsn.max(control.start_lsn);
+        if flush_lsn < needed {
+            return Err(InvalidState { flush_lsn, needed });
+        }
+        Ok(Acceptor {
+            node,
+            write_lsn: flush_lsn,
+            boundary_lsn: flush_lsn,
+            flush_lsn,
+            commit_lsn: control.commit_lsn,
+            proposer_commit_lsn: Lsn::INVALID,
+            control,
+            #[cfg(any(test, feature = "explorer"))]
+            fault: None,
+        })
+    }
+
+    /// Makes one mistake from now on.
+    #[cfg(any(test, feature = "explorer"))]
+    pub fn with_fault(self, fault: Option<Fault>) -> Acceptor {
+        Acceptor { fault, ..self }
+    }
+
+    #[cfg(any(test, feature = "explorer"))]
+    fn faulty(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// The control state as it should be persisted now.
+    pub fn control(&self) -> ControlState {
+        ControlState { commit_lsn: self.commit_lsn, ..self.control.clone() }
+    }
+
+    /// The members.
+    pub fn configuration(&self) -> &Configuration {
+        &self.control.configuration
+    }
+
+    /// The highest term promised.
+    pub fn term(&self) -> Term {
+        self.control.term
+    }
+
+    /// Which term wrote which byte.
+    pub fn history(&self) -> &TermHistory {
+        &self.control.history
+    }
+
+    /// End of what is written, durable or not.
+    pub fn write_lsn(&self) -> Lsn {
+        self.write_lsn
+    }
+
+    /// End of the durable log.
+    pub fn flush_lsn(&self) -> Lsn {
+        self.flush_lsn
+    }
+
+    /// What is known to be committed; at most `flush_lsn`.
+    pub fn commit_lsn(&self) -> Lsn {
+        self.commit_lsn
+    }
+
+    /// Answers a vote request.
+    pub fn vote(&mut self, request: &VoteRequest, outputs: &mut Outputs) {
+        let current = self.control.configuration.number();
+        if request.configuration.number() < current {
+            outputs.push(AcceptorOutput::Refuse(Refusal::StaleConfiguration { current }));
+            return;
+        }
+        if !request.configuration.contains(self.node) {
+            outputs.push(AcceptorOutput::Refuse(Refusal::NotMember));
+            return;
+        }
+        let again =
+            request.term == self.control.term && self.control.voted_for == Some(request.proposer);
+        let granted = again || self.may_vote(request.term);
+        if granted && !again {
+            self.settle_unsynced(outputs);
+            self.control.term = request.term;
+            self.control.voted_for = Some(request.proposer);
+            self.control.configuration = request.configuration.clone();
+            self.persist_vote(outputs);
+        }
+        outputs.push(AcceptorOutput::Vote(Vote {
+            asked: request.term,
+            granted,
+            term: self.control.term,
+            flush_lsn: self.flush_lsn,
+            commit_lsn: self.commit_lsn,
+            history: self.control.history.up_to(self.flush_lsn),
+        }));
+        self.check();
+    }
+
+    fn may_vote(&self, term: Term) -> bool {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::VoteTwice) && term == self.control.term {
+            return true;
+        }
+        term > self.control.term
+    }
+
+    fn persist_vote(&self, outputs: &mut Outputs) {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::VoteNotPersisted) {
+            return;
+        }
+        outputs.push(AcceptorOutput::Persist(self.control()));
+    }
+
+    /// A vote speaks for the log as it will be after a crash: what is written must be durable
+    /// first, or bytes that the winner wasn't told of could come back and count as held.
+    fn settle_unsynced(&mut self, outputs: &mut Outputs) {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::VoteKeepsUnsynced) {
+            return;
+        }
+        if self.write_lsn > self.flush_lsn {
+            outputs.push(AcceptorOutput::Sync);
+            self.flush_lsn = self.boundary_lsn;
+        }
+    }
+
+    /// Follows the winner of a term: drops what its log doesn't have and takes its history.
+    pub fn elected(&mut self, elected: &Elected, outputs: &mut Outputs) {
+        if let Err(refusal) = self.check_elected(elected) {
+            outputs.push(AcceptorOutput::Refuse(refusal));
+            return;
+        }
+        let divergence = self.divergence(elected);
+        if divergence < self.commit_lsn && !self.tolerates_loss() {
+            let commit_lsn = self.commit_lsn;
+            let refusal = Refusal::CommittedDiffers { divergence, commit_lsn };
+            outputs.push(AcceptorOutput::Refuse(refusal));
+            return;
+        }
+        let newer = elected.term > self.control.term;
+        if newer {
+            self.control.term = elected.term;
+            self.control.voted_for = None;
+        }
+        let changed = self.control.history != elected.history;
+        self.replace_history(divergence, newer, changed.then_some(&elected.history), outputs);
+        self.proposer_commit_lsn = Lsn::INVALID;
+        outputs.push(AcceptorOutput::Ack(self.ack()));
+        self.check();
+    }
+
+    fn check_elected(&self, elected: &Elected) -> Result<(), Refusal> {
+        let promised = self.control.term;
+        if elected.term < promised {
+            return Err(Refusal::Fenced { promised });
+        }
+        let entries = elected.history.entries();
+        if entries.last().map(|last| last.term) != Some(elected.term) {
+            return Err(Refusal::Malformed("the history doesn't end with the sender's term"));
+        }
+        if entries[0].lsn != self.control.start_lsn {
+            return Err(Refusal::Malformed("the history doesn't begin where the timeline does"));
+        }
+        Ok(())
+    }
+
+    fn divergence(&self, elected: &Elected) -> Lsn {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::WrongDivergence) {
+            let start = elected.history.last().map_or(Lsn::INVALID, |last| last.lsn);
+            return start.min(self.flush_lsn);
+        }
+        let ours = &self.control.history;
+        ours.divergence(self.flush_lsn, &elected.history, Lsn::MAX, self.control.start_lsn)
+    }
+
+    #[cfg(any(test, feature = "explorer"))]
+    fn tolerates_loss(&self) -> bool {
+        self.faulty(Fault::TruncateBelowCommit)
+    }
+
+    #[cfg(not(any(test, feature = "explorer")))]
+    fn tolerates_loss(&self) -> bool {
+        false
+    }
+
+    /// Old bytes must be gone, durably, before a history says that they are of another term; and
+    /// before they go, the promise that makes them worthless must be durable.
+    fn replace_history(
+        &mut self,
+        divergence: Lsn,
+        promised: bool,
+        history: Option<&TermHistory>,
+        outputs: &mut Outputs,
+    ) {
+        let truncates = self.write_lsn > divergence;
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::HistoryBeforeTruncate) {
+            if let Some(history) = history {
+                self.control.history = history.clone();
+                outputs.push(AcceptorOutput::Persist(self.control()));
+            }
+            if truncates {
+                outputs.push(AcceptorOutput::Truncate(divergence));
+                self.truncated(divergence);
+            }
+            return;
+        }
+        if truncates {
+            if promised {
+                outputs.push(AcceptorOutput::Persist(self.control()));
+            }
+            outputs.push(AcceptorOutput::Truncate(divergence));
+            self.truncated(divergence);
+        }
+        if let Some(history) = history {
+            self.control.history = history.clone();
+            #[cfg(any(test, feature = "explorer"))]
+            if self.faulty(Fault::HistoryNotPersisted) {
+                return;
+            }
+            outputs.push(AcceptorOutput::Persist(self.control()));
+        } else if promised && !truncates {
+            outputs.push(AcceptorOutput::Persist(self.control()));
+        }
+    }
+
+    fn truncated(&mut self, lsn: Lsn) {
+        self.write_lsn = lsn;
+        self.boundary_lsn = lsn;
+        self.flush_lsn = lsn;
+        self.commit_lsn = self.commit_lsn.min(lsn);
+    }
+
+    /// Takes bytes of the elected proposer. They are acknowledged by [`Acceptor::flush`].
+    ///
+    /// A gap is ignored: the sender learns of it by the acknowledgement that doesn't come, and
+    /// over an ordered connection there is none.
+    pub fn append(&mut self, append: &Append, outputs: &mut Outputs) {
+        let promised = self.control.term;
+        if append.term < promised && !self.takes_old_term() {
+            outputs.push(AcceptorOutput::Refuse(Refusal::Fenced { promised }));
+            return;
+        }
+        let Some(end) = append.start.checked_add(append.length) else {
+            outputs.push(AcceptorOutput::Refuse(Refusal::Malformed("bytes past the last LSN")));
+            return;
+        };
+        if append.record_end > end {
+            let refusal = Refusal::Malformed("the record end is past the bytes");
+            outputs.push(AcceptorOutput::Refuse(refusal));
+            return;
+        }
+        let adopted = self.control.history.last().is_some_and(|last| last.term == append.term);
+        if !(adopted || self.takes_old_term()) || append.start > self.write_lsn {
+            return;
+        }
+        if end > self.write_lsn {
+            let skip = self.write_lsn - append.start;
+            outputs.push(AcceptorOutput::Write { at: self.write_lsn, skip });
+            self.write_lsn = end;
+        }
+        self.advance_boundary(append.record_end);
+        self.proposer_commit_lsn = self.proposer_commit_lsn.max(append.commit_lsn);
+        self.advance_commit(outputs);
+        self.check();
+    }
+
+    #[cfg(any(test, feature = "explorer"))]
+    fn takes_old_term(&self) -> bool {
+        self.faulty(Fault::AppendOldTerm)
+    }
+
+    #[cfg(not(any(test, feature = "explorer")))]
+    fn takes_old_term(&self) -> bool {
+        false
+    }
+
+    fn advance_boundary(&mut self, record_end: Lsn) {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::FlushInsideRecord) {
+            self.boundary_lsn = self.write_lsn;
+            return;
+        }
+        self.boundary_lsn = self.boundary_lsn.max(record_end.min(self.write_lsn));
+    }
+
+    fn advance_commit(&mut self, outputs: &mut Outputs) {
+        let commit_lsn = self.proposer_commit_lsn.min(self.commit_limit());
+        if commit_lsn > self.commit_lsn {
+            self.commit_lsn = commit_lsn;
+            outputs.push(AcceptorOutput::Committed(commit_lsn));
+        }
+    }
+
+    fn commit_limit(&self) -> Lsn {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::CommitBeyondLog) {
+            return Lsn::MAX;
+        }
+        self.flush_lsn
+    }
+
+    /// Makes everything appended durable and acknowledges it: once for any number of appends.
+    pub fn flush(&mut self, outputs: &mut Outputs) {
+        let sync = self.boundary_lsn > self.flush_lsn;
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::AckBeforeSync) && sync {
+            self.flush_lsn = self.boundary_lsn;
+            outputs.push(AcceptorOutput::Ack(self.ack()));
+            outputs.push(AcceptorOutput::Sync);
+            return;
+        }
+        if sync {
+            outputs.push(AcceptorOutput::Sync);
+            self.flush_lsn = self.boundary_lsn;
+        }
+        outputs.push(AcceptorOutput::Ack(self.ack()));
+        self.advance_commit(outputs);
+        self.check();
+    }
+
+    fn ack(&self) -> Ack {
+        Ack {
+            term: self.control.history.last().map_or(Term(0), |last| last.term),
+            flush_lsn: self.flush_lsn,
+            commit_lsn: self.commit_lsn,
+        }
+    }
+
+    /// Takes committed bytes of another acceptor; refused if they contradict what is committed
+    /// here. Call [`Acceptor::flush`] when no more come; only then do they count.
+    pub fn peer_range(&mut self, range: &PeerRange, outputs: &mut Outputs) {
+        let committed = range.history.up_to(range.commit_lsn);
+        let end = range.start.checked_add(range.length).filter(|&end| end <= range.commit_lsn);
+        let (Some(end), Some(newest)) = (end, committed.last()) else {
+            let refusal = Refusal::Malformed("bytes of a peer past its commit LSN");
+            outputs.push(AcceptorOutput::Refuse(refusal));
+            return;
+        };
+        if range.commit_lsn <= self.flush_lsn {
+            return;
+        }
+        if let Err(refusal) =
+            self.adopt_committed(&committed, range.commit_lsn, newest.term, outputs)
+        {
+            outputs.push(AcceptorOutput::Refuse(refusal));
+            return;
+        }
+        if range.start <= self.write_lsn && end > self.write_lsn {
+            let skip = self.write_lsn - range.start;
+            outputs.push(AcceptorOutput::Write { at: self.write_lsn, skip });
+            self.write_lsn = end;
+        }
+        if self.write_lsn >= range.commit_lsn {
+            self.boundary_lsn = self.boundary_lsn.max(range.commit_lsn);
+            self.proposer_commit_lsn = self.proposer_commit_lsn.max(range.commit_lsn);
+        }
+        self.check();
+    }
+
+    /// Makes the own history agree with a committed one.
+    fn adopt_committed(
+        &mut self,
+        committed: &TermHistory,
+        commit_lsn: Lsn,
+        newest: Term,
+        outputs: &mut Outputs,
+    ) -> Result<(), Refusal> {
+        if self.control.history.up_to(commit_lsn) == *committed {
+            return Ok(());
+        }
+        let base = self.control.start_lsn;
+        let ours = &self.control.history;
+        let divergence = ours.divergence(self.write_lsn, committed, commit_lsn, base);
+        // A later winner has everything committed; a history of one that doesn't is no winner's.
+        let later = ours.last().is_some_and(|last| last.term > newest);
+        if divergence < self.commit_lsn || later {
+            let commit_lsn = self.commit_lsn;
+            return Err(Refusal::CommittedDiffers { divergence, commit_lsn });
+        }
+        let newer = newest > self.control.term;
+        if newer {
+            self.control.term = newest;
+            self.control.voted_for = None;
+        }
+        self.replace_history(divergence, newer, Some(committed), outputs);
+        Ok(())
+    }
+
+    /// Takes note of a proof that `lsn` of `term` is committed, as far as this log has it.
+    pub fn learn_commit(&mut self, term: Term, lsn: Lsn, outputs: &mut Outputs) {
+        if self.control.history.last().is_some_and(|last| last.term == term) {
+            self.proposer_commit_lsn = self.proposer_commit_lsn.max(lsn);
+            self.advance_commit(outputs);
+        }
+        self.check();
+    }
+
+    /// What must hold between any two inputs.
+    pub fn invariants(&self) -> Result<(), &'static str> {
+        let order = [
+            self.control.start_lsn,
+            self.commit_lsn,
+            self.flush_lsn,
+            self.boundary_lsn,
+            self.write_lsn,
+        ];
+        if !order.is_sorted() {
+            return Err("start <= commit <= flush <= record boundary <= write");
+        }
+        let history = &self.control.history;
+        if history.last().is_some_and(|last| last.term > self.control.term) {
+            return Err("no term in the log is above the promised one");
+        }
+        if history.entries().first().is_some_and(|first| first.lsn != self.control.start_lsn) {
+            return Err("the history begins where the timeline does");
+        }
+        if self.write_lsn > self.control.start_lsn && history.entries().is_empty() {
+            return Err("every byte is of some term");
+        }
+        Ok(())
+    }
+
+    fn check(&self) {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.fault.is_some() {
+            return;
+        }
+        debug_assert_eq!(self.invariants(), Ok(()));
+    }
+}

@@ -1,0 +1,38 @@
+//! Mistakes to seed, so that the explorer can show that it would find them.
+
+/// One deliberate mistake in an acceptor or proposer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The vote is answered without being made durable.
+    VoteNotPersisted,
+    /// A second proposer gets a vote in a term that was given away.
+    VoteTwice,
+    /// The vote leaves out bytes that are written but not durable, and keeps them.
+    VoteKeepsUnsynced,
+    /// The acknowledgement leaves before the sync.
+    AckBeforeSync,
+    /// Bytes of an older term are counted as committed before one of the current term is.
+    CommitOlderTerm,
+    /// A quorum is one less than a majority.
+    SmallQuorum,
+    /// The donor is the longest log, whatever its last term.
+    DonorByLength,
+    /// The log is cut at the start of the new term, not where the histories part.
+    WrongDivergence,
+    /// Histories that part below the commit LSN are followed all the same.
+    TruncateBelowCommit,
+    /// The new history is durable before the old bytes are gone.
+    HistoryBeforeTruncate,
+    /// The new history isn't made durable at all.
+    HistoryNotPersisted,
+    /// Appends of a deposed proposer are taken.
+    AppendOldTerm,
+    /// The end of the log is reported in the middle of a record.
+    FlushInsideRecord,
+    /// The proposer's commit LSN is believed beyond the own log.
+    CommitBeyondLog,
+    /// Bytes beyond the commit LSN are copied from a peer.
+    PeerBeyondCommit,
+    /// Commitment is proven from bytes that a later proposer sent along.
+    ProofIgnoresAdoption,
+}

@@ -1,0 +1,339 @@
+//! One compute's part of one timeline: winning a term, and knowing what is committed.
+//!
+//! The driver connects to the members, streams the log's bytes to each from where
+//! [`ProposerOutput::StreamFrom`] says, and reports what comes back. A proposer serves one term:
+//! when it is outranked it ends in [`Phase::Fenced`], reports no commit ever again, and another
+//! attempt needs a new proposer.
+
+use pgstrata_ids::{Lsn, NodeId, Term};
+
+#[cfg(any(test, feature = "explorer"))]
+use crate::Fault;
+use crate::{Ack, Configuration, Elected, ProposerId, TermHistory, Vote, VoteRequest};
+
+/// How far a proposer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Hears which terms were promised.
+    Greeting,
+    /// Waits for votes.
+    Campaigning,
+    /// Won its term.
+    Elected,
+    /// A higher term was promised; nothing is committed through this proposer any more.
+    Fenced,
+}
+
+/// What an election decided.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Election {
+    /// The term won.
+    pub term: Term,
+    /// End of the donor's log, where this term's first record goes: a record boundary.
+    pub start_lsn: Lsn,
+    /// The voter whose log is continued.
+    pub donor: NodeId,
+    /// What voters knew to be committed; at most `start_lsn`.
+    pub commit_lsn: Lsn,
+    /// The lowest end of a voter's log: bytes from here to `start_lsn` may have to be sent.
+    pub lowest_flush_lsn: Lsn,
+}
+
+/// One step for the driver.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ProposerOutput {
+    /// Ask this member for its vote.
+    RequestVote(NodeId, VoteRequest),
+    /// Tell this member who won and what the log is.
+    AnnounceElected(NodeId, Elected),
+    /// The term is won.
+    Elected(Election),
+    /// Send this member the log from here on, until it reconnects.
+    StreamFrom(NodeId, Lsn),
+    /// Everything up to here is committed.
+    Committed(Lsn),
+    /// Term `.0` was promised to someone else; this proposer is done.
+    Fenced(Term),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Member {
+    greeted: Option<Term>,
+    vote: Option<(Lsn, TermHistory, Lsn)>,
+    flush_lsn: Option<Lsn>,
+    streaming: bool,
+}
+
+/// The proposer's state; see the module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Proposer {
+    id: ProposerId,
+    configuration: Configuration,
+    phase: Phase,
+    term: Term,
+    nodes: Vec<NodeId>,
+    members: Vec<Member>,
+    history: TermHistory,
+    start_lsn: Lsn,
+    end_lsn: Lsn,
+    commit_lsn: Lsn,
+    #[cfg(any(test, feature = "explorer"))]
+    fault: Option<Fault>,
+}
+
+type Outputs = Vec<ProposerOutput>;
+
+impl Proposer {
+    /// A proposer that will ask for a term of at least `lowest_term`.
+    pub fn new(id: ProposerId, configuration: Configuration, lowest_term: Term) -> Proposer {
+        let nodes: Vec<NodeId> = configuration.nodes().collect();
+        Proposer {
+            id,
+            phase: Phase::Greeting,
+            term: lowest_term,
+            members: vec![Member::default(); nodes.len()],
+            nodes,
+            configuration,
+            history: TermHistory::default(),
+            start_lsn: Lsn::INVALID,
+            end_lsn: Lsn::INVALID,
+            commit_lsn: Lsn::INVALID,
+            #[cfg(any(test, feature = "explorer"))]
+            fault: None,
+        }
+    }
+
+    /// Makes one mistake from now on.
+    #[cfg(any(test, feature = "explorer"))]
+    pub fn with_fault(self, fault: Option<Fault>) -> Proposer {
+        Proposer { fault, ..self }
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The term asked for or won.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The log as this proposer knows it, once elected.
+    pub fn history(&self) -> &TermHistory {
+        &self.history
+    }
+
+    /// What is known to be committed.
+    pub fn commit_lsn(&self) -> Lsn {
+        self.commit_lsn
+    }
+
+    /// End of what was appended: a record boundary.
+    pub fn end_lsn(&self) -> Lsn {
+        self.end_lsn
+    }
+
+    /// What a member acknowledged; `None` before its first acknowledgement.
+    pub fn flush_lsn_of(&self, node: NodeId) -> Option<Lsn> {
+        self.index(node).and_then(|index| self.members[index].flush_lsn)
+    }
+
+    /// The lowest position that every member acknowledged; `None` until all have.
+    pub fn lowest_flush_lsn(&self) -> Option<Lsn> {
+        self.members.iter().map(|member| member.flush_lsn).min().flatten()
+    }
+
+    fn index(&self, node: NodeId) -> Option<usize> {
+        self.nodes.iter().position(|&other| other == node)
+    }
+
+    /// A member is (again) connected and has promised `promised`.
+    pub fn connected(&mut self, node: NodeId, promised: Term, outputs: &mut Outputs) {
+        let Some(index) = self.index(node) else { return };
+        self.members[index].streaming = false;
+        self.members[index].greeted = Some(promised);
+        match self.phase {
+            Phase::Greeting => self.try_campaign(outputs),
+            Phase::Campaigning => self.request_vote(node, outputs),
+            Phase::Elected if promised > self.term => self.fence(promised, outputs),
+            Phase::Elected => self.announce(node, outputs),
+            Phase::Fenced => {}
+        }
+    }
+
+    fn try_campaign(&mut self, outputs: &mut Outputs) {
+        let greeted =
+            |node: NodeId| self.index(node).is_some_and(|i| self.members[i].greeted.is_some());
+        if !self.configuration.is_quorum(greeted) {
+            return;
+        }
+        let highest = self.members.iter().filter_map(|member| member.greeted).max();
+        let next = Term(highest.unwrap_or_default().0.saturating_add(1));
+        self.term = self.term.max(next);
+        self.phase = Phase::Campaigning;
+        for index in 0..self.nodes.len() {
+            if self.members[index].greeted.is_some() {
+                self.request_vote(self.nodes[index], outputs);
+            }
+        }
+    }
+
+    fn request_vote(&self, node: NodeId, outputs: &mut Outputs) {
+        let configuration = self.configuration.clone();
+        let request = VoteRequest { term: self.term, proposer: self.id, configuration };
+        outputs.push(ProposerOutput::RequestVote(node, request));
+    }
+
+    fn announce(&self, node: NodeId, outputs: &mut Outputs) {
+        let elected = Elected { term: self.term, history: self.history.clone() };
+        outputs.push(ProposerOutput::AnnounceElected(node, elected));
+    }
+
+    /// A member answered the vote request.
+    pub fn vote(&mut self, node: NodeId, vote: Vote, outputs: &mut Outputs) {
+        let Some(index) = self.index(node) else { return };
+        if vote.asked != self.term {
+            return;
+        }
+        match self.phase {
+            Phase::Campaigning if !vote.granted => self.fence(vote.term, outputs),
+            Phase::Campaigning => {
+                self.members[index].vote = Some((vote.flush_lsn, vote.history, vote.commit_lsn));
+                self.try_win(outputs);
+            }
+            Phase::Elected if vote.granted => self.announce(node, outputs),
+            _ => {}
+        }
+    }
+
+    fn is_quorum(&self, has: impl Fn(&Member) -> bool) -> bool {
+        let has = |node: NodeId| self.index(node).is_some_and(|index| has(&self.members[index]));
+        #[cfg(any(test, feature = "explorer"))]
+        if self.fault == Some(Fault::SmallQuorum) {
+            return self.nodes.iter().filter(|&&node| has(node)).count() >= self.nodes.len() / 2;
+        }
+        self.configuration.is_quorum(has)
+    }
+
+    fn try_win(&mut self, outputs: &mut Outputs) {
+        if !self.is_quorum(|member| member.vote.is_some()) {
+            return;
+        }
+        let votes = self.nodes.iter().zip(&self.members).filter_map(|(&node, member)| {
+            member.vote.as_ref().map(|(flush, history, commit)| (node, *flush, history, *commit))
+        });
+        let rank = |flush: Lsn, history: &TermHistory| {
+            #[cfg(any(test, feature = "explorer"))]
+            if self.fault == Some(Fault::DonorByLength) {
+                return (Term(0), flush);
+            }
+            (history.term_at_end(flush), flush)
+        };
+        let Some((donor, start_lsn, history, _)) =
+            votes.clone().max_by_key(|(_, flush, history, _)| rank(*flush, history))
+        else {
+            return;
+        };
+        let commit_lsn = votes.clone().map(|vote| vote.3).max().unwrap_or_default();
+        let lowest_flush_lsn = votes.map(|vote| vote.1).min().unwrap_or_default();
+        self.history = history.continued(self.term, start_lsn);
+        self.start_lsn = start_lsn;
+        self.end_lsn = start_lsn;
+        self.commit_lsn = commit_lsn.min(start_lsn);
+        self.phase = Phase::Elected;
+        outputs.push(ProposerOutput::Elected(Election {
+            term: self.term,
+            start_lsn,
+            donor,
+            commit_lsn: self.commit_lsn,
+            lowest_flush_lsn,
+        }));
+        for index in 0..self.nodes.len() {
+            if self.members[index].greeted.is_some() {
+                self.announce(self.nodes[index], outputs);
+            }
+        }
+    }
+
+    /// The log was extended, and its last record boundary is `record_end`: possibly one that was
+    /// known before, while a long record is being sent.
+    pub fn appended(&mut self, record_end: Lsn) {
+        self.end_lsn = self.end_lsn.max(record_end);
+    }
+
+    /// A member acknowledged part of this term's log.
+    pub fn ack(&mut self, node: NodeId, ack: Ack, outputs: &mut Outputs) {
+        let Some(index) = self.index(node) else { return };
+        if self.phase != Phase::Elected {
+            return;
+        }
+        if ack.term > self.term {
+            return self.fence(ack.term, outputs);
+        }
+        if ack.term < self.term {
+            return;
+        }
+        let member = &mut self.members[index];
+        member.flush_lsn = member.flush_lsn.max(Some(ack.flush_lsn));
+        if !member.streaming {
+            member.streaming = true;
+            outputs.push(ProposerOutput::StreamFrom(node, ack.flush_lsn));
+        }
+        self.advance_commit(outputs);
+    }
+
+    /// Only a byte of this term makes what came before it committed: a quorum that holds older
+    /// bytes alone could still be outvoted by a newer term's log (figure 8 of the Raft paper).
+    fn advance_commit(&mut self, outputs: &mut Outputs) {
+        let reached = |node: NodeId| self.flush_lsn_of(node);
+        #[cfg(any(test, feature = "explorer"))]
+        let reached = |node: NodeId| match self.fault {
+            Some(Fault::SmallQuorum) => self.members.iter().map(|member| member.flush_lsn).max()?,
+            _ => reached(node),
+        };
+        let Some(lsn) = self.configuration.quorum_lsn(reached) else { return };
+        let lsn = lsn.min(self.end_lsn);
+        if lsn > self.commit_lsn && (lsn > self.start_lsn || self.commits_older_terms()) {
+            self.commit_lsn = lsn;
+            outputs.push(ProposerOutput::Committed(lsn));
+        }
+    }
+
+    #[cfg(any(test, feature = "explorer"))]
+    fn commits_older_terms(&self) -> bool {
+        self.fault == Some(Fault::CommitOlderTerm)
+    }
+
+    #[cfg(not(any(test, feature = "explorer")))]
+    fn commits_older_terms(&self) -> bool {
+        false
+    }
+
+    /// A member refused because it promised `promised`, or is known to have.
+    pub fn outranked(&mut self, promised: Term, outputs: &mut Outputs) {
+        if promised > self.term {
+            self.fence(promised, outputs);
+        }
+    }
+
+    fn fence(&mut self, promised: Term, outputs: &mut Outputs) {
+        if self.phase != Phase::Fenced {
+            self.phase = Phase::Fenced;
+            outputs.push(ProposerOutput::Fenced(promised));
+        }
+    }
+
+    /// What must hold between any two inputs.
+    pub fn invariants(&self) -> Result<(), &'static str> {
+        if self.phase == Phase::Elected {
+            if self.commit_lsn > self.end_lsn || self.start_lsn > self.end_lsn {
+                return Err("start and commit are within the log");
+            }
+            if self.history.last().map(|last| last.term) != Some(self.term) {
+                return Err("the history ends with the own term");
+            }
+        }
+        Ok(())
+    }
+}

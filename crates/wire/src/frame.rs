@@ -1,0 +1,161 @@
+//! The frame around every message between safekeepers, proposers and each other.
+//!
+//! ```text
+//! offset  size  field
+//!      0     1  kind
+//!      1     1  version of the protocol (1)
+//!      2     2  reserved, 0
+//!      4     4  length of the body in bytes, at most MAX_BODY
+//!      8     4  CRC-32C of the body
+//!     12     4  CRC-32C of bytes 0..12
+//!     16        body
+//! ```
+//! Little endian. The header's own checksum means that a wrong length is never believed.
+
+/// Size of the header in bytes.
+pub const HEADER_SIZE: usize = 16;
+
+/// Longest body in bytes.
+pub const MAX_BODY: usize = 2 << 20;
+
+/// The protocol's version.
+pub const VERSION: u8 = 1;
+
+/// Bytes that are no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The header's checksum is wrong.
+    #[error("frame header is damaged or not of this protocol")]
+    Header,
+    /// Another version of the protocol.
+    #[error("frame is of protocol version {0}, this side speaks {VERSION}")]
+    Version(u8),
+    /// The body would be longer than [`MAX_BODY`].
+    #[error("frame body of {0} bytes is over the limit of {MAX_BODY}")]
+    TooLong(u32),
+    /// The body's checksum is wrong.
+    #[error("frame body is damaged")]
+    Body,
+}
+
+/// A header that was read and verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// Kind of the message.
+    pub kind: u8,
+    /// Length of the body in bytes.
+    pub body_size: usize,
+    body_crc: u32,
+}
+
+impl FrameHeader {
+    /// Reads a header; the body isn't needed yet.
+    pub fn decode(bytes: &[u8; HEADER_SIZE]) -> Result<FrameHeader, FrameError> {
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        if crc32c::crc32c(&bytes[..12]) != word(12) {
+            return Err(FrameError::Header);
+        }
+        if bytes[1] != VERSION {
+            return Err(FrameError::Version(bytes[1]));
+        }
+        let length = word(4);
+        if length as usize > MAX_BODY {
+            return Err(FrameError::TooLong(length));
+        }
+        Ok(FrameHeader { kind: bytes[0], body_size: length as usize, body_crc: word(8) })
+    }
+
+    /// Checks the body against its checksum.
+    pub fn verify(&self, body: &[u8]) -> Result<(), FrameError> {
+        if crc32c::crc32c(body) == self.body_crc { Ok(()) } else { Err(FrameError::Body) }
+    }
+}
+
+/// The header for a body of `length` bytes with the checksum `body_crc`.
+pub fn encode_header(kind: u8, length: u32, body_crc: u32) -> [u8; HEADER_SIZE] {
+    let mut header = [0; HEADER_SIZE];
+    header[0] = kind;
+    header[1] = VERSION;
+    header[4..8].copy_from_slice(&length.to_le_bytes());
+    header[8..12].copy_from_slice(&body_crc.to_le_bytes());
+    let crc = crc32c::crc32c(&header[..12]);
+    header[12..].copy_from_slice(&crc.to_le_bytes());
+    header
+}
+
+/// The first frame of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Kind of the message.
+    pub kind: u8,
+    /// The body, verified.
+    pub body: &'a [u8],
+    /// Size of header and body together, in bytes.
+    pub size: usize,
+}
+
+/// The first frame of `buffer`; `None` if more bytes are needed.
+pub fn split(buffer: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
+    let Some(header) = buffer.first_chunk() else { return Ok(None) };
+    let header = FrameHeader::decode(header)?;
+    let size = HEADER_SIZE + header.body_size;
+    let Some(body) = buffer.get(HEADER_SIZE..size) else { return Ok(None) };
+    header.verify(body)?;
+    Ok(Some(Frame { kind: header.kind, body, size }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = encode_header(kind, body.len() as u32, crc32c::crc32c(body)).to_vec();
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    #[test]
+    fn golden_bytes() {
+        assert_eq!(
+            frame(5, b"wal"),
+            [5, 1, 0, 0, 3, 0, 0, 0, 151, 32, 172, 253, 224, 226, 243, 203, b'w', b'a', b'l']
+        );
+    }
+
+    #[test]
+    fn each_damage_is_named() {
+        let good = frame(5, b"wal");
+        let with = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            split(&bytes).map(|frame| frame.map(|frame| frame.kind))
+        };
+        assert_eq!(with(4, 9), Err(FrameError::Header));
+        assert_eq!(with(17, b'x'), Err(FrameError::Body));
+        let mut newer = [5, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let crc = crc32c::crc32c(&newer[..12]);
+        newer[12..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(split(&newer), Err(FrameError::Version(2)));
+        let long = encode_header(5, MAX_BODY as u32 + 1, 0);
+        assert_eq!(split(&long), Err(FrameError::TooLong(MAX_BODY as u32 + 1)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_needs_more(kind: u8, body in prop::collection::vec(any::<u8>(), 0..100)) {
+            let bytes = frame(kind, &body);
+            for end in 0..bytes.len() {
+                prop_assert_eq!(split(&bytes[..end]), Ok(None));
+            }
+            prop_assert_eq!(split(&bytes), Ok(Some(Frame { kind, body: &body, size: bytes.len() })));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = split(&bytes);
+        }
+    }
+}

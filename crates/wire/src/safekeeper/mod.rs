@@ -1,0 +1,162 @@
+//! Messages of the safekeeper's WAL port: proposers, peers and readers of raw WAL.
+//!
+//! A connection starts with [`Message::Greeting`] (a proposer, answered by
+//! [`Message::GreetingReply`]) or [`Message::Open`] (a reader, answered by [`Message::Status`]).
+//! Any answer may be [`Message::Refused`] instead. Byte layouts: `docs/formats/safekeeper-wire.md`.
+
+mod decode;
+mod encode;
+#[cfg(test)]
+mod tests;
+
+use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_quorum::{
+    Ack, Append, Configuration, Elected, ProposerId, Refusal, TermHistory, Vote, VoteRequest,
+};
+
+pub use decode::decode;
+pub use encode::{AppendHead, encode};
+
+/// Most WAL bytes in one message.
+pub const MAX_PAYLOAD: usize = 1 << 20;
+
+/// Longest address of a member, in bytes.
+pub const MAX_ADDRESS: usize = 255;
+
+/// Longest text of a refusal, in bytes.
+pub const MAX_REASON: usize = 1024;
+
+/// A proposer introduces itself and the timeline, which is created if it is new.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// The timeline.
+    pub parameters: TimelineParameters,
+    /// Its members.
+    pub configuration: Configuration,
+    /// Where members' WAL ports are, as far as known; hints for catching up from each other.
+    pub addresses: Vec<(NodeId, String)>,
+    /// Who speaks.
+    pub proposer: ProposerId,
+}
+
+/// A safekeeper introduces itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GreetingReply {
+    /// Who answers.
+    pub node: NodeId,
+    /// The highest term it promised on this timeline.
+    pub term: Term,
+    /// End of its durable log.
+    pub flush_lsn: Lsn,
+    /// What it knows to be committed.
+    pub commit_lsn: Lsn,
+}
+
+/// Everything that one safekeeper knows of one timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Who answers.
+    pub node: NodeId,
+    /// The timeline.
+    pub parameters: TimelineParameters,
+    /// Its members.
+    pub configuration: Configuration,
+    /// The highest term promised.
+    pub term: Term,
+    /// First byte still on disk, at least the timeline's start.
+    pub available_lsn: Lsn,
+    /// End of the durable log.
+    pub flush_lsn: Lsn,
+    /// What is known to be committed.
+    pub commit_lsn: Lsn,
+    /// Which term wrote which byte.
+    pub history: TermHistory,
+}
+
+/// Why a request wasn't served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RefusedReason {
+    /// By the rules of consensus.
+    #[error("{0}")]
+    Quorum(Refusal),
+    /// The greeting contradicts what the timeline was created with.
+    #[error("{0}")]
+    Mismatch(String),
+    /// This safekeeper doesn't have the timeline.
+    #[error("this safekeeper doesn't have the timeline")]
+    UnknownTimeline,
+    /// WAL can't be stored (disk full, read-only); reading goes on.
+    #[error("{0}")]
+    Storage(String),
+    /// The WAL asked for isn't here (yet, or any more).
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Any message of the port; WAL bytes are borrowed from the frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// Proposer: hello.
+    Greeting(Greeting),
+    /// Proposer: may I?
+    VoteRequest(VoteRequest),
+    /// Proposer: I won.
+    Elected(Elected),
+    /// Proposer: bytes; `length` equals the slice's.
+    Append(Append, &'a [u8]),
+    /// Proposer: are you there? Answered by an [`Ack`] once an election was announced.
+    Ping,
+    /// Reader: this timeline, please; never creates one.
+    Open(TenantId, TimelineId),
+    /// Reader: WAL from `.0` to at most `.1`, in chunks. Bytes that aren't known to be committed
+    /// are given only to the proposer of term `.2`, while nobody newer can change them; others
+    /// say term 0.
+    ReadWal(Lsn, Lsn, Term),
+    /// Reader: where does the last record before this boundary start?
+    LastRecord(Lsn),
+    /// Safekeeper: hello.
+    GreetingReply(GreetingReply),
+    /// Safekeeper: a vote, given or not.
+    Vote(Vote),
+    /// Safekeeper: this much is durable.
+    Ack(Ack),
+    /// Safekeeper: no.
+    Refused(RefusedReason),
+    /// Safekeeper: answer to `Open`; sent again for another `Open`.
+    Status(Status),
+    /// Safekeeper: one chunk of WAL from `.0`; an empty one ends the answer.
+    WalChunk(Lsn, &'a [u8]),
+    /// Safekeeper: start of the last record before the boundary; 0/0 if this timeline has none.
+    LastRecordReply(Lsn),
+}
+
+impl Message<'_> {
+    /// The frame's kind byte.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Message::Greeting(_) => 1,
+            Message::VoteRequest(_) => 2,
+            Message::Elected(_) => 3,
+            Message::Append(..) => APPEND_KIND,
+            Message::Ping => PING_KIND,
+            Message::Open(..) => 6,
+            Message::ReadWal(..) => 7,
+            Message::LastRecord(_) => 8,
+            Message::GreetingReply(_) => 65,
+            Message::Vote(_) => 66,
+            Message::Ack(_) => 67,
+            Message::Refused(_) => 68,
+            Message::Status(_) => 69,
+            Message::WalChunk(..) => 70,
+            Message::LastRecordReply(_) => 71,
+        }
+    }
+}
+
+pub(crate) const APPEND_KIND: u8 = 4;
+pub(crate) const PING_KIND: u8 = 5;
+
+/// True for messages that one acknowledgement answers together: appends and pings.
+pub fn is_appending(kind: u8) -> bool {
+    kind == APPEND_KIND || kind == PING_KIND
+}

@@ -1,0 +1,156 @@
+//! Round trips of every message, and any bytes at all.
+
+use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_quorum::{
+    Ack, Append, Configuration, Elected, ProposerId, Refusal, TermHistory, TermStart, Vote,
+    VoteRequest,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::frame;
+
+fn round_trip(message: Message<'_>) {
+    let mut bytes = vec![0xAA];
+    encode(&message, &mut bytes);
+    let frame = frame::split(&bytes[1..]).unwrap().unwrap();
+    assert_eq!(frame.size, bytes.len() - 1);
+    assert_eq!(decode(frame.kind, frame.body), Ok(message));
+}
+
+fn history() -> impl Strategy<Value = TermHistory> {
+    prop::collection::vec((1u64..100, 1u64..1000), 0..5).prop_map(|steps| {
+        let (mut term, mut lsn) = (0, 0);
+        let entries = steps.into_iter().map(|(term_step, bytes)| {
+            term += term_step;
+            lsn += bytes;
+            TermStart { term: Term(term), lsn: Lsn(lsn) }
+        });
+        TermHistory::new(entries.collect()).unwrap()
+    })
+}
+
+fn configuration() -> impl Strategy<Value = Configuration> {
+    (any::<u64>(), 1u64..6, 0u64..6).prop_map(|(number, members, incoming)| {
+        let nodes = |first: u64, count: u64| (first..first + count).map(NodeId).collect();
+        Configuration::joint(number, nodes(1, members), nodes(3, incoming)).unwrap()
+    })
+}
+
+fn parameters() -> impl Strategy<Value = TimelineParameters> {
+    (any::<[u8; 16]>(), any::<u64>(), 15u32..19, 20u32..31, 1u64..1000, any::<bool>()).prop_map(
+        |(id, system, pg_version, size, segment, branch)| TimelineParameters {
+            tenant: TenantId(id),
+            timeline: TimelineId(id),
+            system_id: SystemId(system),
+            pg_version,
+            pg_timeline: 1,
+            segment_size: 1 << size,
+            start_lsn: Lsn(segment << size),
+            ancestor: branch.then_some(TimelineId([7; 16])),
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn proposers_messages(
+        parameters in parameters(),
+        configuration in configuration(),
+        history in history(),
+        id: [u8; 16],
+        numbers: [u64; 4],
+        payload in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let [term, start, record_end, commit] = numbers;
+        let proposer = ProposerId(id);
+        round_trip(Message::Greeting(Greeting {
+            parameters,
+            configuration: configuration.clone(),
+            addresses: vec![(NodeId(term), "127.0.0.1:5454".into())],
+            proposer,
+        }));
+        let term = Term(term);
+        round_trip(Message::VoteRequest(VoteRequest { term, proposer, configuration }));
+        round_trip(Message::Elected(Elected { term, history }));
+        let append = Append {
+            term,
+            start: Lsn(start),
+            length: payload.len() as u64,
+            record_end: Lsn(record_end),
+            commit_lsn: Lsn(commit),
+        };
+        round_trip(Message::Append(append, &payload));
+        let mut whole = Vec::new();
+        encode(&Message::Append(append, &payload), &mut whole);
+        let head = AppendHead::new(&append, &payload);
+        prop_assert_eq!(whole, [&head.0[..], &payload].concat());
+        round_trip(Message::Ping);
+        round_trip(Message::Open(TenantId(id), TimelineId(id)));
+        round_trip(Message::ReadWal(Lsn(start), Lsn(commit), term));
+        round_trip(Message::LastRecord(Lsn(start)));
+    }
+
+    #[test]
+    fn safekeepers_messages(
+        parameters in parameters(),
+        configuration in configuration(),
+        history in history(),
+        numbers: [u64; 5],
+        granted: bool,
+        payload in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let [node, term, flush, commit, other] = numbers;
+        let (node, term, flush_lsn, commit_lsn) =
+            (NodeId(node), Term(term), Lsn(flush), Lsn(commit));
+        round_trip(Message::GreetingReply(GreetingReply { node, term, flush_lsn, commit_lsn }));
+        let asked = Term(other);
+        let vote = Vote { asked, granted, term, flush_lsn, commit_lsn, history: history.clone() };
+        round_trip(Message::Vote(vote));
+        round_trip(Message::Ack(Ack { term, flush_lsn, commit_lsn }));
+        let available_lsn = Lsn(other);
+        round_trip(Message::Status(Status {
+            node, parameters, configuration, term, available_lsn, flush_lsn, commit_lsn, history,
+        }));
+        round_trip(Message::WalChunk(flush_lsn, &payload));
+        round_trip(Message::LastRecordReply(flush_lsn));
+        for refusal in [
+            Refusal::Fenced { promised: term },
+            Refusal::StaleConfiguration { current: other },
+            Refusal::NotMember,
+            Refusal::CommittedDiffers { divergence: flush_lsn, commit_lsn },
+        ] {
+            round_trip(Message::Refused(RefusedReason::Quorum(refusal)));
+        }
+        round_trip(Message::Refused(RefusedReason::UnknownTimeline));
+        for reason in [RefusedReason::Mismatch, RefusedReason::Storage, RefusedReason::Unavailable] {
+            round_trip(Message::Refused(reason("because".into())));
+        }
+    }
+
+    #[test]
+    fn any_body_is_survived(kind: u8, body in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = decode(kind % 80, &body);
+    }
+
+    #[test]
+    fn a_cut_body_is_refused(history in history(), term: u64) {
+        let mut bytes = Vec::new();
+        encode(&Message::Elected(Elected { term: Term(term), history }), &mut bytes);
+        let body = &bytes[frame::HEADER_SIZE..];
+        for end in 0..body.len() {
+            prop_assert!(decode(3, &body[..end]).is_err());
+        }
+        prop_assert!(decode(3, &[body, &[0]].concat()).is_err());
+    }
+}
+
+#[test]
+fn golden_ack() {
+    let mut bytes = Vec::new();
+    let ack = Ack { term: Term(3), flush_lsn: Lsn(0x0102), commit_lsn: Lsn(0x01) };
+    encode(&Message::Ack(ack), &mut bytes);
+    assert_eq!(bytes[..8], [67, 1, 0, 0, 24, 0, 0, 0]);
+    let body = [3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(bytes[frame::HEADER_SIZE..], body);
+}

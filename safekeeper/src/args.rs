@@ -1,0 +1,87 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Keeps the write-ahead log of PostgreSQL timelines durable, as one member of a quorum.
+///
+/// Run three or more, each on its own disk and best each in its own zone. A commit is durable
+/// when a majority of a timeline's members has it on disk. Any minority may be lost at any time.
+///
+/// When all ports are bound, one line of JSON goes to standard output:
+/// {"ready":true,"wal":"127.0.0.1:5454","pg":"127.0.0.1:5455","http":"127.0.0.1:5456"}
+#[derive(Clone, Debug, Parser)]
+#[command(name = "safekeeper", version)]
+pub struct Args {
+    /// Directory of this safekeeper; created if missing. All state is in it, and it must not be
+    /// copied or restored from a backup: a safekeeper that forgets promises endangers commits.
+    #[arg(long)]
+    pub dir: PathBuf,
+
+    /// Node id, a number unique in the cluster. Needed the first time; later it must be the same.
+    /// After losing the disk, give a NEW id: under the old one this node may have promised
+    /// something that it no longer knows.
+    #[arg(long)]
+    pub id: Option<u64>,
+
+    /// Name of the failure zone that this safekeeper is in. A majority of members in one zone is
+    /// reported.
+    #[arg(long, default_value = "")]
+    pub zone: String,
+
+    /// Address for proposers and peers. Port 0 takes any free one.
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
+    pub listen_wal: SocketAddr,
+
+    /// Address for PostgreSQL replication clients (page server, pg_receivewal, standbys).
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
+    pub listen_pg: SocketAddr,
+
+    /// Address for status, metrics and health.
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
+    pub listen_http: SocketAddr,
+
+    /// Base URL of the storage broker, such as http://127.0.0.1:50051. Everything works without
+    /// it, from what was last known.
+    #[arg(long)]
+    pub broker: Option<String>,
+
+    /// Where full WAL segments are archived: a directory, or s3://bucket/prefix. Without it WAL
+    /// is never removed from this disk.
+    #[arg(long)]
+    pub object_store: Option<String>,
+
+    /// Endpoint of an S3-compatible store such as MinIO, for s3:// object stores.
+    #[arg(long)]
+    pub s3_endpoint: Option<String>,
+}
+
+/// An address that only this machine can reach: nothing authenticates clients yet.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "expected an address and port such as 127.0.0.1:5454".to_owned())?;
+    match address.ip().is_loopback() {
+        true => Ok(address),
+        false => Err(format!(
+            "{} can be reached from other machines, and authentication is not configured; \
+             listen on 127.0.0.1",
+            address.ip()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_listened_on() {
+        assert!(loopback("127.0.0.1:0").is_ok());
+        assert!(loopback("[::1]:5").is_ok());
+        assert!(loopback("0.0.0.0:5").is_err());
+        assert!(loopback("localhost").is_err());
+    }
+}

@@ -1,0 +1,125 @@
+//! WAL of a timeline and, before its start, of its ancestors.
+
+use std::sync::Arc;
+
+use pgstrata_ids::Lsn;
+use pgstrata_wire::safekeeper::RefusedReason;
+
+use crate::archive::{Archive, ArchiveReader};
+use crate::segment::SegmentReader;
+use crate::storage_error::StorageError;
+use crate::timeline::Timeline;
+use crate::timelines::Timelines;
+
+/// Most generations of branches of branches that are followed.
+const MAX_DEPTH: usize = 1000;
+
+/// WAL that can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is nowhere that we know of.
+    #[error("{0}")]
+    Missing(String),
+    /// It should be here, but can't be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Where a position's bytes are.
+#[derive(Debug)]
+struct Place {
+    timeline: Arc<Timeline>,
+    reader: SegmentReader,
+    /// It is the right place from here...
+    from: Lsn,
+    /// ... to here.
+    to: Lsn,
+}
+
+/// Reads one timeline's WAL, wherever it is.
+#[derive(Debug)]
+pub struct ChainReader {
+    timelines: Arc<Timelines>,
+    leaf: Arc<Timeline>,
+    archive: Option<ArchiveReader>,
+    place: Option<Place>,
+}
+
+impl ChainReader {
+    /// A reader for `leaf`, that also looks into `archive` for what is no longer on disk.
+    pub fn new(
+        timelines: Arc<Timelines>,
+        leaf: Arc<Timeline>,
+        archive: Option<Arc<Archive>>,
+    ) -> ChainReader {
+        ChainReader { timelines, leaf, archive: archive.map(ArchiveReader::new), place: None }
+    }
+
+    /// Fills `buffer` from `at` on, as far as one place and one segment go; at least one byte.
+    /// The caller sees to it that everything up to the buffer's end is committed.
+    pub async fn read(&mut self, at: Lsn, buffer: &mut [u8]) -> Result<usize, ReadError> {
+        let stale = |place: &Place| {
+            at < place.from || at >= place.to || at < place.timeline.marks().available_lsn
+        };
+        if self.place.as_ref().is_none_or(stale) {
+            self.place = Some(self.resolve(at)?);
+        }
+        let Some(place) = &mut self.place else {
+            return Err(ReadError::Missing(format!("WAL at {at} is nowhere")));
+        };
+        let count = buffer.len().min((place.to.0 - at.0).min(1 << 30) as usize);
+        let buffer = &mut buffer[..count];
+        if at >= place.timeline.marks().available_lsn {
+            let count = place.reader.read(at, buffer)?;
+            // Trimmed since we looked: the archive has it.
+            if count > 0 && at >= place.timeline.marks().available_lsn {
+                return Ok(count);
+            }
+        }
+        let parameters = place.timeline.parameters();
+        match &mut self.archive {
+            Some(archive) => archive.read(parameters, at, buffer).await.map_err(ReadError::Missing),
+            None => Err(ReadError::Missing(format!(
+                "the WAL segment of {at} is no longer on this safekeeper, and no object store is \
+                 configured"
+            ))),
+        }
+    }
+
+    fn resolve(&self, at: Lsn) -> Result<Place, ReadError> {
+        let mut timeline = Arc::clone(&self.leaf);
+        let mut to = Lsn::MAX;
+        for _ in 0..MAX_DEPTH {
+            let parameters = timeline.parameters();
+            let from = parameters.start_lsn;
+            if at >= from {
+                if to != Lsn::MAX && at >= timeline.commit_lsn() {
+                    return Err(ReadError::Missing(format!(
+                        "WAL at {at} of the ancestor timeline {} has not reached this safekeeper yet",
+                        parameters.timeline
+                    )));
+                }
+                if to != Lsn::MAX {
+                    to = to.min(timeline.commit_lsn());
+                }
+                let reader = timeline.reader();
+                return Ok(Place { reader, from, to, timeline });
+            }
+            let Some(ancestor) = parameters.ancestor else {
+                return Err(ReadError::Missing(format!(
+                    "WAL at {at} is before the timeline's beginning at {from}"
+                )));
+            };
+            let key = (parameters.tenant, ancestor);
+            to = from;
+            timeline = self.timelines.get(key).map_err(|reason| match reason {
+                RefusedReason::UnknownTimeline => ReadError::Missing(format!(
+                    "WAL at {at} belongs to the ancestor timeline {ancestor}, which this \
+                     safekeeper doesn't have"
+                )),
+                other => ReadError::Missing(other.to_string()),
+            })?;
+        }
+        Err(ReadError::Missing(format!("more than {MAX_DEPTH} ancestors before {at}")))
+    }
+}

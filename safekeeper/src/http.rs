@@ -1,0 +1,125 @@
+//! Status, metrics and health over HTTP.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json};
+use axum::routing::get;
+use serde_json::{Value, json};
+
+use crate::timeline::Timeline;
+use crate::timelines::Timelines;
+
+/// What handlers see.
+#[derive(Clone, Debug)]
+pub struct HttpState {
+    timelines: Arc<Timelines>,
+    zone: Arc<str>,
+}
+
+impl HttpState {
+    /// The state for `timelines` in `zone`.
+    pub fn new(timelines: Arc<Timelines>, zone: String) -> HttpState {
+        HttpState { timelines, zone: zone.into() }
+    }
+}
+
+/// Serves until the process ends.
+pub async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(state);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the HTTP port is no longer served");
+    }
+}
+
+fn describe(timeline: &Timeline) -> Value {
+    let parameters = timeline.parameters();
+    let marks = timeline.marks();
+    json!({
+        "tenant_id": parameters.tenant.to_string(),
+        "timeline_id": parameters.timeline.to_string(),
+        "ancestor_id": parameters.ancestor.map(|ancestor| ancestor.to_string()),
+        "system_id": parameters.system_id.0.to_string(),
+        "pg_version": parameters.pg_version,
+        "segment_size": parameters.segment_size,
+        "start_lsn": parameters.start_lsn.to_string(),
+        "term": timeline.term().0,
+        "flush_lsn": timeline.flush_lsn().to_string(),
+        "commit_lsn": timeline.commit_lsn().to_string(),
+        "available_lsn": marks.available_lsn.to_string(),
+        "archived_lsn": marks.archived_lsn.to_string(),
+        "remote_consistent_lsn": marks.remote_consistent_lsn.to_string(),
+        "proposer_connected": timeline.has_proposer(),
+    })
+}
+
+async fn status(State(state): State<HttpState>) -> Json<Value> {
+    let timelines: Vec<Value> =
+        state.timelines.all().iter().map(|timeline| describe(timeline)).collect();
+    let damaged: Vec<Value> = state
+        .timelines
+        .damaged()
+        .into_iter()
+        .map(|((tenant, timeline), reason)| {
+            json!({
+                "tenant_id": tenant.to_string(),
+                "timeline_id": timeline.to_string(),
+                "error": reason,
+            })
+        })
+        .collect();
+    Json(json!({
+        "id": state.timelines.context().node.0,
+        "zone": &*state.zone,
+        "timelines": timelines,
+        "damaged": damaged,
+    }))
+}
+
+async fn ready(State(state): State<HttpState>) -> impl IntoResponse {
+    match state.timelines.context().latch.reason() {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+/// Name, help, value.
+type Gauge = (&'static str, &'static str, fn(&Timeline) -> u64);
+
+async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
+    let mut text = String::new();
+    let timelines = state.timelines.all();
+    let gauges: [Gauge; 6] = [
+        ("term", "Highest promised term", |t| t.term().0),
+        ("flush_lsn", "End of the durable log, bytes", |t| t.flush_lsn().0),
+        ("commit_lsn", "Known to be committed, bytes", |t| t.commit_lsn().0),
+        ("available_lsn", "First byte on disk", |t| t.marks().available_lsn.0),
+        ("archived_lsn", "Archived up to, bytes", |t| t.marks().archived_lsn.0),
+        ("remote_consistent_lsn", "Page server is done up to, bytes", |t| {
+            t.marks().remote_consistent_lsn.0
+        }),
+    ];
+    for (name, help, value) in gauges {
+        text += &format!("# HELP pgstrata_safekeeper_{name} {help}\n");
+        text += &format!("# TYPE pgstrata_safekeeper_{name} gauge\n");
+        for timeline in &timelines {
+            let parameters = timeline.parameters();
+            text += &format!(
+                "pgstrata_safekeeper_{name}{{tenant=\"{}\",timeline=\"{}\"}} {}\n",
+                parameters.tenant,
+                parameters.timeline,
+                value(timeline)
+            );
+        }
+    }
+    text += "# TYPE pgstrata_safekeeper_damaged_timelines gauge\n";
+    text += &format!("pgstrata_safekeeper_damaged_timelines {}\n", state.timelines.damaged().len());
+    ([("content-type", "text/plain; version=0.0.4")], text)
+}

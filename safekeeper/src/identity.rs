@@ -1,0 +1,69 @@
+//! Which node this directory belongs to.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use pgstrata_env::{Disk, replace_file};
+use pgstrata_format::safekeeper::{decode_identity, encode_identity};
+use pgstrata_ids::{NodeId, TenantId};
+
+/// Reads the node id of `directory`, or makes the directory `wanted`'s if it is new.
+pub fn load_or_create(
+    disk: &dyn Disk,
+    directory: &Path,
+    wanted: Option<NodeId>,
+) -> anyhow::Result<NodeId> {
+    let path = directory.join("identity");
+    if path.exists() {
+        let bytes =
+            std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+        let node = decode_identity(&bytes).with_context(|| path.display().to_string())?;
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != node) {
+            bail!(
+                "{} belongs to safekeeper {node}, not {wanted}: check --dir and --id",
+                directory.display()
+            );
+        }
+        return Ok(node);
+    }
+    let Some(node) = wanted else {
+        bail!("{} is new: give this safekeeper a node id with --id", directory.display());
+    };
+    if node.0 == 0 {
+        bail!("0 is no node id: give --id a number above it");
+    }
+    disk.create_directory(directory)
+        .with_context(|| format!("can't create {}", directory.display()))?;
+    let occupied = disk.list(directory)?.iter().any(|name| name.parse::<TenantId>().is_ok());
+    if occupied {
+        bail!(
+            "{} holds timelines but no identity: if a safekeeper's identity file was lost, give it a \
+             new id and an empty directory",
+            directory.display()
+        );
+    }
+    replace_file(disk, &path, &encode_identity(node))
+        .with_context(|| format!("can't write {}", path.display()))?;
+    Ok(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use pgstrata_env::RealDisk;
+
+    use super::*;
+
+    #[test]
+    fn an_identity_is_taken_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("sk");
+        let load = |id: Option<u64>| load_or_create(&RealDisk, &inside, id.map(NodeId));
+        assert!(load(None).is_err());
+        assert!(load(Some(0)).is_err());
+        assert_eq!(load(Some(4)).unwrap(), NodeId(4));
+        assert_eq!(load(None).unwrap(), NodeId(4));
+        assert!(load(Some(5)).unwrap_err().to_string().contains("belongs to safekeeper 4"));
+        std::fs::write(inside.join("identity"), b"rubbish").unwrap();
+        assert!(load(Some(4)).is_err());
+    }
+}

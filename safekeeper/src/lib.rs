@@ -1,0 +1,19 @@
+//! The safekeeper: durable WAL of many timelines, one member of each one's quorum.
+//!
+//! Owns segment and control files, the WAL port for proposers and peers, the PostgreSQL
+//! replication port for readers, and the HTTP port for people and monitoring. The rules of
+//! consensus are `pgstrata-quorum`'s.
+
+pub mod archive;
+pub mod args;
+pub mod chain_reader;
+pub mod http;
+pub mod identity;
+pub mod latch;
+pub mod pg;
+pub mod run;
+pub mod segment;
+pub mod storage_error;
+pub mod timeline;
+pub mod timelines;
+pub mod wal;

@@ -1,0 +1,298 @@
+//! One client: startup, commands, and their answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use pgstrata_ids::{Lsn, TenantId, TimelineId};
+use pgstrata_wire::postgres::{
+    BackendWriter, Command, Frontend, MAX_STARTUP, Startup, StartupPacket, int8_column, parse,
+    split, text_column,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::{PgState, stream};
+use crate::timeline::Timeline;
+
+/// A client must say who it is within this time.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes received at once.
+const RECEIVE_CHUNK: usize = 8 << 10;
+
+/// A client's side of the connection.
+#[derive(Debug)]
+pub struct Receiver {
+    half: OwnedReadHalf,
+    buffer: Vec<u8>,
+}
+
+impl Receiver {
+    /// Waits for the next message; `None` if the client is gone.
+    pub async fn next(&mut self) -> anyhow::Result<Option<Frontend>> {
+        loop {
+            if let Some((message, size)) = split(&self.buffer)? {
+                self.buffer.drain(..size);
+                return Ok(Some(message));
+            }
+            let mut chunk = [0; RECEIVE_CHUNK];
+            let count = self.half.read(&mut chunk).await?;
+            if count == 0 {
+                return Ok(None);
+            }
+            self.buffer.extend_from_slice(&chunk[..count]);
+        }
+    }
+}
+
+/// The server's side.
+#[derive(Debug)]
+pub struct Sender {
+    half: OwnedWriteHalf,
+    pub out: BackendWriter,
+}
+
+impl Sender {
+    /// Sends what was collected.
+    pub async fn flush(&mut self) -> std::io::Result<()> {
+        self.half.write_all(&self.out.bytes).await?;
+        self.out.bytes.clear();
+        Ok(())
+    }
+}
+
+/// What the client asked for when it connected.
+#[derive(Debug)]
+pub struct Session {
+    pub state: PgState,
+    pub timeline: Arc<Timeline>,
+    /// True for a page server: its flush position says what it no longer needs.
+    pub is_page_server: bool,
+}
+
+/// Serves one client until it leaves.
+pub async fn run(mut stream: TcpStream, state: PgState) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
+    let startup = tokio::time::timeout(STARTUP_TIMEOUT, read_startup(&mut stream));
+    let Some(packet) = startup.await.context("no startup packet came")?? else { return Ok(()) };
+    let (read, write) = stream.into_split();
+    let mut receiver = Receiver { half: read, buffer: Vec::new() };
+    let mut sender = Sender { half: write, out: BackendWriter::default() };
+    let session = match open(&packet, state) {
+        Ok(session) => session,
+        Err((sqlstate, message)) => {
+            sender.out.error(true, sqlstate, &message);
+            sender.flush().await?;
+            bail!("{message}");
+        }
+    };
+    greet(&packet, &session, &mut sender.out);
+    sender.flush().await?;
+    loop {
+        match receiver.next().await? {
+            None | Some(Frontend::Terminate) => return Ok(()),
+            Some(Frontend::Query(query)) => {
+                receiver = session.query(&query, receiver, &mut sender).await?;
+                sender.out.ready_for_query();
+                sender.flush().await?;
+            }
+            Some(Frontend::Unsupported(kind)) => {
+                let text =
+                    format!("message '{}' is not for a replication connection", kind as char);
+                sender.out.error(true, "0A000", &text);
+                sender.flush().await?;
+                bail!("{text}");
+            }
+            // What is left of a copy that has ended.
+            Some(_) => {}
+        }
+    }
+}
+
+/// Reads the startup packet, declining encryption. `None` if the client wanted only to cancel.
+async fn read_startup(stream: &mut TcpStream) -> anyhow::Result<Option<StartupPacket>> {
+    loop {
+        let length = stream.read_u32().await? as usize;
+        if !(8..=MAX_STARTUP).contains(&length) {
+            bail!("the startup packet has an impossible length");
+        }
+        let mut body = vec![0; length - 4];
+        stream.read_exact(&mut body).await?;
+        match Startup::decode(&body)? {
+            Startup::SslRequest | Startup::GssRequest => stream.write_all(b"N").await?,
+            Startup::Cancel => return Ok(None),
+            Startup::Session(packet) => return Ok(Some(packet)),
+        }
+    }
+}
+
+type Refused = (&'static str, String);
+
+fn open(packet: &StartupPacket, state: PgState) -> Result<Session, Refused> {
+    let replication = packet.get("replication").unwrap_or_default().to_ascii_lowercase();
+    if !["true", "on", "yes", "1", "database"].contains(&replication.as_str()) {
+        let text =
+            "a safekeeper serves replication connections only: connect with replication=true";
+        return Err(("0A000", text.to_owned()));
+    }
+    let id = |name: &str| packet.setting(name);
+    let timeline = match (id("pgstrata.tenant"), id("pgstrata.timeline")) {
+        (Some(tenant), Some(timeline)) => {
+            let invalid = |error: pgstrata_ids::IdError| ("22023", error.to_string());
+            let tenant: TenantId = tenant.parse().map_err(invalid)?;
+            let timeline: TimelineId = timeline.parse().map_err(invalid)?;
+            let found = state.timelines.get((tenant, timeline));
+            found.map_err(|reason| ("3D000", format!("timeline {timeline}: {reason}")))?
+        }
+        (None, None) => state.timelines.only().ok_or_else(|| {
+            let text = "say which timeline: options='-c pgstrata.tenant=<32 hexadecimal digits> \
+                        -c pgstrata.timeline=<32 hexadecimal digits>'";
+            ("3D000", text.to_owned())
+        })?,
+        _ => {
+            let text = "pgstrata.tenant and pgstrata.timeline go together";
+            return Err(("22023", text.to_owned()));
+        }
+    };
+    let is_page_server = packet.setting("pgstrata.role").as_deref() == Some("pageserver");
+    Ok(Session { state, timeline, is_page_server })
+}
+
+fn greet(packet: &StartupPacket, session: &Session, out: &mut BackendWriter) {
+    let options: Vec<&str> = packet
+        .parameters
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .filter(|name| name.starts_with("_pq_."))
+        .collect();
+    if packet.minor_version > 0 || !options.is_empty() {
+        out.negotiate_protocol_version(&options);
+    }
+    out.authentication_ok();
+    let version = format!("{}.0 (pgstrata)", session.timeline.parameters().pg_version);
+    for (name, value) in [
+        ("server_version", version.as_str()),
+        ("server_encoding", "UTF8"),
+        ("client_encoding", "UTF8"),
+        ("integer_datetimes", "on"),
+        ("standard_conforming_strings", "on"),
+        ("DateStyle", "ISO, MDY"),
+        ("TimeZone", "UTC"),
+    ] {
+        out.parameter_status(name, value);
+    }
+    out.backend_key_data();
+    out.ready_for_query();
+}
+
+impl Session {
+    async fn query(
+        &self,
+        query: &str,
+        receiver: Receiver,
+        sender: &mut Sender,
+    ) -> anyhow::Result<Receiver> {
+        match parse(query) {
+            Ok(Command::StartReplication { start, timeline, .. }) => {
+                return self.start_replication(start, timeline, receiver, sender).await;
+            }
+            Ok(command) => self.answer(&command, &mut sender.out),
+            Err(error) => sender.out.error(false, "42601", &error.to_string()),
+        }
+        Ok(receiver)
+    }
+
+    fn answer(&self, command: &Command, out: &mut BackendWriter) {
+        let parameters = self.timeline.parameters();
+        let timeline = parameters.pg_timeline.to_string();
+        match command {
+            Command::Empty => out.empty_query(),
+            Command::IdentifySystem => {
+                let columns = [
+                    text_column("systemid"),
+                    int8_column("timeline"),
+                    text_column("xlogpos"),
+                    text_column("dbname"),
+                ];
+                let system = parameters.system_id.to_string();
+                let position = self.timeline.commit_lsn().to_string();
+                let row = [Some(system.as_str()), Some(&timeline), Some(&position), None];
+                out.result(&columns, Some(&row), "IDENTIFY_SYSTEM");
+            }
+            Command::Show(name) => match self.setting(name) {
+                Some(value) => {
+                    out.result(&[text_column("setting")], Some(&[Some(&value)]), "SHOW");
+                }
+                None => {
+                    let text = format!("unrecognized configuration parameter \"{name}\"");
+                    out.error(false, "42704", &text);
+                }
+            },
+            // Slots hold nothing back: WAL stays readable from the archive after it was trimmed.
+            Command::CreateSlot { name, logical: false } => {
+                let columns = ["slot_name", "consistent_point", "snapshot_name", "output_plugin"];
+                let row = [Some(name.as_str()), Some("0/0"), None, None];
+                out.result(&columns.map(text_column), Some(&row), "CREATE_REPLICATION_SLOT");
+            }
+            Command::CreateSlot { .. } => {
+                let text = "a safekeeper has no logical replication slots: decode on a compute";
+                out.error(false, "0A000", text);
+            }
+            Command::ReadSlot(_) => {
+                let columns = [
+                    text_column("slot_type"),
+                    text_column("restart_lsn"),
+                    int8_column("restart_tli"),
+                ];
+                out.result(&columns, Some(&[None, None, None]), "READ_REPLICATION_SLOT");
+            }
+            Command::DropSlot(_) => out.command_complete("DROP_REPLICATION_SLOT"),
+            Command::SetConfig => {
+                out.result(&[text_column("set_config")], Some(&[Some("")]), "SELECT 1");
+            }
+            Command::TimelineHistory(number) => {
+                let text = format!("this safekeeper has no history file of timeline {number}");
+                out.error(false, "58P01", &text);
+            }
+            Command::BaseBackup(_) => {
+                let text = "a safekeeper has WAL only: take base backups from the page server";
+                out.error(false, "0A000", text);
+            }
+            Command::StartReplication { .. } => {}
+        }
+    }
+
+    fn setting(&self, name: &str) -> Option<String> {
+        let parameters = self.timeline.parameters();
+        Some(match name {
+            "wal_segment_size" => match parameters.segment_size >> 20 {
+                1024 => "1GB".to_owned(),
+                megabytes => format!("{megabytes}MB"),
+            },
+            "data_directory_mode" => "0700".to_owned(),
+            "server_version" => format!("{}.0", parameters.pg_version),
+            "server_version_num" => format!("{}0000", parameters.pg_version),
+            "integer_datetimes" => "on".to_owned(),
+            "wal_block_size" | "block_size" => "8192".to_owned(),
+            _ => return None,
+        })
+    }
+
+    async fn start_replication(
+        &self,
+        start: Lsn,
+        timeline: Option<u32>,
+        receiver: Receiver,
+        sender: &mut Sender,
+    ) -> anyhow::Result<Receiver> {
+        let ours = self.timeline.parameters().pg_timeline;
+        if let Some(wanted) = timeline.filter(|&wanted| wanted != ours) {
+            let text = format!("timeline {wanted} was asked for, this WAL is of timeline {ours}");
+            sender.out.error(false, "55000", &text);
+            return Ok(receiver);
+        }
+        stream::run(self, start, receiver, sender).await
+    }
+}

@@ -1,0 +1,160 @@
+//! Sending committed WAL as it comes.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use pgstrata_ids::Lsn;
+use pgstrata_wire::postgres::{Frontend, StandbyStatus};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::postgres_time_us;
+use super::session::{Receiver, Sender, Session};
+use crate::chain_reader::ChainReader;
+
+/// Most WAL in one message, in bytes (`MAX_SEND_SIZE` of walsender.c).
+const MAX_SEND: usize = 128 << 10;
+
+/// Silence after which a keepalive is sent.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
+
+/// Silence of the client after which it is given up.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
+
+/// Client's messages not yet looked at.
+const INBOX: usize = 16;
+
+/// Streams from `start` until the client ends it. Returns the receiver for the next command.
+pub async fn run(
+    session: &Session,
+    start: Lsn,
+    receiver: Receiver,
+    sender: &mut Sender,
+) -> anyhow::Result<Receiver> {
+    let (inbox_in, inbox) = mpsc::channel(INBOX);
+    // Receiving is a task of its own so that a long send never leaves status updates unread.
+    let receiving = tokio::spawn(receive(receiver, inbox_in));
+    let archive = session.state.archive.clone();
+    let reader =
+        ChainReader::new(session.state.timelines.clone(), session.timeline.clone(), archive);
+    sender.out.copy_both();
+    sender.flush().await?;
+    let mut streaming = Streaming { session, reader, at: start, inbox, heard: Instant::now() };
+    let ended = streaming.run(sender).await;
+    if let Err(error) = &ended {
+        sender.out.error(false, "58P01", &error.to_string());
+        sender.flush().await?;
+        receiving.abort();
+        bail!("{error:#}");
+    }
+    drop(streaming);
+    sender.out.copy_done();
+    sender.out.command_complete("START_REPLICATION");
+    receiving.await?
+}
+
+/// Passes messages on until the copy ends.
+async fn receive(
+    mut receiver: Receiver,
+    inbox: mpsc::Sender<Frontend>,
+) -> anyhow::Result<Receiver> {
+    loop {
+        let Some(message) = receiver.next().await? else { bail!("the client is gone") };
+        let ends = matches!(message, Frontend::CopyDone | Frontend::CopyFail | Frontend::Terminate);
+        if matches!(message, Frontend::Terminate) {
+            bail!("the client left");
+        }
+        if inbox.send(message).await.is_err() || ends {
+            return Ok(receiver);
+        }
+    }
+}
+
+struct Streaming<'a> {
+    session: &'a Session,
+    reader: ChainReader,
+    at: Lsn,
+    inbox: mpsc::Receiver<Frontend>,
+    heard: Instant,
+}
+
+impl Streaming<'_> {
+    async fn run(&mut self, sender: &mut Sender) -> anyhow::Result<()> {
+        let mut commit = self.session.timeline.watch_commit();
+        let mut sent = Instant::now();
+        loop {
+            let end = *commit.borrow_and_update();
+            while self.at < end {
+                self.send_some(end, sender).await?;
+                sent = Instant::now();
+                while let Ok(message) = self.inbox.try_recv() {
+                    if self.take(&message, sender).await? {
+                        return Ok(());
+                    }
+                }
+            }
+            let keepalive_at = sent + KEEPALIVE_AFTER;
+            tokio::select! {
+                changed = commit.changed() => changed?,
+                message = self.inbox.recv() => {
+                    let Some(message) = message else { bail!("the client is gone") };
+                    if self.take(&message, sender).await? {
+                        return Ok(());
+                    }
+                }
+                () = tokio::time::sleep_until(keepalive_at) => {
+                    let silent = self.heard.elapsed();
+                    if silent > DEAD_AFTER {
+                        bail!("the client said nothing for {} s", silent.as_secs());
+                    }
+                    sender.out.keepalive(self.at, postgres_time_us(), silent > DEAD_AFTER / 2);
+                    sender.flush().await?;
+                    sent = Instant::now();
+                }
+            }
+        }
+    }
+
+    async fn send_some(&mut self, end: Lsn, sender: &mut Sender) -> anyhow::Result<()> {
+        let want = MAX_SEND.min((end - self.at) as usize);
+        let mut buffer = vec![0; want];
+        let count = self.reader.read(self.at, &mut buffer).await?;
+        let filled: Result<(), std::convert::Infallible> =
+            sender.out.xlog_data(self.at, end, postgres_time_us(), |out| {
+                out.extend_from_slice(&buffer[..count]);
+                Ok(())
+            });
+        // Infallible: the bytes were read before.
+        let Ok(()) = filled;
+        sender.flush().await?;
+        self.at = self.at + count as u64;
+        Ok(())
+    }
+
+    /// True if the client wants no more.
+    async fn take(&mut self, message: &Frontend, sender: &mut Sender) -> anyhow::Result<bool> {
+        self.heard = Instant::now();
+        match message {
+            Frontend::Status(status) => {
+                self.note(status);
+                if status.reply_requested {
+                    sender.out.keepalive(self.at, postgres_time_us(), false);
+                    sender.flush().await?;
+                }
+                Ok(false)
+            }
+            Frontend::CopyDone | Frontend::CopyFail => Ok(true),
+            _ => Ok(false),
+        }
+    }
+
+    fn note(&self, status: &StandbyStatus) {
+        // Nobody can be done with more than there is.
+        let done = status.flush_lsn.min(self.session.timeline.commit_lsn());
+        if self.session.is_page_server {
+            self.session.timeline.update_marks(|marks| {
+                marks.remote_consistent_lsn = marks.remote_consistent_lsn.max(done);
+            });
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The process: binds ports, starts services, waits for the end.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use pgstrata_blob::Location;
+use pgstrata_env::RealDisk;
+use pgstrata_ids::NodeId;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::archive::Archive;
+use crate::args::Args;
+use crate::http::HttpState;
+use crate::latch::Latch;
+use crate::pg::PgState;
+use crate::segment::Preparer;
+use crate::timeline::OpenContext;
+use crate::timelines::Timelines;
+use crate::{http, identity, pg, wal};
+
+/// How often positions are written down, marks exchanged and peers asked.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT, or until writing fails.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let disk = Arc::new(RealDisk);
+    let node = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
+    let lock = lock_directory(&args)?;
+    let latch = Latch::default();
+    let preparer = Preparer::start().context("can't start a thread")?;
+    let context = OpenContext { node, disk, preparer, latch: latch.clone() };
+    let timelines = Arc::new(Timelines::open(context, &args.dir)?);
+
+    let bind =
+        |address| TcpListener::bind(address).with_context(|| format!("can't listen on {address}"));
+    let wal_listener = bind(args.listen_wal)?;
+    let pg_listener = bind(args.listen_pg)?;
+    let http_listener = bind(args.listen_http)?;
+    let ready = serde_json::json!({
+        "ready": true,
+        "id": node.0,
+        "wal": wal_listener.local_addr()?.to_string(),
+        "pg": pg_listener.local_addr()?.to_string(),
+        "http": http_listener.local_addr()?.to_string(),
+    });
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?;
+    wal::serve(wal_listener, Arc::clone(&timelines)).context("can't start a thread")?;
+    let state = HttpState::new(Arc::clone(&timelines), args.zone.clone());
+    let archive = open_archive(&args)?;
+    let pg_state = PgState { timelines: Arc::clone(&timelines), archive };
+    let result = runtime.block_on(async {
+        pg_listener.set_nonblocking(true)?;
+        let pg_listener = tokio::net::TcpListener::from_std(pg_listener)?;
+        tokio::spawn(pg::serve(pg_listener, pg_state));
+        http_listener.set_nonblocking(true)?;
+        let http_listener = tokio::net::TcpListener::from_std(http_listener)?;
+        tokio::spawn(http::serve(http_listener, state));
+        tokio::spawn(housekeeping(Arc::clone(&timelines)));
+        println!("{ready}");
+        std::io::stdout().flush()?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            reason = latch.thrown() => bail!("{reason}"),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        for timeline in timelines.all() {
+            timeline.checkpoint()?;
+        }
+        tracing::info!("stopped");
+        anyhow::Ok(())
+    });
+    drop(lock);
+    result
+}
+
+fn open_archive(args: &Args) -> anyhow::Result<Option<Arc<Archive>>> {
+    let Some(location) = &args.object_store else { return Ok(None) };
+    let location: Location = location.parse().context("--object-store")?;
+    let archive = Archive::open(&location, args.s3_endpoint.as_deref());
+    Ok(Some(Arc::new(archive.context("can't open the object store")?)))
+}
+
+/// Keeps a second process out of the directory.
+fn lock_directory(args: &Args) -> anyhow::Result<std::fs::File> {
+    let path = args.dir.join("lock");
+    let file =
+        std::fs::File::create(&path).with_context(|| format!("can't create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another safekeeper is running in {}", args.dir.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("can't lock {}", path.display()))
+        }
+    }
+}
+
+async fn housekeeping(timelines: Arc<Timelines>) {
+    let mut interval = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+    loop {
+        interval.tick().await;
+        let timelines = Arc::clone(&timelines);
+        let checkpoints = tokio::task::spawn_blocking(move || write_down(&timelines));
+        // A panic there is reported by the runtime; the next round tries again.
+        let _ = checkpoints.await;
+    }
+}
+
+/// Writes down how far timelines are that are at rest or have gone far: it costs two syncs, which
+/// a busy proposer would have to wait for.
+fn write_down(timelines: &Timelines) {
+    for timeline in timelines.all() {
+        let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
+        let far = behind >= timeline.files().segment_size();
+        if (far || !timeline.has_appended_lately())
+            && let Err(error) = timeline.checkpoint()
+        {
+            tracing::warn!(%error, "positions could not be written down");
+        }
+    }
+}

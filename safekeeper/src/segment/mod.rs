@@ -1,0 +1,174 @@
+//! WAL segment files: plain PostgreSQL segments, full size and zero-filled before first use.
+//!
+//! Owns creation, naming and removal of one timeline's segments. A segment is zeroed and synced
+//! before it gets its name, so that appending only overwrites: `fdatasync` then has no metadata
+//! to journal and can't run out of space.
+
+mod reader;
+mod recovery;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use pgstrata_env::{Disk, DiskFile};
+use pgstrata_ids::{Lsn, TimelineParameters};
+
+pub use reader::SegmentReader;
+pub use recovery::{RecoveredLog, last_record_before, recover};
+pub use writer::LogWriter;
+
+use crate::storage_error::StorageError;
+
+/// Zeros written at once when a segment is made, in bytes.
+const ZERO_CHUNK: usize = 1 << 20;
+
+/// Segments waiting to be made; more are made when they are needed.
+const PREPARE_QUEUE: usize = 64;
+
+/// One timeline's segment files.
+#[derive(Debug)]
+pub struct SegmentFiles {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    parameters: TimelineParameters,
+    /// Held while a segment is made: a zeroed file must never replace one with WAL in it.
+    making: Mutex<()>,
+}
+
+impl SegmentFiles {
+    /// The segments in `directory`, which exists.
+    pub fn new(disk: Arc<dyn Disk>, directory: &Path, parameters: TimelineParameters) -> Self {
+        SegmentFiles { disk, directory: directory.to_owned(), parameters, making: Mutex::new(()) }
+    }
+
+    /// What the timeline is.
+    pub fn parameters(&self) -> &TimelineParameters {
+        &self.parameters
+    }
+
+    /// Segment size in bytes.
+    pub fn segment_size(&self) -> u64 {
+        u64::from(self.parameters.segment_size)
+    }
+
+    /// Where the files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The file of segment `number`.
+    pub fn path(&self, number: u64) -> PathBuf {
+        self.directory.join(self.parameters.segment_name(number))
+    }
+
+    /// Opens segment `number`; `None` if there is no such file.
+    pub fn open(&self, number: u64) -> Result<Option<Arc<dyn DiskFile>>, StorageError> {
+        let path = self.path(number);
+        match self.disk.open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StorageError::wrap("open", &path)(error)),
+        }
+    }
+
+    /// Opens segment `number`, making it first if it doesn't exist.
+    pub fn open_or_make(&self, number: u64) -> Result<Arc<dyn DiskFile>, StorageError> {
+        if let Some(file) = self.open(number)? {
+            return Ok(file);
+        }
+        let _making = self.making.lock();
+        if let Some(file) = self.open(number)? {
+            return Ok(file);
+        }
+        let temporary = self.directory.join("zeroed.tmp");
+        let made = self.make(number, &temporary);
+        if made.is_err() {
+            // Best effort: what matters is the first error, and start-up removes leftovers.
+            let _ = self.disk.remove(&temporary);
+        }
+        made
+    }
+
+    fn make(&self, number: u64, temporary: &Path) -> Result<Arc<dyn DiskFile>, StorageError> {
+        let wrap = || StorageError::wrap("make WAL segment", temporary);
+        match self.disk.remove(temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(wrap()(error));
+            }
+            _ => {}
+        }
+        let file = self.disk.create(temporary).map_err(wrap())?;
+        file.reserve(self.segment_size()).map_err(wrap())?;
+        let zeros = vec![0; ZERO_CHUNK];
+        for at in (0..self.segment_size()).step_by(ZERO_CHUNK) {
+            file.write_at(&zeros, at).map_err(wrap())?;
+        }
+        file.sync_all().map_err(wrap())?;
+        let path = self.path(number);
+        self.disk.rename(temporary, &path).map_err(StorageError::wrap("name", &path))?;
+        self.sync_directory()?;
+        Ok(file)
+    }
+
+    fn sync_directory(&self) -> Result<(), StorageError> {
+        let wrap = StorageError::wrap("sync directory", &self.directory);
+        self.disk.sync_directory(&self.directory).map_err(wrap)
+    }
+
+    /// Numbers of all segments here, rising.
+    pub fn numbers(&self) -> Result<Vec<u64>, StorageError> {
+        let names = self.disk.list(&self.directory);
+        let names = names.map_err(StorageError::wrap("list", &self.directory))?;
+        Ok(names.iter().filter_map(|name| self.parameters.segment_number(name)).collect())
+    }
+
+    /// Removes every segment for which `doomed` holds, the last first, durably.
+    pub fn remove(&self, doomed: impl Fn(u64) -> bool) -> Result<u64, StorageError> {
+        let _making = self.making.lock();
+        let mut removed = 0;
+        for number in self.numbers()?.into_iter().rev().filter(|&number| doomed(number)) {
+            let path = self.path(number);
+            self.disk.remove(&path).map_err(StorageError::wrap("remove", &path))?;
+            removed += 1;
+        }
+        if removed > 0 {
+            self.sync_directory()?;
+        }
+        Ok(removed)
+    }
+
+    fn number_of(&self, lsn: Lsn) -> u64 {
+        lsn.segment_number(self.segment_size())
+    }
+}
+
+/// Makes segments ahead of their use, on a thread of its own.
+#[derive(Clone, Debug)]
+pub struct Preparer(SyncSender<(Weak<SegmentFiles>, u64)>);
+
+impl Preparer {
+    /// Starts the thread; it ends when the last handle is dropped.
+    pub fn start() -> std::io::Result<Preparer> {
+        let (sender, receiver) = sync_channel(PREPARE_QUEUE);
+        std::thread::Builder::new().name("segments".into()).spawn(move || prepare(&receiver))?;
+        Ok(Preparer(sender))
+    }
+
+    /// Makes segment `number` soon. A full queue is no harm: the writer makes it then.
+    pub fn request(&self, files: &Arc<SegmentFiles>, number: u64) {
+        let _ = self.0.try_send((Arc::downgrade(files), number));
+    }
+}
+
+fn prepare(requests: &Receiver<(Weak<SegmentFiles>, u64)>) {
+    for (files, number) in requests {
+        let Some(files) = files.upgrade() else { continue };
+        if let Err(error) = files.open_or_make(number) {
+            // Whoever needs the segment meets the error again and answers for it.
+            tracing::warn!(%error, "a WAL segment could not be made ahead of its use");
+        }
+    }
+}

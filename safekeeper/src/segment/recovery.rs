@@ -1,0 +1,149 @@
+//! Where the log ends after a crash.
+//!
+//! The log is read from the device, not from the page cache (after a failed sync the cache may
+//! hold what the device doesn't), decoded from the segment of the last known commit LSN, and ends
+//! with its last valid record. What follows is zeroed, so that nothing half-written ever becomes
+//! part of a record again.
+
+use std::sync::Arc;
+
+use pgstrata_env::DiskFile;
+use pgstrata_ids::Lsn;
+use pgstrata_pg_wal::{PgVersion, WalDecoder};
+
+use super::SegmentFiles;
+use crate::storage_error::StorageError;
+
+/// WAL read and decoded at once, in bytes.
+const READ_CHUNK: usize = 256 << 10;
+
+/// The durable log as found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveredLog {
+    /// End of the last valid record.
+    pub flush_lsn: Lsn,
+    /// Bytes that followed it and were removed.
+    pub removed_bytes: u64,
+}
+
+/// Finds the end of the log and removes what follows. `known_lsn` is a record boundary that was
+/// durable; the log can't end before it.
+pub fn recover(files: &SegmentFiles, known_lsn: Lsn) -> Result<RecoveredLog, StorageError> {
+    let temporary = files.directory.join("zeroed.tmp");
+    match files.disk.remove(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(StorageError::wrap("remove", &temporary)(error));
+        }
+        _ => {}
+    }
+    for number in files.numbers()?.into_iter().rev() {
+        settle(files, number)?;
+        if number <= files.number_of(known_lsn) {
+            break;
+        }
+    }
+    let start = known_lsn.segment_start(files.segment_size()).max(files.parameters.start_lsn);
+    let mut decoder = decoder(files, start)?;
+    scan(files, &mut decoder, Lsn::MAX)?;
+    let flush_lsn = decoder.position();
+    let removed_bytes = clear_after(files, flush_lsn)?;
+    Ok(RecoveredLog { flush_lsn, removed_bytes })
+}
+
+/// Syncs a segment and forgets its cached contents.
+fn settle(files: &SegmentFiles, number: u64) -> Result<(), StorageError> {
+    let path = files.path(number);
+    let Some(file) = files.open(number)? else { return Ok(()) };
+    let size = file.size().map_err(StorageError::wrap("measure", &path))?;
+    if size != files.segment_size() {
+        let reason = format!(
+            "the WAL segment has {size} bytes instead of {}; move the timeline's directory away \
+             and let this safekeeper refill from its peers under a new node id",
+            files.segment_size()
+        );
+        return Err(StorageError::Damaged { path, reason });
+    }
+    file.sync_all().map_err(StorageError::wrap("sync", &path))?;
+    file.evict().map_err(StorageError::wrap("evict", &path))
+}
+
+fn decoder(files: &SegmentFiles, start: Lsn) -> Result<WalDecoder, StorageError> {
+    let parameters = &files.parameters;
+    let decoder =
+        WalDecoder::new(start, files.segment_size()).with_system_identifier(parameters.system_id.0);
+    match PgVersion::from_major(parameters.pg_version) {
+        Some(version) => Ok(decoder.with_version(version)),
+        None => Ok(decoder),
+    }
+}
+
+/// Feeds the decoder until the bytes, the records, or `end` run out.
+fn scan(files: &SegmentFiles, decoder: &mut WalDecoder, end: Lsn) -> Result<(), StorageError> {
+    let size = files.segment_size();
+    let mut buffer = vec![0; READ_CHUNK];
+    let mut open: Option<(u64, Arc<dyn DiskFile>)> = None;
+    loop {
+        let at = decoder.feed_position();
+        let number = files.number_of(at);
+        if open.as_ref().is_none_or(|(open, _)| *open != number) {
+            open = files.open(number)?.map(|file| (number, file));
+        }
+        let Some((_, file)) = &open else { return Ok(()) };
+        let offset = at.segment_offset(size);
+        let count = buffer.len().min((size - offset) as usize).min((end.0 - at.0) as usize);
+        let path = files.path(number);
+        let count = file
+            .read_at(&mut buffer[..count], offset)
+            .map_err(StorageError::wrap("read", &path))?;
+        if count == 0 {
+            return Ok(());
+        }
+        decoder.feed(&buffer[..count]);
+        loop {
+            match decoder.poll() {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                // Whatever stops the decoder is the end of the log; if it lies before what must
+                // be durable, the caller reports it.
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Zeroes the rest of the segment after `end` if anything is there, and removes later segments.
+fn clear_after(files: &SegmentFiles, end: Lsn) -> Result<u64, StorageError> {
+    let size = files.segment_size();
+    let last = files.number_of(end);
+    let removed = files.remove(|number| number > last)?;
+    let Some(file) = files.open(last)? else { return Ok(removed * size) };
+    let path = files.path(last);
+    let mut rest = vec![0; (size - end.segment_offset(size)) as usize];
+    let offset = end.segment_offset(size);
+    file.read_at(&mut rest, offset).map_err(StorageError::wrap("read", &path))?;
+    let Some(garbage) = rest.iter().rposition(|&byte| byte != 0) else { return Ok(removed * size) };
+    rest[..=garbage].fill(0);
+    file.write_at(&rest[..=garbage], offset).map_err(StorageError::wrap("clear", &path))?;
+    file.sync_data().map_err(StorageError::wrap("sync", &path))?;
+    Ok(removed * size + garbage as u64 + 1)
+}
+
+/// The start of the last record before `end`, a record boundary; `None` if this timeline has no
+/// record before it, or its segments aren't here.
+pub fn last_record_before(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageError> {
+    let size = files.segment_size();
+    let first = files.parameters.start_lsn;
+    let mut from = end;
+    while from > first {
+        // A record may fill whole segments: go back until one starts.
+        from = Lsn(from.0 - 1).segment_start(size).max(first);
+        let mut decoder = decoder(files, from)?;
+        scan(files, &mut decoder, end)?;
+        if decoder.position() == end
+            && let Some(lsn) = decoder.last_record()
+        {
+            return Ok(Some(lsn));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,165 @@
+//! The acceptor together with its files: performs the outputs of the one on the other.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pgstrata_env::{Disk, replace_file};
+use pgstrata_format::safekeeper::TimelineControl;
+use pgstrata_quorum::{Acceptor, AcceptorOutput, Append, ControlState};
+use pgstrata_wire::safekeeper::{Message, RefusedReason};
+
+use crate::latch::Latch;
+use crate::segment::LogWriter;
+use crate::storage_error::StorageError;
+
+/// What an input is answered with, if at all.
+pub type Answer = Option<Message<'static>>;
+
+/// What must change together, under one lock.
+#[derive(Debug)]
+pub struct Core {
+    pub acceptor: Acceptor,
+    pub log: LogWriter,
+    /// As last persisted.
+    pub stored: TimelineControl,
+    pub disk: Arc<dyn Disk>,
+    pub control_path: PathBuf,
+    pub latch: Latch,
+    /// Kept between inputs so that the hot path doesn't allocate.
+    pub outputs: Vec<AcceptorOutput>,
+}
+
+impl Core {
+    fn check_latch(&self) -> Result<(), StorageError> {
+        match self.latch.reason() {
+            Some(reason) => Err(StorageError::Latched(reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// An append or flush: the hot path. `payload` are the append's WAL bytes. Any failure throws
+    /// the latch, since the acceptor already counts on the bytes.
+    pub fn act(
+        &mut self,
+        payload: &[u8],
+        act: impl FnOnce(&mut Acceptor, &mut Vec<AcceptorOutput>),
+    ) -> Result<Answer, StorageError> {
+        self.check_latch()?;
+        let mut outputs = std::mem::take(&mut self.outputs);
+        outputs.clear();
+        act(&mut self.acceptor, &mut outputs);
+        let mut destroyed = false;
+        let result = self.perform(&outputs, payload, &mut destroyed);
+        self.outputs = outputs;
+        result.inspect_err(|error| self.latch.throw(&error.to_string()))
+    }
+
+    /// A step that may promise something: a vote, an election, a peer's history. If the disk is
+    /// too full to write the promise down, it isn't made, and the acceptor is as before.
+    pub fn promise(
+        &mut self,
+        payload: &[u8],
+        act: impl FnOnce(&mut Acceptor, &mut Vec<AcceptorOutput>),
+    ) -> Result<Answer, StorageError> {
+        self.check_latch()?;
+        let before = self.acceptor.clone();
+        let mut outputs = Vec::new();
+        act(&mut self.acceptor, &mut outputs);
+        let mut destroyed = false;
+        let result = self.perform(&outputs, payload, &mut destroyed);
+        match &result {
+            Err(StorageError::DiskFull { .. }) if !destroyed => self.acceptor = before,
+            Err(error) => self.latch.throw(&error.to_string()),
+            Ok(_) => {}
+        }
+        result
+    }
+
+    /// Makes room for what the append will write. A full disk is refused here, before the
+    /// acceptor hears of the bytes.
+    pub fn reserve(&mut self, append: &Append) -> Result<(), StorageError> {
+        self.check_latch()?;
+        let from = self.acceptor.write_lsn();
+        let Some(end) = append.start.checked_add(append.length) else { return Ok(()) };
+        if append.start > from {
+            return Ok(());
+        }
+        self.log.reserve(from, end).inspect_err(|error| {
+            if !matches!(error, StorageError::DiskFull { .. }) {
+                self.latch.throw(&error.to_string());
+            }
+        })
+    }
+
+    fn perform(
+        &mut self,
+        outputs: &[AcceptorOutput],
+        payload: &[u8],
+        destroyed: &mut bool,
+    ) -> Result<Answer, StorageError> {
+        let mut answer = None;
+        for output in outputs {
+            match output {
+                AcceptorOutput::Persist(state) => self.persist(state.clone())?,
+                AcceptorOutput::Truncate(lsn) => {
+                    // The file must not promise more than the log will have after a crash.
+                    if self.stored.flush_lsn > *lsn {
+                        self.store(TimelineControl { flush_lsn: *lsn, ..self.stored.clone() })?;
+                    }
+                    *destroyed = true;
+                    self.log.truncate(*lsn)?;
+                }
+                AcceptorOutput::Write { at, skip } => {
+                    let bytes = payload.get(*skip as usize..).unwrap_or_default();
+                    *destroyed = true;
+                    self.log.write(*at, bytes)?;
+                }
+                AcceptorOutput::Sync => self.log.sync()?,
+                AcceptorOutput::Vote(vote) => answer = Some(Message::Vote(vote.clone())),
+                AcceptorOutput::Ack(ack) => answer = Some(Message::Ack(*ack)),
+                AcceptorOutput::Refuse(refusal) => {
+                    answer = Some(Message::Refused(RefusedReason::Quorum(refusal.clone())));
+                }
+                // Readers are woken by whoever holds the lock, after the answer is on its way.
+                AcceptorOutput::Committed(_) => {}
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Persists what the acceptor says, with the log's end as far as it is durable by now: every
+    /// sync that it counts on comes before in the outputs.
+    fn persist(&mut self, state: ControlState) -> Result<(), StorageError> {
+        let flush_lsn = self.acceptor.flush_lsn();
+        self.store(TimelineControl { flush_lsn, state, ..self.stored.clone() })
+    }
+
+    /// Replaces the control file.
+    pub fn store(&mut self, stored: TimelineControl) -> Result<(), StorageError> {
+        let path = &self.control_path;
+        replace_file(self.disk.as_ref(), path, &stored.encode())
+            .map_err(StorageError::wrap("replace", path))?;
+        self.stored = stored;
+        Ok(())
+    }
+
+    /// Writes down how far everything is, if that changed.
+    pub fn checkpoint(
+        &mut self,
+        change: impl FnOnce(&mut TimelineControl),
+    ) -> Result<(), StorageError> {
+        self.check_latch()?;
+        let flush_lsn = self.acceptor.flush_lsn();
+        let state = self.acceptor.control();
+        let mut stored = TimelineControl { flush_lsn, state, ..self.stored.clone() };
+        change(&mut stored);
+        if stored == self.stored {
+            return Ok(());
+        }
+        self.store(stored).inspect_err(|error| {
+            if !matches!(error, StorageError::DiskFull { .. }) {
+                self.latch.throw(&error.to_string());
+            }
+        })
+    }
+}

@@ -1,0 +1,288 @@
+//! One timeline of this safekeeper: its acceptor, its files, and who waits for its WAL.
+//!
+//! Everything that changes the log goes through one lock and is durable before it is answered.
+//! Positions that others watch are published apart from it, so that a slow disk never keeps a
+//! reader of committed WAL or of the status waiting.
+
+mod core;
+mod open;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
+use pgstrata_quorum::{Append, Elected, Holding, PeerRange, TermHistory, VoteRequest};
+use pgstrata_wire::safekeeper::Status;
+use tokio::sync::watch;
+
+pub use self::core::Answer;
+use self::core::Core;
+pub use self::open::{OpenContext, Opened};
+use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
+use crate::storage_error::StorageError;
+
+/// How far others are with this timeline; written down with the control file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// First byte still on disk.
+    pub available_lsn: Lsn,
+    /// Whole segments before it are in object storage.
+    pub archived_lsn: Lsn,
+    /// The page server no longer needs what is before it.
+    pub remote_consistent_lsn: Lsn,
+    /// Where the members' WAL ports were last known to be.
+    pub addresses: Vec<(NodeId, String)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Timeline {
+    node: NodeId,
+    files: Arc<SegmentFiles>,
+    core: Mutex<Core>,
+    marks: Mutex<Marks>,
+    term: AtomicU64,
+    flush_lsn: AtomicU64,
+    commit_lsn: AtomicU64,
+    commit_watch: watch::Sender<Lsn>,
+    proposers: AtomicUsize,
+    appended: AtomicBool,
+}
+
+impl Timeline {
+    /// What the timeline is.
+    pub fn parameters(&self) -> &TimelineParameters {
+        self.files.parameters()
+    }
+
+    /// Its segment files.
+    pub fn files(&self) -> &Arc<SegmentFiles> {
+        &self.files
+    }
+
+    /// A reader of this timeline's own bytes.
+    pub fn reader(&self) -> SegmentReader {
+        SegmentReader::new(Arc::clone(&self.files))
+    }
+
+    /// The highest promised term.
+    pub fn term(&self) -> Term {
+        Term(self.term.load(Ordering::Acquire))
+    }
+
+    /// End of the durable log.
+    pub fn flush_lsn(&self) -> Lsn {
+        Lsn(self.flush_lsn.load(Ordering::Acquire))
+    }
+
+    /// What is known to be committed.
+    pub fn commit_lsn(&self) -> Lsn {
+        Lsn(self.commit_lsn.load(Ordering::Acquire))
+    }
+
+    /// Follows the commit LSN.
+    pub fn watch_commit(&self) -> watch::Receiver<Lsn> {
+        self.commit_watch.subscribe()
+    }
+
+    /// How far others are.
+    pub fn marks(&self) -> Marks {
+        self.marks.lock().clone()
+    }
+
+    /// Changes how far others are; written down later.
+    pub fn update_marks(&self, update: impl FnOnce(&mut Marks)) {
+        update(&mut self.marks.lock());
+    }
+
+    /// True while a proposer that won an election is connected.
+    pub fn has_proposer(&self) -> bool {
+        self.proposers.load(Ordering::Acquire) > 0
+    }
+
+    /// True if anything was appended since the last call.
+    pub fn has_appended_lately(&self) -> bool {
+        self.appended.swap(false, Ordering::AcqRel)
+    }
+
+    /// Counts a proposer's connection until the guard is dropped.
+    pub fn proposer_connected(self: &Arc<Self>) -> ProposerConnected {
+        self.proposers.fetch_add(1, Ordering::AcqRel);
+        ProposerConnected(Arc::clone(self))
+    }
+
+    fn publish(&self, core: &Core) {
+        self.term.store(core.acceptor.term().0, Ordering::Release);
+        self.flush_lsn.store(core.acceptor.flush_lsn().0, Ordering::Release);
+        self.commit_lsn.store(core.acceptor.commit_lsn().0, Ordering::Release);
+    }
+
+    /// Wakes those who wait for committed WAL, if there is more of it.
+    pub fn wake_readers(&self) {
+        let commit_lsn = self.commit_lsn();
+        self.commit_watch.send_if_modified(|seen| {
+            let more = commit_lsn > *seen;
+            *seen = commit_lsn.max(*seen);
+            more
+        });
+    }
+
+    /// Answers a vote request.
+    pub fn vote(&self, request: &VoteRequest) -> Result<Answer, StorageError> {
+        let mut core = self.core.lock();
+        let answer = core.promise(&[], |acceptor, outputs| acceptor.vote(request, outputs));
+        self.publish(&core);
+        answer
+    }
+
+    /// Follows the winner of a term.
+    pub fn elected(&self, elected: &Elected) -> Result<Answer, StorageError> {
+        let mut core = self.core.lock();
+        let answer = core.promise(&[], |acceptor, outputs| acceptor.elected(elected, outputs));
+        core.log.prepare();
+        self.publish(&core);
+        answer
+    }
+
+    /// Starts taking a proposer's bytes; nothing else happens on the timeline until it is done.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch { core: self.core.lock(), timeline: self }
+    }
+
+    /// Takes committed bytes of a peer, durably once `last` says that no more come.
+    pub fn peer_range(
+        &self,
+        range: &PeerRange,
+        payload: &[u8],
+        last: bool,
+    ) -> Result<Answer, StorageError> {
+        let mut core = self.core.lock();
+        let append = Append {
+            term: Term(0),
+            start: range.start,
+            length: range.length,
+            record_end: range.start,
+            commit_lsn: Lsn::INVALID,
+        };
+        core.reserve(&append)?;
+        let mut answer =
+            core.promise(payload, |acceptor, outputs| acceptor.peer_range(range, outputs))?;
+        if answer.is_none() && last {
+            answer = core.act(&[], |acceptor, outputs| acceptor.flush(outputs))?;
+        }
+        self.publish(&core);
+        drop(core);
+        self.wake_readers();
+        Ok(answer)
+    }
+
+    /// Takes note of a proof that `lsn` of `term` is committed.
+    pub fn learn_commit(&self, term: Term, lsn: Lsn) -> Result<(), StorageError> {
+        let mut core = self.core.lock();
+        core.act(&[], |acceptor, outputs| acceptor.learn_commit(term, lsn, outputs))?;
+        self.publish(&core);
+        drop(core);
+        self.wake_readers();
+        Ok(())
+    }
+
+    /// Writes down how far everything is.
+    pub fn checkpoint(&self) -> Result<(), StorageError> {
+        let marks = self.marks();
+        self.core.lock().checkpoint(|stored| {
+            stored.available_lsn = marks.available_lsn;
+            stored.archived_lsn = marks.archived_lsn;
+            stored.remote_consistent_lsn = marks.remote_consistent_lsn;
+            stored.addresses = marks.addresses;
+        })
+    }
+
+    /// The commit LSN that a restart would begin with.
+    pub fn stored_commit_lsn(&self) -> Lsn {
+        self.core.lock().stored.state.commit_lsn
+    }
+
+    /// The durable log, for a proof of what is committed.
+    pub fn holding(&self) -> Holding {
+        let core = self.core.lock();
+        let flush_lsn = core.acceptor.flush_lsn();
+        Holding { node: self.node, flush_lsn, history: core.acceptor.history().clone() }
+    }
+
+    /// Everything that is known.
+    pub fn status(&self) -> Status {
+        let available_lsn = self.marks.lock().available_lsn;
+        let core = self.core.lock();
+        let acceptor = &core.acceptor;
+        Status {
+            node: self.node,
+            parameters: self.parameters().clone(),
+            configuration: acceptor.configuration().clone(),
+            term: acceptor.term(),
+            available_lsn,
+            flush_lsn: acceptor.flush_lsn(),
+            commit_lsn: acceptor.commit_lsn(),
+            history: acceptor.history().clone(),
+        }
+    }
+
+    /// Which term wrote which byte.
+    pub fn history(&self) -> TermHistory {
+        self.core.lock().acceptor.history().clone()
+    }
+
+    /// The start of the last record before a boundary of the durable log; `None` if this
+    /// timeline has none there.
+    pub fn last_record_before(&self, end: Lsn) -> Result<Option<Lsn>, StorageError> {
+        last_record_before(&self.files, end)
+    }
+
+    /// Removes segments that end at or before `lsn`, keeping that of the commit LSN.
+    pub fn trim(&self, lsn: Lsn) -> Result<u64, StorageError> {
+        let size = self.files.segment_size();
+        let keep = lsn.min(self.stored_commit_lsn()).segment_start(size);
+        let available_lsn = keep.max(self.parameters().start_lsn);
+        if available_lsn <= self.marks.lock().available_lsn {
+            return Ok(0);
+        }
+        // Written down first: a reader must never be promised what is gone.
+        self.marks.lock().available_lsn = available_lsn;
+        self.checkpoint()?;
+        self.files.remove(|number| number < keep.segment_number(size))
+    }
+}
+
+/// See [`Timeline::proposer_connected`].
+#[derive(Debug)]
+pub struct ProposerConnected(Arc<Timeline>);
+
+impl Drop for ProposerConnected {
+    fn drop(&mut self) {
+        self.0.proposers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Appends that are made durable together.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    core: MutexGuard<'a, Core>,
+    timeline: &'a Timeline,
+}
+
+impl Batch<'_> {
+    /// Takes one append's bytes. An answer is a refusal.
+    pub fn append(&mut self, append: &Append, payload: &[u8]) -> Result<Answer, StorageError> {
+        self.core.reserve(append)?;
+        self.core.act(payload, |acceptor, outputs| acceptor.append(append, outputs))
+    }
+
+    /// Makes all of them durable; the answer is the acknowledgement. The caller sends it, then
+    /// calls [`Timeline::wake_readers`].
+    pub fn finish(mut self) -> Result<Answer, StorageError> {
+        let answer = self.core.act(&[], |acceptor, outputs| acceptor.flush(outputs));
+        self.timeline.publish(&self.core);
+        self.timeline.appended.store(true, Ordering::Release);
+        answer
+    }
+}

@@ -1,0 +1,154 @@
+//! Creating a timeline, and opening one after a restart.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+use parking_lot::Mutex;
+use pgstrata_env::Disk;
+use pgstrata_format::safekeeper::TimelineControl;
+use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_quorum::{Acceptor, ControlState};
+use pgstrata_wire::safekeeper::Greeting;
+use tokio::sync::watch;
+
+use super::core::Core;
+use super::{Marks, Timeline};
+use crate::latch::Latch;
+use crate::segment::{LogWriter, Preparer, SegmentFiles, recover};
+use crate::storage_error::StorageError;
+
+/// Largest control file that is read, in bytes.
+const MAX_CONTROL_SIZE: u64 = 4 << 20;
+
+/// What every timeline of this process shares.
+#[derive(Clone, Debug)]
+pub struct OpenContext {
+    /// Who we are.
+    pub node: NodeId,
+    /// Where files are kept.
+    pub disk: Arc<dyn Disk>,
+    /// Makes segments ahead of their use.
+    pub preparer: Preparer,
+    /// Thrown by any failed write.
+    pub latch: Latch,
+}
+
+/// A timeline as found after a restart.
+#[derive(Debug)]
+pub struct Opened {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// Bytes after the last valid record, which were removed.
+    pub removed_bytes: u64,
+}
+
+impl Timeline {
+    /// Creates the timeline of a greeting in `directory`, durably.
+    pub fn create(
+        context: &OpenContext,
+        directory: &Path,
+        greeting: &Greeting,
+    ) -> Result<Timeline, StorageError> {
+        let disk = context.disk.as_ref();
+        let wrap = || StorageError::wrap("create directory", directory);
+        disk.create_directory(directory).map_err(wrap())?;
+        for above in directory.ancestors().skip(1).take(2) {
+            disk.sync_directory(above).map_err(StorageError::wrap("sync directory", above))?;
+        }
+        let start_lsn = greeting.parameters.start_lsn;
+        let control = TimelineControl {
+            node: context.node,
+            parameters: greeting.parameters.clone(),
+            state: ControlState::empty(start_lsn, greeting.configuration.clone()),
+            flush_lsn: start_lsn,
+            available_lsn: start_lsn,
+            archived_lsn: start_lsn.segment_start(u64::from(greeting.parameters.segment_size)),
+            remote_consistent_lsn: start_lsn,
+            addresses: greeting.addresses.clone(),
+        };
+        let timeline = Timeline::assemble(context, directory, control, start_lsn)?;
+        {
+            let mut core = timeline.core.lock();
+            let stored = core.stored.clone();
+            core.store(stored)?;
+        }
+        Ok(timeline)
+    }
+
+    /// Opens the timeline in `directory`; finds the end of its log.
+    pub fn open(context: &OpenContext, directory: &Path) -> Result<Opened, StorageError> {
+        let path = directory.join("control");
+        let control = read_control(context, &path)?;
+        let files =
+            SegmentFiles::new(Arc::clone(&context.disk), directory, control.parameters.clone());
+        let recovered = recover(&files, control.state.commit_lsn)?;
+        if recovered.flush_lsn < control.flush_lsn {
+            return Err(StorageError::Damaged {
+                path: directory.to_owned(),
+                reason: format!(
+                    "the WAL ends at {}, but it was durable up to {}: segments are missing or \
+                     damaged. Give this safekeeper a new node id and an empty directory; it \
+                     refills from its peers",
+                    recovered.flush_lsn, control.flush_lsn
+                ),
+            });
+        }
+        let timeline = Timeline::assemble(context, directory, control, recovered.flush_lsn)?;
+        Ok(Opened { timeline, removed_bytes: recovered.removed_bytes })
+    }
+
+    fn assemble(
+        context: &OpenContext,
+        directory: &Path,
+        stored: TimelineControl,
+        flush_lsn: Lsn,
+    ) -> Result<Timeline, StorageError> {
+        let state = stored.state.clone();
+        let acceptor = Acceptor::restore(context.node, state, flush_lsn).map_err(|error| {
+            StorageError::Damaged { path: directory.to_owned(), reason: error.to_string() }
+        })?;
+        let parameters = stored.parameters.clone();
+        let files = SegmentFiles::new(Arc::clone(&context.disk), directory, parameters);
+        let files = Arc::new(files);
+        let commit_lsn = acceptor.commit_lsn();
+        let Term(term) = acceptor.term();
+        let marks = Marks {
+            available_lsn: stored.available_lsn,
+            archived_lsn: stored.archived_lsn,
+            remote_consistent_lsn: stored.remote_consistent_lsn,
+            addresses: stored.addresses.clone(),
+        };
+        let core = Core {
+            acceptor,
+            log: LogWriter::new(Arc::clone(&files), context.preparer.clone(), flush_lsn),
+            stored,
+            disk: Arc::clone(&context.disk),
+            control_path: directory.join("control"),
+            latch: context.latch.clone(),
+            outputs: Vec::new(),
+        };
+        Ok(Timeline {
+            node: context.node,
+            files,
+            core: Mutex::new(core),
+            marks: Mutex::new(marks),
+            term: AtomicU64::new(term),
+            flush_lsn: AtomicU64::new(flush_lsn.0),
+            commit_lsn: AtomicU64::new(commit_lsn.0),
+            commit_watch: watch::Sender::new(commit_lsn),
+            proposers: AtomicUsize::new(0),
+            appended: AtomicBool::new(false),
+        })
+    }
+}
+
+fn read_control(context: &OpenContext, path: &Path) -> Result<TimelineControl, StorageError> {
+    let wrap = || StorageError::wrap("read", path);
+    let file = context.disk.open(path).map_err(wrap())?;
+    let size = file.size().map_err(wrap())?.min(MAX_CONTROL_SIZE);
+    let mut bytes = vec![0; size as usize];
+    let count = file.read_at(&mut bytes, 0).map_err(wrap())?;
+    TimelineControl::decode(&bytes[..count], context.node)
+        .map_err(|error| StorageError::Damaged { path: path.to_owned(), reason: error.to_string() })
+}

@@ -1,0 +1,218 @@
+//! One connection of the WAL port.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use pgstrata_ids::{Lsn, Term};
+use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::safekeeper::{
+    Greeting, GreetingReply, Message, RefusedReason, decode, encode, is_appending,
+};
+
+use crate::storage_error::StorageError;
+use crate::timeline::{Answer, ProposerConnected, Timeline};
+use crate::timelines::Timelines;
+
+/// Most that is taken from the socket before it is written and synced, in bytes: it bounds the
+/// latency of a commit behind a bulk load.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// WAL bytes per chunk when WAL is read, in bytes.
+const READ_CHUNK: usize = 256 << 10;
+
+/// What one connection is about.
+pub struct Connection {
+    stream: TcpStream,
+    timelines: Arc<Timelines>,
+    timeline: Option<Arc<Timeline>>,
+    proposer: Option<ProposerConnected>,
+    output: Vec<u8>,
+}
+
+impl Connection {
+    /// A connection that has said nothing yet.
+    pub fn new(stream: TcpStream, timelines: Arc<Timelines>) -> Connection {
+        Connection { stream, timelines, timeline: None, proposer: None, output: Vec::new() }
+    }
+
+    /// Serves until the other side leaves, or does something that can't be served.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        let mut input = FrameBuffer::new(RECEIVE_BUFFER);
+        while input.fill(&mut self.stream)? {
+            while let Some(kind) = input.kind() {
+                let served = match is_appending(kind) {
+                    true => self.serve_appends(&mut input)?,
+                    false => self.serve_one(&mut input)?,
+                };
+                if !served {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: &Message<'_>) -> anyhow::Result<()> {
+        self.output.clear();
+        encode(message, &mut self.output);
+        self.stream.write_all(&self.output)?;
+        Ok(())
+    }
+
+    /// Sends the answer; a refusal also ends the connection.
+    fn answer(&mut self, answer: Result<Answer, StorageError>) -> anyhow::Result<()> {
+        let message = match answer {
+            Ok(None) => return Ok(()),
+            Ok(Some(message)) => message,
+            Err(error) => Message::Refused(RefusedReason::Storage(error.to_string())),
+        };
+        self.send(&message)?;
+        match message {
+            Message::Refused(reason) => Err(anyhow::anyhow!("refused: {reason}")),
+            _ => Ok(()),
+        }
+    }
+
+    fn refuse(&mut self, reason: RefusedReason) -> anyhow::Result<()> {
+        self.answer(Ok(Some(Message::Refused(reason))))
+    }
+
+    fn timeline(&self) -> anyhow::Result<Arc<Timeline>> {
+        let timeline = self.timeline.as_ref();
+        Ok(Arc::clone(timeline.ok_or_else(|| anyhow::anyhow!("no greeting came first"))?))
+    }
+
+    /// Takes all whole appends (and pings) that were received, syncs once, acknowledges once.
+    /// False if the next frame isn't whole yet.
+    fn serve_appends(&mut self, input: &mut FrameBuffer) -> anyhow::Result<bool> {
+        let timeline = self.timeline()?;
+        let mut batch = timeline.batch();
+        let mut taken = 0;
+        let mut refusal = Ok(None);
+        while input.kind().is_some_and(is_appending) {
+            let Some(frame) = input.next()? else { break };
+            if let Message::Append(append, payload) = decode(frame.kind, frame.body)? {
+                refusal = batch.append(&append, payload);
+            }
+            let size = frame.size;
+            input.consume(size);
+            taken += 1;
+            if !matches!(refusal, Ok(None)) {
+                drop(batch);
+                self.answer(refusal)?;
+                return Ok(true);
+            }
+        }
+        if taken == 0 {
+            return Ok(false);
+        }
+        let answer = batch.finish();
+        self.answer(answer)?;
+        timeline.wake_readers();
+        Ok(true)
+    }
+
+    /// Serves one message of any other kind. False if it isn't whole yet.
+    fn serve_one(&mut self, input: &mut FrameBuffer) -> anyhow::Result<bool> {
+        let Some(frame) = input.next()? else { return Ok(false) };
+        let message = decode(frame.kind, frame.body)?;
+        let size = frame.size;
+        match message {
+            Message::Greeting(greeting) => self.greet(&greeting)?,
+            Message::VoteRequest(request) => {
+                let answer = self.timeline()?.vote(&request);
+                self.answer(answer)?;
+            }
+            Message::Elected(elected) => {
+                let timeline = self.timeline()?;
+                let answer = timeline.elected(&elected);
+                self.proposer = Some(timeline.proposer_connected());
+                self.answer(answer)?;
+            }
+            Message::Open(tenant, timeline) => match self.timelines.get((tenant, timeline)) {
+                Ok(timeline) => {
+                    let status = timeline.status();
+                    self.timeline = Some(timeline);
+                    self.send(&Message::Status(status))?;
+                }
+                Err(reason) => self.refuse(reason)?,
+            },
+            Message::ReadWal(from, to, term) => self.read_wal(from, to, term)?,
+            Message::LastRecord(end) => self.last_record(end)?,
+            other => anyhow::bail!("message kind {} is not for a safekeeper", other.kind()),
+        }
+        input.consume(size);
+        Ok(true)
+    }
+
+    fn greet(&mut self, greeting: &Greeting) -> anyhow::Result<()> {
+        let timeline = match self.timelines.greet(greeting) {
+            Ok(timeline) => timeline,
+            Err(reason) => return self.refuse(reason),
+        };
+        self.proposer = None;
+        let reply = GreetingReply {
+            node: self.timelines.context().node,
+            term: timeline.term(),
+            flush_lsn: timeline.flush_lsn(),
+            commit_lsn: timeline.commit_lsn(),
+        };
+        self.timeline = Some(timeline);
+        self.send(&Message::GreetingReply(reply))
+    }
+
+    fn last_record(&mut self, end: Lsn) -> anyhow::Result<()> {
+        let timeline = self.timeline()?;
+        let answer = match timeline.last_record_before(end.min(timeline.flush_lsn())) {
+            Ok(lsn) => Message::LastRecordReply(lsn.unwrap_or(Lsn::INVALID)),
+            Err(error) => Message::Refused(RefusedReason::Storage(error.to_string())),
+        };
+        self.answer(Ok(Some(answer)))
+    }
+
+    /// Sends `[from, to)` as far as it is here, then an empty chunk.
+    fn read_wal(&mut self, from: Lsn, to: Lsn, term: Term) -> anyhow::Result<()> {
+        let timeline = self.timeline()?;
+        let available_lsn = timeline.marks().available_lsn;
+        if from < available_lsn {
+            return self.refuse(RefusedReason::Unavailable(format!(
+                "WAL before {available_lsn} is no longer on this safekeeper; it is in object storage"
+            )));
+        }
+        let mut reader = timeline.reader();
+        let mut buffer = vec![0; READ_CHUNK];
+        let mut at = from;
+        while at < to {
+            let end = match term {
+                Term(0) => timeline.commit_lsn().min(to),
+                _ => timeline.flush_lsn().min(to),
+            };
+            if at >= end {
+                break;
+            }
+            let want = buffer.len().min((end.0 - at.0) as usize);
+            let count = match reader.read(at, &mut buffer[..want]) {
+                Ok(0) => return self.refuse(RefusedReason::Unavailable(missing(at))),
+                Ok(count) => count,
+                Err(error) => {
+                    return self.refuse(RefusedReason::Storage(error.to_string()));
+                }
+            };
+            // Only a newer proposer removes durable bytes, and it is promised its term first.
+            if at + count as u64 > timeline.commit_lsn() && timeline.term() != term {
+                return self.refuse(RefusedReason::Unavailable(format!(
+                    "WAL at {at} isn't committed, and term {} now decides about it",
+                    timeline.term()
+                )));
+            }
+            self.send(&Message::WalChunk(at, &buffer[..count]))?;
+            at = at + count as u64;
+        }
+        self.send(&Message::WalChunk(at, &[]))
+    }
+}
+
+fn missing(at: Lsn) -> String {
+    format!("the segment of {at} is no longer on this safekeeper")
+}

@@ -1,0 +1,7 @@
+//! Real safekeeper processes, and WAL to send them.
+#![allow(dead_code)] // Each test binary uses a part.
+#![allow(clippy::unwrap_used)] // Tests, which clippy doesn't recognise in helper modules.
+
+pub mod cluster;
+pub mod source;
+pub mod wal;

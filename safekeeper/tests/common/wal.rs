@@ -1,0 +1,88 @@
+//! Synthetic WAL that every check of the decoder accepts.
+
+use pgstrata_ids::{Lsn, PAGE_SIZE, SystemId, TenantId, TimelineId, TimelineParameters};
+use pgstrata_pg_wal::{PageHeader, PgVersion, page_header_size};
+
+pub const SEGMENT_SIZE: u64 = 1 << 20;
+
+pub fn parameters(start: Lsn) -> TimelineParameters {
+    TimelineParameters {
+        tenant: TenantId([0x11; 16]),
+        timeline: TimelineId([0x22; 16]),
+        system_id: SystemId(0x1234_5678_9ABC),
+        pg_version: 15,
+        pg_timeline: 1,
+        segment_size: SEGMENT_SIZE as u32,
+        start_lsn: start,
+        ancestor: None,
+    }
+}
+
+/// Writes records one after the other.
+#[derive(Clone, Debug)]
+pub struct WalGenerator {
+    pub parameters: TimelineParameters,
+    pub at: Lsn,
+    pub prev: Lsn,
+    counter: u64,
+}
+
+impl WalGenerator {
+    pub fn new(parameters: TimelineParameters, at: Lsn, prev: Lsn) -> WalGenerator {
+        WalGenerator { parameters, at, prev, counter: 0 }
+    }
+
+    /// The bytes of one record with `size` bytes of main data, from the current position on.
+    pub fn record(&mut self, size: usize) -> Vec<u8> {
+        self.counter += 1;
+        let mut record = vec![0; 24];
+        if size > 0 {
+            record.push(254);
+            record.extend_from_slice(&(size as u32).to_le_bytes());
+            let fill = self.counter.to_le_bytes();
+            record.extend((0..size).map(|i| fill[i % 8] ^ (i / 8) as u8));
+        }
+        let total = record.len() as u32;
+        record[0..4].copy_from_slice(&total.to_le_bytes());
+        record[8..16].copy_from_slice(&self.prev.0.to_le_bytes());
+        record[17] = 21;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&record[24..]), &record[..20]);
+        record[20..24].copy_from_slice(&crc.to_le_bytes());
+        self.place(&record)
+    }
+
+    fn place(&mut self, record: &[u8]) -> Vec<u8> {
+        let segment_size = u64::from(self.parameters.segment_size);
+        let mut bytes = Vec::with_capacity(record.len() + 64);
+        let mut cursor = self.at;
+        let mut rest = record;
+        while !rest.is_empty() {
+            if cursor.page_offset() == 0 {
+                let continued = rest.len() < record.len();
+                let first = cursor.segment_offset(segment_size) == 0;
+                PageHeader {
+                    version: PgVersion::from_major(self.parameters.pg_version).unwrap(),
+                    tli: self.parameters.pg_timeline,
+                    address: cursor,
+                    continuation: continued.then_some(rest.len() as u32),
+                    overwrites_contrecord: false,
+                    segment: first.then_some((self.parameters.system_id.0, segment_size as u32)),
+                }
+                .encode(&mut bytes);
+                cursor = cursor + page_header_size(cursor, segment_size) as u64;
+            }
+            if rest.len() == record.len() {
+                self.prev = cursor;
+            }
+            let room = PAGE_SIZE - cursor.page_offset() as usize;
+            let (now, later) = rest.split_at(rest.len().min(room));
+            bytes.extend_from_slice(now);
+            cursor = cursor + now.len() as u64;
+            rest = later;
+        }
+        let end = cursor.align_up();
+        bytes.resize(bytes.len() + (end - cursor) as usize, 0);
+        self.at = end;
+        bytes
+    }
+}

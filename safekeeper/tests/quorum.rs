@@ -1,0 +1,121 @@
+//! Three real safekeepers and the proposer driver.
+
+#![allow(clippy::unwrap_used)] // A failed helper fails the test.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::cluster::Cluster;
+use common::wal::{SEGMENT_SIZE, parameters};
+use pgstrata_compute_shim::proposer::{ProposerError, SafekeeperClient};
+use pgstrata_ids::{Lsn, Term};
+
+const START: Lsn = Lsn(SEGMENT_SIZE);
+
+fn read_all(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
+    let parameters = parameters(START);
+    let mut client = SafekeeperClient::connect(address, Duration::from_secs(5)).unwrap();
+    client.open(parameters.tenant, parameters.timeline).unwrap();
+    let mut bytes = Vec::new();
+    assert_eq!(client.read_wal(from, to, Term(0), &mut bytes).unwrap(), to);
+    bytes
+}
+
+#[test]
+fn commits_survive_an_election_and_a_restart_of_all() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let first = proposing.commit_lsn();
+    for size in [0, 10, 100, 9000, 100_000] {
+        writer.commit(20, size);
+    }
+    let end = writer.commit(1, 3 << 20);
+    let last = writer.generator().prev;
+    proposing.stop().unwrap();
+    for node in &mut cluster.nodes {
+        node.kill();
+        node.start();
+    }
+    let leader = cluster.elect(&parameters);
+    let elected = leader.elected();
+    assert_eq!(elected.start_lsn, end);
+    assert_eq!(elected.prev_record_lsn, Some(last));
+    drop(leader);
+    let (writer2, proposing) = cluster.lead(&parameters, true);
+    writer2.commit(1, 10);
+    for node in &cluster.nodes {
+        node.wait_lsn("commit_lsn", end, Duration::from_secs(5));
+        assert!(read_all(&node.wal, first, end) == writer.bytes());
+    }
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn one_of_three_may_die_and_is_caught_up_when_it_returns() {
+    for keeps_old in [true, false] {
+        let mut cluster = Cluster::start(3);
+        let (writer, proposing) = cluster.lead(&parameters(START), keeps_old);
+        let first = proposing.commit_lsn();
+        writer.commit(10, 1000);
+        cluster.nodes[0].kill();
+        let mut longest = Duration::ZERO;
+        for _ in 0..400 {
+            let started = Instant::now();
+            writer.commit(4, 60_000);
+            longest = longest.max(started.elapsed());
+        }
+        assert!(longest < Duration::from_secs(2), "a commit took {longest:?}");
+        cluster.nodes[0].start();
+        let end = writer.commit(1, 10);
+        cluster.nodes[0].wait_lsn("commit_lsn", end, Duration::from_secs(20));
+        assert!(read_all(&cluster.nodes[0].wal, first, end) == writer.bytes());
+        proposing.stop().unwrap();
+    }
+}
+
+#[test]
+fn without_a_majority_commits_wait_and_then_go_on() {
+    let mut cluster = Cluster::start(3);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    writer.commit(10, 1000);
+    cluster.nodes[0].kill();
+    cluster.nodes[1].kill();
+    let end = writer.write(3, 1000);
+    assert!(!writer.wait_commit(end, Duration::from_millis(300)));
+    cluster.nodes[1].start();
+    assert!(writer.wait_commit(end, Duration::from_secs(5)));
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn a_newer_compute_fences_the_older() {
+    let cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (old, old_proposing) = cluster.lead(&parameters, true);
+    old.commit(10, 1000);
+    let (new, new_proposing) = cluster.lead(&parameters, true);
+    let before = old.commit_lsn();
+    let lost = old.write(1, 1000);
+    assert!(!old.wait_commit(lost, Duration::from_millis(300)));
+    assert_eq!(old.commit_lsn(), before);
+    assert!(old.fenced().is_some());
+    assert!(matches!(old_proposing.stop(), Err(ProposerError::Fenced(_))));
+    new.commit(10, 1000);
+    new_proposing.stop().unwrap();
+}
+
+#[test]
+fn a_clean_stop_says_so() {
+    let mut cluster = Cluster::start(1);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let end = writer.commit(10, 1000);
+    proposing.stop().unwrap();
+    assert_eq!(cluster.nodes[0].stop(), Some(0));
+    cluster.nodes[0].start();
+    assert_eq!(cluster.nodes[0].timeline_lsn("flush_lsn"), end);
+    assert!(cluster.nodes[0].get("/metrics").contains("pgstrata_safekeeper_commit_lsn"));
+    assert_eq!(cluster.nodes[0].get("/healthz"), "ok\n");
+    assert_eq!(cluster.nodes[0].get("/readyz"), "ready\n");
+}
