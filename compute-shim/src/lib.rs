@@ -1,3 +1,15 @@
 //! Runs a stock PostgreSQL on a disposable directory.
+//!
+//! Owns a cache that may be lost at any moment, and one `postgres`. Everything durable is on the
+//! safekeepers; pages come from the page server.
 
+pub mod compute;
+pub mod data_directory;
+pub mod http;
+pub mod memory;
+pub mod pages;
+pub mod postgres;
 pub mod proposer;
+pub mod segments;
+pub mod socket;
+pub mod wal_source;

@@ -1,2 +1,212 @@
-//! Runs a stock PostgreSQL on a disposable directory.
-fn main() {}
+//! The compute shim's process.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use pgstrata_compute_shim::compute::{ComputeConfig, Outcome, Shared, run};
+use pgstrata_compute_shim::http;
+use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
+
+/// Exit status of a compute whose branch has a newer compute.
+const EXIT_FENCED: u8 = 3;
+
+/// Runs a stock PostgreSQL on a branch.
+///
+/// The data directory is a cache: pages come from the page server, and a commit is durable when a
+/// majority of the safekeepers has it. Starting a second compute on the same branch fences this
+/// one, which then ends with status 3.
+#[derive(Parser)]
+#[command(version, name = "compute-shim")]
+struct Arguments {
+    /// Directory of this compute; its data directory is emptied
+    #[arg(long)]
+    dir: PathBuf,
+    /// Directory of PostgreSQL's programs
+    #[arg(long)]
+    pg_bin: PathBuf,
+    /// The preload library [default: beside this program]
+    #[arg(long)]
+    preload: Option<PathBuf>,
+    /// Port for PostgreSQL, on 127.0.0.1
+    #[arg(long)]
+    port: u16,
+    /// Address of the HTTP interface; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen_http: SocketAddr,
+    /// Name of the branch, for people
+    #[arg(long)]
+    branch: String,
+    /// Tenant id
+    #[arg(long)]
+    tenant: TenantId,
+    /// Timeline id
+    #[arg(long)]
+    timeline: TimelineId,
+    /// PostgreSQL's database system identifier
+    #[arg(long)]
+    system_id: u64,
+    /// PostgreSQL's major version
+    #[arg(long)]
+    pg_version: u32,
+    /// Bytes of a WAL segment
+    #[arg(long, default_value_t = 16 << 20)]
+    segment_size: u32,
+    /// First LSN of the timeline
+    #[arg(long)]
+    start_lsn: Lsn,
+    /// Start of the last record before it
+    #[arg(long)]
+    start_prev: Lsn,
+    /// Timeline that it branched off from
+    #[arg(long)]
+    ancestor: Option<TimelineId>,
+    /// Safekeepers, as id=host:port of their WAL ports, comma-separated
+    #[arg(long, value_delimiter = ',', value_parser = safekeeper)]
+    safekeepers: Vec<(NodeId, String)>,
+    /// Page service of the page server, host:port
+    #[arg(long)]
+    pageserver: String,
+    /// HTTP interface of the page server, host:port
+    #[arg(long)]
+    pageserver_http: String,
+    /// Only answer queries, as of this LSN
+    #[arg(long)]
+    read_only_at: Option<Lsn>,
+    /// A PostgreSQL setting, name=value; may be repeated
+    #[arg(long = "set")]
+    settings: Vec<String>,
+}
+
+fn safekeeper(text: &str) -> Result<(NodeId, String), String> {
+    let (id, address) = text.split_once('=').ok_or("expected id=host:port")?;
+    let id = id.parse().map_err(|_| format!("'{id}' is not a node id"))?;
+    Ok((NodeId(id), address.to_owned()))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("PGSTRATA_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    if !arguments.listen_http.ip().is_loopback() {
+        eprintln!(
+            "compute-shim: refusing to listen on {}: only loopback addresses are allowed while \
+             authentication is not configured",
+            arguments.listen_http
+        );
+        return ExitCode::from(2);
+    }
+    match start(arguments) {
+        Ok(Outcome::Fenced) => {
+            eprintln!("compute-shim: a newer compute owns this branch; this one ended");
+            ExitCode::from(EXIT_FENCED)
+        }
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("compute-shim: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn config(arguments: Arguments) -> Result<ComputeConfig> {
+    let preload = match arguments.preload {
+        Some(preload) => preload,
+        None => std::env::current_exe()?.with_file_name("libpgstrata_preload.so"),
+    };
+    for path in [&preload, &arguments.pg_bin.join("postgres")] {
+        if !path.is_file() {
+            bail!("{} does not exist", path.display());
+        }
+    }
+    std::fs::create_dir_all(&arguments.dir)
+        .with_context(|| format!("can't create {}", arguments.dir.display()))?;
+    Ok(ComputeConfig {
+        dir: arguments.dir.canonicalize()?,
+        pg_bin: arguments.pg_bin,
+        preload: preload.canonicalize()?,
+        port: arguments.port,
+        branch: arguments.branch,
+        parameters: TimelineParameters {
+            tenant: arguments.tenant,
+            timeline: arguments.timeline,
+            system_id: SystemId(arguments.system_id),
+            pg_version: arguments.pg_version,
+            pg_timeline: 1,
+            segment_size: arguments.segment_size,
+            start_lsn: arguments.start_lsn,
+            ancestor: arguments.ancestor,
+        },
+        start_prev: arguments.start_prev,
+        safekeepers: arguments.safekeepers,
+        pageserver: arguments.pageserver,
+        pageserver_http: arguments.pageserver_http,
+        read_only_at: arguments.read_only_at,
+        settings: arguments.settings,
+    })
+}
+
+fn start(arguments: Arguments) -> Result<Outcome> {
+    let http_listener = TcpListener::bind(arguments.listen_http)
+        .with_context(|| format!("can't listen on {}", arguments.listen_http))?;
+    let address = http_listener.local_addr()?;
+    let config = config(arguments)?;
+    let shared = Arc::new(Shared::default());
+    watch_signals(&shared)?;
+    http::serve(http_listener, Arc::clone(&shared))?;
+    println!("{}", serde_json::json!({ "ready": true, "http": address.to_string() }));
+
+    let mut deaths: Vec<Instant> = Vec::new();
+    loop {
+        match run(&config, &shared)? {
+            Outcome::PostgresDied => {
+                // PostgreSQL's own crash recovery is never used: the next start is from the
+                // quorum. One that keeps dying is not helped by that.
+                deaths.retain(|death| death.elapsed() < Duration::from_secs(60));
+                deaths.push(Instant::now());
+                if deaths.len() > 5 {
+                    bail!("postgres died {} times within a minute", deaths.len());
+                }
+            }
+            outcome => return Ok(outcome),
+        }
+    }
+}
+
+/// SIGTERM and SIGINT end the compute cleanly; SIGQUIT at once.
+fn watch_signals(shared: &Arc<Shared>) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut terminate, mut interrupt, mut quit) = {
+        let _entered = runtime.enter();
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::quit())?,
+        )
+    };
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => shared.stop.store(true, Ordering::Release),
+                    _ = interrupt.recv() => shared.stop.store(true, Ordering::Release),
+                    _ = quit.recv() => shared.abort.store(true, Ordering::Release),
+                }
+            }
+        });
+    })?;
+    Ok(())
+}

@@ -1,2 +1,168 @@
-//! The page server: pages at any LSN from WAL and layers.
-fn main() {}
+//! The page server's process.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use pgstrata_blob::{Location, Store};
+use pgstrata_pageserver::layer::{BlockCache, LayerSource};
+use pgstrata_pageserver::metrics::Metrics;
+use pgstrata_pageserver::remote::take_generation;
+use pgstrata_pageserver::repository::Repository;
+use pgstrata_pageserver::safekeepers::Discovery;
+use pgstrata_pageserver::serve::{http, pages, pg};
+use pgstrata_pageserver::timeline::Limits;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Serves pages of PostgreSQL clusters at any LSN of their past.
+///
+/// Reads committed WAL from safekeepers, keeps layers in object storage, and answers computes.
+/// The local directory is a cache: delete it at any time.
+#[derive(Parser)]
+#[command(version, name = "pageserver")]
+struct Arguments {
+    /// Directory of local copies of layers (a cache)
+    #[arg(long)]
+    dir: PathBuf,
+    /// Object storage: a directory, or s3://bucket/prefix with the usual AWS_* variables
+    #[arg(long)]
+    object_store: Location,
+    /// Endpoint of an S3 server other than AWS, such as http://127.0.0.1:9000
+    #[arg(long)]
+    s3_endpoint: Option<String>,
+    /// Address for the HTTP interface; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen_http: SocketAddr,
+    /// Address for computes' page requests
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen_pages: SocketAddr,
+    /// Address for PostgreSQL's protocol: pg_basebackup
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen_pg: SocketAddr,
+    /// Replication addresses of safekeepers, comma-separated, used beside the broker's
+    #[arg(long, value_delimiter = ',')]
+    safekeepers: Vec<String>,
+    /// URL of the storage broker, which knows the safekeepers
+    #[arg(long)]
+    broker: Option<String>,
+    /// An open layer is written out at this many MiB
+    #[arg(long, default_value_t = 64)]
+    open_layer_mib: usize,
+    /// An open layer is written out after this many seconds
+    #[arg(long, default_value_t = 30)]
+    open_layer_seconds: u64,
+    /// Memory for unpacked blocks of layers, in MiB
+    #[arg(long, default_value_t = 256)]
+    cache_mib: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("PGSTRATA_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    for address in [arguments.listen_http, arguments.listen_pages, arguments.listen_pg] {
+        if !address.ip().is_loopback() {
+            eprintln!(
+                "pageserver: refusing to listen on {address}: only loopback addresses are \
+                 allowed while authentication is not configured"
+            );
+            return ExitCode::from(2);
+        }
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("pageserver: can't start the asynchronous runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pageserver: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let http_listener = bind(arguments.listen_http)?;
+    let pages_listener = bind(arguments.listen_pages)?;
+    let pg_listener = bind(arguments.listen_pg)?;
+    std::fs::create_dir_all(&arguments.dir)
+        .with_context(|| format!("can't create the directory {}", arguments.dir.display()))?;
+    ensure!(arguments.open_layer_mib > 0, "--open-layer-mib must be at least 1");
+
+    let store = Store::open(&arguments.object_store, arguments.s3_endpoint.as_deref())?;
+    if !store.check().await? {
+        tracing::warn!(
+            "{} ignores conditional writes: nothing stops two page servers from overwriting each \
+             other's indexes there. Run one only.",
+            store.name()
+        );
+    }
+    let generation = take_generation(&store).await?;
+    let source = Arc::new(LayerSource {
+        store,
+        runtime: Handle::current(),
+        cache: BlockCache::new(arguments.cache_mib << 20),
+        directory: arguments.dir.join("layers"),
+        downloaded: AtomicU64::new(0),
+    });
+    let limits = Limits {
+        open_layer_bytes: arguments.open_layer_mib << 20,
+        open_layer_seconds: arguments.open_layer_seconds,
+        ..Limits::default()
+    };
+    let discovery = Arc::new(Discovery::start(arguments.safekeepers, arguments.broker)?);
+    let repository =
+        Repository::open(source, generation, limits, Arc::clone(&discovery) as _).await?;
+    let metrics = Arc::new(Metrics::new()?);
+    discovery.publish(&repository)?;
+
+    let addresses = serde_json::json!({
+        "ready": true,
+        "http": http_listener.local_addr()?.to_string(),
+        "pages": pages_listener.local_addr()?.to_string(),
+        "pg": pg_listener.local_addr()?.to_string(),
+    });
+    let (served, counted) = (Arc::clone(&repository), Arc::clone(&metrics));
+    std::thread::Builder::new()
+        .name("accept".into())
+        .spawn(move || pages::serve(pages_listener, served, counted))?;
+    let backups = Arc::clone(&repository);
+    std::thread::Builder::new()
+        .name("accept-pg".into())
+        .spawn(move || pg::serve(pg_listener, backups))?;
+
+    http_listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(http_listener)?;
+    let service = http::Service { repository: Arc::clone(&repository), metrics };
+    println!("{addresses}");
+    tracing::info!(%generation, "serving: {addresses}");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        result = axum::serve(listener, http::router(service)) => result?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("shutting down");
+    tokio::task::spawn_blocking(move || repository.shut_down()).await?;
+    Ok(())
+}

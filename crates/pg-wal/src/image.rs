@@ -91,7 +91,25 @@ impl ImageHeader {
     }
 }
 
-impl BlockImage<'_> {
+impl<'a> BlockImage<'a> {
+    /// An image from the parts in which it was stored: the fields, [`BlockImage::info`], and the bytes.
+    pub fn from_parts(
+        info: u8,
+        hole_offset: u16,
+        hole_length: u16,
+        bytes: &'a [u8],
+    ) -> Result<BlockImage<'a>, ImageError> {
+        if usize::from(hole_offset) + usize::from(hole_length) > PAGE_SIZE {
+            return Err(ImageError("its hole is not in the page"));
+        }
+        Ok(BlockImage { bytes, hole_offset, hole_length, info })
+    }
+
+    /// Flags as in the record: 1 has a hole, 2 applied, 4 pglz, 8 lz4, 16 zstd.
+    pub fn info(&self) -> u8 {
+        self.info
+    }
+
     /// True if redo puts the image in place of the page; false if it is there for `wal_consistency_checking` only.
     pub fn is_applied(&self) -> bool {
         self.info & APPLY != 0

@@ -6,6 +6,7 @@
 pub mod field;
 pub mod frame;
 mod frame_buffer;
+pub mod pages;
 pub mod postgres;
 pub mod safekeeper;
 

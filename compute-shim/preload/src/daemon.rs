@@ -1,0 +1,141 @@
+//! Requests to the daemon, over one stream socket a process.
+
+use std::sync::atomic::Ordering;
+
+use pgstrata_compute_shared::path::SegmentId;
+use pgstrata_compute_shared::{REPLY_SIZE, Reply, Request, RequestKind};
+
+use crate::state::{SOCKET, SOCKET_OWNER, State};
+use crate::sys;
+
+fn connect(state: State) -> Option<i32> {
+    let fd = sys::numbers(
+        libc::SYS_socket,
+        libc::AF_UNIX.into(),
+        (libc::SOCK_STREAM | libc::SOCK_CLOEXEC).into(),
+        0,
+        0,
+    ) as i32;
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: zeros are a valid address structure.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let path = state.socket();
+    if path.len() >= address.sun_path.len() {
+        sys::close(fd);
+        return None;
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(path) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: the address is valid for the length given.
+    let connected = unsafe {
+        libc::syscall(libc::SYS_connect, fd, &raw const address, size_of::<libc::sockaddr_un>())
+    };
+    if connected != 0 {
+        sys::close(fd);
+        return None;
+    }
+    SOCKET.store(fd, Ordering::Relaxed);
+    SOCKET_OWNER.store(sys::getpid(), Ordering::Relaxed);
+    Some(fd)
+}
+
+fn socket(state: State) -> Option<i32> {
+    let fd = SOCKET.load(Ordering::Relaxed);
+    if fd >= 0 {
+        if SOCKET_OWNER.load(Ordering::Relaxed) == sys::getpid() {
+            return Some(fd);
+        }
+        // The parent's connection, inherited through fork.
+        sys::close(fd);
+        SOCKET.store(-1, Ordering::Relaxed);
+    }
+    connect(state)
+}
+
+fn disconnect() {
+    sys::close(SOCKET.swap(-1, Ordering::Relaxed));
+}
+
+fn send(fd: i32, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        // SAFETY: the slice is valid for its length.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_sendto,
+                fd,
+                bytes.as_ptr(),
+                bytes.len(),
+                libc::MSG_NOSIGNAL,
+                0,
+                0,
+            )
+        };
+        match usize::try_from(sent) {
+            Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+            Err(_) if sys::errno() == libc::EINTR => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+fn receive(fd: i32, bytes: &mut [u8; REPLY_SIZE]) -> bool {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..)
+        && !rest.is_empty()
+    {
+        // SAFETY: the slice is valid for its length.
+        let got = unsafe { sys::read(fd, rest.as_mut_ptr(), rest.len()) };
+        match usize::try_from(got) {
+            Ok(0) => return false,
+            Ok(got) => done += got,
+            Err(_) if sys::errno() == libc::EINTR => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Asks, and waits for the answer. A daemon that can't be asked is an I/O error.
+fn ask(state: State, request: Request) -> Reply {
+    let lost = Reply { errno: libc::EIO, entry: 0 };
+    let Some(fd) = socket(state) else { return lost };
+    let mut reply = [0; REPLY_SIZE];
+    if send(fd, &request.encode()) && receive(fd, &mut reply) {
+        return Reply::decode(&reply);
+    }
+    disconnect();
+    lost
+}
+
+/// Puts a segment into the table. The entry, or an error number.
+pub fn resolve(state: State, id: SegmentId) -> Result<u32, i32> {
+    let request = Request { kind: RequestKind::Resolve, id, block: 0, count: 0 };
+    let reply = ask(state, request);
+    if reply.errno == 0 { Ok(reply.entry) } else { Err(reply.errno) }
+}
+
+/// Brings blocks into the local file. 0, or an error number.
+pub fn fill(state: State, id: SegmentId, block: u32, count: u32) -> i32 {
+    ask(state, Request { kind: RequestKind::Fill, id, block, count }).errno
+}
+
+/// Announces blocks that will be wanted. Nothing is lost if it can't be.
+pub fn prefetch(state: State, id: SegmentId, block: u32, count: u32) {
+    if let Some(fd) = socket(state) {
+        let request = Request { kind: RequestKind::Prefetch, id, block, count };
+        if !send(fd, &request.encode()) {
+            disconnect();
+        }
+    }
+}
+
+/// A request about a database directory. 0, or an error number.
+pub fn database(state: State, kind: RequestKind, spc: u32, db: u32) -> i32 {
+    let id = SegmentId { spc, db, rel: 0, fork: 0, segment: 0 };
+    ask(state, Request { kind, id, block: 0, count: 0 }).errno
+}

@@ -1,0 +1,56 @@
+//! Calls that name files: resolved with the daemon before the kernel sees them.
+
+use std::ffi::CStr;
+
+use libc::c_char;
+use pgstrata_compute_shared::path::{Named, SegmentId, parse};
+use pgstrata_compute_shared::{CONTROL_FILE, segment};
+
+use crate::daemon;
+use crate::state::{State, Tracked};
+
+/// What a path names.
+///
+/// # Safety
+/// `path` must be a C string.
+pub unsafe fn named(state: State, path: *const c_char) -> Named {
+    if path.is_null() {
+        return Named::Other;
+    }
+    // SAFETY: the caller vouches for the path.
+    parse(unsafe { CStr::from_ptr(path) }.to_bytes(), state.data())
+}
+
+/// The path that the kernel is to see: the control file has another name on disk.
+pub fn real(name: Named, path: *const c_char) -> *const c_char {
+    const REAL: &CStr = c"global/pg_control.pgstrata";
+    const _: () = assert!(REAL.to_bytes().len() == CONTROL_FILE.len());
+    if name == Named::Control { REAL.as_ptr() } else { path }
+}
+
+/// A segment's entry and state, after making sure that its file is in place if the page server
+/// knows it.
+pub fn resolve(state: State, id: SegmentId) -> Result<(u32, u32), i32> {
+    if let Some(found) = state.map().find(&id) {
+        return Ok((found.entry, found.state));
+    }
+    let entry = daemon::resolve(state, id)?;
+    Ok((entry, state.map().state(entry)))
+}
+
+/// What a descriptor of this name is to be tracked as. An error number if the daemon can't say.
+pub fn tracking(state: State, name: Named) -> Result<Tracked, i32> {
+    match name {
+        Named::Relation(id) => match resolve(state, id)? {
+            (entry, segment::MAPPED) => Ok(Tracked::Relation(entry)),
+            _ => Ok(Tracked::Nothing),
+        },
+        Named::Wal { high, low, .. } => {
+            let size =
+                state.map().control().wal_segment_size.load(std::sync::atomic::Ordering::Relaxed);
+            let per_id = (1u64 << 32) / u64::from(size.max(1));
+            Ok(Tracked::Wal(u64::from(high) * per_id + u64::from(low)))
+        }
+        _ => Ok(Tracked::Nothing),
+    }
+}

@@ -1,0 +1,81 @@
+//! Memory and messages shared by the compute shim's daemon and the library that it preloads into
+//! PostgreSQL.
+//!
+//! One memory file, made by the daemon, inherited by the postmaster and mapped by every process:
+//!
+//! ```text
+//! offset               what
+//!      0               Control: the WAL hand-over
+//!   4096               SEGMENTS x Segment: an open-addressed table of relation segments
+//!   BLOCKS_OFFSET      SLOTS x 131072 bytes: one block-state byte per block of a segment
+//! ```
+//! The file is sparse: a segment that was never opened costs nothing, a small one 4 KiB.
+//!
+//! Segments are only added, and only by the daemon; block states change by compare-and-swap from
+//! any process. See [`block`] for the states and who may change which.
+
+mod map;
+mod message;
+pub mod path;
+
+pub use map::{Control, Found, SharedMap};
+pub use message::{REPLY_SIZE, REQUEST_SIZE, Reply, Request, RequestKind};
+
+/// Environment variable: descriptor of the shared memory file.
+pub const ENV_MEMORY: &str = "PGSTRATA_SHIM_MEMORY_FD";
+/// Environment variable: descriptor of the eventfd that tells the daemon about new WAL.
+pub const ENV_EVENT: &str = "PGSTRATA_SHIM_EVENT_FD";
+/// Environment variable: path of the daemon's socket.
+pub const ENV_SOCKET: &str = "PGSTRATA_SHIM_SOCKET";
+/// Environment variable: the data directory.
+pub const ENV_DATA: &str = "PGSTRATA_SHIM_DATA";
+
+/// The name that `global/pg_control` really has. A server that is started without the preload
+/// library does not find its control file and stops, instead of serving zeros as data.
+pub const CONTROL_FILE: &str = "global/pg_control.pgstrata";
+
+/// Blocks of a relation segment (stock builds: 1 GiB).
+pub const SEGMENT_BLOCKS: u32 = 131_072;
+/// Entries of the segment table.
+pub const SEGMENTS: usize = 1 << 18;
+/// Segments that can have block states.
+pub const SLOTS: usize = 1 << 17;
+/// Where the segment table begins.
+pub const SEGMENTS_OFFSET: usize = 4096;
+/// Bytes of a table entry.
+pub const SEGMENT_SIZE: usize = 32;
+/// Where the block states begin.
+pub const BLOCKS_OFFSET: usize = SEGMENTS_OFFSET + SEGMENTS * SEGMENT_SIZE;
+/// Size of the memory file.
+pub const MEMORY_SIZE: usize = BLOCKS_OFFSET + SLOTS * SEGMENT_BLOCKS as usize;
+
+/// States of a block of a mapped segment.
+///
+/// ```text
+/// ABSENT  -> FILLING   daemon, before it writes the block into the local file
+/// FILLING -> CLEAN     daemon, when the block is there
+/// FILLING -> ABSENT    daemon, when the fetch failed
+/// ABSENT  -> WRITTEN   PostgreSQL, before it writes the block, or cuts it off
+/// CLEAN   -> WRITTEN   PostgreSQL, likewise
+/// ```
+/// A writer that meets FILLING waits: the daemon's older bytes must not land on top of its own.
+pub mod block {
+    /// Not in the local file; the page server has it.
+    pub const ABSENT: u8 = 0;
+    /// The daemon is writing it into the local file.
+    pub const FILLING: u8 = 1;
+    /// In the local file, as the page server has it.
+    pub const CLEAN: u8 = 2;
+    /// In the local file, changed by this compute.
+    pub const WRITTEN: u8 = 3;
+}
+
+/// States of a segment of the table.
+pub mod segment {
+    /// The entry is free.
+    pub const EMPTY: u32 = 0;
+    /// The local file is all there is: created here, or dropped here, or never known.
+    pub const LOCAL: u32 = 1;
+    /// The local file is sparse, and has block states.
+    pub const MAPPED: u32 = 2;
+}

@@ -1,0 +1,417 @@
+//! The life of a compute: election, clean start, running, end.
+
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
+use pgstrata_pg_redo::ControlState;
+use pgstrata_pg_wal::{PgVersion, WalWriter};
+use pgstrata_quorum::{Configuration, ProposerId};
+use serde::Serialize;
+
+use crate::data_directory::DataDirectory;
+use crate::memory::Memory;
+use crate::pages::PageClient;
+use crate::postgres::{Postgres, Settings};
+use crate::proposer::{Leader, ProposerConfig, ProposerError, Proposing, elect};
+use crate::segments::Segments;
+use crate::socket;
+use crate::wal_source::PgWal;
+
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(30);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest path that a Unix socket can have.
+const SOCKET_PATH_LIMIT: usize = 100;
+
+/// What a compute is started with.
+#[derive(Clone, Debug)]
+pub struct ComputeConfig {
+    /// Directory of the compute; the data directory and the log are below it.
+    pub dir: PathBuf,
+    /// Directory of PostgreSQL's programs.
+    pub pg_bin: PathBuf,
+    /// The preload library.
+    pub preload: PathBuf,
+    /// Port for PostgreSQL.
+    pub port: u16,
+    /// The branch's name, for people.
+    pub branch: String,
+    /// The timeline.
+    pub parameters: TimelineParameters,
+    /// Start of the last record before the timeline's first own LSN.
+    pub start_prev: Lsn,
+    /// The safekeepers' WAL ports.
+    pub safekeepers: Vec<(NodeId, String)>,
+    /// The page server's page service.
+    pub pageserver: String,
+    /// The page server's HTTP interface.
+    pub pageserver_http: String,
+    /// Serve queries only, as of this LSN, without proposing anything.
+    pub read_only_at: Option<Lsn>,
+    /// More PostgreSQL settings, `name=value`.
+    pub settings: Vec<String>,
+}
+
+/// What a compute tells about itself.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// `starting`, `running`, `stopping`, `fenced`.
+    pub state: String,
+    /// The branch's name.
+    pub branch: String,
+    /// Timeline id.
+    pub timeline_id: String,
+    /// Where to connect.
+    pub uri: String,
+    /// Data directory.
+    pub data_dir: String,
+    /// Process id of the shim.
+    pub pid: u32,
+    /// Process id of the postmaster.
+    pub postgres_pid: Option<u32>,
+    /// Term of the proposer.
+    pub term: u64,
+    /// LSN of the clean start: pages are fetched as of here.
+    pub start_lsn: String,
+    /// Everything up to here is on a quorum.
+    pub commit_lsn: String,
+    /// From the start of the shim until PostgreSQL accepted connections.
+    pub start_ms: u64,
+    /// Steps of the start, in milliseconds since it began.
+    pub steps: Vec<(String, u64)>,
+    /// Whether it only answers queries.
+    pub read_only: bool,
+}
+
+/// Shared with the HTTP interface.
+#[derive(Default)]
+pub struct Shared {
+    /// The report, but for the commit LSN.
+    pub report: Mutex<Report>,
+    /// See [`Report::commit_lsn`].
+    pub commit_lsn: AtomicU64,
+    /// End cleanly.
+    pub stop: AtomicBool,
+    /// End at once.
+    pub abort: AtomicBool,
+    /// A newer compute was elected.
+    pub fenced: Arc<AtomicBool>,
+}
+
+/// How a compute ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was told to.
+    Stopped,
+    /// A newer compute owns the branch.
+    Fenced,
+    /// PostgreSQL ended by itself: start again from the quorum.
+    PostgresDied,
+}
+
+/// A clean start: where PostgreSQL begins, and what pages are as of.
+struct CleanStart {
+    /// Pages are as of here.
+    pages_lsn: Lsn,
+    /// Start of the checkpoint record.
+    checkpoint: Lsn,
+    /// End of the checkpoint record.
+    end: Lsn,
+}
+
+/// Runs one compute from election to end.
+pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
+    let mut steps = Steps { since: Instant::now(), shared };
+    let data_path = config.dir.join("data");
+    {
+        let mut report = shared.report.lock();
+        *report = Report {
+            state: "starting".into(),
+            branch: config.branch.clone(),
+            timeline_id: config.parameters.timeline.to_string(),
+            uri: format!("postgresql://postgres@127.0.0.1:{}/postgres", config.port),
+            data_dir: data_path.display().to_string(),
+            pid: std::process::id(),
+            read_only: config.read_only_at.is_some(),
+            ..Report::default()
+        };
+    }
+    // A port in use is found here, before anybody is fenced.
+    drop(
+        TcpListener::bind(("127.0.0.1", config.port))
+            .with_context(|| format!("can't listen on port {}", config.port))?,
+    );
+    let version = PgVersion::from_major(config.parameters.pg_version)
+        .with_context(|| format!("PostgreSQL {} is not supported", config.parameters.pg_version))?;
+
+    let mut leader = match config.read_only_at {
+        Some(_) => None,
+        None => match campaign(config) {
+            Ok(leader) => Some(leader),
+            Err(ProposerError::Fenced(_)) => return Ok(Outcome::Fenced),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    steps.done("elected");
+    let (barrier_start, barrier_end) = match (&mut leader, config.read_only_at) {
+        (Some(leader), _) => append_barrier(config, leader, version)?,
+        (None, Some(lsn)) => (Lsn::INVALID, lsn),
+        (None, None) => bail!("a compute needs a term, or an LSN to read at"),
+    };
+    steps.done("barrier");
+
+    let data = DataDirectory::create(&data_path)?;
+    let skeleton = fetch_skeleton(config, barrier_end)?;
+    let state = data.unpack(&skeleton[..])?;
+    steps.done("skeleton");
+    let start = clean_start(config, &data, leader.as_mut(), &state, barrier_start, barrier_end)?;
+    steps.done("checkpoint");
+
+    let memory = Memory::new(config.parameters.segment_size.into())?;
+    let pages = Arc::new(PageClient::new(
+        &config.pageserver,
+        config.parameters.tenant,
+        config.parameters.timeline,
+        start.pages_lsn,
+    ));
+    let catalog_directory = format!("PG_{}_{}", version.major(), version.catalog_version());
+    let segments = Arc::new(Segments::new(memory.map, pages, data_path.clone(), catalog_directory));
+    let socket_path = socket_path(&config.dir);
+    let _ = std::fs::remove_file(&socket_path);
+    let listener = UnixListener::bind(&socket_path)
+        .with_context(|| format!("can't listen on {}", socket_path.display()))?;
+    std::thread::Builder::new()
+        .name("backends".into())
+        .spawn(move || socket::serve(listener, segments))
+        .context("can't start a thread")?;
+
+    let mut proposing = None;
+    if let Some(leader) = leader {
+        shared.report.lock().term = leader.elected().term.0;
+        let source = PgWal::new(
+            data_path.join("pg_wal"),
+            config.parameters.clone(),
+            version,
+            memory.map,
+            start.end,
+            start.checkpoint,
+            Arc::clone(&shared.fenced),
+        );
+        let wake = rustix::io::dup(&memory.event).context("can't duplicate an eventfd")?;
+        proposing = Some(leader.run(source, wake)?);
+    } else {
+        // Nothing of a read-only compute's WAL is ever anybody's: its flushes need no quorum.
+        memory.map.control().durable_sequence.store(u64::MAX, Ordering::SeqCst);
+    }
+    shared.report.lock().start_lsn = start.pages_lsn.to_string();
+    let settings = Settings {
+        bin: config.pg_bin.clone(),
+        data: data_path,
+        preload: config.preload.clone(),
+        socket: socket_path.clone(),
+        log: config.dir.join("postgres.log"),
+        port: config.port,
+        major: version.major(),
+        extra: config.settings.clone(),
+    };
+    let mut postgres = Postgres::start(&settings, &memory)?;
+    postgres.wait_ready(READY_TIMEOUT)?;
+    steps.done("ready");
+    {
+        let mut report = shared.report.lock();
+        report.state = "running".into();
+        report.postgres_pid = Some(postgres.pid());
+        report.start_ms = steps.since.elapsed().as_millis() as u64;
+    }
+    let outcome = supervise(&mut postgres, proposing, shared);
+    postgres.kill();
+    let _ = std::fs::remove_file(&socket_path);
+    outcome
+}
+
+/// Notes when the steps of the start were done.
+struct Steps<'a> {
+    since: Instant,
+    shared: &'a Shared,
+}
+
+impl Steps<'_> {
+    fn done(&mut self, step: &str) {
+        let at = self.since.elapsed().as_millis() as u64;
+        self.shared.report.lock().steps.push((step.to_owned(), at));
+    }
+}
+
+fn socket_path(dir: &Path) -> PathBuf {
+    let path = dir.join("shim.sock");
+    match path.as_os_str().len() < SOCKET_PATH_LIMIT {
+        true => path,
+        false => std::env::temp_dir().join(format!("pgstrata-shim-{}.sock", std::process::id())),
+    }
+}
+
+fn campaign(config: &ComputeConfig) -> Result<Leader, ProposerError> {
+    let members = config.safekeepers.iter().map(|(node, _)| *node).collect();
+    let configuration = Configuration::new(1, members)
+        .map_err(|error| ProposerError::Source(std::io::Error::other(format!("{error:?}"))))?;
+    let proposer = ProposerConfig {
+        parameters: config.parameters.clone(),
+        configuration,
+        safekeepers: config.safekeepers.clone(),
+        id: ProposerId(rand::random()),
+    };
+    elect(proposer, ELECTION_TIMEOUT)
+}
+
+fn writer(config: &ComputeConfig, version: PgVersion) -> WalWriter {
+    WalWriter {
+        version,
+        tli: config.parameters.pg_timeline,
+        system_identifier: config.parameters.system_id.0,
+        segment_size: config.parameters.segment_size.into(),
+    }
+}
+
+/// The term's first record changes nothing, but once it is committed, so is everything before
+/// it: what earlier terms left behind becomes history, and the page server can say what the
+/// cluster looks like there. Returns where the record starts and ends.
+fn append_barrier(
+    config: &ComputeConfig,
+    leader: &mut Leader,
+    version: PgVersion,
+) -> Result<(Lsn, Lsn)> {
+    let elected = leader.elected().clone();
+    let prev = elected.prev_record_lsn.unwrap_or(config.start_prev);
+    let placed = writer(config, version).noop(elected.start_lsn, prev);
+    let end = leader
+        .append_record(Bytes::from(placed.bytes), COMMIT_TIMEOUT)
+        .context("can't commit the first record of the new term")?;
+    anyhow::ensure!(end == placed.end, "the barrier ends at {end}, not at {}", placed.end);
+    Ok((placed.start, placed.end))
+}
+
+fn fetch_skeleton(config: &ComputeConfig, lsn: Lsn) -> Result<Bytes> {
+    let url = format!(
+        "http://{}/v1/timelines/{}/skeleton?lsn={lsn}",
+        config.pageserver_http, config.parameters.timeline
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let response = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(90))
+            .build()?
+            .get(&url)
+            .send()
+            .await
+            .with_context(|| format!("page server {} can't be asked", config.pageserver_http))?;
+        let status = response.status();
+        let body = response.bytes().await?;
+        if !status.is_success() {
+            bail!(
+                "page server {} has no skeleton at {lsn}: {}",
+                config.pageserver_http,
+                String::from_utf8_lossy(&body)
+            );
+        }
+        Ok(body)
+    })
+}
+
+/// Appends the checkpoint that says "shut down cleanly", and writes a control file that points
+/// to it, and the WAL before it.
+fn clean_start(
+    config: &ComputeConfig,
+    data: &DataDirectory,
+    leader: Option<&mut Leader>,
+    state: &ControlState,
+    prev: Lsn,
+    at: Lsn,
+) -> Result<CleanStart> {
+    let writer = writer(config, state.version());
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+    let record = writer.record_start(at);
+    // A read-only compute's record is its own, and never leaves it.
+    let prev = if prev.is_valid() { prev } else { Lsn(at.0.saturating_sub(8)) };
+    let placed = writer.checkpoint_shutdown(at, prev, &state.checkpoint(record, time));
+    let segment_size = u64::from(config.parameters.segment_size);
+    let segment_start = at.segment_start(segment_size);
+    let mut wal = Vec::new();
+    if let Some(leader) = leader {
+        leader
+            .append_record(Bytes::from(placed.bytes.clone()), COMMIT_TIMEOUT)
+            .context("can't commit the checkpoint of the clean start")?;
+        // The true bytes, so that a standby of this compute can start at the segment's start.
+        match leader.read_wal(segment_start, at) {
+            Ok(bytes) => wal = bytes,
+            Err(error) => {
+                tracing::warn!("no WAL before {at} for followers of this compute: {error}")
+            }
+        }
+    }
+    if wal.is_empty() && at > segment_start {
+        wal = writer.segment_prefix(at);
+    }
+    wal.extend_from_slice(&placed.bytes);
+    let name = |number| config.parameters.segment_name(number);
+    data.write_wal(segment_start, &wal, segment_size, name)?;
+    data.write_control_file(&state.to_pg_control(placed.start, time).encode())?;
+    Ok(CleanStart { pages_lsn: at, checkpoint: placed.start, end: placed.end })
+}
+
+fn supervise(
+    postgres: &mut Postgres,
+    proposing: Option<Proposing>,
+    shared: &Shared,
+) -> Result<Outcome> {
+    let mut stopping: Option<Instant> = None;
+    loop {
+        if let Some(proposing) = &proposing {
+            shared.commit_lsn.store(proposing.commit_lsn().0, Ordering::Release);
+            if proposing.is_finished() {
+                break;
+            }
+        }
+        if shared.abort.load(Ordering::Acquire) {
+            return Ok(Outcome::Stopped);
+        }
+        if let Some(status) = postgres.try_wait()? {
+            if stopping.is_some() {
+                return Ok(Outcome::Stopped);
+            }
+            tracing::error!("postgres ended: {status}");
+            return Ok(Outcome::PostgresDied);
+        }
+        match stopping {
+            None if shared.stop.load(Ordering::Acquire) => {
+                shared.report.lock().state = "stopping".into();
+                stopping = Some(Instant::now());
+                postgres.stop_fast();
+            }
+            Some(since) if since.elapsed() > STOP_TIMEOUT => {
+                tracing::warn!("postgres did not end in {STOP_TIMEOUT:?}: it is killed");
+                return Ok(Outcome::Stopped);
+            }
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if shared.fenced.load(Ordering::Acquire) {
+        shared.report.lock().state = "fenced".into();
+        return Ok(Outcome::Fenced);
+    }
+    match proposing.map(Proposing::stop) {
+        Some(Err(ProposerError::Fenced(_))) => Ok(Outcome::Fenced),
+        Some(Err(error)) => Err(error.into()),
+        _ => bail!("the proposer ended without a reason"),
+    }
+}

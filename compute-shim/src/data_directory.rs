@@ -1,0 +1,160 @@
+//! The disposable data directory: a skeleton, a clean start, and no relation data.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use pgstrata_compute_shared::CONTROL_FILE;
+use pgstrata_ids::Lsn;
+use pgstrata_pg_redo::ControlState;
+
+/// The skeleton's file with the encoded control state.
+const CONTROL_STATE_FILE: &str = "pgstrata.control_state";
+/// Files that people may have edited, kept from start to start.
+const KEPT: &[&str] = &["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"];
+const POSTGRESQL_CONF: &str = "\
+# Written once by the compute shim; your changes stay as long as this directory does.
+# Settings that pgstrata needs are given on the command line and can't be changed here.
+max_connections = 100
+max_prepared_transactions = 64
+shared_buffers = 128MB
+max_wal_size = 4GB
+checkpoint_timeout = 15min
+log_line_prefix = '%m [%p] '
+";
+const PG_HBA: &str = "\
+# Written once by the compute shim. It listens on loopback addresses only.
+local all all trust
+host all all 127.0.0.1/32 trust
+host all all ::1/128 trust
+local replication all trust
+host replication all 127.0.0.1/32 trust
+host replication all ::1/128 trust
+";
+
+/// A data directory under construction.
+pub struct DataDirectory {
+    path: PathBuf,
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes))
+        .with_context(|| format!("can't write {}", path.display()))
+}
+
+/// A path of an archive, if it stays below where it is unpacked.
+fn contained(path: &Path) -> Result<&Path> {
+    let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+    ensure!(inside, "the skeleton has a path outside of itself: {}", path.display());
+    Ok(path)
+}
+
+impl DataDirectory {
+    /// Empties and makes the directory. What people may have edited stays.
+    pub fn create(path: &Path) -> Result<DataDirectory> {
+        let mut kept = Vec::new();
+        for name in KEPT {
+            if let Ok(content) = fs::read(path.join(name)) {
+                kept.push((*name, content));
+            }
+        }
+        match fs::remove_dir_all(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't empty {}", path.display()));
+            }
+        }
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("can't create {}", path.display()))?;
+        let defaults: [(&str, &[u8]); 4] = [
+            ("postgresql.conf", POSTGRESQL_CONF.as_bytes()),
+            ("postgresql.auto.conf", b""),
+            ("pg_hba.conf", PG_HBA.as_bytes()),
+            ("pg_ident.conf", b""),
+        ];
+        for (name, default) in defaults {
+            let old = kept.iter().find(|(kept, _)| *kept == name);
+            write(&path.join(name), old.map_or(default, |(_, content)| content))?;
+        }
+        Ok(DataDirectory { path: path.to_owned() })
+    }
+
+    /// Unpacks a skeleton. Returns the control state that came with it.
+    pub fn unpack(&self, archive: impl Read) -> Result<ControlState> {
+        let mut state = None;
+        let mut archive = tar::Archive::new(archive);
+        for entry in archive.entries().context("the skeleton can't be read")? {
+            let mut entry = entry.context("the skeleton can't be read")?;
+            let name = entry.path()?.into_owned();
+            let target = self.path.join(contained(&name)?);
+            if entry.header().entry_type().is_dir() {
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&target)
+                    .with_context(|| format!("can't create {}", target.display()))?;
+                continue;
+            }
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content)?;
+            if name == Path::new(CONTROL_STATE_FILE) {
+                state = Some(ControlState::decode(&content)?);
+            } else {
+                write(&target, &content)?;
+            }
+        }
+        match state {
+            Some(state) => Ok(state),
+            None => bail!("the skeleton has no control state"),
+        }
+    }
+
+    /// Writes the control file, under the name that only the preload library knows.
+    pub fn write_control_file(&self, bytes: &[u8]) -> Result<()> {
+        write(&self.path.join(CONTROL_FILE), bytes)
+    }
+
+    /// Writes WAL that starts at `start` into segment files of full size.
+    pub fn write_wal(
+        &self,
+        start: Lsn,
+        bytes: &[u8],
+        segment_size: u64,
+        name: impl Fn(u64) -> String,
+    ) -> Result<()> {
+        let mut at = start;
+        let end = start + bytes.len() as u64;
+        while at < end {
+            let number = at.segment_number(segment_size);
+            let next = at.segment_start(segment_size) + segment_size;
+            let from = (at - start) as usize;
+            let to = (next.min(end) - start) as usize;
+            let path = self.path.join("pg_wal").join(name(number));
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .and_then(|file| {
+                    file.set_len(segment_size)?;
+                    file.write_all_at(&bytes[from..to], at.segment_offset(segment_size))
+                });
+            file.with_context(|| format!("can't write {}", path.display()))?;
+            at = next.min(end);
+        }
+        Ok(())
+    }
+}

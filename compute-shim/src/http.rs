@@ -1,0 +1,69 @@
+//! The compute's HTTP interface: what it is and how far.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use pgstrata_ids::Lsn;
+
+use crate::compute::{Report, Shared};
+
+async fn status(State(shared): State<Arc<Shared>>) -> Json<Report> {
+    let mut report = shared.report.lock().clone();
+    report.commit_lsn = Lsn(shared.commit_lsn.load(Ordering::Acquire)).to_string();
+    Json(report)
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    let state = shared.report.lock().state.clone();
+    match state.as_str() {
+        "running" => (StatusCode::OK, "ok\n".into()),
+        other => (StatusCode::SERVICE_UNAVAILABLE, format!("{other}\n")),
+    }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> String {
+    let report = shared.report.lock().clone();
+    let commit = shared.commit_lsn.load(Ordering::Acquire);
+    format!(
+        "# HELP pgstrata_compute_commit_lsn Everything up to here is on a quorum\n\
+         # TYPE pgstrata_compute_commit_lsn gauge\n\
+         pgstrata_compute_commit_lsn {commit}\n\
+         # HELP pgstrata_compute_start_milliseconds Time from start to accepting connections\n\
+         # TYPE pgstrata_compute_start_milliseconds gauge\n\
+         pgstrata_compute_start_milliseconds {}\n\
+         # HELP pgstrata_compute_term Term of the proposer\n\
+         # TYPE pgstrata_compute_term gauge\n\
+         pgstrata_compute_term {}\n",
+        report.start_ms, report.term
+    )
+}
+
+/// Serves on a thread of its own until the process ends.
+pub fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<()> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/status", get(status))
+        .with_state(shared);
+    std::thread::Builder::new().name("http".into()).spawn(move || {
+        runtime.block_on(async move {
+            let served = match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => axum::serve(listener, router).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = served {
+                tracing::error!("the HTTP interface ended: {error}");
+            }
+        });
+    })?;
+    Ok(())
+}

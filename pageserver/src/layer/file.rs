@@ -1,0 +1,359 @@
+//! Layer files: a local copy of an immutable object, fetched when first read.
+//!
+//! The local copy is a cache. Every block is checked when it is unpacked; a copy that fails is
+//! thrown away and fetched again once, so that a bit flipped on the local disk costs a download
+//! and never a wrong answer. A bit flipped in the object itself is an error.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pgstrata_blob::Store;
+use pgstrata_format::index::LayerEntry;
+use pgstrata_format::layer::{self, BlockHandle, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
+use pgstrata_ids::{Key, Lsn, TenantId, TimelineId};
+
+use super::{BlockCache, Gathered};
+
+/// Where layer files come from and are kept.
+pub struct LayerSource {
+    /// The object store.
+    pub store: Store,
+    /// Runs the store's asynchronous calls for threads that read.
+    pub runtime: tokio::runtime::Handle,
+    /// Unpacked blocks.
+    pub cache: BlockCache,
+    /// The directory of local copies.
+    pub directory: PathBuf,
+    /// Bytes downloaded so far.
+    pub downloaded: AtomicU64,
+}
+
+struct Opened {
+    file: File,
+    index: Vec<BlockHandle>,
+}
+
+/// One layer file.
+pub struct LayerFile {
+    number: u64,
+    /// As the timeline's index has it.
+    pub entry: LayerEntry,
+    /// Changes after this LSN.
+    pub start_lsn: Lsn,
+    /// Changes up to this LSN.
+    pub end_lsn: Lsn,
+    /// Least key.
+    pub min_key: Key,
+    /// Greatest key.
+    pub max_key: Key,
+    tenant: TenantId,
+    timeline: TimelineId,
+    object: String,
+    local: PathBuf,
+    source: Arc<LayerSource>,
+    opened: Mutex<Option<Arc<Opened>>>,
+    obsolete: AtomicBool,
+}
+
+/// Hexadecimal text of a key, for the index.
+pub fn key_text(key: &Key) -> String {
+    key.0.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse_key(text: &str) -> Result<Key> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * Key::SIZE || !text.is_ascii() {
+        bail!("'{text}' is not a key");
+    }
+    let mut key = Key::MIN;
+    for (at, byte) in key.0.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16)?;
+    }
+    Ok(key)
+}
+
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+
+impl LayerFile {
+    /// The layer that an index entry of (`tenant`, `timeline`) describes. Nothing is read yet.
+    pub fn new(
+        source: &Arc<LayerSource>,
+        tenant: TenantId,
+        timeline: TimelineId,
+        entry: LayerEntry,
+    ) -> Result<LayerFile> {
+        let object = layer_object(tenant, timeline, &entry.name);
+        Ok(LayerFile {
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+            start_lsn: entry.start_lsn.parse()?,
+            end_lsn: entry.end_lsn.parse()?,
+            min_key: parse_key(&entry.min_key)?,
+            max_key: parse_key(&entry.max_key)?,
+            tenant,
+            timeline,
+            local: source.directory.join(timeline.to_string()).join(&entry.name),
+            object,
+            source: Arc::clone(source),
+            opened: Mutex::new(None),
+            obsolete: AtomicBool::new(false),
+            entry,
+        })
+    }
+
+    /// Keeps the bytes just written as the local copy. It need not be durable.
+    pub fn keep_local(&self, bytes: &[u8]) -> io::Result<()> {
+        write_local(&self.local, bytes)
+    }
+
+    fn open(&self) -> Result<Arc<Opened>> {
+        let mut opened = self.opened.lock();
+        if let Some(opened) = &*opened {
+            return Ok(Arc::clone(opened));
+        }
+        let fresh = match self.open_local() {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                if self.local.exists() {
+                    tracing::warn!(layer = %self.local.display(), "local copy refused: {error:#}");
+                }
+                self.download()?;
+                self.open_local()?
+            }
+        };
+        let fresh = Arc::new(fresh);
+        *opened = Some(Arc::clone(&fresh));
+        Ok(fresh)
+    }
+
+    fn open_local(&self) -> Result<Opened> {
+        let file = File::open(&self.local)?;
+        let size = file.metadata()?.len();
+        let mut header = [0; HEADER_SIZE];
+        file.read_exact_at(&mut header, 0)?;
+        self.check_owner(&LayerHeader::decode(&header)?)?;
+        let mut footer = [0; FOOTER_SIZE];
+        let footer_at = size.checked_sub(FOOTER_SIZE as u64).context("the file is too short")?;
+        file.read_exact_at(&mut footer, footer_at)?;
+        let footer = Footer::decode(&footer, size)?;
+        let mut index = vec![0; footer.index_length()];
+        file.read_exact_at(&mut index, footer.index_offset)?;
+        Ok(Opened { file, index: footer.decode_index(&index)? })
+    }
+
+    fn check_owner(&self, header: &LayerHeader) -> Result<()> {
+        if (header.tenant, header.timeline) != (self.tenant, self.timeline) {
+            bail!("the layer belongs to timeline {}", header.timeline);
+        }
+        if header.start_lsn != self.start_lsn || header.end_lsn != self.end_lsn {
+            bail!("the layer holds {}..{}", header.start_lsn, header.end_lsn);
+        }
+        Ok(())
+    }
+
+    /// The object's bytes, every checksum checked.
+    fn fetch(&self) -> Result<Bytes> {
+        let bytes = self.source.runtime.block_on(self.source.store.get(&self.object))?;
+        let checked = layer::verify(&bytes)
+            .map_err(anyhow::Error::from)
+            .and_then(|(header, _, _)| self.check_owner(&header));
+        checked.with_context(|| {
+            format!(
+                "layer object '{}' in {} can't be used; restore it from a copy",
+                self.object,
+                self.source.store.name()
+            )
+        })?;
+        self.source.downloaded.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    fn download(&self) -> Result<()> {
+        let bytes = self.fetch()?;
+        write_local(&self.local, &bytes)
+            .with_context(|| format!("can't keep a local copy at {}", self.local.display()))
+    }
+
+    fn block(&self, opened: &Opened, number: u32) -> Result<Arc<Vec<u8>>> {
+        if let Some(block) = self.source.cache.get(self.number, number) {
+            return Ok(block);
+        }
+        let handle = opened.index[number as usize];
+        let block = match read_block(&opened.file, handle) {
+            Ok(block) => block,
+            Err(error) => {
+                tracing::warn!(layer = %self.local.display(), "block refused: {error:#}");
+                self.download()?;
+                let again = Arc::new(self.open_local()?);
+                let block = read_block(&again.file, handle)?;
+                *self.opened.lock() = Some(again);
+                block
+            }
+        };
+        let block = Arc::new(block);
+        self.source.cache.insert(self.number, number, Arc::clone(&block));
+        Ok(block)
+    }
+
+    /// Gathers values of `key` with `after` < LSN <= `lsn`, newest first. True when complete.
+    pub fn gather(&self, key: &Key, lsn: Lsn, after: Lsn, into: &mut Gathered) -> Result<bool> {
+        if *key < self.min_key || *key > self.max_key {
+            return Ok(false);
+        }
+        let opened = self.open()?;
+        let after_last = opened
+            .index
+            .partition_point(|handle| (handle.first_key, handle.first_lsn) <= (*key, lsn));
+        let mut found: Vec<(Lsn, std::ops::Range<usize>)> = Vec::new();
+        for number in (0..after_last).rev() {
+            let block = self.block(&opened, number as u32)?;
+            found.clear();
+            for entry in layer::entries(&block) {
+                let entry = entry?;
+                if entry.key > *key {
+                    break;
+                }
+                if entry.key == *key && entry.lsn <= lsn && entry.lsn > after {
+                    found.push((entry.lsn, entry.value));
+                }
+            }
+            for (lsn, range) in found.iter().rev() {
+                if into.push(*lsn, &block[range.clone()]) {
+                    return Ok(true);
+                }
+            }
+            if opened.index[number].first_key < *key {
+                break;
+            }
+        }
+        Ok(false)
+    }
+
+    /// Calls `each` with every entry whose key is in [`first`, `last`], in order.
+    pub fn scan(&self, first: Key, last: Key, each: &mut dyn FnMut(Key, Lsn, &[u8])) -> Result<()> {
+        if last < self.min_key || first > self.max_key {
+            return Ok(());
+        }
+        let opened = self.open()?;
+        let from =
+            opened.index.partition_point(|handle| handle.first_key < first).saturating_sub(1);
+        for number in from..opened.index.len() {
+            if opened.index[number].first_key > last {
+                break;
+            }
+            let block = self.block(&opened, number as u32)?;
+            for entry in layer::entries(&block) {
+                let entry = entry?;
+                if entry.key >= first && entry.key <= last {
+                    each(entry.key, entry.lsn, &block[entry.value]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the keys in [`first`, `last`] to `keys`.
+    pub fn list(&self, first: Key, last: Key, keys: &mut BTreeSet<Key>) -> Result<()> {
+        self.scan(first, last, &mut |key, _, _| {
+            keys.insert(key);
+        })
+    }
+
+    /// Every entry in order, a block at a time, past the cache: for compaction.
+    pub fn cursor(self: &Arc<Self>) -> Result<Cursor> {
+        Ok(Cursor {
+            opened: self.open()?,
+            next_block: 0,
+            block: Vec::new(),
+            entries: Vec::new(),
+            at: 0,
+        })
+    }
+
+    /// The object and the local copy go when the last reader is done. Call this only when the
+    /// index that no longer names the layer is durable.
+    pub fn set_obsolete(&self) {
+        self.obsolete.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for LayerFile {
+    fn drop(&mut self) {
+        if !self.obsolete.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.local)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(layer = %self.local.display(), "can't remove the local copy: {error}");
+        }
+        let (store, object) = (self.source.store.clone(), std::mem::take(&mut self.object));
+        self.source.runtime.spawn(async move {
+            // What stays behind is garbage that a scrub finds; nothing names it any more.
+            if let Err(error) = store.delete(&object).await {
+                tracing::warn!("{error}");
+            }
+        });
+    }
+}
+
+/// A position in a layer's entries.
+pub struct Cursor {
+    opened: Arc<Opened>,
+    next_block: usize,
+    block: Vec<u8>,
+    entries: Vec<layer::Entry>,
+    at: usize,
+}
+
+impl Cursor {
+    /// The entry at the position, or `None` at the end.
+    pub fn peek(&mut self) -> Result<Option<(Key, Lsn)>> {
+        while self.at == self.entries.len() {
+            let Some(handle) = self.opened.index.get(self.next_block) else { return Ok(None) };
+            self.next_block += 1;
+            self.block = read_block(&self.opened.file, *handle)?;
+            self.entries.clear();
+            for entry in layer::entries(&self.block) {
+                self.entries.push(entry?);
+            }
+            self.at = 0;
+        }
+        let entry = &self.entries[self.at];
+        Ok(Some((entry.key, entry.lsn)))
+    }
+
+    /// The value at the position last peeked at, with its flags; moves on.
+    pub fn take(&mut self) -> &[u8] {
+        let range = self.entries[self.at].value.clone();
+        self.at += 1;
+        &self.block[range]
+    }
+}
+
+fn read_block(file: &File, handle: BlockHandle) -> Result<Vec<u8>> {
+    let mut stored = vec![0; handle.length as usize];
+    file.read_exact_at(&mut stored, handle.offset)?;
+    Ok(layer::decode_block(&stored)?)
+}
+
+fn write_local(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, bytes)?;
+    fs::rename(&temporary, path)
+}
+
+/// The object that holds a layer.
+pub fn layer_object(tenant: TenantId, timeline: TimelineId, name: &str) -> String {
+    format!("tenants/{tenant}/timelines/{timeline}/layers/{name}")
+}

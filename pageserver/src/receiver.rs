@@ -1,0 +1,259 @@
+//! Follows a safekeeper: PostgreSQL's replication protocol in, ingest out, in one thread.
+
+use std::io::{self, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use pgstrata_ids::Lsn;
+
+use crate::ingest::Ingest;
+use crate::timeline::Timeline;
+
+/// Longest message that a safekeeper sends us.
+const MESSAGE_LIMIT: usize = 16 << 20;
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A safekeeper that says nothing for so long is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+const PROTOCOL_3: u32 = 196_608;
+
+/// Who may have a timeline's WAL. Asked again for every attempt.
+pub trait Safekeepers: Send + Sync {
+    /// Addresses (`host:port`) of replication listeners, best first.
+    fn candidates(&self, timeline: &Timeline) -> Vec<String>;
+}
+
+/// Keeps a timeline ingesting until it is stopped or fails for good.
+pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
+    let mut ingest = match Ingest::new(Arc::clone(timeline)) {
+        Ok(ingest) => ingest,
+        Err(error) => return timeline.fail(format!("{error:#}")),
+    };
+    let mut pause = Duration::from_millis(20);
+    while !timeline.is_stopping() {
+        let before = ingest.position();
+        for address in safekeepers.candidates(timeline) {
+            match stream(timeline, &mut ingest, &address) {
+                Ok(()) => {}
+                Err(Ended::Stream(error)) => {
+                    tracing::debug!(timeline = %timeline.info.id, address, "{error:#}");
+                }
+                Err(Ended::Ingest(error)) => return timeline.fail(format!("{error:#}")),
+            }
+            if timeline.is_stopping() || ingest.position() > before {
+                break;
+            }
+        }
+        ingest.freeze_if_due(false);
+        if ingest.position() > before {
+            pause = Duration::from_millis(20);
+        } else {
+            timeline.progress.wait_until_wanted(pause);
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+    ingest.freeze_if_due(true);
+}
+
+/// Why following one safekeeper ended.
+enum Ended {
+    /// The connection: another one, or the same later, may do.
+    Stream(anyhow::Error),
+    /// The WAL itself: it would be the same everywhere.
+    Ingest(anyhow::Error),
+}
+
+fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Result<(), Ended> {
+    let mut connection = Connection::start(timeline, ingest.position(), address)
+        .with_context(|| format!("safekeeper {address}"))
+        .map_err(Ended::Stream)?;
+    let mut sent = Instant::now();
+    let mut heard = Instant::now();
+    let mut reported = Lsn::INVALID;
+    let mut message = Vec::new();
+    while !timeline.is_stopping() {
+        let remote = timeline.remote_consistent_lsn();
+        if sent.elapsed() >= STATUS_EVERY || remote != reported {
+            connection.send_status(timeline.progress.lsn(), remote).map_err(Ended::Stream)?;
+            (sent, reported) = (Instant::now(), remote);
+        }
+        match connection.read_message(&mut message) {
+            Ok(true) => heard = Instant::now(),
+            Ok(false) => {
+                ingest.freeze_if_due(false);
+                if heard.elapsed() > SILENCE {
+                    return Err(Ended::Stream(anyhow::anyhow!("no word for {SILENCE:?}")));
+                }
+                continue;
+            }
+            Err(error) => return Err(Ended::Stream(error.into())),
+        }
+        match message.split_first() {
+            Some((b'w', body)) if body.len() >= 24 => {
+                let mut start = [0; 8];
+                start.copy_from_slice(&body[..8]);
+                let start = Lsn(u64::from_be_bytes(start));
+                if start != ingest.position() {
+                    let expected = ingest.position();
+                    let text = format!("WAL from {start} came instead of {expected}");
+                    return Err(Ended::Stream(anyhow::anyhow!(text)));
+                }
+                ingest.feed(&body[24..]).map_err(Ended::Ingest)?;
+            }
+            Some((b'k', body)) if body.len() >= 17 => {
+                if body[16] != 0 {
+                    sent = Instant::now() - STATUS_EVERY;
+                }
+            }
+            other => {
+                let kind = other.map(|(kind, _)| *kind as char);
+                return Err(Ended::Stream(anyhow::anyhow!("unknown replication message {kind:?}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A replication connection in copy mode.
+struct Connection {
+    reader: BufReader<TcpStream>,
+    writer: TcpStream,
+}
+
+impl Connection {
+    fn start(timeline: &Timeline, from: Lsn, address: &str) -> Result<Connection> {
+        use std::net::ToSocketAddrs;
+        let resolved = address.to_socket_addrs()?.next().context("the address has no host")?;
+        let writer = TcpStream::connect_timeout(&resolved, CONNECT_TIMEOUT)?;
+        writer.set_nodelay(true)?;
+        writer.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let reader = BufReader::with_capacity(256 * 1024, writer.try_clone()?);
+        let mut connection = Connection { reader, writer };
+
+        let info = &timeline.info;
+        let options =
+            format!("-c pgstrata.tenant={} -c pgstrata.timeline={}", info.tenant, info.id);
+        let mut body = PROTOCOL_3.to_be_bytes().to_vec();
+        for text in [
+            "user",
+            "pageserver",
+            "replication",
+            "true",
+            "application_name",
+            "pageserver",
+            "options",
+            &options,
+        ] {
+            body.extend_from_slice(text.as_bytes());
+            body.push(0);
+        }
+        body.push(0);
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        connection.writer.write_all(&[&length[..], &body].concat())?;
+        connection.expect(b'Z')?;
+        connection
+            .send(b'Q', format!("START_REPLICATION PHYSICAL {from} TIMELINE 1\0").as_bytes())?;
+        connection.expect(b'W')?;
+        Ok(connection)
+    }
+
+    fn send(&mut self, kind: u8, body: &[u8]) -> io::Result<()> {
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        self.writer.write_all(&[&[kind][..], &length, body].concat())
+    }
+
+    fn send_status(&mut self, received: Lsn, flushed: Lsn) -> Result<()> {
+        let mut body = vec![b'r'];
+        for lsn in [received, flushed, flushed] {
+            body.extend_from_slice(&lsn.0.to_be_bytes());
+        }
+        body.extend_from_slice(&[0; 9]);
+        Ok(self.send(b'd', &body)?)
+    }
+
+    /// Skips messages until one of this kind; an error response is an error.
+    fn expect(&mut self, wanted: u8) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut body = Vec::new();
+        while Instant::now() < deadline {
+            match self.read_any(&mut body)? {
+                Some(kind) if kind == wanted => return Ok(()),
+                Some(b'E') => bail!("{}", error_text(&body)),
+                _ => {}
+            }
+        }
+        bail!("no answer")
+    }
+
+    /// Reads the next message. `None` if nothing came in time.
+    fn read_any(&mut self, body: &mut Vec<u8>) -> io::Result<Option<u8>> {
+        let mut kind = [0];
+        match self.reader.read(&mut kind) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        let mut length = [0; 4];
+        self.read_exact(&mut length)?;
+        let length = u32::from_be_bytes(length) as usize;
+        if !(4..=MESSAGE_LIMIT).contains(&length) {
+            return Err(io::Error::other(format!("a message of {length} bytes")));
+        }
+        body.resize(length - 4, 0);
+        let mut filled = std::mem::take(body);
+        let result = self.read_exact(&mut filled);
+        *body = filled;
+        result.map(|()| Some(kind[0]))
+    }
+
+    /// As `Read::read_exact`, but a pause inside a message is no error until it gets too long.
+    fn read_exact(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
+        let deadline = Instant::now() + SILENCE;
+        while !bytes.is_empty() {
+            match self.reader.read(bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => bytes = &mut bytes[count..],
+                Err(error)
+                    if Instant::now() < deadline
+                        && matches!(
+                            error.kind(),
+                            io::ErrorKind::WouldBlock
+                                | io::ErrorKind::TimedOut
+                                | io::ErrorKind::Interrupted
+                        ) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the next piece of the copy stream. False if nothing came in time.
+    fn read_message(&mut self, body: &mut Vec<u8>) -> io::Result<bool> {
+        match self.read_any(body)? {
+            Some(b'd') => Ok(true),
+            Some(b'E') => Err(io::Error::other(error_text(body))),
+            Some(b'c' | b'C' | b'Z') => Err(io::Error::other("the safekeeper ended the stream")),
+            _ => Ok(false),
+        }
+    }
+}
+
+/// The message field of an error response.
+fn error_text(body: &[u8]) -> String {
+    body.split(|&byte| byte == 0).find_map(|field| field.strip_prefix(b"M")).map_or_else(
+        || "an error without a text".into(),
+        |text| String::from_utf8_lossy(text).into(),
+    )
+}

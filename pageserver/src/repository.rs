@@ -1,0 +1,407 @@
+//! All timelines of a page server: opening, importing, branching, and their background work.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use parking_lot::{Mutex, RwLock};
+use pgstrata_blob::Store;
+use pgstrata_format::index::{Ancestor, TimelineIndex};
+use pgstrata_ids::{Generation, Lsn, TenantId, TimelineId};
+use tokio::runtime::Handle;
+
+use crate::import;
+use crate::layer::LayerSource;
+use crate::receiver::{Safekeepers, follow};
+use crate::remote::{RemoteIndex, list_timelines};
+use crate::timeline::{Limits, Timeline};
+
+/// How long a request waits for WAL that may be on its way.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A position that PostgreSQL reports may lie behind a page header that no record follows yet.
+const LONGEST_PAGE_HEADER: u64 = 40;
+
+/// A request that can't be met as it was made: the caller's business, not a failure of ours.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refused {
+    /// There is nothing of that name.
+    #[error("{0}")]
+    NotFound(String),
+    /// It contradicts what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// It makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// At which moment a branch starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Everything committed so far.
+    Now,
+    /// The last record boundary at or before this LSN.
+    Lsn(Lsn),
+    /// The last commit at or before this time, in microseconds since 2000-01-01.
+    Time(i64),
+}
+
+/// The timelines of a page server.
+pub struct Repository {
+    store: Store,
+    source: Arc<LayerSource>,
+    runtime: Handle,
+    generation: Generation,
+    limits: Limits,
+    safekeepers: Arc<dyn Safekeepers>,
+    timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
+    /// One branch is created, renamed or deleted at a time, so that names stay unique.
+    naming: Mutex<()>,
+    followers: Mutex<HashMap<TimelineId, std::thread::JoinHandle<()>>>,
+    stopping: AtomicBool,
+}
+
+impl Repository {
+    /// Opens every timeline in the object store and starts to follow it.
+    pub async fn open(
+        source: Arc<LayerSource>,
+        generation: Generation,
+        limits: Limits,
+        safekeepers: Arc<dyn Safekeepers>,
+    ) -> Result<Arc<Repository>> {
+        let store = source.store.clone();
+        let mut indexes = HashMap::new();
+        for (tenant, id) in list_timelines(&store).await? {
+            indexes.insert(id, RemoteIndex::open(&store, tenant, id, generation).await?);
+        }
+        let repository = Arc::new(Repository {
+            store,
+            runtime: Handle::current(),
+            source,
+            generation,
+            limits,
+            safekeepers,
+            timelines: RwLock::default(),
+            naming: Mutex::new(()),
+            followers: Mutex::default(),
+            stopping: AtomicBool::new(false),
+        });
+        while !indexes.is_empty() {
+            let before = indexes.len();
+            let ids: Vec<_> = indexes.keys().copied().collect();
+            for id in ids {
+                let ancestor = match &indexes[&id].current().ancestor {
+                    None => None,
+                    Some(ancestor) => {
+                        let parent: TimelineId = ancestor.timeline.parse()?;
+                        match repository.timelines.read().get(&parent) {
+                            Some(parent) => Some((Arc::clone(parent), ancestor.lsn.parse()?)),
+                            None => continue,
+                        }
+                    }
+                };
+                if let Some(index) = indexes.remove(&id) {
+                    repository.add(index, ancestor)?;
+                }
+            }
+            if indexes.len() == before {
+                let lost: Vec<_> = indexes.keys().map(ToString::to_string).collect();
+                anyhow::bail!("the ancestors of timelines {} are missing", lost.join(", "));
+            }
+        }
+        for timeline in repository.all() {
+            repository.start_following(&timeline)?;
+        }
+        repository.start_background()?;
+        Ok(repository)
+    }
+
+    fn add(
+        &self,
+        index: RemoteIndex,
+        ancestor: Option<(Arc<Timeline>, Lsn)>,
+    ) -> Result<Arc<Timeline>> {
+        let timeline = Timeline::new(index, ancestor, &self.source, self.limits, self.generation)?;
+        self.timelines.write().insert(timeline.info.id, Arc::clone(&timeline));
+        Ok(timeline)
+    }
+
+    fn start_following(&self, timeline: &Arc<Timeline>) -> Result<()> {
+        if timeline.is_deleted() {
+            return Ok(());
+        }
+        let safekeepers = Arc::clone(&self.safekeepers);
+        let followed = Arc::clone(timeline);
+        let thread = std::thread::Builder::new()
+            .name("ingest".into())
+            .spawn(move || follow(&followed, &*safekeepers))
+            .context("can't start an ingest thread")?;
+        self.followers.lock().insert(timeline.info.id, thread);
+        Ok(())
+    }
+
+    fn start_background(self: &Arc<Self>) -> Result<()> {
+        let jobs: [(&str, fn(&Timeline) -> Result<bool>); 2] = [
+            ("flush", Timeline::flush_one),
+            ("compact", |timeline| Ok(timeline.wants_compaction() && timeline.compact()? > 0)),
+        ];
+        for (name, job) in jobs {
+            let repository = Arc::clone(self);
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(move || {
+                    while !repository.stopping.load(Ordering::Acquire) {
+                        let mut worked = false;
+                        for timeline in repository.all() {
+                            match job(&timeline) {
+                                Ok(did) => worked |= did,
+                                Err(error) => {
+                                    let timeline = timeline.info.id;
+                                    tracing::error!(%timeline, "can't {name}: {error:#}");
+                                    std::thread::sleep(Duration::from_secs(1));
+                                }
+                            }
+                        }
+                        if !worked {
+                            std::thread::sleep(Duration::from_millis(20));
+                        }
+                    }
+                })
+                .with_context(|| format!("can't start the {name} thread"))?;
+        }
+        Ok(())
+    }
+
+    /// Every timeline, deleted ones too.
+    pub fn all(&self) -> Vec<Arc<Timeline>> {
+        self.timelines.read().values().cloned().collect()
+    }
+
+    /// Every branch.
+    pub fn branches(&self) -> Vec<Arc<Timeline>> {
+        self.all().into_iter().filter(|timeline| !timeline.is_deleted()).collect()
+    }
+
+    /// A timeline by id.
+    pub fn timeline(&self, id: TimelineId) -> Result<Arc<Timeline>> {
+        let found = self.timelines.read().get(&id).cloned();
+        found.ok_or_else(|| Refused::NotFound(format!("there is no timeline {id}")).into())
+    }
+
+    /// A branch by name.
+    pub fn branch(&self, name: &str) -> Result<Arc<Timeline>> {
+        let found = self.branches().into_iter().find(|timeline| timeline.name() == name);
+        found.ok_or_else(|| {
+            let hint = "'pgstrata branch list' shows those that are";
+            Refused::NotFound(format!("there is no branch '{name}' ({hint})")).into()
+        })
+    }
+
+    fn check_new_name(&self, name: &str) -> Result<()> {
+        let valid = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+        if !first || name.len() > 100 || !name.chars().all(valid) || name.contains("..") {
+            let rule =
+                "letters, digits, '-', '_', '.' and '/', at most 100, a letter or digit first";
+            anyhow::bail!(Refused::Invalid(format!("'{name}' is no branch name (use {rule})")));
+        }
+        if self.branch(name).is_ok() {
+            anyhow::bail!(Refused::Conflict(format!("branch '{name}' exists already")));
+        }
+        Ok(())
+    }
+
+    /// Imports a data directory as a new tenant's first branch. Blocks.
+    pub fn import(
+        &self,
+        tenant: TenantId,
+        id: TimelineId,
+        name: &str,
+        archive: impl Read,
+    ) -> Result<Arc<Timeline>> {
+        let imported = import::read_archive(archive)
+            .map_err(|error| Refused::Invalid(format!("can't import: {error:#}")))?;
+        let _naming = self.naming.lock();
+        self.check_new_name(name)?;
+        let state = &imported.state;
+        let index = TimelineIndex {
+            sequence: 1,
+            generation: self.generation.0,
+            tenant: tenant.to_string(),
+            timeline: id.to_string(),
+            name: name.to_owned(),
+            ancestor: None,
+            start_lsn: imported.start_lsn.to_string(),
+            remote_consistent_lsn: imported.start_lsn.to_string(),
+            last_record: imported.record_start.to_string(),
+            system_id: state.control.system_identifier,
+            pg_version: state.version().major(),
+            segment_size: u64::from(state.control.wal_segment_size),
+            created: jiff::Timestamp::now().to_string(),
+            deleted: false,
+            layers: Vec::new(),
+        };
+        let create = RemoteIndex::create(&self.store, tenant, id, index);
+        let index = self.runtime.block_on(create)?;
+        let timeline = Timeline::new(index, None, &self.source, self.limits, self.generation)?;
+        let values = imported.values.into_iter();
+        timeline.import_image(imported.start_lsn, imported.record_start, values)?;
+        self.timelines.write().insert(id, Arc::clone(&timeline));
+        self.start_following(&timeline)?;
+        Ok(timeline)
+    }
+
+    /// Where a branch of `from` at `moment` starts, and the start of the record before. Blocks
+    /// until everything before is ingested.
+    pub fn resolve_moment(&self, from: &Timeline, moment: Moment) -> Result<(Lsn, Lsn)> {
+        let lsn = match moment {
+            Moment::Now => return Ok(from.progress.last_record()),
+            Moment::Time(time) => {
+                let (end, _) = from.progress.last_record();
+                let found = from.lsn_at_time(time, end)?.ok_or_else(|| {
+                    let name = from.name();
+                    Refused::Invalid(format!(
+                        "branch '{name}' has no commit at or before that time"
+                    ))
+                })?;
+                return Ok((found.0, Lsn(found.1.record_start)));
+            }
+            Moment::Lsn(lsn) => lsn,
+        };
+        if lsn < from.oldest_lsn() {
+            let (name, oldest) = (from.name(), from.oldest_lsn());
+            anyhow::bail!(Refused::Invalid(format!(
+                "{lsn} is before the history of branch '{name}', which starts at {oldest}"
+            )));
+        }
+        let reached = Lsn(lsn.0.saturating_sub(LONGEST_PAGE_HEADER).max(from.oldest_lsn().0));
+        let wanted = if lsn.page_offset() <= LONGEST_PAGE_HEADER { reached } else { lsn };
+        if from.progress.lsn() < wanted {
+            from.progress.wait(wanted, PATIENCE.min(Duration::from_secs(3))).map_err(|error| {
+                Refused::Invalid(format!(
+                    "{lsn} is in the future of branch '{}': {error}",
+                    from.name()
+                ))
+            })?;
+        }
+        let last = from.progress.last_record();
+        if last.0 <= lsn {
+            return Ok(last);
+        }
+        match from.boundary_at_or_before(lsn)? {
+            Some((end, boundary)) => Ok((end, Lsn(boundary.record_start))),
+            None => {
+                // Before the first record that was ingested there is only the base.
+                let root = from.root();
+                let record_start = root.base_record_start()?;
+                Ok((root.info.start_lsn, record_start))
+            }
+        }
+    }
+
+    /// Creates a branch: one index object. Blocks.
+    pub fn create_branch(&self, name: &str, from: &str, moment: Moment) -> Result<Arc<Timeline>> {
+        let from = self.branch(from)?;
+        let (lsn, record_start) = self.resolve_moment(&from, moment)?;
+        let _naming = self.naming.lock();
+        self.check_new_name(name)?;
+        let id = TimelineId(rand::random());
+        // A moment before the parent's own start belongs to the parent's ancestor.
+        let mut parent = from;
+        while let Some((ancestor, branch_lsn)) = &parent.ancestor
+            && lsn < *branch_lsn
+        {
+            parent = Arc::clone(ancestor);
+        }
+        let index = TimelineIndex {
+            sequence: 1,
+            generation: self.generation.0,
+            tenant: parent.info.tenant.to_string(),
+            timeline: id.to_string(),
+            name: name.to_owned(),
+            ancestor: Some(Ancestor { timeline: parent.info.id.to_string(), lsn: lsn.to_string() }),
+            start_lsn: lsn.to_string(),
+            remote_consistent_lsn: lsn.to_string(),
+            last_record: record_start.to_string(),
+            system_id: parent.info.system_id.0,
+            pg_version: parent.info.version.major(),
+            segment_size: parent.info.segment_size,
+            created: jiff::Timestamp::now().to_string(),
+            deleted: false,
+            layers: Vec::new(),
+        };
+        let create = RemoteIndex::create(&self.store, parent.info.tenant, id, index);
+        let index = self.runtime.block_on(create)?;
+        let timeline = self.add(index, Some((parent, lsn)))?;
+        self.start_following(&timeline)?;
+        Ok(timeline)
+    }
+
+    /// Deletes a branch without children. What it shares with nobody is left to the scrub.
+    pub fn delete_branch(&self, name: &str) -> Result<()> {
+        let _naming = self.naming.lock();
+        let timeline = self.branch(name)?;
+        let children: Vec<_> = self
+            .branches()
+            .into_iter()
+            .filter(|child| {
+                child
+                    .ancestor
+                    .as_ref()
+                    .is_some_and(|(parent, _)| parent.info.id == timeline.info.id)
+            })
+            .map(|child| child.name())
+            .collect();
+        if !children.is_empty() {
+            let children = children.join(", ");
+            let text = format!("branch '{name}' has children ({children}): delete them first");
+            anyhow::bail!(Refused::Conflict(text));
+        }
+        timeline.mark_deleted()?;
+        timeline.stop();
+        Ok(())
+    }
+
+    /// Gives a branch another name.
+    pub fn rename_branch(&self, old: &str, new: &str) -> Result<()> {
+        let _naming = self.naming.lock();
+        let timeline = self.branch(old)?;
+        self.check_new_name(new)?;
+        timeline.rename(new)
+    }
+
+    /// Ends ingest and puts everything ingested into object storage.
+    pub fn shut_down(&self) {
+        let timelines = self.all();
+        timelines.iter().for_each(|timeline| timeline.stop());
+        for (id, thread) in std::mem::take(&mut *self.followers.lock()) {
+            if thread.join().is_err() {
+                tracing::error!(timeline = %id, "the ingest thread panicked");
+            }
+        }
+        self.stopping.store(true, Ordering::Release);
+        for timeline in timelines {
+            if let Err(error) = timeline.flush_all() {
+                // Not lost: the safekeepers keep what was not uploaded.
+                tracing::warn!(timeline = %timeline.info.id, "can't flush: {error:#}");
+            }
+        }
+    }
+
+    /// The objects' names that timelines refer to, for accounting.
+    pub fn object_bytes(&self) -> u64 {
+        let mut seen = HashSet::new();
+        let mut bytes = 0;
+        for timeline in self.all() {
+            for file in timeline.layer_files() {
+                if seen.insert((timeline.info.id, file.entry.name.clone())) {
+                    bytes += file.entry.size;
+                }
+            }
+        }
+        bytes
+    }
+}

@@ -1,0 +1,524 @@
+//! The HTTP interface: branches, skeletons, single pages, maintenance, state.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use futures::TryStreamExt;
+use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::directory::{self, Contents, Entry};
+use crate::metrics::Metrics;
+use crate::repository::{Moment, Refused, Repository};
+use crate::timeline::{ReadError, Timeline};
+
+/// Microseconds between 1970-01-01 and 2000-01-01.
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Service {
+    /// The timelines.
+    pub repository: Arc<Repository>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// An error as HTTP has it: `{"error": "..."}`.
+pub struct Failure(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure(error.into())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = match self.0.downcast_ref::<Refused>() {
+            Some(Refused::NotFound(_)) => StatusCode::NOT_FOUND,
+            Some(Refused::Conflict(_)) => StatusCode::CONFLICT,
+            Some(Refused::Invalid(_)) => StatusCode::BAD_REQUEST,
+            None if self.0.downcast_ref::<ReadError>().is_some() => StatusCode::NOT_FOUND,
+            None => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let error = format!("{:#}", self.0).replace('\n', " ");
+        (status, Json(serde_json::json!({ "error": error }))).into_response()
+    }
+}
+
+type Answer<T> = Result<T, Failure>;
+
+/// Runs work that blocks, off the asynchronous threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> Answer<T> {
+    Ok(tokio::task::spawn_blocking(work).await??)
+}
+
+/// A branch, as listings show it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BranchRow {
+    /// Name.
+    pub name: String,
+    /// Timeline id.
+    pub timeline_id: String,
+    /// Tenant id.
+    pub tenant_id: String,
+    /// Name of the branch that it came from.
+    pub ancestor: Option<String>,
+    /// Timeline that it came from.
+    pub ancestor_timeline_id: Option<String>,
+    /// Where it left its ancestor.
+    pub ancestor_lsn: Option<String>,
+    /// First LSN of its own.
+    pub start_lsn: String,
+    /// Start of the last record before `start_lsn`.
+    pub start_prev: String,
+    /// End of the last record ingested.
+    pub last_record_lsn: String,
+    /// Everything up to here is in object storage.
+    pub remote_lsn: String,
+    /// Bytes of all relations at the last record.
+    pub logical_size: u64,
+    /// Database system identifier.
+    pub system_id: u64,
+    /// PostgreSQL major version.
+    pub pg_version: u32,
+    /// Bytes of a WAL segment.
+    pub segment_size: u64,
+    /// Creation time.
+    pub created: String,
+    /// Why ingest stopped, if it did.
+    pub failure: Option<String>,
+}
+
+fn logical_size(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<u64> {
+    let mut blocks = 0u64;
+    let mut databases = timeline.databases(lsn)?;
+    databases.push((1664, 0));
+    for (spc, db) in databases {
+        blocks +=
+            timeline.relations(spc, db, lsn)?.iter().map(|(_, size)| u64::from(*size)).sum::<u64>();
+    }
+    Ok(blocks * 8192)
+}
+
+fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
+    let (lsn, _) = timeline.progress.last_record();
+    let info = &timeline.info;
+    let ancestor = timeline.ancestor.as_ref();
+    Ok(BranchRow {
+        name: timeline.name(),
+        timeline_id: info.id.to_string(),
+        tenant_id: info.tenant.to_string(),
+        ancestor: ancestor.map(|(parent, _)| parent.name()),
+        ancestor_timeline_id: ancestor.map(|(parent, _)| parent.info.id.to_string()),
+        ancestor_lsn: ancestor.map(|(_, lsn)| lsn.to_string()),
+        start_lsn: info.start_lsn.to_string(),
+        start_prev: timeline.start_prev()?.to_string(),
+        last_record_lsn: lsn.to_string(),
+        remote_lsn: timeline.remote_consistent_lsn().to_string(),
+        logical_size: if with_size { logical_size(timeline, lsn)? } else { 0 },
+        system_id: info.system_id.0,
+        pg_version: info.version.major(),
+        segment_size: info.segment_size,
+        created: info.created.clone(),
+        failure: timeline.failure(),
+    })
+}
+
+/// The routes.
+pub fn router(service: Service) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "ok\n" }))
+        .route("/metrics", get(metrics))
+        .route("/v1/branches", get(list).post(create))
+        .route("/v1/branch", get(show).delete(remove))
+        .route("/v1/branch/rename", post(rename))
+        .route("/v1/branch/lsn", get(lsn_at))
+        .route("/v1/branch/page", get(page))
+        .route("/v1/branch/layers", get(layers))
+        .route("/v1/branch/compact", post(compact))
+        .route("/v1/branch/wait", get(wait))
+        .route("/v1/import", post(import))
+        .route("/v1/timelines/{id}/skeleton", get(skeleton))
+        .route("/v1/timelines/{id}", delete(remove_timeline))
+        .with_state(service)
+}
+
+async fn metrics(State(service): State<Service>) -> Answer<String> {
+    let metrics = &service.metrics;
+    for timeline in service.repository.branches() {
+        let name = timeline.name();
+        let set = |gauge: &prometheus::IntGaugeVec, value: i64| {
+            gauge.with_label_values(&[name.as_str()]).set(value);
+        };
+        set(&metrics.last_record_lsn, timeline.progress.lsn().0 as i64);
+        set(&metrics.remote_consistent_lsn, timeline.remote_consistent_lsn().0 as i64);
+        set(&metrics.failed, i64::from(timeline.failure().is_some()));
+    }
+    Ok(metrics.text()?)
+}
+
+#[derive(Deserialize)]
+struct ListQuery {
+    #[serde(default)]
+    sizes: bool,
+}
+
+async fn list(
+    State(service): State<Service>,
+    Query(query): Query<ListQuery>,
+) -> Answer<Json<Vec<BranchRow>>> {
+    blocking(move || {
+        let branches = service.repository.branches();
+        let rows: anyhow::Result<Vec<_>> =
+            branches.iter().map(|timeline| row(timeline, query.sizes)).collect();
+        Ok(Json(rows?))
+    })
+    .await
+}
+
+/// A request for a branch. At most one of `lsn` and `time`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CreateBranch {
+    /// Name of the new branch.
+    pub name: String,
+    /// Branch to start from.
+    pub from: String,
+    /// LSN.
+    pub lsn: Option<String>,
+    /// RFC 3339.
+    pub time: Option<String>,
+    /// Wait until this LSN, known to be committed, is ingested (for "now").
+    pub at_least: Option<String>,
+}
+
+fn parse_lsn(text: &str) -> anyhow::Result<Lsn> {
+    text.parse().map_err(|error: pgstrata_ids::LsnError| Refused::Invalid(error.to_string()).into())
+}
+
+/// Microseconds since 2000-01-01 of an RFC 3339 time.
+fn parse_time(text: &str) -> anyhow::Result<i64> {
+    let time: jiff::Timestamp = text.parse().map_err(|error| {
+        let form = "expected a form like 2026-01-31T12:00:00Z";
+        Refused::Invalid(format!("'{text}' is not a time ({form}): {error}"))
+    })?;
+    Ok(time.as_microsecond() - POSTGRES_EPOCH)
+}
+
+fn format_time(time: i64) -> anyhow::Result<String> {
+    Ok(jiff::Timestamp::from_microsecond(time + POSTGRES_EPOCH)?.to_string())
+}
+
+async fn create(
+    State(service): State<Service>,
+    Json(request): Json<CreateBranch>,
+) -> Answer<Json<BranchRow>> {
+    blocking(move || {
+        let moment = match (&request.lsn, &request.time) {
+            (Some(_), Some(_)) => {
+                anyhow::bail!(Refused::Invalid("give an LSN or a time, not both".into()))
+            }
+            (Some(lsn), None) => Moment::Lsn(parse_lsn(lsn)?),
+            (None, Some(time)) => Moment::Time(parse_time(time)?),
+            (None, None) => Moment::Now,
+        };
+        if let Some(lsn) = &request.at_least {
+            let from = service.repository.branch(&request.from)?;
+            from.progress.wait(parse_lsn(lsn)?, PATIENCE).map_err(anyhow::Error::msg)?;
+        }
+        let branch = service.repository.create_branch(&request.name, &request.from, moment)?;
+        Ok(Json(row(&branch, false)?))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct NameQuery {
+    name: String,
+}
+
+async fn show(
+    State(service): State<Service>,
+    Query(query): Query<NameQuery>,
+) -> Answer<Json<BranchRow>> {
+    blocking(move || Ok(Json(row(&*service.repository.branch(&query.name)?, false)?))).await
+}
+
+async fn remove(
+    State(service): State<Service>,
+    Query(query): Query<NameQuery>,
+) -> Answer<Json<serde_json::Value>> {
+    blocking(move || {
+        service.repository.delete_branch(&query.name)?;
+        Ok(Json(serde_json::json!({ "deleted": query.name })))
+    })
+    .await
+}
+
+async fn remove_timeline(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+) -> Answer<Json<serde_json::Value>> {
+    blocking(move || {
+        let id: TimelineId = id.parse()?;
+        let name = service.repository.timeline(id)?.name();
+        service.repository.delete_branch(&name)?;
+        Ok(Json(serde_json::json!({ "deleted": name })))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct RenameQuery {
+    name: String,
+    to: String,
+}
+
+async fn rename(
+    State(service): State<Service>,
+    Query(query): Query<RenameQuery>,
+) -> Answer<Json<BranchRow>> {
+    blocking(move || {
+        service.repository.rename_branch(&query.name, &query.to)?;
+        Ok(Json(row(&*service.repository.branch(&query.to)?, false)?))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct LsnQuery {
+    name: String,
+    time: Option<String>,
+}
+
+/// An LSN and the time of its commit.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LsnAnswer {
+    /// LSN.
+    pub lsn: String,
+    /// Time of the last commit up to there, if there is one.
+    pub time: Option<String>,
+}
+
+async fn lsn_at(
+    State(service): State<Service>,
+    Query(query): Query<LsnQuery>,
+) -> Answer<Json<LsnAnswer>> {
+    blocking(move || {
+        let timeline = service.repository.branch(&query.name)?;
+        let end = timeline.progress.lsn();
+        let limit = match &query.time {
+            Some(time) => parse_time(time)?,
+            None => i64::MAX,
+        };
+        let found = timeline.lsn_at_time(limit, end)?;
+        let time = found.map(|(_, boundary)| format_time(boundary.time)).transpose()?;
+        let lsn = match (&query.time, found) {
+            (None, _) => end,
+            (Some(_), Some((lsn, _))) => lsn,
+            (Some(time), None) => {
+                let name = &query.name;
+                anyhow::bail!(Refused::NotFound(format!(
+                    "branch '{name}' has no commit at or before {time}"
+                )))
+            }
+        };
+        Ok(Json(LsnAnswer { lsn: lsn.to_string(), time }))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct WaitQuery {
+    name: String,
+    lsn: String,
+    seconds: Option<u64>,
+}
+
+async fn wait(
+    State(service): State<Service>,
+    Query(query): Query<WaitQuery>,
+) -> Answer<Json<serde_json::Value>> {
+    blocking(move || {
+        let timeline = service.repository.branch(&query.name)?;
+        let patience = query.seconds.map_or(PATIENCE, Duration::from_secs).min(PATIENCE);
+        timeline.progress.wait(parse_lsn(&query.lsn)?, patience).map_err(anyhow::Error::msg)?;
+        let lsn = timeline.progress.lsn().to_string();
+        Ok(Json(serde_json::json!({ "last_record_lsn": lsn })))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct PageQuery {
+    name: String,
+    rel: String,
+    block: u32,
+    lsn: Option<String>,
+}
+
+fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
+    let parse = || -> Option<RelTag> {
+        let mut parts = text.splitn(3, '/');
+        let (spc, db, rel) = (parts.next()?, parts.next()?, parts.next()?);
+        let (rel, fork) = match rel.split_once(['.', '_']) {
+            None => (rel, Fork::Main),
+            Some((rel, "main")) => (rel, Fork::Main),
+            Some((rel, "fsm")) => (rel, Fork::FreeSpace),
+            Some((rel, "vm")) => (rel, Fork::Visibility),
+            Some((rel, "init")) => (rel, Fork::Init),
+            Some(_) => return None,
+        };
+        Some(RelTag { spc: spc.parse().ok()?, db: db.parse().ok()?, rel: rel.parse().ok()?, fork })
+    };
+    parse().ok_or_else(|| {
+        let form = "expected TABLESPACE/DATABASE/RELATION[.fork], such as 1663/5/16384.vm";
+        Refused::Invalid(format!("'{text}' is not a relation ({form})")).into()
+    })
+}
+
+async fn page(State(service): State<Service>, Query(query): Query<PageQuery>) -> Answer<Vec<u8>> {
+    blocking(move || {
+        let timeline = service.repository.branch(&query.name)?;
+        let rel = parse_rel(&query.rel)?;
+        let lsn = match &query.lsn {
+            None => timeline.progress.lsn(),
+            Some(lsn) => checked_lsn(&timeline, parse_lsn(lsn)?)?,
+        };
+        let mut page = [0; 8192];
+        timeline.block(rel, query.block, lsn, &mut page)?;
+        if timeline.control_state(lsn)?.control.data_checksum_version != 0 {
+            pgstrata_pg_redo::set_checksum(&mut page, query.block);
+        }
+        Ok(page.to_vec())
+    })
+    .await
+}
+
+/// An LSN to read at: in the branch's history and ingested, or soon to be.
+pub fn checked_lsn(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<Lsn> {
+    let oldest = timeline.oldest_lsn();
+    if lsn < oldest {
+        anyhow::bail!(Refused::Invalid(format!(
+            "{lsn} is before the history of branch '{}', which starts at {oldest}",
+            timeline.name()
+        )));
+    }
+    timeline.progress.wait(lsn, Duration::from_secs(3)).map_err(|error| {
+        Refused::Invalid(format!("{lsn} is in the future of branch '{}': {error}", timeline.name()))
+    })?;
+    Ok(lsn)
+}
+
+async fn layers(
+    State(service): State<Service>,
+    Query(query): Query<NameQuery>,
+) -> Answer<Json<Vec<pgstrata_format::index::LayerEntry>>> {
+    let timeline = service.repository.branch(&query.name)?;
+    Ok(Json(timeline.layer_files().iter().map(|file| file.entry.clone()).collect()))
+}
+
+async fn compact(
+    State(service): State<Service>,
+    Query(query): Query<NameQuery>,
+) -> Answer<Json<serde_json::Value>> {
+    blocking(move || {
+        let timeline = service.repository.branch(&query.name)?;
+        let end = timeline.progress.lsn();
+        timeline.request_freeze();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while timeline.remote_consistent_lsn() < end && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let compacted = timeline.compact()?;
+        Ok(Json(serde_json::json!({ "compacted": compacted })))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct ImportQuery {
+    tenant: String,
+    timeline: String,
+    name: String,
+}
+
+async fn import(
+    State(service): State<Service>,
+    Query(query): Query<ImportQuery>,
+    body: Body,
+) -> Answer<Json<BranchRow>> {
+    let tenant: TenantId = query.tenant.parse()?;
+    let timeline: TimelineId = query.timeline.parse()?;
+    let stream = body.into_data_stream().map_err(std::io::Error::other);
+    let reader = tokio_util::io::StreamReader::new(stream);
+    let reader = tokio_util::io::SyncIoBridge::new(reader);
+    blocking(move || {
+        let reader = std::io::BufReader::with_capacity(1 << 20, reader);
+        let timeline = service.repository.import(tenant, timeline, &query.name, reader)?;
+        Ok(Json(row(&timeline, true)?))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct SkeletonQuery {
+    lsn: String,
+}
+
+async fn skeleton(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+    Query(query): Query<SkeletonQuery>,
+) -> Answer<Response> {
+    let bytes = blocking(move || {
+        let timeline = service.repository.timeline(id.parse()?)?;
+        let lsn = parse_lsn(&query.lsn)?;
+        timeline.progress.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
+        let mut archive = tar::Builder::new(Vec::new());
+        directory::walk(&timeline, lsn, &Contents::Skeleton, &mut |entry| {
+            append(&mut archive, entry)
+        })?;
+        Ok(archive.into_inner()?)
+    })
+    .await?;
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], bytes).into_response())
+}
+
+fn append(archive: &mut tar::Builder<Vec<u8>>, entry: Entry<'_>) -> anyhow::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    match entry {
+        Entry::Directory(path) => {
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(0o700);
+            header.set_size(0);
+            archive.append_data(&mut header, path, std::io::empty())?;
+        }
+        Entry::File(path, content) => {
+            header.set_mode(0o600);
+            header.set_size(content.len() as u64);
+            archive.append_data(&mut header, path, content.as_slice())?;
+        }
+        Entry::Relation { path, rel, first, blocks, timeline, lsn } => {
+            header.set_mode(0o600);
+            header.set_size(u64::from(blocks) * 8192);
+            let checksums = timeline.control_state(lsn)?.control.data_checksum_version != 0;
+            let reader =
+                directory::RelationReader::new(timeline, rel, first, blocks, lsn, checksums);
+            archive.append_data(&mut header, path, reader.take(u64::MAX))?;
+        }
+    }
+    Ok(())
+}

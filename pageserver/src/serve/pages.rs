@@ -1,0 +1,147 @@
+//! The page service: one blocking thread a connection, requests answered in order.
+
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use pgstrata_wire::pages::{
+    HELLO_SIZE, Hello, PagesReply, PagesRequest, Query, REQUEST_SIZE, Status,
+};
+
+use crate::metrics::Metrics;
+use crate::repository::Repository;
+use crate::timeline::Timeline;
+
+/// How long a request waits for its LSN.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Accepts connections until the process ends.
+pub fn serve(listener: TcpListener, repository: Arc<Repository>, metrics: Arc<Metrics>) {
+    for stream in listener.incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!("can't accept a connection: {error}");
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+        };
+        let (repository, metrics) = (Arc::clone(&repository), Arc::clone(&metrics));
+        let thread = std::thread::Builder::new().name("pages".into());
+        let spawned = thread.spawn(move || {
+            if let Err(error) = connection(stream, &repository, &metrics) {
+                tracing::debug!("page connection: {error:#}");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!("can't serve a connection: {error}");
+        }
+    }
+}
+
+fn connection(stream: TcpStream, repository: &Repository, metrics: &Metrics) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = BufWriter::with_capacity(128 * 1024, stream);
+    let mut hello = [0; HELLO_SIZE];
+    reader.read_exact(&mut hello)?;
+    let timeline = Hello::decode(&hello).map_err(anyhow::Error::from).and_then(|hello| {
+        let timeline = repository.timeline(hello.timeline)?;
+        anyhow::ensure!(
+            timeline.info.tenant == hello.tenant,
+            "timeline {} is not of tenant {}",
+            hello.timeline,
+            hello.tenant
+        );
+        Ok(timeline)
+    });
+    let timeline = match timeline {
+        Ok(timeline) => {
+            reply(&mut writer, 0, Status::Done, &[])?;
+            writer.flush()?;
+            timeline
+        }
+        Err(error) => {
+            reply(&mut writer, 0, Status::Error, format!("{error:#}").as_bytes())?;
+            return Ok(writer.flush()?);
+        }
+    };
+    let checksums = timeline.control_state(timeline.progress.lsn())?.control.data_checksum_version;
+    let mut request = [0; REQUEST_SIZE];
+    let mut body = Vec::new();
+    loop {
+        match reader.read_exact(&mut request) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        let request = PagesRequest::decode(&request)?;
+        body.clear();
+        let started = std::time::Instant::now();
+        match answer(&timeline, &request, checksums != 0, &mut body) {
+            Ok(status) => reply(&mut writer, request.number, status, &body)?,
+            Err(error) => {
+                let text = format!("{error:#}");
+                tracing::warn!(timeline = %timeline.info.id, "{:?}: {text}", request.query);
+                reply(&mut writer, request.number, Status::Error, text.as_bytes())?;
+            }
+        }
+        metrics.page_request_seconds.observe(started.elapsed().as_secs_f64());
+        metrics.pages_served.inc_by((body.len() / 8192) as u64);
+        // Replies to pipelined requests leave together.
+        if reader.buffer().is_empty() {
+            writer.flush()?;
+        }
+    }
+}
+
+fn reply(writer: &mut impl Write, number: u32, status: Status, body: &[u8]) -> std::io::Result<()> {
+    let head = PagesReply { status, number, length: body.len() as u32 };
+    writer.write_all(&head.encode())?;
+    writer.write_all(body)
+}
+
+fn answer(
+    timeline: &Timeline,
+    request: &PagesRequest,
+    checksums: bool,
+    body: &mut Vec<u8>,
+) -> Result<Status> {
+    let lsn = request.lsn;
+    timeline.progress.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
+    anyhow::ensure!(
+        lsn >= timeline.oldest_lsn(),
+        "{lsn} is before the branch's history, which starts at {}",
+        timeline.oldest_lsn()
+    );
+    match request.query {
+        Query::Pages { rel, block, count } => {
+            let Some(blocks) = timeline.rel_size(rel, lsn)?.blocks else {
+                return Ok(Status::NoRelation);
+            };
+            let mut page = [0; 8192];
+            for number in block..block.saturating_add(count).min(blocks) {
+                timeline.existing_block(rel, number, lsn, &mut page)?;
+                if checksums {
+                    pgstrata_pg_redo::set_checksum(&mut page, number);
+                }
+                body.extend_from_slice(&page);
+            }
+        }
+        Query::Size { rel } => match timeline.rel_size(rel, lsn)?.blocks {
+            Some(blocks) => body.extend_from_slice(&blocks.to_le_bytes()),
+            None => return Ok(Status::NoRelation),
+        },
+        Query::Relations { spc, db } => {
+            let relations = timeline.relations(spc, db, lsn).context("can't list relations")?;
+            for (rel, blocks) in relations {
+                body.extend_from_slice(&rel.rel.to_le_bytes());
+                body.extend_from_slice(&u32::from(rel.fork as u8).to_le_bytes());
+                body.extend_from_slice(&blocks.to_le_bytes());
+            }
+        }
+    }
+    Ok(Status::Done)
+}

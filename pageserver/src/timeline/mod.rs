@@ -1,0 +1,335 @@
+//! One timeline: its layers, how far it is ingested, and how its values are found.
+
+mod compact;
+mod flush;
+mod read;
+mod waiter;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use parking_lot::{Mutex, RwLock};
+use pgstrata_ids::{Generation, Key, Lsn, SystemId, TenantId, TimelineId};
+use pgstrata_pg_wal::PgVersion;
+use quick_cache::sync::Cache;
+
+use crate::layer::{Gathered, LayerFile, LayerMap, LayerSource, OpenLayer};
+use crate::remote::RemoteIndex;
+use crate::value::Database;
+
+pub use read::{ReadError, boundary_key};
+pub use waiter::LsnWaiter;
+
+/// Bounds that a page server keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// An open layer freezes at this size, in bytes of values.
+    pub open_layer_bytes: usize,
+    /// An open layer with anything in it freezes at this age, in seconds.
+    pub open_layer_seconds: u64,
+    /// Ingest waits while this many layers are frozen and not yet uploaded.
+    pub frozen_layers: usize,
+    /// L0 layers are compacted from this many on.
+    pub level0_layers: usize,
+    /// Compacted layers have about this many bytes.
+    pub layer_bytes: usize,
+    /// A page's chain of changes without an image is kept shorter than this.
+    pub chain: u32,
+    /// Compaction writes an image for a page whose chain is at least this long.
+    pub compacted_chain: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            open_layer_bytes: 64 << 20,
+            open_layer_seconds: 30,
+            frozen_layers: 3,
+            level0_layers: 6,
+            layer_bytes: 64 << 20,
+            chain: 64,
+            compacted_chain: 16,
+        }
+    }
+}
+
+/// What never changes about a timeline.
+#[derive(Clone)]
+pub struct TimelineInfo {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Timeline.
+    pub id: TimelineId,
+    /// First LSN that is this timeline's own.
+    pub start_lsn: Lsn,
+    /// Database system identifier.
+    pub system_id: SystemId,
+    /// PostgreSQL version.
+    pub version: PgVersion,
+    /// Bytes of a WAL segment.
+    pub segment_size: u64,
+    /// Creation time, RFC 3339.
+    pub created: String,
+}
+
+/// What a read looks through, newest first.
+#[derive(Clone)]
+struct Layers {
+    open: Arc<OpenLayer>,
+    /// Newest first.
+    frozen: Vec<Arc<OpenLayer>>,
+    map: Arc<LayerMap>,
+}
+
+type DatabaseHistory = Arc<Vec<(Lsn, Database)>>;
+
+/// A page as of an LSN.
+type CachedPage = Arc<(Lsn, [u8; 8192])>;
+
+/// One timeline of one tenant.
+pub struct Timeline {
+    /// What never changes.
+    pub info: TimelineInfo,
+    /// Where it branched off.
+    pub ancestor: Option<(Arc<Timeline>, Lsn)>,
+    /// Bounds.
+    pub limits: Limits,
+    generation: Generation,
+    source: Arc<LayerSource>,
+    layers: RwLock<Layers>,
+    /// How far ingest has come.
+    pub progress: LsnWaiter,
+    index: RemoteIndex,
+    remote_consistent: AtomicU64,
+    databases: RwLock<HashMap<(u32, u32), DatabaseHistory>>,
+    pages: Cache<Key, CachedPage>,
+    /// Why ingest stopped for good, if it did.
+    failure: Mutex<Option<String>>,
+    /// Held by whoever changes the set of layer files.
+    flushing: Mutex<()>,
+    stopping: AtomicBool,
+    freeze_requested: AtomicBool,
+    layer_serial: AtomicU64,
+}
+
+impl Timeline {
+    /// A timeline as its index describes it.
+    pub fn new(
+        index: RemoteIndex,
+        ancestor: Option<(Arc<Timeline>, Lsn)>,
+        source: &Arc<LayerSource>,
+        limits: Limits,
+        generation: Generation,
+    ) -> Result<Arc<Timeline>> {
+        let current = index.current();
+        let info = TimelineInfo {
+            tenant: current.tenant.parse()?,
+            id: current.timeline.parse()?,
+            start_lsn: current.start_lsn.parse()?,
+            system_id: SystemId(current.system_id),
+            version: PgVersion::from_major(current.pg_version).with_context(|| {
+                format!("PostgreSQL {} is not supported (15 to 18 are)", current.pg_version)
+            })?,
+            segment_size: current.segment_size,
+            created: current.created.clone(),
+        };
+        let consistent: Lsn = current.remote_consistent_lsn.parse()?;
+        let record_start: Lsn = current.last_record.parse()?;
+        let mut files = Vec::new();
+        for entry in &current.layers {
+            let file = LayerFile::new(source, info.tenant, info.id, entry.clone())
+                .with_context(|| format!("layer '{}' of timeline {}", entry.name, info.id))?;
+            files.push(Arc::new(file));
+        }
+        Ok(Arc::new(Timeline {
+            info,
+            ancestor,
+            limits,
+            generation,
+            source: Arc::clone(source),
+            layers: RwLock::new(Layers {
+                open: Arc::new(OpenLayer::new(consistent)),
+                frozen: Vec::new(),
+                map: Arc::new(LayerMap::new(files)),
+            }),
+            progress: LsnWaiter::new(consistent, record_start),
+            index,
+            remote_consistent: AtomicU64::new(consistent.0),
+            databases: RwLock::default(),
+            pages: Cache::new(4096),
+            failure: Mutex::new(None),
+            flushing: Mutex::new(()),
+            stopping: AtomicBool::new(false),
+            freeze_requested: AtomicBool::new(false),
+            layer_serial: AtomicU64::new(0),
+        }))
+    }
+
+    /// The branch's name.
+    pub fn name(&self) -> String {
+        self.index.current().name.clone()
+    }
+
+    /// Gives the branch another name; durable on return.
+    pub fn rename(&self, name: &str) -> Result<()> {
+        self.index.update(|index| name.clone_into(&mut index.name)).map(drop)
+    }
+
+    /// Marks the branch deleted; durable on return.
+    pub fn mark_deleted(&self) -> Result<()> {
+        self.index.update(|index| index.deleted = true).map(drop)
+    }
+
+    /// Whether the branch was deleted.
+    pub fn is_deleted(&self) -> bool {
+        self.index.current().deleted
+    }
+
+    /// Everything up to here is in object storage.
+    pub fn remote_consistent_lsn(&self) -> Lsn {
+        Lsn(self.remote_consistent.load(Ordering::Acquire))
+    }
+
+    /// Stops ingest of this timeline for good, for a reason that people must see.
+    pub fn fail(&self, reason: String) {
+        tracing::error!(timeline = %self.info.id, "ingest stopped: {reason}");
+        let mut failure = self.failure.lock();
+        if failure.is_none() {
+            *failure = Some(reason.clone());
+        }
+        self.progress.fail(reason);
+    }
+
+    /// Why ingest stopped, if it did.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
+    }
+
+    /// Asks the background work of this timeline to end.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Timeline::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn snapshot(&self) -> Layers {
+        self.layers.read().clone()
+    }
+
+    /// The layer that takes changes now.
+    pub fn open_layer(&self) -> Arc<OpenLayer> {
+        Arc::clone(&self.layers.read().open)
+    }
+
+    /// Gathers the values of `key` with `after` < LSN <= `lsn`, newest first, through this
+    /// timeline and its ancestors, until nothing older is needed.
+    pub fn gather(&self, key: &Key, lsn: Lsn, after: Lsn, into: &mut Gathered) -> Result<()> {
+        let (mut timeline, mut lsn) = (self, lsn);
+        loop {
+            let layers = timeline.snapshot();
+            let own = std::iter::once(&layers.open).chain(&layers.frozen);
+            for layer in own.filter(|layer| layer.start_lsn() < lsn) {
+                if layer.gather(key, lsn, after, into) {
+                    return Ok(());
+                }
+            }
+            if layers.map.gather(key, lsn, after, into)? {
+                return Ok(());
+            }
+            let Some((ancestor, branch_lsn)) = &timeline.ancestor else { return Ok(()) };
+            if *branch_lsn <= after {
+                return Ok(());
+            }
+            lsn = lsn.min(*branch_lsn);
+            timeline = ancestor;
+        }
+    }
+
+    /// The keys in [`first`, `last`] that have any value at or before `lsn`, other than blocks
+    /// and SLRU pages.
+    pub fn list(&self, first: Key, last: Key, lsn: Lsn) -> Result<BTreeSet<Key>> {
+        let mut keys = BTreeSet::new();
+        let (mut timeline, mut lsn) = (self, lsn);
+        loop {
+            let layers = timeline.snapshot();
+            layers.open.list(first, last, &mut keys);
+            layers.frozen.iter().for_each(|layer| layer.list(first, last, &mut keys));
+            layers.map.list(first, last, lsn, &mut keys)?;
+            let Some((ancestor, branch_lsn)) = &timeline.ancestor else { return Ok(keys) };
+            lsn = lsn.min(*branch_lsn);
+            timeline = ancestor;
+        }
+    }
+
+    /// Every value of `key` with `after` < LSN <= `lsn`, oldest first, without flags.
+    pub fn history(&self, key: &Key, after: Lsn, lsn: Lsn) -> Result<Vec<(Lsn, Vec<u8>)>> {
+        let mut values = match &self.ancestor {
+            Some((ancestor, branch_lsn)) if *branch_lsn > after => {
+                ancestor.history(key, after, lsn.min(*branch_lsn))?
+            }
+            _ => Vec::new(),
+        };
+        let own = values.len();
+        let layers = self.snapshot();
+        let mut each = |at: Lsn, stored: &[u8]| {
+            if at > after && at <= lsn {
+                values.push((at, stored.get(1..).unwrap_or_default().to_vec()));
+            }
+        };
+        for file in layers.map.layers() {
+            file.scan(*key, *key, &mut |_, at, stored| each(at, stored))?;
+        }
+        for layer in layers.frozen.iter().rev().chain(std::iter::once(&layers.open)) {
+            layer.history(key, after, lsn, &mut each);
+        }
+        values[own..].sort_by_key(|(at, _)| *at);
+        Ok(values)
+    }
+
+    /// The oldest ancestor, which started from an import.
+    pub fn root(&self) -> &Timeline {
+        match &self.ancestor {
+            Some((ancestor, _)) => ancestor.root(),
+            None => self,
+        }
+    }
+
+    /// Start of the last record before a root timeline's own start: the checkpoint of the import.
+    pub fn base_record_start(&self) -> Result<Lsn> {
+        Ok(self.control_state(self.info.start_lsn)?.control.checkpoint)
+    }
+
+    /// Start of the last record before this timeline's own first LSN.
+    pub fn start_prev(&self) -> Result<Lsn> {
+        match &self.ancestor {
+            None => self.base_record_start(),
+            Some((ancestor, lsn)) => match ancestor.boundary_at_or_before(*lsn)? {
+                Some((end, boundary)) if end == *lsn => Ok(Lsn(boundary.record_start)),
+                _ if *lsn == ancestor.info.start_lsn => ancestor.start_prev(),
+                _ => anyhow::bail!("no record boundary at {lsn}, where a branch starts"),
+            },
+        }
+    }
+
+    /// Asks ingest to freeze the open layer soon.
+    pub fn request_freeze(&self) {
+        self.freeze_requested.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody asked for a freeze since the last call.
+    pub fn take_freeze_request(&self) -> bool {
+        self.freeze_requested.swap(false, Ordering::AcqRel)
+    }
+
+    /// The layer files, oldest first, and what is not in files yet.
+    pub fn layer_files(&self) -> Vec<Arc<LayerFile>> {
+        let mut files: Vec<_> = self.snapshot().map.layers().cloned().collect();
+        files.sort_by_key(|file| (file.end_lsn, file.min_key));
+        files
+    }
+}

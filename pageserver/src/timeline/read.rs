@@ -1,0 +1,393 @@
+//! Typed reads at an LSN: pages, sizes, directories, SLRUs, control state, record boundaries.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use pgstrata_ids::{Fork, Key, KeyKind, Lsn, RelTag, SlruKind};
+use pgstrata_pg_redo::ControlState;
+
+use super::{DatabaseHistory, Timeline};
+use crate::layer::{Gathered, Value};
+use crate::value::{
+    Boundary, BoundaryKind, Database, RelSize, SlruExtent, decode_page, decode_present, encode_page,
+};
+
+/// Record boundaries are kept in buckets of this many bytes of WAL.
+const BOUNDARY_BUCKET: u64 = 16 << 20;
+/// Pages made from at least this many values are worth keeping.
+const CACHED_CHAIN: usize = 8;
+
+/// A read that the caller got wrong, as opposed to one that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// There is no such relation fork at that LSN.
+    #[error("relation {rel} does not exist at {lsn}")]
+    NoRelation {
+        /// Relation fork.
+        rel: RelTag,
+        /// LSN asked for.
+        lsn: Lsn,
+    },
+    /// The relation fork is shorter.
+    #[error("relation {rel} has {blocks} blocks at {lsn}: block {block} does not exist")]
+    NoBlock {
+        /// Relation fork.
+        rel: RelTag,
+        /// Block asked for.
+        block: u32,
+        /// Blocks there are.
+        blocks: u32,
+        /// LSN asked for.
+        lsn: Lsn,
+    },
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<Gathered>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `work` with a buffer that keeps its memory from read to read.
+fn with_buffer<T>(work: impl FnOnce(&mut Gathered) -> T) -> T {
+    let mut buffer = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
+    buffer.clear();
+    let result = work(&mut buffer);
+    BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
+    result
+}
+
+fn apply_block(page: &mut [u8; 8192], block: u32, value: Value<'_>) -> Result<()> {
+    match value.is_page {
+        true => decode_page(value.bytes, page),
+        false => Ok(pgstrata_pg_redo::apply_block(page, value.bytes, block, value.lsn)?),
+    }
+}
+
+/// The key of the bucket of boundaries that `lsn` falls into.
+pub fn boundary_key(lsn: Lsn) -> Key {
+    Key::commit_time(lsn.0 / BOUNDARY_BUCKET)
+}
+
+impl Timeline {
+    /// The newest value of a key whose values are all complete.
+    pub fn newest<T>(
+        &self,
+        key: &Key,
+        lsn: Lsn,
+        after: Lsn,
+        decode: impl FnOnce(Lsn, &[u8]) -> Result<T>,
+    ) -> Result<Option<T>> {
+        with_buffer(|gathered| {
+            self.gather(key, lsn, after, gathered)?;
+            gathered.newest().map(|value| decode(value.lsn, value.bytes)).transpose()
+        })
+    }
+
+    /// Forgets what is cached of a database's history: call after its key changed.
+    pub fn database_changed(&self, spc: u32, db: u32) {
+        self.databases.write().remove(&(spc, db));
+    }
+
+    fn database_history(&self, spc: u32, db: u32) -> Result<DatabaseHistory> {
+        if let Some(history) = self.databases.read().get(&(spc, db)) {
+            return Ok(Arc::clone(history));
+        }
+        // Under the lock, so that a change made meanwhile can't be overwritten by an older view.
+        let mut databases = self.databases.write();
+        let mut history = Vec::new();
+        for (lsn, value) in self.history(&Key::database(spc, db), Lsn::INVALID, Lsn::MAX)? {
+            history.push((lsn, Database::decode(&value)?));
+        }
+        let history = Arc::new(history);
+        databases.insert((spc, db), Arc::clone(&history));
+        Ok(history)
+    }
+
+    /// What a database's directory is at `lsn`, and since when; `None` if it never was.
+    pub fn database(&self, spc: u32, db: u32, lsn: Lsn) -> Result<Option<(Lsn, Database)>> {
+        let history = self.database_history(spc, db)?;
+        let end = history.partition_point(|(at, _)| *at <= lsn);
+        Ok(end.checked_sub(1).map(|last| history[last]))
+    }
+
+    /// Gathers a relation's values through the databases that its database was copied from.
+    fn gather_rel(
+        &self,
+        key_of: impl Fn(u32, u32) -> Key,
+        rel: RelTag,
+        lsn: Lsn,
+        after: Lsn,
+        into: &mut Gathered,
+    ) -> Result<()> {
+        let (mut spc, mut db, mut lsn) = (rel.spc, rel.db, lsn);
+        loop {
+            let mut source = None;
+            let mut floor = Lsn::INVALID;
+            if db != 0
+                && let Some((since, database)) = self.database(spc, db, lsn)?
+            {
+                match database {
+                    Database::Dropped => return Ok(()),
+                    Database::Created => {}
+                    Database::Copied { spc, db } => source = Some((spc, db, since)),
+                }
+                floor = Lsn(since.0 - 1);
+            }
+            self.gather(&key_of(spc, db), lsn, floor.max(after), into)?;
+            match source {
+                Some((from_spc, from_db, at)) if !into.is_complete() && at > after => {
+                    (spc, db, lsn) = (from_spc, from_db, at);
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// A relation fork's size and high-water mark at `lsn`.
+    pub fn rel_size(&self, rel: RelTag, lsn: Lsn) -> Result<RelSize> {
+        with_buffer(|gathered| {
+            let key_of = |spc, db| Key::rel_size(RelTag { spc, db, ..rel });
+            self.gather_rel(key_of, rel, lsn, Lsn::INVALID, gathered)?;
+            match gathered.newest() {
+                Some(value) => RelSize::decode(value.bytes),
+                None => Ok(RelSize::NEVER),
+            }
+        })
+    }
+
+    /// A block at `lsn`, checked to exist. `lsn` must be ingested.
+    pub fn block(&self, rel: RelTag, block: u32, lsn: Lsn, page: &mut [u8; 8192]) -> Result<()> {
+        let size = self.rel_size(rel, lsn)?;
+        let Some(blocks) = size.blocks else { bail!(ReadError::NoRelation { rel, lsn }) };
+        if block >= blocks {
+            bail!(ReadError::NoBlock { rel, block, blocks, lsn });
+        }
+        self.existing_block(rel, block, lsn, page)
+    }
+
+    /// A block at `lsn`; the caller knows that it exists. Blocks never written are zeros.
+    pub fn existing_block(
+        &self,
+        rel: RelTag,
+        block: u32,
+        lsn: Lsn,
+        page: &mut [u8; 8192],
+    ) -> Result<()> {
+        let key = Key::rel_block(rel, block);
+        let cached = self.pages.get(&key).filter(|cached| cached.0 <= lsn);
+        with_buffer(|gathered| {
+            let after = cached.as_ref().map_or(Lsn::INVALID, |cached| cached.0);
+            let key_of = |spc, db| Key::rel_block(RelTag { spc, db, ..rel }, block);
+            self.gather_rel(key_of, rel, lsn, after, gathered)?;
+            match &cached {
+                Some(cached) if !gathered.is_complete() => page.copy_from_slice(&cached.1),
+                _ => page.fill(0),
+            }
+            for value in gathered.oldest_first() {
+                apply_block(page, block, value)
+                    .with_context(|| format!("block {block} of {rel} at {}", value.lsn))?;
+            }
+            if let Some(newest) = gathered.newest()
+                && (gathered.len() >= CACHED_CHAIN || cached.is_some())
+            {
+                self.pages.insert(key, Arc::new((newest.lsn, *page)));
+            }
+            Ok(())
+        })
+    }
+
+    /// A page of an SLRU at `lsn`; zeros if it was never written.
+    pub fn slru_page(
+        &self,
+        kind: SlruKind,
+        number: u64,
+        lsn: Lsn,
+        page: &mut [u8; 8192],
+    ) -> Result<()> {
+        page.fill(0);
+        with_buffer(|gathered| {
+            self.gather(&Key::slru_page(kind, number), lsn, Lsn::INVALID, gathered)?;
+            for value in gathered.oldest_first() {
+                let applied = match value.is_page {
+                    true => decode_page(value.bytes, page),
+                    false => Ok(pgstrata_pg_redo::apply_slru(page, value.bytes, value.lsn)?),
+                };
+                applied.with_context(|| {
+                    format!("{} page {number} at {}", kind.directory(), value.lsn)
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The pages that an SLRU has at `lsn`.
+    pub fn slru_extent(&self, kind: SlruKind, lsn: Lsn) -> Result<SlruExtent> {
+        let decode = |_, value: &[u8]| SlruExtent::decode(value);
+        Ok(self.newest(&Key::slru_extent(kind), lsn, Lsn::INVALID, decode)?.unwrap_or_default())
+    }
+
+    /// Appends a block or SLRU page as of `lsn`, encoded as a page.
+    pub fn materialise(&self, key: &Key, lsn: Lsn, to: &mut Vec<u8>) -> Result<()> {
+        let mut page = [0; 8192];
+        match key.kind()? {
+            KeyKind::RelBlock => {
+                let rel = key.rel().context("a block key without a relation")?;
+                self.existing_block(rel, key.e(), lsn, &mut page)?;
+            }
+            KeyKind::SlruPage => {
+                let kind = SlruKind::from_number(key.a() as u8).context("an unknown SLRU")?;
+                self.slru_page(kind, key.wide(), lsn, &mut page)?;
+            }
+            other => bail!("{other:?} has no image"),
+        }
+        encode_page(&page, to);
+        Ok(())
+    }
+
+    /// The control state at `lsn`.
+    pub fn control_state(&self, lsn: Lsn) -> Result<ControlState> {
+        with_buffer(|gathered| {
+            self.gather(&Key::control_state(), lsn, Lsn::INVALID, gathered)?;
+            let mut state: Option<ControlState> = None;
+            for value in gathered.oldest_first() {
+                match (value.bytes.split_first(), &mut state) {
+                    (Some((0, full)), _) => state = Some(ControlState::decode(full)?),
+                    (Some((1, counters)), Some(state)) => state.apply_counters(counters)?,
+                    _ => bail!("the control state at {} can't be read", value.lsn),
+                }
+            }
+            state.with_context(|| format!("no control state at {lsn}"))
+        })
+    }
+
+    /// The relation forks of a database directory at `lsn`, with their sizes in blocks.
+    pub fn relations(&self, spc: u32, db: u32, lsn: Lsn) -> Result<Vec<(RelTag, u32)>> {
+        let mut tags = std::collections::BTreeSet::new();
+        let (mut from_spc, mut from_db, mut at) = (spc, db, lsn);
+        loop {
+            let first = RelTag { spc: from_spc, db: from_db, rel: 0, fork: Fork::Main };
+            let last = RelTag { rel: u32::MAX, fork: Fork::Init, ..first };
+            let keys = self.list(Key::rel_size(first), Key::rel_size(last), at)?;
+            tags.extend(keys.iter().filter_map(Key::rel).map(|tag| RelTag { spc, db, ..tag }));
+            match self.database(from_spc, from_db, at)? {
+                Some((since, Database::Copied { spc, db })) => {
+                    (from_spc, from_db, at) = (spc, db, since);
+                }
+                _ => break,
+            }
+        }
+        let mut relations = Vec::new();
+        for tag in tags {
+            if let Some(blocks) = self.rel_size(tag, lsn)?.blocks {
+                relations.push((tag, blocks));
+            }
+        }
+        Ok(relations)
+    }
+
+    /// The (tablespace, database) directories at `lsn`.
+    pub fn databases(&self, lsn: Lsn) -> Result<Vec<(u32, u32)>> {
+        let keys = self.list(Key::database(0, 0), Key::database(u32::MAX, u32::MAX), lsn)?;
+        let mut found = Vec::new();
+        for key in keys {
+            let here = self.database(key.a(), key.b(), lsn)?;
+            if here.is_some_and(|(_, database)| database != Database::Dropped) {
+                found.push((key.a(), key.b()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The relation map of a database directory at `lsn`, through copies.
+    pub fn relmap(&self, spc: u32, db: u32, lsn: Lsn) -> Result<Option<Vec<u8>>> {
+        with_buffer(|gathered| {
+            let rel = RelTag { spc, db, rel: 0, fork: Fork::Main };
+            self.gather_rel(Key::relmap, rel, lsn, Lsn::INVALID, gathered)?;
+            Ok(gathered.newest().map(|value| value.bytes.to_vec()))
+        })
+    }
+
+    /// Things that are there or not, with content: two-phase files, tablespaces, origins.
+    pub fn present(&self, first: Key, last: Key, lsn: Lsn) -> Result<Vec<(Key, Vec<u8>)>> {
+        let mut found = Vec::new();
+        for key in self.list(first, last, lsn)? {
+            let decode = |_, value: &[u8]| Ok(decode_present(value).map(<[u8]>::to_vec));
+            if let Some(Some(content)) = self.newest(&key, lsn, Lsn::INVALID, decode)? {
+                found.push((key, content));
+            }
+        }
+        Ok(found)
+    }
+
+    fn boundaries(&self, bucket: u64, lsn: Lsn) -> Result<Vec<(Lsn, Boundary)>> {
+        let values = self.history(&Key::commit_time(bucket), Lsn::INVALID, lsn)?;
+        values.into_iter().map(|(at, value)| Ok((at, Boundary::decode(&value)?))).collect()
+    }
+
+    /// The last noted record end at or before `lsn`.
+    pub fn boundary_at_or_before(&self, lsn: Lsn) -> Result<Option<(Lsn, Boundary)>> {
+        let mut bucket = lsn.0 / BOUNDARY_BUCKET;
+        loop {
+            if let Some(last) = self.boundaries(bucket, lsn)?.pop() {
+                return Ok(Some(last));
+            }
+            if Lsn(bucket * BOUNDARY_BUCKET) < self.oldest_lsn() || bucket == 0 {
+                return Ok(None);
+            }
+            bucket -= 1;
+        }
+    }
+
+    /// Nothing before this LSN can be read.
+    pub fn oldest_lsn(&self) -> Lsn {
+        match &self.ancestor {
+            Some((ancestor, _)) => ancestor.oldest_lsn(),
+            None => self.info.start_lsn,
+        }
+    }
+
+    /// The end of the last commit before the first commit later than `time` (microseconds since
+    /// 2000-01-01): where recovery to that time stops. `None` if even the first is later.
+    pub fn lsn_at_time(&self, time: i64, lsn: Lsn) -> Result<Option<(Lsn, Boundary)>> {
+        let first = self.oldest_lsn().0 / BOUNDARY_BUCKET;
+        let last = lsn.0 / BOUNDARY_BUCKET;
+        let commits = |bucket| -> Result<Vec<(Lsn, Boundary)>> {
+            let mut commits = self.boundaries(bucket, lsn)?;
+            commits.retain(|(_, boundary)| boundary.kind == BoundaryKind::Commit);
+            Ok(commits)
+        };
+        // Find the last bucket whose first commit is not later than `time`; buckets without
+        // commits are skipped towards older ones.
+        let (mut low, mut high) = (first, last + 1);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            let mut probe = middle;
+            let mut found = commits(probe)?;
+            while found.is_empty() && probe > low {
+                probe -= 1;
+                found = commits(probe)?;
+            }
+            match found.first() {
+                Some((_, boundary)) if boundary.time > time => high = probe.max(low + 1),
+                _ => low = middle,
+            }
+            if probe <= low && high == low + 1 {
+                break;
+            }
+        }
+        let mut best = None;
+        for bucket in (first..=low).rev() {
+            let found = commits(bucket)?;
+            let end =
+                found.iter().position(|(_, boundary)| boundary.time > time).unwrap_or(found.len());
+            if let Some(last) = end.checked_sub(1) {
+                best = Some(found[last]);
+                break;
+            }
+            if bucket == first {
+                break;
+            }
+        }
+        Ok(best)
+    }
+}

@@ -1,0 +1,96 @@
+//! How far a timeline is ingested, and waiting for it to come so far.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use pgstrata_ids::Lsn;
+
+/// How soon to try again while a read waits.
+const MOMENT: Duration = Duration::from_millis(5);
+
+struct State {
+    lsn: Lsn,
+    record_start: Lsn,
+    failure: Option<String>,
+    /// Reads that wait for more.
+    waiting: u32,
+}
+
+/// The end of the last record ingested; it only grows.
+pub struct LsnWaiter {
+    state: Mutex<State>,
+    moved: Condvar,
+    wanted: Condvar,
+}
+
+impl LsnWaiter {
+    /// Starts at `lsn`, whose last record began at `record_start`.
+    pub fn new(lsn: Lsn, record_start: Lsn) -> LsnWaiter {
+        LsnWaiter {
+            state: Mutex::new(State { lsn, record_start, failure: None, waiting: 0 }),
+            moved: Condvar::new(),
+            wanted: Condvar::new(),
+        }
+    }
+
+    /// The end of the last record.
+    pub fn lsn(&self) -> Lsn {
+        self.state.lock().lsn
+    }
+
+    /// The end and the start of the last record.
+    pub fn last_record(&self) -> (Lsn, Lsn) {
+        let state = self.state.lock();
+        (state.lsn, state.record_start)
+    }
+
+    /// Everything up to `lsn` can be read now.
+    pub fn advance(&self, lsn: Lsn, record_start: Lsn) {
+        let mut state = self.state.lock();
+        debug_assert!(lsn >= state.lsn);
+        state.lsn = lsn;
+        state.record_start = record_start;
+        self.moved.notify_all();
+    }
+
+    /// Wakes everybody: it will not come any further.
+    pub fn fail(&self, reason: String) {
+        self.state.lock().failure = Some(reason);
+        self.moved.notify_all();
+    }
+
+    /// Sleeps for `timeout`, or a moment only while somebody waits for more than there is.
+    pub fn wait_until_wanted(&self, timeout: Duration) {
+        let mut state = self.state.lock();
+        let timeout = if state.waiting > 0 { timeout.min(MOMENT) } else { timeout };
+        self.wanted.wait_for(&mut state, timeout);
+    }
+
+    /// Waits until `lsn` is reached. The error says how far it came.
+    pub fn wait(&self, lsn: Lsn, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state.lock();
+        state.waiting += 1;
+        self.wanted.notify_all();
+        let result = self.wait_locked(&mut state, lsn, deadline);
+        state.waiting -= 1;
+        result
+    }
+
+    fn wait_locked(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        lsn: Lsn,
+        deadline: Instant,
+    ) -> Result<(), String> {
+        while state.lsn < lsn {
+            if let Some(failure) = &state.failure {
+                return Err(format!("ingest stopped at {}: {failure}", state.lsn));
+            }
+            if self.moved.wait_until(state, deadline).timed_out() && state.lsn < lsn {
+                return Err(format!("{lsn} is not reached yet: ingest is at {}", state.lsn));
+            }
+        }
+        Ok(())
+    }
+}
