@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Json};
 use axum::routing::get;
 use serde_json::{Value, json};
 
+use crate::background::Known;
 use crate::timeline::Timeline;
 use crate::timelines::Timelines;
 
@@ -16,13 +17,14 @@ use crate::timelines::Timelines;
 #[derive(Clone, Debug)]
 pub struct HttpState {
     timelines: Arc<Timelines>,
+    known: Arc<Known>,
     zone: Arc<str>,
 }
 
 impl HttpState {
     /// The state for `timelines` in `zone`.
-    pub fn new(timelines: Arc<Timelines>, zone: String) -> HttpState {
-        HttpState { timelines, zone: zone.into() }
+    pub fn new(timelines: Arc<Timelines>, known: Arc<Known>, zone: String) -> HttpState {
+        HttpState { timelines, known, zone: zone.into() }
     }
 }
 
@@ -39,9 +41,12 @@ pub async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
     }
 }
 
-fn describe(timeline: &Timeline) -> Value {
+fn describe(timeline: &Timeline, known: &Known) -> Value {
     let parameters = timeline.parameters();
     let marks = timeline.marks();
+    // A slow disk must not keep the status waiting.
+    let configuration = timeline.configuration_if_free();
+    let crowded = configuration.and_then(|configuration| known.majority_zone(&configuration));
     json!({
         "tenant_id": parameters.tenant.to_string(),
         "timeline_id": parameters.timeline.to_string(),
@@ -56,13 +61,14 @@ fn describe(timeline: &Timeline) -> Value {
         "available_lsn": marks.available_lsn.to_string(),
         "archived_lsn": marks.archived_lsn.to_string(),
         "remote_consistent_lsn": marks.remote_consistent_lsn.to_string(),
+        "majority_in_one_zone": crowded,
         "proposer_connected": timeline.has_proposer(),
     })
 }
 
 async fn status(State(state): State<HttpState>) -> Json<Value> {
     let timelines: Vec<Value> =
-        state.timelines.all().iter().map(|timeline| describe(timeline)).collect();
+        state.timelines.all().iter().map(|timeline| describe(timeline, &state.known)).collect();
     let damaged: Vec<Value> = state
         .timelines
         .damaged()

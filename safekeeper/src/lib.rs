@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod args;
+pub mod background;
 pub mod chain_reader;
 pub mod http;
 pub mod identity;

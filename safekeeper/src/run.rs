@@ -3,16 +3,17 @@
 use std::io::Write;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use pgstrata_blob::Location;
 use pgstrata_env::RealDisk;
 use pgstrata_ids::NodeId;
+use pgstrata_wire::broker::Addresses;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::archive::Archive;
 use crate::args::Args;
+use crate::background::{Background, Known};
 use crate::http::HttpState;
 use crate::latch::Latch;
 use crate::pg::PgState;
@@ -20,9 +21,6 @@ use crate::segment::Preparer;
 use crate::timeline::OpenContext;
 use crate::timelines::Timelines;
 use crate::{http, identity, pg, wal};
-
-/// How often positions are written down, marks exchanged and peers asked.
-const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT, or until writing fails.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -39,10 +37,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let wal_listener = bind(args.listen_wal)?;
     let pg_listener = bind(args.listen_pg)?;
     let http_listener = bind(args.listen_http)?;
+    let wal_address = wal_listener.local_addr()?.to_string();
     let ready = serde_json::json!({
         "ready": true,
         "id": node.0,
-        "wal": wal_listener.local_addr()?.to_string(),
+        "wal": wal_address,
         "pg": pg_listener.local_addr()?.to_string(),
         "http": http_listener.local_addr()?.to_string(),
     });
@@ -53,8 +52,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .build()
         .context("can't start the runtime")?;
     wal::serve(wal_listener, Arc::clone(&timelines)).context("can't start a thread")?;
-    let state = HttpState::new(Arc::clone(&timelines), args.zone.clone());
     let archive = open_archive(&args)?;
+    let known = Arc::new(Known::default());
+    let background = Background {
+        timelines: Arc::clone(&timelines),
+        archive: archive.clone(),
+        broker: args.broker.clone(),
+        known: Arc::clone(&known),
+        zone: args.zone.clone(),
+        addresses: Addresses {
+            wal: Some(wal_address),
+            pg: Some(pg_listener.local_addr()?.to_string()),
+            http: Some(http_listener.local_addr()?.to_string()),
+            pages: None,
+        },
+    };
+    let state = HttpState::new(Arc::clone(&timelines), known, args.zone.clone());
     let pg_state = PgState { timelines: Arc::clone(&timelines), archive };
     let result = runtime.block_on(async {
         pg_listener.set_nonblocking(true)?;
@@ -63,7 +76,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         http_listener.set_nonblocking(true)?;
         let http_listener = tokio::net::TcpListener::from_std(http_listener)?;
         tokio::spawn(http::serve(http_listener, state));
-        tokio::spawn(housekeeping(Arc::clone(&timelines)));
+        background.start();
         println!("{ready}");
         std::io::stdout().flush()?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -102,31 +115,6 @@ fn lock_directory(args: &Args) -> anyhow::Result<std::fs::File> {
         }
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("can't lock {}", path.display()))
-        }
-    }
-}
-
-async fn housekeeping(timelines: Arc<Timelines>) {
-    let mut interval = tokio::time::interval(HOUSEKEEPING_INTERVAL);
-    loop {
-        interval.tick().await;
-        let timelines = Arc::clone(&timelines);
-        let checkpoints = tokio::task::spawn_blocking(move || write_down(&timelines));
-        // A panic there is reported by the runtime; the next round tries again.
-        let _ = checkpoints.await;
-    }
-}
-
-/// Writes down how far timelines are that are at rest or have gone far: it costs two syncs, which
-/// a busy proposer would have to wait for.
-fn write_down(timelines: &Timelines) {
-    for timeline in timelines.all() {
-        let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
-        let far = behind >= timeline.files().segment_size();
-        if (far || !timeline.has_appended_lately())
-            && let Err(error) = timeline.checkpoint()
-        {
-            tracing::warn!(%error, "positions could not be written down");
         }
     }
 }

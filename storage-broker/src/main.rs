@@ -1,2 +1,74 @@
 //! Soft state: who has which timeline, how far.
-fn main() {}
+//!
+//! Owns nothing that can't be lost: nodes publish every second, and go on from what they last knew
+//! when the broker is gone.
+
+mod registry;
+mod serve;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Tells safekeepers and page servers of each other.
+///
+/// Keeps everything in memory; start and stop it at any time. When the port is bound, one line of
+/// JSON goes to standard output: {"ready":true,"http":"127.0.0.1:50051"}
+#[derive(Clone, Debug, Parser)]
+#[command(name = "storage-broker", version)]
+struct Args {
+    /// Address to listen on. Port 0 takes any free one.
+    #[arg(long, default_value = "127.0.0.1:50051", value_parser = loopback)]
+    listen: SocketAddr,
+}
+
+/// An address that only this machine can reach: nothing authenticates clients yet.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "expected an address and port such as 127.0.0.1:50051".to_owned())?;
+    match address.ip().is_loopback() {
+        true => Ok(address),
+        false => Err(format!(
+            "{} can be reached from other machines, and authentication is not configured; \
+             listen on 127.0.0.1",
+            address.ip()
+        )),
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("storage-broker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(args.listen)
+            .await
+            .with_context(|| format!("can't listen on {}", args.listen))?;
+        let ready =
+            serde_json::json!({ "ready": true, "http": listener.local_addr()?.to_string() });
+        println!("{ready}");
+        std::io::stdout().flush()?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            served = axum::serve(listener, serve::router()) => served.context("HTTP"),
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    })
+}

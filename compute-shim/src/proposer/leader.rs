@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_wal_client::SafekeeperClient;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::client::SafekeeperClient;
 use super::config::{MAX_CHUNK, ProposerConfig, ProposerError, WalChunk, WalSource};
 use super::driver::{Driver, STOP_TOKEN, WAKE_TOKEN};
 

@@ -4,10 +4,10 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_wal_client::resolve;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Greeting, Message};
 
-use super::client::resolve;
 use super::connection::Connection;
 use super::poller::Poller;
 

@@ -9,7 +9,6 @@
 //! again from the source, or from another safekeeper when the source no longer has it.
 
 mod backlog;
-mod client;
 mod config;
 mod connection;
 mod driver;
@@ -18,8 +17,8 @@ mod link;
 mod poller;
 mod refill;
 
-pub use client::SafekeeperClient;
 pub use config::{
     MAX_BACKLOG, MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
 };
 pub use leader::{Elected, Leader, Proposing, elect};
+pub use pgstrata_wal_client::SafekeeperClient;

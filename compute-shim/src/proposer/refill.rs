@@ -4,10 +4,10 @@ use std::io;
 
 use bytes::Bytes;
 use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
+use pgstrata_wal_client::resolve;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Message, decode};
 
-use super::client::resolve;
 use super::connection::Connection;
 use super::poller::Poller;
 

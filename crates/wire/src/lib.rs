@@ -3,6 +3,7 @@
 //! Owns byte layouts of messages. Opens no connection and keeps no state; every decoder is bounded
 //! and returns an error for any bytes that no encoder makes.
 
+pub mod broker;
 pub mod field;
 pub mod frame;
 mod frame_buffer;

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
-use pgstrata_quorum::{Append, Elected, Holding, PeerRange, TermHistory, VoteRequest};
+use pgstrata_quorum::{
+    Append, Configuration, Elected, Holding, PeerRange, TermHistory, VoteRequest,
+};
 use pgstrata_wire::safekeeper::Status;
 use tokio::sync::watch;
 
@@ -225,6 +227,16 @@ impl Timeline {
             commit_lsn: acceptor.commit_lsn(),
             history: acceptor.history().clone(),
         }
+    }
+
+    /// The members.
+    pub fn configuration(&self) -> Configuration {
+        self.core.lock().acceptor.configuration().clone()
+    }
+
+    /// The members, unless the log is just being written.
+    pub fn configuration_if_free(&self) -> Option<Configuration> {
+        self.core.try_lock().map(|core| core.acceptor.configuration().clone())
     }
 
     /// Which term wrote which byte.

@@ -1,4 +1,6 @@
 //! A blocking client of one safekeeper's WAL port, for reading.
+//!
+//! Used by proposers before they run and by safekeepers that catch up from each other.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -18,7 +20,8 @@ pub struct SafekeeperClient {
     input: FrameBuffer,
 }
 
-pub(super) fn resolve(address: &str) -> io::Result<SocketAddr> {
+/// The first address of `address:port`.
+pub fn resolve(address: &str) -> io::Result<SocketAddr> {
     address
         .to_socket_addrs()?
         .next()

@@ -1,0 +1,161 @@
+//! What nodes tell the storage broker, and what it tells them: JSON over HTTP.
+//!
+//! `POST /v1/publish` takes a [`Publication`]; `GET /v1/nodes?tenant=..&timeline=..` answers a
+//! [`Listing`]. All of it is soft state: gone when its node was silent for [`TTL_S`].
+
+use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
+use serde::{Deserialize, Serialize};
+
+/// A node that published nothing for this long is forgotten, in seconds.
+pub const TTL_S: u64 = 10;
+
+/// Nodes publish this often, in seconds.
+pub const PUBLISH_INTERVAL_S: u64 = 1;
+
+/// Ids and LSNs travel as text, as people read them.
+mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<T: Display, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr,
+        T::Err: Display,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Keeps WAL.
+    Safekeeper,
+    /// Keeps pages.
+    Pageserver,
+}
+
+/// Where a node listens, as `address:port`; absent where it doesn't.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// WAL port of a safekeeper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal: Option<String>,
+    /// PostgreSQL port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pg: Option<String>,
+    /// HTTP port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Page service of a page server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<String>,
+}
+
+/// How far one node is with one timeline. A page server leaves 0/0 what it doesn't have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineProgress {
+    /// Whose timeline.
+    #[serde(with = "text")]
+    pub tenant_id: TenantId,
+    /// Which timeline.
+    #[serde(with = "text")]
+    pub timeline_id: TimelineId,
+    /// Highest promised term.
+    pub term: u64,
+    /// End of the durable log; of a page server: last record ingested.
+    #[serde(with = "text")]
+    pub flush_lsn: Lsn,
+    /// Known to be committed.
+    #[serde(with = "text")]
+    pub commit_lsn: Lsn,
+    /// Whole segments before it are in object storage.
+    #[serde(with = "text")]
+    pub archived_lsn: Lsn,
+    /// WAL before it isn't needed by the page server any more.
+    #[serde(with = "text")]
+    pub remote_consistent_lsn: Lsn,
+}
+
+impl TimelineProgress {
+    /// The term, typed.
+    pub fn term(&self) -> Term {
+        Term(self.term)
+    }
+}
+
+/// Everything that one node says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    /// Who speaks.
+    pub node: u64,
+    /// What it does.
+    pub role: Role,
+    /// Its failure zone; empty if unknown.
+    #[serde(default)]
+    pub zone: String,
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// Its timelines.
+    pub timelines: Vec<TimelineProgress>,
+}
+
+impl Publication {
+    /// The node, typed.
+    pub fn node(&self) -> NodeId {
+        NodeId(self.node)
+    }
+}
+
+/// The broker's answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// All nodes that were heard of lately, with those of their timelines that were asked for.
+    pub nodes: Vec<Publication>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_form() {
+        let publication = Publication {
+            node: 3,
+            role: Role::Safekeeper,
+            zone: "a".into(),
+            addresses: Addresses { wal: Some("127.0.0.1:5".into()), ..Addresses::default() },
+            timelines: vec![TimelineProgress {
+                tenant_id: TenantId([0x11; 16]),
+                timeline_id: TimelineId([0x22; 16]),
+                term: 4,
+                flush_lsn: Lsn(0x0100_0028),
+                commit_lsn: Lsn(0x0100_0000),
+                archived_lsn: Lsn(0),
+                remote_consistent_lsn: Lsn(0),
+            }],
+        };
+        let json = serde_json::to_string(&publication).unwrap();
+        let expected = concat!(
+            r#"{"node":3,"role":"safekeeper","zone":"a","addresses":{"wal":"127.0.0.1:5"},"#,
+            r#""timelines":[{"tenant_id":"11111111111111111111111111111111","#,
+            r#""timeline_id":"22222222222222222222222222222222","term":4,"flush_lsn":"0/1000028","#,
+            r#""commit_lsn":"0/1000000","archived_lsn":"0/0","remote_consistent_lsn":"0/0"}]}"#
+        );
+        assert_eq!(json, expected);
+        assert_eq!(serde_json::from_str::<Publication>(&json).unwrap(), publication);
+        assert!(serde_json::from_str::<Publication>(&json.replace("0/0", "x")).is_err());
+    }
+}

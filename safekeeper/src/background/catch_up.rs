@@ -1,0 +1,173 @@
+//! Catching up from other members while no proposer runs.
+//!
+//! Only committed WAL is copied. What is committed is what another member knows to be, or what
+//! the members' logs together prove.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_quorum::{Holding, PeerRange, provable_commit};
+use pgstrata_wal_client::SafekeeperClient;
+use pgstrata_wire::safekeeper::{Message, Status};
+use tokio::runtime::Handle;
+
+use super::{Background, INTERVAL};
+use crate::archive::ArchiveReader;
+use crate::timeline::{Answer, Timeline};
+
+/// Longest wait for a peer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// WAL copied at once, in bytes.
+const CHUNK: u64 = 1 << 20;
+
+/// Rounds between looks at timelines that seem to be complete.
+const FULL_LOOK: u64 = 10;
+
+pub async fn run(background: Background) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for round in 0u64.. {
+        interval.tick().await;
+        for timeline in background.timelines.all() {
+            if timeline.has_proposer() || !may_lag(&background, &timeline, round) {
+                continue;
+            }
+            let background = background.clone();
+            let handle = Handle::current();
+            let caught_up = tokio::task::spawn_blocking(move || {
+                let id = timeline.parameters().timeline;
+                if let Err(error) = catch_up(&background, &timeline, &handle) {
+                    tracing::info!(timeline = %id, %error, "catching up will be tried again");
+                }
+            });
+            // A panic there is reported by the runtime; the next round tries again.
+            let _ = caught_up.await;
+        }
+    }
+}
+
+/// True if others may have more, or know more to be committed.
+fn may_lag(background: &Background, timeline: &Timeline, round: u64) -> bool {
+    let key = (timeline.parameters().tenant, timeline.parameters().timeline);
+    let committed = background.known.highest(key, |progress| progress.commit_lsn);
+    let unproven = timeline.flush_lsn() > timeline.commit_lsn();
+    unproven || committed > timeline.commit_lsn() || round.is_multiple_of(FULL_LOOK)
+}
+
+struct Peer {
+    status: Status,
+    client: SafekeeperClient,
+}
+
+fn catch_up(
+    background: &Background,
+    timeline: &Arc<Timeline>,
+    handle: &Handle,
+) -> anyhow::Result<()> {
+    let mut peers = ask_peers(background, timeline);
+    let newest = peers.iter().map(|peer| &peer.status.configuration);
+    let own = timeline.configuration();
+    let configuration = newest.chain([&own]).max_by_key(|one| one.number()).unwrap_or(&own).clone();
+    let holding = |status: &Status| Holding {
+        node: status.node,
+        flush_lsn: status.flush_lsn,
+        history: status.history.clone(),
+    };
+    let mut holdings: Vec<Holding> = peers.iter().map(|peer| holding(&peer.status)).collect();
+    holdings.push(timeline.holding());
+    if let Some((term, lsn)) = provable_commit(&configuration, &holdings) {
+        timeline.learn_commit(term, lsn)?;
+    }
+    let Some(best) = peers.iter_mut().max_by_key(|peer| peer.status.commit_lsn) else {
+        return Ok(());
+    };
+    let own_history = timeline.history();
+    let target = best.status.commit_lsn;
+    if target > timeline.flush_lsn() {
+        return copy(background, timeline, best, target, handle);
+    }
+    // All of it is here; the other knows that it is committed, and of which term it is.
+    let history = &best.status.history;
+    if target > timeline.commit_lsn() && own_history.up_to(target) == history.up_to(target) {
+        let last = own_history.last().map_or(Term(0), |last| last.term);
+        timeline.learn_commit(last, target)?;
+    }
+    Ok(())
+}
+
+fn ask_peers(background: &Background, timeline: &Timeline) -> Vec<Peer> {
+    let parameters = timeline.parameters();
+    let own = background.timelines.context().node;
+    let hints = timeline.marks().addresses;
+    let address = |node: NodeId| {
+        let hint = || hints.iter().find(|(other, _)| *other == node).map(|(_, text)| text.clone());
+        background.known.wal_address(node).or_else(hint)
+    };
+    let configuration = timeline.configuration();
+    let others = configuration.nodes().filter(|&node| node != own);
+    let ask = |node: NodeId| {
+        let mut client = SafekeeperClient::connect(&address(node)?, TIMEOUT).ok()?;
+        let status = client.open(parameters.tenant, parameters.timeline).ok()?;
+        (status.node == node && status.parameters == *parameters).then_some(Peer { status, client })
+    };
+    others.filter_map(ask).collect()
+}
+
+/// Copies `[own end, target)` from the peer, or from the archive what the peer no longer has.
+fn copy(
+    background: &Background,
+    timeline: &Arc<Timeline>,
+    peer: &mut Peer,
+    target: Lsn,
+    handle: &Handle,
+) -> anyhow::Result<()> {
+    let parameters = timeline.parameters();
+    let divergence = timeline.history().divergence(
+        timeline.flush_lsn(),
+        &peer.status.history,
+        target,
+        parameters.start_lsn,
+    );
+    let mut archive = background.archive.clone().map(ArchiveReader::new);
+    let mut at = divergence;
+    while at < target {
+        if timeline.has_proposer() {
+            // It sends what is missing itself.
+            return Ok(());
+        }
+        let to = target.min(at + CHUNK);
+        let mut bytes = Vec::new();
+        if at < peer.status.available_lsn {
+            let Some(archive) = &mut archive else {
+                bail!("WAL at {at} is on no safekeeper, and no object store is configured");
+            };
+            bytes.resize((to - at) as usize, 0);
+            let count = handle.block_on(archive.read(parameters, at, &mut bytes));
+            bytes.truncate(count.map_err(anyhow::Error::msg)?);
+        } else {
+            peer.client.read_wal(at, to, Term(0), &mut bytes)?;
+        }
+        if bytes.is_empty() {
+            bail!("safekeeper {} gave no WAL at {at}", peer.status.node);
+        }
+        let range = PeerRange {
+            history: peer.status.history.clone(),
+            commit_lsn: target,
+            start: at,
+            length: bytes.len() as u64,
+        };
+        at = at + bytes.len() as u64;
+        let answer: Answer = timeline.peer_range(&range, &bytes, at >= target)?;
+        if let Some(Message::Refused(reason)) = answer {
+            bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.node);
+        }
+    }
+    tracing::info!(
+        timeline = %parameters.timeline, from = %divergence, to = %target, peer = %peer.status.node,
+        "caught up"
+    );
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! What goes on without being asked: telling the broker, catching up, archiving, trimming.
+
+mod archiving;
+mod broker;
+mod catch_up;
+mod known;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgstrata_wire::broker::{Addresses, PUBLISH_INTERVAL_S};
+
+pub use known::Known;
+
+use crate::archive::Archive;
+use crate::timelines::Timelines;
+
+/// How often everything is looked at.
+const INTERVAL: Duration = Duration::from_secs(PUBLISH_INTERVAL_S);
+
+/// What background work needs.
+#[derive(Clone, Debug)]
+pub struct Background {
+    /// The timelines.
+    pub timelines: Arc<Timelines>,
+    /// Where full segments go, if anywhere.
+    pub archive: Option<Arc<Archive>>,
+    /// Base URL of the broker, if there is one.
+    pub broker: Option<String>,
+    /// What the broker last said.
+    pub known: Arc<Known>,
+    /// Our failure zone.
+    pub zone: String,
+    /// Where we listen.
+    pub addresses: Addresses,
+}
+
+impl Background {
+    /// Starts it all on the current runtime.
+    pub fn start(self) {
+        tokio::spawn(broker::run(self.clone()));
+        tokio::spawn(archiving::run(self.clone()));
+        tokio::spawn(write_down(Arc::clone(&self.timelines)));
+        tokio::spawn(catch_up::run(self));
+    }
+}
+
+/// Writes down how far timelines are that are at rest or have gone far: it costs two syncs, which
+/// a busy proposer would have to wait for.
+async fn write_down(timelines: Arc<Timelines>) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    loop {
+        interval.tick().await;
+        let timelines = Arc::clone(&timelines);
+        let written = tokio::task::spawn_blocking(move || {
+            for timeline in timelines.all() {
+                let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
+                let far = behind >= timeline.files().segment_size();
+                if (far || !timeline.has_appended_lately())
+                    && let Err(error) = timeline.checkpoint()
+                {
+                    tracing::warn!(%error, "positions could not be written down");
+                }
+            }
+        });
+        // A panic there is reported by the runtime; the next round tries again.
+        let _ = written.await;
+    }
+}

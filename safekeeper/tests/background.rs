@@ -1,0 +1,221 @@
+//! What safekeepers do among themselves, with no compute running.
+#![allow(clippy::unwrap_used)] // A failed helper fails the test.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::cluster::Cluster;
+use common::wal::{SEGMENT_SIZE, parameters};
+use pgstrata_compute_shim::proposer::SafekeeperClient;
+use pgstrata_ids::{Lsn, Term};
+
+const START: Lsn = Lsn(SEGMENT_SIZE);
+const LONG: Duration = Duration::from_secs(20);
+
+fn read_all(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
+    let parameters = parameters(START);
+    let mut client = SafekeeperClient::connect(address, Duration::from_secs(5)).unwrap();
+    client.open(parameters.tenant, parameters.timeline).unwrap();
+    let mut bytes = Vec::new();
+    assert_eq!(client.read_wal(from, to, Term(0), &mut bytes).unwrap(), to);
+    bytes
+}
+
+#[test]
+fn a_safekeeper_catches_up_from_its_peers_without_a_compute() {
+    let mut cluster = Cluster::start(3);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    writer.commit(10, 1000);
+    cluster.nodes[2].kill();
+    let end = writer.commit(300, 10_000);
+    proposing.stop().unwrap();
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_lsn("commit_lsn", end, LONG);
+    assert!(read_all(&cluster.nodes[2].wal, first, end) == writer.bytes());
+}
+
+#[test]
+fn after_a_restart_of_all_everything_committed_is_served_without_a_compute() {
+    let mut cluster = Cluster::start(3);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let end = writer.commit(10, 1000);
+    // The last commit LSN may have reached nobody: the proposer dies with them.
+    cluster.nodes.iter_mut().for_each(|node| node.kill());
+    drop(proposing);
+    cluster.nodes[0].start();
+    assert!(cluster.nodes[0].timeline_lsn("flush_lsn") >= Lsn(0));
+    cluster.nodes[1].start();
+    // Two of the three hold it, as a quorum did when it was committed.
+    let held = [0, 1].map(|node: usize| cluster.nodes[node].timeline_lsn("flush_lsn"));
+    let provable = held[0].min(held[1]);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("commit_lsn", provable, LONG);
+    }
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_lsn("commit_lsn", end, LONG);
+}
+
+struct Broker {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The broker is another package's program: it is there when the whole workspace was built.
+fn start_broker() -> Option<Broker> {
+    let path = Path::new(env!("CARGO_BIN_EXE_safekeeper")).with_file_name("storage-broker");
+    if !path.exists() {
+        eprintln!("skipped: {} is not built", path.display());
+        return None;
+    }
+    let mut command = Command::new(path);
+    command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let url = format!("http://{}", ready["http"].as_str().unwrap());
+    Some(Broker { child, url })
+}
+
+#[test]
+fn full_segments_are_archived_trimmed_and_read_back() {
+    let Some(broker) = start_broker() else { return };
+    let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let args = ["--broker", &broker.url, "--object-store", &store_path, "--zone", "here"];
+    let mut cluster = Cluster::start_with(3, &args);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let first = proposing.commit_lsn();
+    writer.commit(10, 1000);
+    cluster.nodes[2].kill();
+    let end = writer.commit(500, 10_000);
+    let archived = end.segment_start(SEGMENT_SIZE);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("archived_lsn", archived, LONG);
+    }
+    let crowded = cluster.nodes[0].status()["timelines"][0]["majority_in_one_zone"].clone();
+    assert_eq!(crowded, "here");
+    let name = format!(
+        "tenants/{}/timelines/{}/wal/{}.zst",
+        parameters.tenant,
+        parameters.timeline,
+        parameters.segment_name(1)
+    );
+    assert!(store.path().join(&name).exists(), "{name} is missing");
+
+    // A page server that has it all lets go; both members trim, though it tells only one.
+    page_server_says(&cluster.nodes[0].pg, end);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("available_lsn", archived, LONG);
+        let path = node.dir.join(parameters.tenant.to_string());
+        let path = path.join(parameters.timeline.to_string());
+        assert!(!path.join(parameters.segment_name(1)).exists());
+        assert!(path.join(parameters.segment_name(end.segment_number(SEGMENT_SIZE))).exists());
+    }
+
+    // What was trimmed is still streamed, and a member that missed it gets it from the archive.
+    assert!(stream(&cluster.nodes[0].pg, first, end) == writer.bytes());
+    proposing.stop().unwrap();
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_lsn("commit_lsn", end, LONG);
+    assert!(stream(&cluster.nodes[2].pg, first, end) == writer.bytes());
+
+    // The broker's death changes nothing for those who know each other.
+    drop(broker);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    writer.commit(10, 1000);
+    proposing.stop().unwrap();
+}
+
+mod replication_client {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    use pgstrata_ids::Lsn;
+
+    /// A replication connection that has started to stream.
+    pub struct Client(TcpStream);
+
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    impl Client {
+        pub fn start(address: &str, role: &str, from: Lsn) -> Client {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let options = format!("-c pgstrata.role={role}");
+            let mut body = (3u32 << 16).to_be_bytes().to_vec();
+            for text in ["user", "x", "replication", "true", "options", &options, ""] {
+                body.extend_from_slice(text.as_bytes());
+                body.push(0);
+            }
+            stream.write_all(&(body.len() as u32 + 4).to_be_bytes()).unwrap();
+            stream.write_all(&body).unwrap();
+            let mut client = Client(stream);
+            while client.receive().0 != b'Z' {}
+            let query = format!("START_REPLICATION PHYSICAL {from} TIMELINE 1\0");
+            client.0.write_all(&message(b'Q', query.as_bytes())).unwrap();
+            assert_eq!(client.receive().0, b'W');
+            client
+        }
+
+        pub fn receive(&mut self) -> (u8, Vec<u8>) {
+            let mut head = [0; 5];
+            self.0.read_exact(&mut head).unwrap();
+            let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize;
+            let mut body = vec![0; length - 4];
+            self.0.read_exact(&mut body).unwrap();
+            assert_ne!(head[0], b'E', "{}", String::from_utf8_lossy(&body));
+            (head[0], body)
+        }
+
+        pub fn say(&mut self, flushed: Lsn) {
+            let mut body = vec![b'r'];
+            for _ in 0..3 {
+                body.extend_from_slice(&flushed.0.to_be_bytes());
+            }
+            body.extend_from_slice(&[0; 8]);
+            body.push(1);
+            self.0.write_all(&message(b'd', &body)).unwrap();
+        }
+    }
+}
+
+fn page_server_says(address: &str, done: Lsn) {
+    let mut client = replication_client::Client::start(address, "pageserver", done);
+    client.say(done);
+    while client.receive().1[0] != b'k' {}
+}
+
+fn stream(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
+    let mut client = replication_client::Client::start(address, "reader", from);
+    let mut bytes = Vec::new();
+    let deadline = Instant::now() + LONG;
+    while (bytes.len() as u64) < to - from {
+        assert!(Instant::now() < deadline);
+        let (_, body) = client.receive();
+        if body[0] == b'w' {
+            bytes.extend_from_slice(&body[25..]);
+        }
+    }
+    bytes.truncate((to - from) as usize);
+    bytes
+}
