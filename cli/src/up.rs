@@ -143,9 +143,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     // Remembered before anything is started, so that whatever happens now can be taken up again.
     cluster.save()?;
 
-    if std::env::var_os("NOBROKER").is_none() {
-        start_broker(&cluster)?;
-    }
+    start_broker(&cluster)?;
     start_safekeepers(&cluster)?;
     start_pageserver(&cluster)?;
     if branch::find(&cluster, "main")?.is_none() {
