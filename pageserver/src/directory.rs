@@ -176,6 +176,7 @@ pub fn walk<'a>(
         let below = format!("pg_tblspc/{oid}/{}", tablespace_version_directory(version));
         each(Entry::Directory(below))?;
     }
+    let whole = matches!(contents, Contents::Whole { .. });
     let mut databases = timeline.databases(lsn)?;
     databases.push((GLOBAL_TABLESPACE, 0));
     for (spc, db) in databases {
@@ -187,7 +188,14 @@ pub fn walk<'a>(
         if let Some(map) = timeline.relmap(spc, db, lsn)? {
             each(Entry::File(format!("{directory}/pg_filenode.map"), map))?;
         }
-        if matches!(contents, Contents::Whole { .. }) {
+        if whole {
+            relations(timeline, lsn, spc, db, &directory, each)?;
+        }
+    }
+    for (spc, db) in timeline.implicit_databases(lsn)? {
+        let directory = database_directory(version, spc, db);
+        each(Entry::Directory(directory.clone()))?;
+        if whole {
             relations(timeline, lsn, spc, db, &directory, each)?;
         }
     }

@@ -358,14 +358,7 @@ pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut libc::DIR {
     {
         // SAFETY: the caller's contract is opendir's.
         let name = unsafe { paths::named(state, path) };
-        // SAFETY: a C string constant compared with the caller's C string.
-        let global = unsafe { libc::strcmp(path, c"global".as_ptr()) } == 0;
-        let database = match name {
-            Named::Database { spc, db } => Some((spc, db)),
-            _ if global => Some((1664, 0)),
-            _ => None,
-        };
-        if let Some((spc, db)) = database {
+        if let Named::Database { spc, db } = name {
             let error = daemon::database(state, RequestKind::ListDatabase, spc, db);
             if error != 0 {
                 sys::fail(error);

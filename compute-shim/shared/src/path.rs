@@ -118,6 +118,9 @@ pub fn parse(path: &[u8], data: &[u8]) -> Named {
         rest = below;
     }
     let (first, below) = split(rest, b'/');
+    if first == b"global" && below.unwrap_or_default().is_empty() {
+        return Named::Database { spc: GLOBAL_TABLESPACE, db: 0 };
+    }
     let Some(below) = below else { return Named::Other };
     match first {
         b"base" => in_database(DEFAULT_TABLESPACE, below),
@@ -198,6 +201,9 @@ mod tests {
             parsed("pg_tblspc/16400/PG_15_202209061/5"),
             Named::Database { spc: 16400, db: 5 }
         );
+        for path in ["global", "./global", "global/", "/data/x/global"] {
+            assert_eq!(parsed(path), Named::Database { spc: 1664, db: 0 });
+        }
         assert_eq!(parsed("global/pg_control"), Named::Control);
         assert_eq!(
             parsed("pg_wal/0000000100000002000000AB"),

@@ -105,6 +105,7 @@ fn logical_size(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<u64> {
     let mut blocks = 0u64;
     let mut databases = timeline.databases(lsn)?;
     databases.push((1664, 0));
+    databases.extend(timeline.implicit_databases(lsn)?);
     for (spc, db) in databases {
         blocks +=
             timeline.relations(spc, db, lsn)?.iter().map(|(_, size)| u64::from(*size)).sum::<u64>();

@@ -298,6 +298,28 @@ impl Timeline {
         Ok(found)
     }
 
+    /// Directories of databases in tablespaces where only single relations of them are: no record
+    /// announces these.
+    pub fn implicit_databases(&self, lsn: Lsn) -> Result<Vec<(u32, u32)>> {
+        let mut found = std::collections::BTreeSet::new();
+        for (key, _) in self.present(Key::tablespace(0), Key::tablespace(u32::MAX), lsn)? {
+            let first = RelTag { spc: key.a(), db: 0, rel: 0, fork: Fork::Main };
+            let last = RelTag { db: u32::MAX, rel: u32::MAX, fork: Fork::Init, ..first };
+            for rel in
+                self.list(Key::rel_size(first), Key::rel_size(last), lsn)?.iter().filter_map(Key::rel)
+            {
+                let place = (rel.spc, rel.db);
+                if !found.contains(&place)
+                    && self.database(rel.spc, rel.db, lsn)?.is_none()
+                    && self.rel_size(rel, lsn)?.blocks.is_some()
+                {
+                    found.insert(place);
+                }
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
     /// The relation map of a database directory at `lsn`, through copies.
     pub fn relmap(&self, spc: u32, db: u32, lsn: Lsn) -> Result<Option<Vec<u8>>> {
         with_buffer(|gathered| {
