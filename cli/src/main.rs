@@ -1,2 +1,194 @@
-//! The pgstrata command.
-fn main() {}
+//! The `pgstrata` command.
+
+mod branch;
+mod cluster;
+mod compute;
+mod http;
+mod page;
+mod process;
+mod status;
+mod table;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use cluster::Cluster;
+
+/// Stock PostgreSQL on a quorum and a page server, with branches of any moment of the past.
+///
+/// Start with `pgstrata up`, connect to the URI that it prints, and branch with
+/// `pgstrata branch create NAME --at LSN-or-TIME`.
+#[derive(Parser)]
+#[command(name = "pgstrata", version, propagate_version = true)]
+struct Arguments {
+    /// Directory of the local cluster
+    #[arg(long, global = true, env = "PGSTRATA_DIR", default_value = ".pgstrata")]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Start what is not running: broker, safekeepers, page server, computes
+    Up(up::UpArguments),
+    /// Stop everything, cleanly
+    Down,
+    /// Show processes, branches and computes
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List, create, delete, reset and rename branches
+    #[command(subcommand)]
+    Branch(BranchVerb),
+    /// Start, stop and list computes: stateless stock PostgreSQL servers, one per branch
+    #[command(subcommand)]
+    Compute(ComputeVerb),
+    /// Show a branch's committed end, or the last LSN committed at or before a time
+    Lsn {
+        /// Branch
+        #[arg(long, default_value = "main")]
+        branch: String,
+        /// A time, such as 2026-01-31T12:00:00Z
+        #[arg(long, value_parser = branch::parse_at)]
+        at: Option<branch::At>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read single pages as of any LSN
+    #[command(subcommand)]
+    Page(page::PageVerb),
+    /// Compact a branch's layers now
+    Compact {
+        /// Branch
+        #[arg(long, default_value = "main")]
+        branch: String,
+    },
+    /// List a branch's layers
+    Layers {
+        /// Branch
+        #[arg(long, default_value = "main")]
+        branch: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum BranchVerb {
+    /// List branches
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Create a branch at a moment of another's past (default: now)
+    Create {
+        /// Name of the new branch
+        name: String,
+        /// Branch to start from
+        #[arg(long, default_value = "main")]
+        from: String,
+        /// LSN (0/1A2B3C8) or time (2026-01-31T12:00:00Z)
+        #[arg(long, value_parser = branch::parse_at)]
+        at: Option<branch::At>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a branch that has no children and no compute
+    Delete {
+        /// Branch
+        name: String,
+    },
+    /// Make a branch what its ancestor is, or was at a moment
+    Reset {
+        /// Branch
+        name: String,
+        /// LSN or time
+        #[arg(long, value_parser = branch::parse_at)]
+        at: Option<branch::At>,
+    },
+    /// Rename a branch
+    Rename {
+        /// Its name
+        old: String,
+        /// Its new name
+        new: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum ComputeVerb {
+    /// Start a PostgreSQL on a branch
+    Start(compute::StartArguments),
+    /// Stop a branch's PostgreSQL
+    Stop {
+        /// Branch
+        branch: String,
+        /// At once: nothing is lost, but clients are cut off
+        #[arg(long)]
+        immediate: bool,
+    },
+    /// List computes
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let dir = &arguments.dir;
+    let open = || Cluster::open(dir);
+    match arguments.command {
+        Verb::Up(up_arguments) => up::up(dir, &up_arguments),
+        Verb::Down => up::down(dir),
+        Verb::Status { json } => status::status(&open()?, json),
+        Verb::Branch(verb) => match verb {
+            BranchVerb::List { json } => branch::list(&open()?, json),
+            BranchVerb::Create { name, from, at, json } => {
+                branch::create(&open()?, &name, &from, at.as_ref(), json)
+            }
+            BranchVerb::Delete { name } => branch::delete(&mut open()?, &name),
+            BranchVerb::Reset { name, at } => branch::reset(&open()?, &name, at.as_ref()),
+            BranchVerb::Rename { old, new } => branch::rename(&open()?, &old, &new),
+        },
+        Verb::Compute(verb) => match verb {
+            ComputeVerb::Start(start) => compute::start(&mut open()?, &start),
+            ComputeVerb::Stop { branch, immediate } => {
+                compute::stop(&mut open()?, &branch, immediate)
+            }
+            ComputeVerb::List { json } => {
+                let rows = compute::rows(&open()?);
+                match json {
+                    true => println!("{}", serde_json::Value::Array(rows)),
+                    false => table::print(&["branch", "state", "uri", "start_ms"], &rows),
+                }
+                Ok(())
+            }
+        },
+        Verb::Lsn { branch, at, json } => branch::lsn(&open()?, &branch, at.as_ref(), json),
+        Verb::Page(verb) => page::run(&open()?, &verb),
+        Verb::Compact { branch } => page::compact(&open()?, &branch),
+        Verb::Layers { branch, json } => page::layers(&open()?, &branch, json),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pgstrata: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}

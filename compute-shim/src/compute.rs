@@ -170,7 +170,14 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     steps.done("barrier");
 
     let data = DataDirectory::create(&data_path)?;
-    let skeleton = fetch_skeleton(config, barrier_end)?;
+    let skeleton = std::thread::scope(|scope| {
+        let fetch = scope.spawn(|| fetch_skeleton(config, barrier_end));
+        if let Some(leader) = &mut leader {
+            // The page server may read from a member that lags.
+            leader.drive_until(|| fetch.is_finished())?;
+        }
+        fetch.join().unwrap_or_else(|_| bail!("fetching the skeleton panicked"))
+    })?;
     let state = data.unpack(&skeleton[..])?;
     steps.done("skeleton");
     let start = clean_start(config, &data, leader.as_mut(), &state, barrier_start, barrier_end)?;
@@ -186,7 +193,7 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let catalog_directory = format!("PG_{}_{}", version.major(), version.catalog_version());
     let segments = Arc::new(Segments::new(memory.map, pages, data_path.clone(), catalog_directory));
     let socket_path = socket_path(&config.dir);
-    let _ = std::fs::remove_file(&socket_path);
+    remove_stale_sockets(&config.dir, &socket_path)?;
     let listener = UnixListener::bind(&socket_path)
         .with_context(|| format!("can't listen on {}", socket_path.display()))?;
     std::thread::Builder::new()
@@ -251,6 +258,23 @@ impl Steps<'_> {
     }
 }
 
+/// Sockets and their lock files outlive a killed server, and the process ids in them may be
+/// anybody's by now. The directory's lock says that nobody else is here.
+fn remove_stale_sockets(dir: &Path, own: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let stale = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(".s.PGSQL.") || path == own);
+        if stale {
+            std::fs::remove_file(&path)
+                .with_context(|| format!("can't remove the stale {}", path.display()))?;
+        }
+    }
+    let _ = std::fs::remove_file(own);
+    Ok(())
+}
+
 fn socket_path(dir: &Path) -> PathBuf {
     let path = dir.join("shim.sock");
     match path.as_os_str().len() < SOCKET_PATH_LIMIT {
@@ -304,27 +328,22 @@ fn fetch_skeleton(config: &ComputeConfig, lsn: Lsn) -> Result<Bytes> {
         "http://{}/v1/timelines/{}/skeleton?lsn={lsn}",
         config.pageserver_http, config.parameters.timeline
     );
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let response = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(90))
-            .build()?
-            .get(&url)
-            .send()
-            .await
-            .with_context(|| format!("page server {} can't be asked", config.pageserver_http))?;
-        let status = response.status();
-        let body = response.bytes().await?;
-        if !status.is_success() {
-            bail!(
-                "page server {} has no skeleton at {lsn}: {}",
-                config.pageserver_http,
-                String::from_utf8_lossy(&body)
-            );
-        }
-        Ok(body)
-    })
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(90)))
+        .http_status_as_error(false)
+        .proxy(None)
+        .build()
+        .into();
+    let asked = agent.get(&url).call();
+    let mut response =
+        asked.with_context(|| format!("page server {} can't be asked", config.pageserver_http))?;
+    let status = response.status();
+    let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
+    if !status.is_success() {
+        let text = String::from_utf8_lossy(&body);
+        bail!("page server {} has no skeleton at {lsn}: {text}", config.pageserver_http);
+    }
+    Ok(Bytes::from(body))
 }
 
 /// Appends the checkpoint that says "shut down cleanly", and writes a control file that points

@@ -157,11 +157,22 @@ fn config(arguments: Arguments) -> Result<ComputeConfig> {
     })
 }
 
+/// One shim a directory: it empties the data directory.
+fn lock(dir: &std::path::Path) -> Result<std::fs::File> {
+    let path = dir.join("shim.lock");
+    let file =
+        std::fs::File::create(&path).with_context(|| format!("can't create {}", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another compute uses {}", dir.display()))?;
+    Ok(file)
+}
+
 fn start(arguments: Arguments) -> Result<Outcome> {
     let http_listener = TcpListener::bind(arguments.listen_http)
         .with_context(|| format!("can't listen on {}", arguments.listen_http))?;
     let address = http_listener.local_addr()?;
     let config = config(arguments)?;
+    let _lock = lock(&config.dir)?;
     let shared = Arc::new(Shared::default());
     watch_signals(&shared)?;
     http::serve(http_listener, Arc::clone(&shared))?;

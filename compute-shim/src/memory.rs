@@ -28,7 +28,6 @@ impl Memory {
         let map = SharedMap::map(file.as_raw_fd()).context("can't map the shared memory file")?;
         let event = eventfd(0, EventfdFlags::NONBLOCK).context("can't create an eventfd")?;
         let control = map.control();
-        control.daemon_pid.store(std::process::id(), Ordering::Relaxed);
         control.wal_segment_size.store(wal_segment_size as u32, Ordering::Relaxed);
         Ok(Memory { map, file, event })
     }

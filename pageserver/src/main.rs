@@ -13,9 +13,10 @@ use pgstrata_pageserver::layer::{BlockCache, LayerSource};
 use pgstrata_pageserver::metrics::Metrics;
 use pgstrata_pageserver::remote::take_generation;
 use pgstrata_pageserver::repository::Repository;
-use pgstrata_pageserver::safekeepers::Discovery;
+use pgstrata_pageserver::safekeepers::{self, Discovery};
 use pgstrata_pageserver::serve::{http, pages, pg};
 use pgstrata_pageserver::timeline::Limits;
+use pgstrata_wire::broker::Addresses;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -129,11 +130,17 @@ async fn run(arguments: Arguments) -> Result<()> {
         open_layer_seconds: arguments.open_layer_seconds,
         ..Limits::default()
     };
-    let discovery = Arc::new(Discovery::start(arguments.safekeepers, arguments.broker)?);
+    let discovery = Arc::new(Discovery::new(arguments.safekeepers, arguments.broker));
     let repository =
         Repository::open(source, generation, limits, Arc::clone(&discovery) as _).await?;
     let metrics = Arc::new(Metrics::new()?);
-    discovery.publish(&repository)?;
+    let addresses = Addresses {
+        wal: None,
+        pg: Some(pg_listener.local_addr()?.to_string()),
+        http: Some(http_listener.local_addr()?.to_string()),
+        pages: Some(pages_listener.local_addr()?.to_string()),
+    };
+    discovery.start(&repository, safekeepers::node(generation), addresses)?;
 
     let addresses = serde_json::json!({
         "ready": true,

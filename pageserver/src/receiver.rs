@@ -15,7 +15,11 @@ use crate::timeline::Timeline;
 const MESSAGE_LIMIT: usize = 16 << 20;
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A safekeeper that says nothing for so long is given up.
+/// How often a quiet connection is looked after.
+const TICK: Duration = Duration::from_millis(100);
+/// While somebody waits for more WAL, a safekeeper that sends none is left after so long.
+const WANTED_PATIENCE: Duration = Duration::from_millis(150);
+/// A safekeeper that says nothing at all for so long, or stops inside a message, is given up.
 const SILENCE: Duration = Duration::from_secs(30);
 const PROTOCOL_3: u32 = 196_608;
 
@@ -70,7 +74,7 @@ fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Resul
         .with_context(|| format!("safekeeper {address}"))
         .map_err(Ended::Stream)?;
     let mut sent = Instant::now();
-    let mut heard = Instant::now();
+    let (mut heard, mut alive) = (Instant::now(), Instant::now());
     let mut reported = Lsn::INVALID;
     let mut message = Vec::new();
     while !timeline.is_stopping() {
@@ -80,10 +84,13 @@ fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Resul
             (sent, reported) = (Instant::now(), remote);
         }
         match connection.read_message(&mut message) {
-            Ok(true) => heard = Instant::now(),
+            Ok(true) => alive = Instant::now(),
             Ok(false) => {
                 ingest.freeze_if_due(false);
-                if heard.elapsed() > SILENCE {
+                if timeline.progress.is_wanted() && heard.elapsed() > WANTED_PATIENCE {
+                    return Err(Ended::Stream(anyhow::anyhow!("it lags: others may have more")));
+                }
+                if alive.elapsed() > SILENCE {
                     return Err(Ended::Stream(anyhow::anyhow!("no word for {SILENCE:?}")));
                 }
                 continue;
@@ -101,6 +108,7 @@ fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Resul
                     return Err(Ended::Stream(anyhow::anyhow!(text)));
                 }
                 ingest.feed(&body[24..]).map_err(Ended::Ingest)?;
+                heard = Instant::now();
             }
             Some((b'k', body)) if body.len() >= 17 => {
                 if body[16] != 0 {
@@ -128,7 +136,7 @@ impl Connection {
         let resolved = address.to_socket_addrs()?.next().context("the address has no host")?;
         let writer = TcpStream::connect_timeout(&resolved, CONNECT_TIMEOUT)?;
         writer.set_nodelay(true)?;
-        writer.set_read_timeout(Some(Duration::from_secs(1)))?;
+        writer.set_read_timeout(Some(TICK))?;
         let reader = BufReader::with_capacity(256 * 1024, writer.try_clone()?);
         let mut connection = Connection { reader, writer };
 

@@ -49,6 +49,9 @@ pub enum Moment {
     Time(i64),
 }
 
+/// Background work on one timeline: true if there was any.
+type Job = fn(&Timeline) -> Result<bool>;
+
 /// The timelines of a page server.
 pub struct Repository {
     store: Store,
@@ -144,7 +147,7 @@ impl Repository {
     }
 
     fn start_background(self: &Arc<Self>) -> Result<()> {
-        let jobs: [(&str, fn(&Timeline) -> Result<bool>); 2] = [
+        let jobs: [(&str, Job); 2] = [
             ("flush", Timeline::flush_one),
             ("compact", |timeline| Ok(timeline.wants_compaction() && timeline.compact()? > 0)),
         ];

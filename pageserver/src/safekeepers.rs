@@ -1,33 +1,129 @@
 //! Which safekeepers may have a timeline's WAL: those named at start, and those the broker knows.
+//!
+//! Soft state both ways: without the broker the named ones are tried in turn, and what was last
+//! heard of the others stays.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use parking_lot::RwLock;
+use pgstrata_ids::{Generation, Lsn, NodeId};
+use pgstrata_wire::broker::{
+    Addresses, Listing, PUBLISH_INTERVAL_S, Publication, Role, TimelineProgress,
+};
 
 use crate::receiver::Safekeepers;
 use crate::repository::Repository;
 use crate::timeline::Timeline;
 
-/// Finds safekeepers.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Finds safekeepers, and tells the broker how far this page server is.
 pub struct Discovery {
     fixed: Vec<String>,
+    broker: Option<String>,
+    heard: RwLock<Listing>,
 }
 
 impl Discovery {
     /// With the addresses given on the command line, and the broker's URL.
-    pub fn start(fixed: Vec<String>, _broker: Option<String>) -> Result<Discovery> {
-        Ok(Discovery { fixed })
+    pub fn new(fixed: Vec<String>, broker: Option<String>) -> Discovery {
+        let broker = broker.map(|url| url.trim_end_matches('/').to_owned());
+        Discovery { fixed, broker, heard: RwLock::default() }
     }
 
-    /// Tells the broker how far this page server is, from now on.
-    pub fn publish(&self, _repository: &Repository) -> Result<()> {
-        let _ = Duration::from_secs(1);
+    /// Talks with the broker from now on, until the repository is gone.
+    pub fn start(
+        self: &Arc<Self>,
+        repository: &Arc<Repository>,
+        node: NodeId,
+        addresses: Addresses,
+    ) -> Result<()> {
+        let Some(broker) = self.broker.clone() else { return Ok(()) };
+        let (discovery, repository) = (Arc::clone(self), Arc::downgrade(repository));
+        let talk = move || {
+            let agent: ureq::Agent = ureq::Agent::config_builder()
+                .timeout_global(Some(TIMEOUT))
+                .proxy(None)
+                .build()
+                .into();
+            while let Some(publication) = publication(&repository, node, &addresses) {
+                if let Err(error) = discovery.exchange(&agent, &broker, &publication) {
+                    tracing::debug!("broker {broker}: {error:#}");
+                }
+                std::thread::sleep(Duration::from_secs(PUBLISH_INTERVAL_S));
+            }
+        };
+        std::thread::Builder::new()
+            .name("broker".into())
+            .spawn(talk)
+            .context("can't start a thread")?;
+        Ok(())
+    }
+
+    fn exchange(&self, agent: &ureq::Agent, broker: &str, said: &Publication) -> Result<()> {
+        agent.post(format!("{broker}/v1/publish")).send_json(said)?;
+        let mut answer = agent.get(format!("{broker}/v1/nodes")).call()?;
+        *self.heard.write() = answer.body_mut().read_json()?;
         Ok(())
     }
 }
 
+/// This page server's identity at the broker: every start is a new one.
+pub fn node(generation: Generation) -> NodeId {
+    NodeId(generation.0)
+}
+
+fn publication(
+    repository: &Weak<Repository>,
+    node: NodeId,
+    addresses: &Addresses,
+) -> Option<Publication> {
+    let repository = repository.upgrade()?;
+    let timelines = repository
+        .branches()
+        .iter()
+        .map(|timeline| TimelineProgress {
+            tenant_id: timeline.info.tenant,
+            timeline_id: timeline.info.id,
+            term: 0,
+            flush_lsn: timeline.progress.lsn(),
+            commit_lsn: Lsn::INVALID,
+            archived_lsn: Lsn::INVALID,
+            remote_consistent_lsn: timeline.remote_consistent_lsn(),
+        })
+        .collect();
+    Some(Publication {
+        node: node.0,
+        role: Role::Pageserver,
+        zone: String::new(),
+        addresses: addresses.clone(),
+        timelines,
+    })
+}
+
 impl Safekeepers for Discovery {
-    fn candidates(&self, _timeline: &Timeline) -> Vec<String> {
-        self.fixed.clone()
+    fn candidates(&self, timeline: &Timeline) -> Vec<String> {
+        let heard = self.heard.read();
+        let mut known: Vec<(Lsn, &String)> = heard
+            .nodes
+            .iter()
+            .filter(|node| node.role == Role::Safekeeper)
+            .filter_map(|node| {
+                let progress =
+                    node.timelines.iter().find(|entry| entry.timeline_id == timeline.info.id)?;
+                Some((progress.commit_lsn, node.addresses.pg.as_ref()?))
+            })
+            .collect();
+        known.sort_by_key(|(commit, _)| std::cmp::Reverse(*commit));
+        let mut candidates: Vec<String> =
+            known.into_iter().map(|(_, address)| address.clone()).collect();
+        for address in &self.fixed {
+            if !candidates.contains(address) {
+                candidates.push(address.clone());
+            }
+        }
+        candidates
     }
 }

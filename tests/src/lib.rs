@@ -1,1 +1,344 @@
-//! End-to-end tests with real PostgreSQL.
+//! The harness of the end-to-end tests: real clusters in temporary directories, driven through
+//! the command line as any script would.
+//!
+//! A cluster that goes out of scope is stopped, process by process, and leaves nothing behind.
+
+#![allow(clippy::unwrap_used)] // A harness panics: that is how a test fails.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use postgres::{Client, NoTls};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Directory of the programs built beside this test.
+pub fn programs() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.ancestors().nth(2).unwrap().to_owned()
+}
+
+/// Directory of PostgreSQL's programs.
+pub fn pg_bin() -> PathBuf {
+    match std::env::var_os("PGSTRATA_PG_BIN") {
+        Some(path) => path.into(),
+        None => "/usr/lib/postgresql/15/bin".into(),
+    }
+}
+
+/// How thorough to be: `make test-all` sets this.
+pub fn thorough() -> bool {
+    std::env::var_os("PGSTRATA_TEST_ALL").is_some()
+}
+
+/// A cluster.
+pub struct Cluster {
+    directory: TempDir,
+    environment: Vec<(String, String)>,
+    options: Vec<String>,
+}
+
+/// Connects, waiting for the server if it is about to come.
+pub fn connect(uri: &str) -> Client {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match Client::connect(uri, NoTls) {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < deadline, "{uri}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn kill(pid: u64, signal: &str) {
+    let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+fn alive(pid: u64) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Waits until a process is gone.
+pub fn wait_gone(pid: u64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while alive(pid) {
+        assert!(Instant::now() < deadline, "process {pid} does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Cluster {
+        Cluster::new()
+    }
+}
+
+impl Cluster {
+    /// A cluster that is not up yet, with its objects in its directory.
+    pub fn new() -> Cluster {
+        Cluster::with(&[], &[])
+    }
+
+    /// With options of `up` and environment variables.
+    pub fn with(options: &[&str], environment: &[(&str, &str)]) -> Cluster {
+        Cluster {
+            directory: TempDir::with_prefix("pgstrata-test-").unwrap(),
+            environment: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        }
+    }
+
+    /// The cluster's directory.
+    pub fn dir(&self) -> PathBuf {
+        self.directory.path().join("cluster")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(programs().join("pgstrata"));
+        command.arg("--dir").arg(self.dir()).args(arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs the command; whatever comes of it.
+    pub fn try_cli(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs the command, which must succeed. Returns what it printed.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let output = self.try_cli(arguments);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "pgstrata {arguments:?}: {complaints}");
+        text.trim_end().to_owned()
+    }
+
+    /// Runs the command with `--json`.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.cli(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+    }
+
+    /// Runs the command, which must fail with `status` and one line. Returns the line.
+    pub fn refusal(&self, arguments: &[&str], status: i32) -> String {
+        let output = self.try_cli(arguments);
+        let text = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+        assert_eq!(output.status.code(), Some(status), "pgstrata {arguments:?}: {text}");
+        if status == 1 {
+            assert_eq!(text.lines().count(), 1, "one line, not: {text}");
+        }
+        text
+    }
+
+    /// Starts what is not running. Returns the URI of main.
+    pub fn up(&self) -> String {
+        let pg_bin = pg_bin();
+        let mut arguments = vec!["up", "--pg-bin", pg_bin.to_str().unwrap()];
+        arguments.extend(self.options.iter().map(String::as_str));
+        self.cli(&arguments)
+    }
+
+    /// A connection to main's compute.
+    pub fn client(&self) -> Client {
+        connect(&self.up())
+    }
+
+    /// Starts a compute on a branch and connects.
+    pub fn branch_client(&self, branch: &str) -> Client {
+        let row = self.json(&["compute", "start", branch]);
+        connect(row["uri"].as_str().unwrap())
+    }
+
+    /// Everything that runs.
+    pub fn status(&self) -> Value {
+        self.json(&["status"])
+    }
+
+    /// Process id of a process by name.
+    pub fn pid(&self, name: &str) -> u64 {
+        let status = self.status();
+        let processes = status["processes"].as_array().unwrap();
+        let found = processes.iter().find(|process| process["name"] == name);
+        found
+            .and_then(|process| process["pid"].as_u64())
+            .unwrap_or_else(|| panic!("{name} is dead"))
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&self, name: &str) {
+        let pid = self.pid(name);
+        kill(pid, "-KILL");
+        wait_gone(pid);
+    }
+
+    fn pids(&self) -> Vec<u64> {
+        let mut pids = Vec::new();
+        let output = self.try_cli(&["status", "--json"]);
+        if let Ok(status) = serde_json::from_slice::<Value>(&output.stdout) {
+            let all = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+            pids.extend(all("processes").iter().filter_map(|process| process["pid"].as_u64()));
+            pids.extend(all("computes").iter().filter_map(|row| row["postgres_pid"].as_u64()));
+        }
+        pids
+    }
+
+    /// `kill -9` of every process at once.
+    pub fn kill_everything(&self) {
+        let pids = self.pids();
+        let mut command = Command::new("kill");
+        command.arg("-KILL").args(pids.iter().map(ToString::to_string));
+        let _ = command.stderr(Stdio::null()).status();
+        pids.into_iter().for_each(wait_gone);
+    }
+
+    /// Deletes what may be lost at any time: the computes' data and the page server's copies.
+    pub fn delete_local_directories(&self, data_directories: &[PathBuf]) {
+        for directory in data_directories {
+            std::fs::remove_dir_all(directory).unwrap();
+        }
+        let _ = std::fs::remove_dir_all(self.dir().join("pageserver"));
+    }
+
+    /// Data directories of the computes.
+    pub fn data_directories(&self) -> Vec<PathBuf> {
+        let computes = self.json(&["compute", "list"]);
+        let rows = computes.as_array().unwrap();
+        rows.iter().filter_map(|row| row["data_dir"].as_str().map(PathBuf::from)).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let logs = self.dir().join("logs");
+            for entry in std::fs::read_dir(logs).into_iter().flatten().flatten() {
+                let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                let tail: Vec<_> = text.lines().rev().take(8).collect();
+                eprintln!("--- {}", entry.path().display());
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+        let pids = self.pids();
+        let _ = self.command(&["down"]).stderr(Stdio::null()).status();
+        for pid in pids {
+            if alive(pid) {
+                kill(pid, "-KILL");
+            }
+        }
+    }
+}
+
+/// Runs one of PostgreSQL's programs as an unprivileged user. Panics if it fails.
+pub fn pg_program(name: &str, arguments: &[&str]) -> String {
+    let output = pg_command(name, arguments).output().unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} {arguments:?}: {complaints}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A command of one of PostgreSQL's programs, as user `postgres` if we are root.
+pub fn pg_command(name: &str, arguments: &[&str]) -> Command {
+    let program = pg_bin().join(name);
+    let mut command = if running_as_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"]);
+        command.arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.args(arguments).current_dir("/").env("HOME", "/");
+    command
+}
+
+/// Whether tests have to switch users for PostgreSQL.
+pub fn running_as_root() -> bool {
+    let output = Command::new("id").arg("-u").output().unwrap();
+    output.stdout.trim_ascii() == b"0"
+}
+
+/// A directory that PostgreSQL's user may fill.
+pub fn pg_directory() -> TempDir {
+    let directory = TempDir::with_prefix("pgstrata-test-").unwrap();
+    if running_as_root() {
+        let chowned = Command::new("chown").arg("postgres:").arg(directory.path()).status();
+        assert!(chowned.unwrap().success());
+    }
+    directory
+}
+
+/// A digest of every table of the database, by name: equal digests, equal contents.
+pub fn digests(client: &mut Client) -> Vec<(String, i64, String)> {
+    let tables = client
+        .query(
+            "select format('%I.%I', schemaname, tablename) from pg_tables
+             where schemaname not in ('pg_catalog', 'information_schema') order by 1",
+            &[],
+        )
+        .unwrap();
+    let mut digests = Vec::new();
+    for table in tables {
+        let name: String = table.get(0);
+        let query = format!(
+            "select count(*), coalesce(md5(string_agg(row::text, ',' order by row::text)), '')
+             from (select t as row from {name} t) s"
+        );
+        let row = client.query_one(&query, &[]).unwrap();
+        digests.push((name, row.get(0), row.get(1)));
+    }
+    digests
+}
+
+/// A running S3 server: moto, a separate process.
+pub struct S3Server {
+    child: Child,
+    /// Its URL.
+    pub endpoint: String,
+}
+
+impl Default for S3Server {
+    fn default() -> S3Server {
+        S3Server::start()
+    }
+}
+
+impl S3Server {
+    /// Starts one on a free port.
+    pub fn start() -> S3Server {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let program =
+            std::env::var("PGSTRATA_MOTO_SERVER").unwrap_or_else(|_| "moto_server".into());
+        let child = Command::new(&program)
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error} (pip install 'moto[server]')"));
+        let server = S3Server { child, endpoint: format!("http://127.0.0.1:{port}") };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "{program} did not start");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        server
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether two files have the same bytes.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    std::fs::read(a).unwrap() == std::fs::read(b).unwrap()
+}

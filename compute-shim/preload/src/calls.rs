@@ -29,7 +29,7 @@ pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: mode_t) -
         Err(error) => return sys::fail(error),
     };
     // SAFETY: the real path is the caller's, or a constant.
-    let fd = unsafe { sys::open(paths::real(name, path), flags, mode) };
+    let fd = unsafe { sys::open(paths::real(state, name, path), flags, mode) };
     if fd >= 0 {
         if flags & libc::O_TRUNC != 0
             && let Tracked::Relation(entry) = what
@@ -390,7 +390,8 @@ unsafe fn stat_call(
     if error != 0 {
         return sys::fail(error);
     }
-    call(paths::real(name, path)) as c_int
+    let real = state().map_or(path, |state| paths::real(state, name, path));
+    call(real) as c_int
 }
 
 macro_rules! stat_functions {
@@ -534,4 +535,48 @@ pub unsafe extern "C" fn copy_file_range(
         libc::syscall(libc::SYS_copy_file_range, from, from_offset, to, to_offset, length, flags)
             as ssize_t
     }
+}
+
+/// Only the control file's name needs care: the postmaster looks whether it can be opened. The
+/// stream's own reads do not come through here, which is right for a file that is no relation.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut libc::FILE {
+    type Fopen = unsafe extern "C" fn(*const c_char, *const c_char) -> *mut libc::FILE;
+    let real_path = match state() {
+        // SAFETY: the caller's contract is fopen's.
+        Some(state) => paths::real(state, unsafe { paths::named(state, path) }, path),
+        None => path,
+    };
+    // SAFETY: the name is a C string; the C library has a function of this name and type.
+    unsafe {
+        let next = libc::dlsym(libc::RTLD_NEXT, c"fopen".as_ptr());
+        if next.is_null() {
+            sys::fail(libc::ENOSYS);
+            return std::ptr::null_mut();
+        }
+        let next: Fopen = std::mem::transmute(next);
+        next(real_path, mode)
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut libc::FILE {
+    // SAFETY: the same contract.
+    unsafe { fopen(path, mode) }
+}
+
+/// PostgreSQL asks for a signal of its own when the postmaster dies, and looks at it when it gets
+/// to it. Ours has to end the process wherever it is (see the fork handlers).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prctl(
+    option: c_int,
+    a: libc::c_ulong,
+    b: libc::c_ulong,
+    c: libc::c_ulong,
+    d: libc::c_ulong,
+) -> c_int {
+    let own = state().is_some() && option == libc::PR_SET_PDEATHSIG;
+    let a = if own { libc::SIGKILL as libc::c_ulong } else { a };
+    // SAFETY: the caller's contract is prctl's.
+    unsafe { libc::syscall(libc::SYS_prctl, option, a, b, c, d) as c_int }
 }

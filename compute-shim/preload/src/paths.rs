@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use libc::c_char;
 use pgstrata_compute_shared::path::{Named, SegmentId, parse};
-use pgstrata_compute_shared::{CONTROL_FILE, segment};
+use pgstrata_compute_shared::segment;
 
 use crate::daemon;
 use crate::state::{State, Tracked};
@@ -21,11 +21,10 @@ pub unsafe fn named(state: State, path: *const c_char) -> Named {
     parse(unsafe { CStr::from_ptr(path) }.to_bytes(), state.data())
 }
 
-/// The path that the kernel is to see: the control file has another name on disk.
-pub fn real(name: Named, path: *const c_char) -> *const c_char {
-    const REAL: &CStr = c"global/pg_control.pgstrata";
-    const _: () = assert!(REAL.to_bytes().len() == CONTROL_FILE.len());
-    if name == Named::Control { REAL.as_ptr() } else { path }
+/// The path that the kernel is to see: the control file has another name on disk. Absolute,
+/// because the postmaster looks for it before it enters the data directory.
+pub fn real(state: State, name: Named, path: *const c_char) -> *const c_char {
+    if name == Named::Control { state.control_file().as_ptr() } else { path }
 }
 
 /// A segment's entry and state, after making sure that its file is in place if the page server

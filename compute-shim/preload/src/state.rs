@@ -5,7 +5,9 @@ use std::ffi::CStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
-use pgstrata_compute_shared::{ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_SOCKET, SharedMap};
+use pgstrata_compute_shared::{
+    CONTROL_FILE, ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_SOCKET, SharedMap,
+};
 
 use crate::sys;
 
@@ -18,6 +20,7 @@ struct Settings {
     data_length: usize,
     socket: [u8; PATH_MAX],
     socket_length: usize,
+    control_file: [u8; PATH_MAX],
     postmaster: i32,
 }
 
@@ -53,6 +56,19 @@ impl State {
     /// The daemon's socket.
     pub fn socket(&self) -> &[u8] {
         &self.0.socket[..self.0.socket_length]
+    }
+
+    /// The control file's real path.
+    pub fn control_file(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0.control_file).unwrap_or(c"")
+    }
+
+    /// Whether the postmaster still lives: the kernel ends it when the daemon ends, and then its
+    /// children get another parent. (The daemon's own process id would not tell: a process that
+    /// has ended keeps its id until it is reaped.)
+    pub fn has_parent(&self) -> bool {
+        let parent = sys::numbers(libc::SYS_getppid, 0, 0, 0, 0) as i32;
+        self.is_postmaster() || parent == self.0.postmaster
     }
 
     /// Whether this is the postmaster itself.
@@ -99,7 +115,12 @@ fn settings() -> Option<Settings> {
     let event = variable(c_name(ENV_EVENT, &mut [0; 64])?)?;
     let (data, data_length) = copy(variable(c_name(ENV_DATA, &mut [0; 64])?)?)?;
     let (socket, socket_length) = copy(variable(c_name(ENV_SOCKET, &mut [0; 64])?)?)?;
+    let mut control_file = data;
+    for (offset, byte) in b"/".iter().chain(CONTROL_FILE.as_bytes()).enumerate() {
+        *control_file.get_mut(data_length + offset)? = *byte;
+    }
     Some(Settings {
+        control_file,
         map: SharedMap::map(number(memory)?).ok()?,
         event: number(event)?,
         data,
@@ -120,11 +141,32 @@ extern "C" fn start() {
         return;
     }
     match settings() {
-        Some(settings) => drop(SETTINGS.set(settings)),
+        Some(settings) => {
+            if SETTINGS.set(settings).is_ok() {
+                // SAFETY: both handlers are functions of this library, which is never unloaded.
+                unsafe { libc::pthread_atfork(Some(before_fork), None, Some(after_fork)) };
+            }
+        }
         None => {
             // The skeleton can't be opened without us, so PostgreSQL stops by itself; say why.
             sys::complain("its environment is missing or wrong: this server can't start");
         }
+    }
+}
+
+static FORKING: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn before_fork() {
+    FORKING.store(sys::getpid(), Ordering::Relaxed);
+}
+
+/// Every process ends when its parent does. PostgreSQL's own notice of a dead postmaster does not
+/// reach a backend that waits for a lock, and one whose holder is gone is never released.
+extern "C" fn after_fork() {
+    sys::numbers(libc::SYS_prctl, libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into(), 0, 0);
+    let parent = sys::numbers(libc::SYS_getppid, 0, 0, 0, 0) as i32;
+    if parent != FORKING.load(Ordering::Relaxed) {
+        sys::numbers(libc::SYS_exit_group, 2, 0, 0, 0);
     }
 }
 

@@ -31,8 +31,6 @@ pub struct Control {
     pub fenced: AtomicU32,
     /// The daemon sleeps, and wants the eventfd written.
     pub daemon_sleeps: AtomicU32,
-    /// Process id of the daemon.
-    pub daemon_pid: AtomicU32,
     /// Bytes of a WAL segment.
     pub wal_segment_size: AtomicU32,
 }

@@ -227,6 +227,11 @@ impl Driver {
         retry.map_or(wait, |retry| wait.min(retry))
     }
 
+    /// Whether every connected member was told the commit LSN.
+    pub fn everyone_told(&self) -> bool {
+        !self.links.iter().any(|link| self.is_behind_on_commit(link))
+    }
+
     fn is_behind_on_commit(&self, link: &Link) -> bool {
         link.next_lsn.is_some() && link.told_commit_lsn < self.commit_lsn
     }

@@ -22,6 +22,9 @@ const TURN: Duration = Duration::from_millis(50);
 /// Longest wait for one answer of a safekeeper that WAL is read from.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest wait for members that are slow to take the commit LSN.
+const ANNOUNCE_PATIENCE: Duration = Duration::from_millis(20);
+
 /// Pieces taken from the source before sockets are looked at again.
 const MAX_PIECES_PER_TURN: usize = 8;
 
@@ -151,7 +154,29 @@ impl Leader {
                 });
             }
         }
+        self.announce()?;
         Ok(end)
+    }
+
+    /// Keeps members connected and catching up until `done`, while nothing is appended.
+    pub fn drive_until(&mut self, mut done: impl FnMut() -> bool) -> Result<(), ProposerError> {
+        while !done() {
+            self.driver.turn(None, Duration::from_millis(1))?;
+            if let Some(term) = self.driver.fenced() {
+                return Err(ProposerError::Fenced(term));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells members what is committed: nothing else is about to be sent that could carry it, and
+    /// readers of the safekeepers wait for it.
+    fn announce(&mut self) -> Result<(), ProposerError> {
+        let deadline = Instant::now() + ANNOUNCE_PATIENCE;
+        while !self.driver.everyone_told() && Instant::now() < deadline {
+            self.driver.turn(None, Duration::from_millis(1))?;
+        }
+        self.driver.turn(None, Duration::ZERO)
     }
 
     /// Reads WAL `[from, to)` of this timeline from any safekeeper that has it. For small ranges:

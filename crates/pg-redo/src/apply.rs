@@ -3,7 +3,7 @@
 use crate::error::{Bad, RecordKind, RedoError, Step};
 use crate::page::{self, Page};
 use crate::value::{Piece, Value, ValueKind};
-use crate::{brin, btree, generic, heap, sequence, visibility};
+use crate::{brin, btree, generic, gin, gist, hash, heap, sequence, spgist, visibility};
 use pgstrata_ids::Lsn;
 use pgstrata_pg_wal::rmgr;
 
@@ -89,6 +89,10 @@ fn redo_piece(page: &mut Page, piece: &Piece<'_>) -> Step<bool> {
         rmgr::BTREE => btree::redo(page, piece).map(|()| true),
         rmgr::BRIN => brin::redo(page, piece).map(|()| true),
         rmgr::GENERIC => generic::redo(page, piece).map(|()| true),
+        rmgr::HASH => hash::redo(page, piece),
+        rmgr::GIN => gin::redo(page, piece).map(|()| true),
+        rmgr::GIST => gist::redo(page, piece).map(|()| true),
+        rmgr::SPGIST => spgist::redo(page, piece).map(|()| true),
         rmgr::SEQUENCE => sequence::redo(page, piece).map(|()| true),
         _ => Err(Bad("records of this resource manager do not change blocks")),
     }

@@ -120,6 +120,7 @@ pub struct Checker<S> {
     control: ControlState,
     effects: Effects,
     strict: bool,
+    consistent: bool,
     report: Report,
     by_info: Vec<Option<(RecordKind, Counts)>>,
 }
@@ -134,7 +135,15 @@ impl<S: PageStore> Checker<S> {
     /// maps and all-visible flags too, which PostgreSQL's own comparison does not.
     pub fn new(store: S, control: ControlState, strict: bool) -> Checker<S> {
         let (effects, report) = (Effects::new(), Report::default());
-        Checker { store, control, effects, strict, report, by_info: vec![None; 256 * 16] }
+        let by_info = vec![None; 256 * 16];
+        Checker { store, control, effects, strict, consistent: true, report, by_info }
+    }
+
+    /// The pages are those of a backup that was taken while the cluster ran: until the record of its end, changes of
+    /// blocks that a later record drops or truncates may meet no page.
+    pub fn with_fuzzy_base(mut self) -> Checker<S> {
+        self.consistent = false;
+        self
     }
 
     /// What was found so far.
@@ -211,6 +220,7 @@ impl<S: PageStore> Checker<S> {
                         self.store.copy_database(from, (spc, db))?;
                     }
                 }
+                Effect::BackupEnd { .. } => self.consistent = true,
                 Effect::DatabaseDrop { spc, db } => self.store.drop_database(spc, db)?,
                 _ => {}
             }
@@ -235,8 +245,12 @@ impl<S: PageStore> Checker<S> {
             return self.adopt(record, (rel, block), reference);
         }
         let already_there = loaded == Loaded::Page && page::lsn(&page) >= record.end;
+        let before = page;
         match apply_block(&mut page, value.bytes, block, record.end) {
             Ok(()) => {}
+            Err(_) if !self.consistent && page::is_new(&before) => {
+                return self.adopt(record, (rel, block), reference);
+            }
             Err(error) => {
                 self.mismatch(kind, record, (rel, block), reference, error.to_string());
                 return self.adopt(record, (rel, block), reference);

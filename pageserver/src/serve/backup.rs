@@ -252,6 +252,7 @@ pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
 
     let start = vec![Some(shutdown.checkpoint.to_string()), Some("1".into())];
     client.rows(&["recptr", "tli"], &[start])?;
+    client.complete("SELECT")?;
     // PostgreSQL sends tablespaces first and the data directory last.
     let order = archives.keys().rev().copied();
     let rows: Vec<_> = order
@@ -264,6 +265,7 @@ pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
         })
         .collect();
     client.rows(&["spcoid", "spclocation", "size"], &rows)?;
+    client.complete("SELECT")?;
     client.send(b'H', &[0, 0, 0])?;
 
     let mut manifest = Manifest::default();
@@ -318,5 +320,6 @@ pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
     client.send(b'c', &[])?;
     let end = vec![Some(shutdown.end.to_string()), Some("1".into())];
     client.rows(&["recptr", "tli"], &[end])?;
+    client.complete("SELECT")?;
     Ok(client.complete("BASE_BACKUP")?)
 }

@@ -70,7 +70,7 @@ fn target(client: &Client, repository: &Repository) -> Result<Target> {
 
 fn session(stream: TcpStream, repository: &Repository) -> Result<()> {
     let Some(mut client) = Client::accept(stream)? else { return Ok(()) };
-    if !client.parameters.get("replication").is_some_and(|value| value != "false") {
+    if client.parameters.get("replication").is_none_or(|value| value == "false") {
         let text = "the page server answers replication connections only (pg_basebackup); connect \
                     to a compute for SQL";
         return Ok(client.error(true, "0A000", text)?);

@@ -139,7 +139,7 @@ impl Client {
         self.flush()
     }
 
-    /// A result set of text columns.
+    /// A result set of text columns, without its completion.
     pub fn rows(&mut self, columns: &[&str], rows: &[Vec<Option<String>>]) -> io::Result<()> {
         let mut body = (columns.len() as u16).to_be_bytes().to_vec();
         for column in columns {
@@ -165,7 +165,7 @@ impl Client {
             }
             self.send(b'D', &body)?;
         }
-        self.complete("SELECT")
+        Ok(())
     }
 
     /// A command is complete.

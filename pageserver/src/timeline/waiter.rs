@@ -59,6 +59,11 @@ impl LsnWaiter {
         self.moved.notify_all();
     }
 
+    /// Whether somebody waits for more than there is.
+    pub fn is_wanted(&self) -> bool {
+        self.state.lock().waiting > 0
+    }
+
     /// Sleeps for `timeout`, or a moment only while somebody waits for more than there is.
     pub fn wait_until_wanted(&self, timeout: Duration) {
         let mut state = self.state.lock();

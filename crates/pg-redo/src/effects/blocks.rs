@@ -7,7 +7,7 @@ use crate::value::{self, PieceParts};
 use crate::visibility::{self, ALL_FROZEN, BOTH};
 use pgstrata_ids::{Fork, RelTag};
 use pgstrata_pg_wal::bytes::{u8_at, u16_at};
-use pgstrata_pg_wal::{BlockRef, DecodedRecord, PgVersion, rmgr};
+use pgstrata_pg_wal::{BlockRef, DecodedRecord, rmgr};
 use smallvec::SmallVec;
 
 /// What redo does with a block besides or instead of restoring its applied image.
@@ -36,11 +36,7 @@ fn need(record: &DecodedRecord<'_>, block: &BlockRef<'_>) -> Need {
 }
 
 /// The part of the main data that this block's redo reads: all of it, unless the record has large parts for others.
-fn main_for<'a>(
-    version: PgVersion,
-    record: &DecodedRecord<'a>,
-    block: &BlockRef<'_>,
-) -> Step<&'a [u8]> {
+fn main_for<'a>(record: &DecodedRecord<'a>, block: &BlockRef<'_>) -> Step<&'a [u8]> {
     let main = record.main_data;
     let opcode = record.header.opcode();
     let length = match (record.header.rmgr, opcode & 0x70, block.id) {
@@ -52,7 +48,7 @@ fn main_for<'a>(
         (rmgr::HEAP2, 0x50, 1..) => 4,
         (rmgr::HASH, _, 1) if opcode == 0xC0 => 8,
         (rmgr::GIN, _, 1..) if opcode == 0x80 => 0,
-        (rmgr::SPGIST, ..) => crate::spgist::main_length(version, opcode, block.id, main)?,
+        (rmgr::SPGIST, ..) => crate::spgist::main_length(opcode, block.id, main)?,
         _ => main.len(),
     };
     main.get(..length.min(main.len())).ok_or(Bad("main data is cut off"))
@@ -118,7 +114,7 @@ impl Effects {
             xid: record.header.xid,
             init: block.will_init,
             hints_logged: control.hint_bits_are_logged(),
-            main: main_for(control.version(), record, block)?,
+            main: main_for(record, block)?,
             // Data beside an applied image is for logical decoding (rule R3).
             data: if applied.is_some() { &[] } else { block.data },
         };

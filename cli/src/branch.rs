@@ -1,0 +1,230 @@
+//! `branch` and `lsn`.
+
+use anyhow::{Context, Result, bail};
+use pgstrata_ids::Lsn;
+use serde_json::{Map, Value, json};
+
+use crate::cluster::Cluster;
+use crate::http::Service;
+use crate::{compute, http, table};
+
+/// A branch's row, as the page server has it; `None` if there is none.
+pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
+    let rows: Vec<Value> =
+        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
+    Ok(rows.into_iter().find(|row| row.get("name").and_then(Value::as_str) == Some(name)))
+}
+
+/// A branch's row.
+pub fn get(cluster: &Cluster, name: &str) -> Result<Value> {
+    Service::pageserver(&cluster.pageserver_http()).get("/v1/branch", &[("name", name)])
+}
+
+/// How far a branch is known to be committed: what its compute says, else what safekeepers say.
+pub fn committed(cluster: &Cluster, name: &str, timeline: &str) -> Option<Lsn> {
+    let report = compute::report(cluster, name);
+    let parse = |value: &Value| value.as_str()?.parse::<Lsn>().ok();
+    let from_compute = report.as_ref().and_then(|report| parse(report.get("commit_lsn")?));
+    if from_compute.is_some_and(Lsn::is_valid) {
+        return from_compute;
+    }
+    let mut best = None;
+    for place in &cluster.state.safekeepers {
+        let status = http::try_get(&format!("127.0.0.1:{}", place.http), "/v1/status");
+        let timelines = status.as_ref().and_then(|status| status.get("timelines")?.as_array());
+        for entry in timelines.into_iter().flatten() {
+            let id = entry.get("timeline_id").or_else(|| entry.get("timeline"));
+            if id.and_then(Value::as_str) == Some(timeline)
+                && let Some(lsn) = entry.get("commit_lsn").and_then(parse)
+            {
+                best = best.max(Some(lsn));
+            }
+        }
+    }
+    best
+}
+
+fn listed(cluster: &Cluster, row: &Value) -> Value {
+    let field = |name: &str| row.get(name).cloned().unwrap_or(Value::Null);
+    let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let last: Option<Lsn> = text("last_record_lsn").parse().ok();
+    let commit = committed(cluster, &text("name"), &text("timeline_id")).max(last);
+    let mut listed = Map::new();
+    for name in ["name", "timeline_id", "tenant_id", "ancestor", "ancestor_lsn", "last_record_lsn"]
+    {
+        listed.insert(name.into(), field(name));
+    }
+    listed.insert("commit_lsn".into(), json!(commit.map(|lsn| lsn.to_string())));
+    for name in ["remote_lsn", "logical_size", "created", "pg_version", "failure"] {
+        listed.insert(name.into(), field(name));
+    }
+    Value::Object(listed)
+}
+
+/// Every branch, as listings show them.
+pub fn rows(cluster: &Cluster) -> Result<Vec<Value>> {
+    let address = cluster.pageserver_http();
+    let rows: Vec<Value> =
+        Service::pageserver(&address).get("/v1/branches", &[("sizes", "true")])?;
+    Ok(rows.iter().map(|row| listed(cluster, row)).collect())
+}
+
+/// `branch list`.
+pub fn list(cluster: &Cluster, as_json: bool) -> Result<()> {
+    let rows = rows(cluster)?;
+    if as_json {
+        println!("{}", Value::Array(rows));
+        return Ok(());
+    }
+    let columns =
+        ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "remote_lsn", "logical_size"];
+    table::print(&columns, &rows);
+    Ok(())
+}
+
+/// `--at LSN or TIME`.
+#[derive(Clone, Debug)]
+pub enum At {
+    /// An LSN.
+    Lsn(Lsn),
+    /// A time, RFC 3339 in UTC.
+    Time(String),
+}
+
+/// Reads an LSN or a time.
+pub fn parse_at(text: &str) -> Result<At, String> {
+    if let Ok(lsn) = text.parse() {
+        return Ok(At::Lsn(lsn));
+    }
+    // "2026-01-31 12:00:00+00" is how PostgreSQL prints what RFC 3339 writes with a T.
+    let mut time = text.replacen(' ', "T", 1);
+    if let Some(at) = time.rfind(['+', '-'])
+        && at > 10
+        && time.len() - at == 3
+    {
+        time.push_str(":00");
+    }
+    match time.parse::<jiff::Timestamp>() {
+        Ok(time) => Ok(At::Time(time.to_string())),
+        Err(_) => {
+            Err(format!("'{text}' is neither an LSN (0/1A2B3C8) nor a time (2026-01-31T12:00:00Z)"))
+        }
+    }
+}
+
+fn create_request(cluster: &Cluster, name: &str, from: &str, at: Option<&At>) -> Result<Value> {
+    let source = get(cluster, from)?;
+    let timeline = source.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
+    let mut request = json!({ "name": name, "from": from });
+    // "Now" includes everything that a client was told is committed; and what was committed by
+    // the time asked for must have arrived before the answer can be trusted.
+    let committed = || committed(cluster, from, timeline).map(|lsn| lsn.to_string());
+    match at {
+        Some(At::Lsn(lsn)) => request["lsn"] = json!(lsn.to_string()),
+        Some(At::Time(time)) => {
+            request["time"] = json!(time);
+            request["at_least"] = json!(committed());
+        }
+        None => request["at_least"] = json!(committed()),
+    }
+    Service::pageserver(&cluster.pageserver_http()).post_json("/v1/branches", &request)
+}
+
+/// `branch create`.
+pub fn create(
+    cluster: &Cluster,
+    name: &str,
+    from: &str,
+    at: Option<&At>,
+    as_json: bool,
+) -> Result<()> {
+    let row = listed(cluster, &create_request(cluster, name, from, at)?);
+    match as_json {
+        true => println!("{row}"),
+        false => println!(
+            "{name} (from {from} at {})",
+            row.get("ancestor_lsn").and_then(Value::as_str).unwrap_or_default()
+        ),
+    }
+    Ok(())
+}
+
+fn refuse_with_compute(cluster: &Cluster, name: &str) -> Result<()> {
+    if compute::process(cluster, name).pid().is_some() {
+        bail!("branch '{name}' has a compute: stop it first ('pgstrata compute stop {name}')");
+    }
+    Ok(())
+}
+
+fn send_delete(cluster: &Cluster, name: &str) -> Result<()> {
+    Service::pageserver(&cluster.pageserver_http())
+        .delete::<Value>("/v1/branch", &[("name", name)])
+        .map(drop)
+}
+
+/// `branch delete`.
+pub fn delete(cluster: &mut Cluster, name: &str) -> Result<()> {
+    get(cluster, name)?;
+    refuse_with_compute(cluster, name)?;
+    send_delete(cluster, name)?;
+    if cluster.state.computes.remove(name).is_some() {
+        cluster.save()?;
+    }
+    Ok(())
+}
+
+/// `branch reset`: as if it were created again now, from the branch that it came from.
+pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
+    let row = get(cluster, name)?;
+    let ancestor = row
+        .get("ancestor")
+        .and_then(Value::as_str)
+        .with_context(|| format!("branch '{name}' has no ancestor to be reset to"))?;
+    refuse_with_compute(cluster, name)?;
+    // The new one is made first: if it can't be, nothing is lost.
+    let temporary = format!("reset-{:08x}", rand::random::<u32>());
+    create_request(cluster, &temporary, ancestor, at)?;
+    if let Err(error) = send_delete(cluster, name) {
+        send_delete(cluster, &temporary)?;
+        return Err(error);
+    }
+    rename(cluster, &temporary, name)
+}
+
+/// `branch rename`.
+pub fn rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {
+    refuse_with_compute(cluster, old)?;
+    Service::pageserver(&cluster.pageserver_http())
+        .post::<Value>("/v1/branch/rename", &[("name", old), ("to", new)], &[])
+        .map(drop)
+}
+
+/// `lsn`.
+pub fn lsn(cluster: &Cluster, branch: &str, at: Option<&At>, as_json: bool) -> Result<()> {
+    let row = get(cluster, branch)?;
+    let timeline = row.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
+    let committed = committed(cluster, branch, timeline);
+    let address = cluster.pageserver_http();
+    let pageserver = Service::pageserver(&address);
+    if let Some(lsn) = committed {
+        let lsn = lsn.to_string();
+        pageserver.get::<Value>("/v1/branch/wait", &[("name", branch), ("lsn", &lsn)])?;
+    }
+    let mut query = vec![("name", branch)];
+    match at {
+        Some(At::Time(time)) => query.push(("time", time)),
+        Some(At::Lsn(_)) => bail!("--at takes a time here, such as 2026-01-31T12:00:00Z"),
+        None => {}
+    }
+    let mut answer: Value = pageserver.get("/v1/branch/lsn", &query)?;
+    if at.is_none()
+        && let Some(lsn) = committed
+    {
+        answer["lsn"] = json!(lsn.to_string());
+    }
+    match as_json {
+        true => println!("{answer}"),
+        false => println!("{}", answer.get("lsn").and_then(Value::as_str).unwrap_or_default()),
+    }
+    Ok(())
+}

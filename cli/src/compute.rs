@@ -1,0 +1,212 @@
+//! `compute start`, `stop`, `list`.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, ComputePlace, free_ports};
+use crate::process::Process;
+use crate::{branch, http, up};
+
+const START_PATIENCE: Duration = Duration::from_secs(120);
+const STOP_PATIENCE: Duration = Duration::from_secs(90);
+
+/// The URI of a compute.
+pub fn uri(port: u16) -> String {
+    format!("postgresql://postgres@127.0.0.1:{port}/postgres")
+}
+
+/// The process of a branch's compute.
+pub fn process(cluster: &Cluster, branch: &str) -> Process {
+    Process::new(&cluster.dir, &format!("compute-{branch}"))
+}
+
+/// What a running compute says about itself.
+pub fn report(cluster: &Cluster, branch: &str) -> Option<Value> {
+    let place = cluster.state.computes.get(branch)?;
+    process(cluster, branch).pid()?;
+    http::try_get(&format!("127.0.0.1:{}", place.http), "/v1/status")
+}
+
+/// Starts the branch's compute unless it runs. Returns what it says about itself.
+pub fn ensure(
+    cluster: &mut Cluster,
+    name: &str,
+    port: Option<u16>,
+    read_only_at: Option<String>,
+) -> Result<Value> {
+    let process = process(cluster, name);
+    if process.pid().is_some() {
+        return wait_running(cluster, name, &process);
+    }
+    let row = branch::get(cluster, name)?;
+    let text = |field: &str| -> Result<String> {
+        let value = row.get(field).with_context(|| format!("the branch has no {field}"))?;
+        Ok(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    let ports = free_ports(2)?;
+    let place = ComputePlace { port: port.unwrap_or(ports[0]), http: ports[1], read_only_at };
+    let directory = cluster.compute_directory(name)?;
+    let shim = up::readable_copy(cluster, &up::program("compute-shim")?)?;
+    let preload = up::readable_copy(cluster, &up::program("libpgstrata_preload.so")?)?;
+    let safekeepers: Vec<_> = cluster
+        .state
+        .safekeepers
+        .iter()
+        .map(|place| format!("{}=127.0.0.1:{}", place.id, place.wal))
+        .collect();
+    let (pageserver_http, pages, _) = cluster.state.pageserver;
+    let mut command = Command::new(shim);
+    command
+        .arg("--dir")
+        .arg(&directory)
+        .arg("--pg-bin")
+        .arg(&cluster.state.pg_bin)
+        .arg("--preload")
+        .arg(preload)
+        .args(["--port", &place.port.to_string()])
+        .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
+        .args(["--branch", name])
+        .args(["--tenant", &text("tenant_id")?])
+        .args(["--timeline", &text("timeline_id")?])
+        .args(["--system-id", &text("system_id")?])
+        .args(["--pg-version", &text("pg_version")?])
+        .args(["--segment-size", &text("segment_size")?])
+        .args(["--start-lsn", &text("start_lsn")?])
+        .args(["--start-prev", &text("start_prev")?])
+        .args(["--safekeepers", &safekeepers.join(",")])
+        .args(["--pageserver", &format!("127.0.0.1:{pages}")])
+        .args(["--pageserver-http", &format!("127.0.0.1:{pageserver_http}")])
+        .current_dir("/");
+    if let Some(ancestor) = row.get("ancestor_timeline_id").and_then(Value::as_str) {
+        command.args(["--ancestor", ancestor]);
+    }
+    if let Some(lsn) = &place.read_only_at {
+        command.args(["--read-only-at", lsn]);
+    }
+    up::as_postgres(cluster, &mut command)?;
+    cluster.state.computes.insert(name.to_owned(), place);
+    cluster.save()?;
+    process.start(&mut command)?;
+    wait_running(cluster, name, &process)
+}
+
+fn wait_running(cluster: &Cluster, name: &str, process: &Process) -> Result<Value> {
+    process.wait_ready(START_PATIENCE)?;
+    let deadline = Instant::now() + START_PATIENCE;
+    loop {
+        if let Some(report) = report(cluster, name)
+            && report.get("state").and_then(Value::as_str) == Some("running")
+        {
+            return Ok(report);
+        }
+        if process.pid().is_none() {
+            bail!("the compute of branch '{name}' did not start: {}", process.last_words());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "the compute of branch '{name}' did not start in {START_PATIENCE:?}; see {}",
+            process.log().display()
+        );
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// Arguments of `compute start`.
+#[derive(clap::Args)]
+pub struct StartArguments {
+    /// Branch
+    branch: String,
+    /// Port for PostgreSQL [default: a free one]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Only answer queries
+    #[arg(long)]
+    read_only: bool,
+    /// As of this LSN (read-only computes)
+    #[arg(long, requires = "read_only")]
+    at: Option<pgstrata_ids::Lsn>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `compute start`.
+pub fn start(cluster: &mut Cluster, arguments: &StartArguments) -> Result<()> {
+    let name = &arguments.branch;
+    ensure!(
+        process(cluster, name).pid().is_none(),
+        "branch '{name}' has a compute already: 'pgstrata compute list' shows it"
+    );
+    let read_only_at = match (arguments.read_only, arguments.at) {
+        (false, _) => None,
+        (true, Some(lsn)) => Some(lsn.to_string()),
+        (true, None) => {
+            let row = branch::get(cluster, name)?;
+            row.get("last_record_lsn").and_then(Value::as_str).map(str::to_owned)
+        }
+    };
+    let report = ensure(cluster, name, arguments.port, read_only_at)?;
+    let row = json!({
+        "branch": name,
+        "uri": report.get("uri"),
+        "pid": report.get("pid"),
+        "postgres_pid": report.get("postgres_pid"),
+        "data_dir": report.get("data_dir"),
+        "start_ms": report.get("start_ms"),
+    });
+    match arguments.json {
+        true => println!("{row}"),
+        false => println!("{}", report.get("uri").and_then(Value::as_str).unwrap_or_default()),
+    }
+    Ok(())
+}
+
+/// `compute stop`.
+pub fn stop(cluster: &mut Cluster, branch: &str, immediate: bool) -> Result<()> {
+    let process = process(cluster, branch);
+    let known = cluster.state.computes.contains_key(branch);
+    let signal = if immediate { Signal::SIGQUIT } else { Signal::SIGTERM };
+    let ran = process.end(signal, STOP_PATIENCE);
+    if !ran && !known {
+        bail!("branch '{branch}' has no compute");
+    }
+    cluster.state.computes.remove(branch);
+    cluster.save()
+}
+
+/// The computes that were started and not stopped.
+pub fn rows(cluster: &Cluster) -> Vec<Value> {
+    cluster
+        .state
+        .computes
+        .iter()
+        .map(|(name, place)| {
+            let process = process(cluster, name);
+            let report = report(cluster, name);
+            let from_report = |field: &str| report.as_ref().and_then(|report| report.get(field));
+            let state = match (process.pid(), from_report("state")) {
+                (None, _) => json!("dead"),
+                (Some(_), Some(state)) => state.clone(),
+                (Some(_), None) => json!("starting"),
+            };
+            json!({
+                "branch": name,
+                "uri": uri(place.port),
+                "pid": process.pid(),
+                "postgres_pid": from_report("postgres_pid"),
+                "data_dir": from_report("data_dir"),
+                "state": state,
+                "start_ms": from_report("start_ms"),
+                "steps": from_report("steps"),
+                "commit_lsn": from_report("commit_lsn"),
+                "start_lsn": from_report("start_lsn"),
+                "term": from_report("term"),
+                "read_only": place.read_only_at.is_some(),
+            })
+        })
+        .collect()
+}

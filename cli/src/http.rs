@@ -1,0 +1,107 @@
+//! Requests to the services' HTTP interfaces.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use ureq::{Agent, Body, http::Response};
+
+/// Runs asynchronous work from this synchronous program.
+pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+fn agent(timeout: Duration) -> Agent {
+    Agent::config_builder()
+        .timeout_global(Some(timeout))
+        .http_status_as_error(false)
+        .proxy(None)
+        .build()
+        .into()
+}
+
+/// One service, as an HTTP server on this machine.
+pub struct Service<'a> {
+    /// What people call it.
+    pub name: &'a str,
+    /// `host:port`.
+    pub address: &'a str,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+}
+
+/// A query's names and values.
+pub type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+impl<'a> Service<'a> {
+    /// The page server.
+    pub fn pageserver(address: &'a str) -> Service<'a> {
+        Service { name: "the page server", address, timeout: Duration::from_secs(120) }
+    }
+
+    /// The body of an answer; an error response becomes an error with the service's own words.
+    fn body(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<Vec<u8>> {
+        let mut response = answer.with_context(|| {
+            format!("{} can't be asked; is it up? ('pgstrata status' tells)", self.name)
+        })?;
+        let status = response.status();
+        let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
+        if !status.is_success() {
+            let text = serde_json::from_slice::<Value>(&body)
+                .ok()
+                .and_then(|value| Some(value.get("error")?.as_str()?.to_owned()))
+                .unwrap_or_else(|| format!("{} answered {status}", self.name));
+            bail!("{text}");
+        }
+        Ok(body)
+    }
+
+    fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T> {
+        serde_json::from_slice(body)
+            .with_context(|| format!("{} answered something unexpected", self.name))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// GET of bytes.
+    pub fn get_bytes(&self, path: &str, query: Pairs<'_>) -> Result<Vec<u8>> {
+        let request = agent(self.timeout).get(self.url(path)).query_pairs(query.iter().copied());
+        self.body(request.call())
+    }
+
+    /// GET of JSON.
+    pub fn get<T: DeserializeOwned>(&self, path: &str, query: Pairs<'_>) -> Result<T> {
+        self.parse(&self.get_bytes(path, query)?)
+    }
+
+    /// POST of bytes, for JSON.
+    pub fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: Pairs<'_>,
+        body: &[u8],
+    ) -> Result<T> {
+        let request = agent(self.timeout).post(self.url(path)).query_pairs(query.iter().copied());
+        self.parse(&self.body(request.send(body))?)
+    }
+
+    /// POST of JSON, for JSON.
+    pub fn post_json<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T> {
+        let request = agent(self.timeout).post(self.url(path));
+        self.parse(&self.body(request.send_json(body))?)
+    }
+
+    /// DELETE, for JSON.
+    pub fn delete<T: DeserializeOwned>(&self, path: &str, query: Pairs<'_>) -> Result<T> {
+        let request = agent(self.timeout).delete(self.url(path)).query_pairs(query.iter().copied());
+        self.parse(&self.body(request.call())?)
+    }
+}
+
+/// A GET that may fail quickly, for what is only good to know.
+pub fn try_get(address: &str, path: &str) -> Option<Value> {
+    Service { name: "it", address, timeout: Duration::from_secs(2) }.get(path, &[]).ok()
+}

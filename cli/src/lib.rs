@@ -1,0 +1,3 @@
+//! What the `pgstrata` command is made of, as far as it needs no running service.
+
+pub mod wal_offline;

@@ -1,0 +1,66 @@
+//! `page`, `layers`, `compact`.
+
+use std::io::Write;
+
+use anyhow::Result;
+use pgstrata_ids::Lsn;
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::http::Service;
+use crate::table;
+
+/// Verbs of `page`.
+#[derive(clap::Subcommand)]
+pub enum PageVerb {
+    /// Write one page's 8192 bytes to standard output
+    Get {
+        /// Branch
+        #[arg(long, default_value = "main")]
+        branch: String,
+        /// TABLESPACE/DATABASE/RELATION[.fork], such as 1663/5/16384 or 1663/5/16384.vm
+        #[arg(long)]
+        rel: String,
+        /// Block number
+        #[arg(long)]
+        block: u32,
+        /// As of this LSN [default: now]
+        #[arg(long)]
+        at: Option<Lsn>,
+    },
+}
+
+/// `page`.
+pub fn run(cluster: &Cluster, verb: &PageVerb) -> Result<()> {
+    let PageVerb::Get { branch, rel, block, at } = verb;
+    let (block, at) = (block.to_string(), at.map(|lsn| lsn.to_string()));
+    let mut query = vec![("name", branch.as_str()), ("rel", rel), ("block", &block)];
+    if let Some(lsn) = &at {
+        query.push(("lsn", lsn));
+    }
+    let address = cluster.pageserver_http();
+    let page = Service::pageserver(&address).get_bytes("/v1/branch/page", &query)?;
+    std::io::stdout().write_all(&page)?;
+    Ok(())
+}
+
+/// `compact`.
+pub fn compact(cluster: &Cluster, branch: &str) -> Result<()> {
+    let address = cluster.pageserver_http();
+    let answer: Value =
+        Service::pageserver(&address).post("/v1/branch/compact", &[("name", branch)], &[])?;
+    println!("{} layers compacted", answer.get("compacted").unwrap_or(&Value::Null));
+    Ok(())
+}
+
+/// `layers`.
+pub fn layers(cluster: &Cluster, branch: &str, as_json: bool) -> Result<()> {
+    let address = cluster.pageserver_http();
+    let rows: Vec<Value> =
+        Service::pageserver(&address).get("/v1/branch/layers", &[("name", branch)])?;
+    match as_json {
+        true => println!("{}", Value::Array(rows)),
+        false => table::print(&["kind", "level", "start_lsn", "end_lsn", "size", "name"], &rows),
+    }
+    Ok(())
+}

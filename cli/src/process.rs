@@ -1,0 +1,146 @@
+//! Background processes of a cluster: started, found again, ended.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A process of a cluster, by name.
+pub struct Process {
+    name: String,
+    run: PathBuf,
+    logs: PathBuf,
+}
+
+/// When a process started, in clock ticks since boot; `None` if there is no such process, or it
+/// has ended and only waits to be reaped.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name, in parentheses, may hold anything; what follows is regular.
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    if matches!(fields.first(), Some(&("Z" | "X"))) {
+        return None;
+    }
+    fields.get(19)?.parse().ok()
+}
+
+impl Process {
+    /// The process `name` of the cluster in `dir`.
+    pub fn new(dir: &Path, name: &str) -> Process {
+        let name = name.replace('/', "%");
+        Process { name, run: dir.join("run"), logs: dir.join("logs") }
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.run.join(format!("{}.pid", self.name))
+    }
+
+    fn ready_file(&self) -> PathBuf {
+        self.run.join(format!("{}.ready", self.name))
+    }
+
+    /// Its log.
+    pub fn log(&self) -> PathBuf {
+        self.logs.join(format!("{}.log", self.name))
+    }
+
+    /// Its process id, if it runs. A number that was given to another process since is not it.
+    pub fn pid(&self) -> Option<u32> {
+        let (pid, since) = self.noted()?;
+        (start_time(pid) == Some(since)).then_some(pid)
+    }
+
+    fn noted(&self) -> Option<(u32, u64)> {
+        let text = fs::read_to_string(self.pid_file()).ok()?;
+        let (pid, since) = text.trim().split_once(' ')?;
+        Some((pid.parse().ok()?, since.parse().ok()?))
+    }
+
+    /// Starts it in the background: its own session, output to its log, its ready line to a file.
+    pub fn start(&self, command: &mut Command) -> Result<u32> {
+        fs::create_dir_all(&self.run).context("can't create the run directory")?;
+        fs::create_dir_all(&self.logs).context("can't create the log directory")?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .with_context(|| format!("can't open {}", self.log().display()))?;
+        let ready = File::create(self.ready_file())
+            .with_context(|| format!("can't write {}", self.ready_file().display()))?;
+        command.stdin(Stdio::null()).stdout(ready).stderr(log).process_group(0);
+        let program = command.get_program().to_string_lossy().into_owned();
+        let child = command.spawn().with_context(|| format!("can't start {program}"))?;
+        let pid = child.id();
+        let since = start_time(pid).unwrap_or(0);
+        fs::write(self.pid_file(), format!("{pid} {since}\n"))?;
+        // Reap it if it ends while we are here; afterwards init does.
+        std::thread::spawn(move || {
+            let mut child = child;
+            let _ = child.wait();
+        });
+        Ok(pid)
+    }
+
+    /// The line of JSON with which it says that it is ready.
+    pub fn wait_ready(&self, patience: Duration) -> Result<serde_json::Value> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Ok(text) = fs::read_to_string(self.ready_file())
+                && let Some(line) = text.lines().find(|line| line.contains("\"ready\""))
+            {
+                return Ok(serde_json::from_str(line)?);
+            }
+            if self.pid().is_none() {
+                bail!("{}", self.last_words());
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "{} did not get ready in {patience:?}; see {}",
+                    self.name,
+                    self.log().display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The last line of its log, for messages.
+    pub fn last_words(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        match text.lines().rfind(|line| !line.trim().is_empty()) {
+            Some(line) => format!("{} ended: {} (log: {})", self.name, line, self.log().display()),
+            None => format!("{} ended without a word", self.name),
+        }
+    }
+
+    /// Sends a signal, if it runs.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.pid() {
+            // The only failure is that it is gone already.
+            let _ = kill(Pid::from_raw(pid as i32), signal);
+        }
+    }
+
+    /// Ends it: with `signal`, then, when patience ends, at once. Returns whether it ran.
+    pub fn end(&self, signal: Signal, patience: Duration) -> bool {
+        if self.pid().is_none() {
+            return false;
+        }
+        self.signal(signal);
+        let deadline = Instant::now() + patience;
+        while self.pid().is_some() {
+            if Instant::now() > deadline {
+                self.signal(Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = fs::remove_file(self.pid_file());
+        let _ = fs::remove_file(self.ready_file());
+        true
+    }
+}

@@ -1,0 +1,77 @@
+//! `status`.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+use crate::process::Process;
+use crate::{branch, compute, table};
+
+fn process_row(cluster: &Cluster, name: &str, role: &str, listen: u16, http: u16) -> Value {
+    let process = Process::new(&cluster.dir, name);
+    json!({
+        "name": name,
+        "role": role,
+        "pid": process.pid(),
+        "state": if process.pid().is_some() { "running" } else { "dead" },
+        "listen": format!("127.0.0.1:{listen}"),
+        "http": format!("127.0.0.1:{http}"),
+        "log": process.log().display().to_string(),
+    })
+}
+
+/// Everything that belongs to the cluster.
+pub fn processes(cluster: &Cluster) -> Vec<Value> {
+    let state = &cluster.state;
+    let mut rows =
+        vec![process_row(cluster, "storage-broker", "storage-broker", state.broker, state.broker)];
+    for place in &state.safekeepers {
+        let name = format!("safekeeper-{}", place.id);
+        let mut row = process_row(cluster, &name, "safekeeper", place.wal, place.http);
+        row["pg"] = json!(format!("127.0.0.1:{}", place.pg));
+        row["zone"] = json!(place.zone);
+        rows.push(row);
+    }
+    let (http, pages, pg) = state.pageserver;
+    let mut row = process_row(cluster, "pageserver", "pageserver", pages, http);
+    row["pg"] = json!(format!("127.0.0.1:{pg}"));
+    row["local_dir"] = json!(cluster.dir.join("pageserver").display().to_string());
+    rows.push(row);
+    for (branch, place) in &state.computes {
+        let name = format!("compute-{branch}");
+        rows.push(process_row(cluster, &name, "compute", place.port, place.http));
+    }
+    rows
+}
+
+/// `status`.
+pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
+    let processes = processes(cluster);
+    let computes = compute::rows(cluster);
+    // A cluster whose page server is down still has a status.
+    let branches = branch::rows(cluster);
+    if as_json {
+        let document = json!({
+            "dir": cluster.dir.display().to_string(),
+            "object_store": cluster.state.object_store,
+            "processes": processes,
+            "branches": branches.unwrap_or_default(),
+            "computes": computes,
+        });
+        println!("{document}");
+        return Ok(());
+    }
+    table::print(&["name", "state", "pid", "listen", "http"], &processes);
+    println!();
+    match branches {
+        Ok(rows) => {
+            let columns =
+                ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "commit_lsn", "failure"];
+            table::print(&columns, &rows);
+        }
+        Err(error) => println!("branches: {error:#}"),
+    }
+    println!();
+    table::print(&["branch", "state", "uri", "start_ms"], &computes);
+    Ok(())
+}

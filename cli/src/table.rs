@@ -1,0 +1,26 @@
+//! Listings for people.
+
+use serde_json::Value;
+
+fn cell(row: &Value, column: &str) -> String {
+    match row.get(column) {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+    }
+}
+
+/// Prints the columns of the rows, aligned.
+pub fn print(columns: &[&str], rows: &[Value]) {
+    let mut lines: Vec<Vec<String>> =
+        vec![columns.iter().map(|name| name.to_uppercase()).collect()];
+    lines.extend(rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()));
+    let width =
+        |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or_default();
+    let widths: Vec<_> = (0..columns.len()).map(width).collect();
+    for line in &lines {
+        let cells: Vec<_> =
+            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+}

@@ -1,0 +1,327 @@
+//! `up` and `down`.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use pgstrata_blob::Location;
+
+use crate::cluster::{Cluster, SafekeeperPlace, State, ensure_user, find_postgres, free_ports};
+use crate::http::Service;
+use crate::process::Process;
+use crate::{branch, compute, http};
+
+const START_PATIENCE: Duration = Duration::from_secs(60);
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Arguments of `up`.
+#[derive(clap::Args)]
+pub struct UpArguments {
+    /// Directory of PostgreSQL's programs [default: the newest of 15 to 18 that is installed]
+    #[arg(long, env = "PGSTRATA_PG_BIN")]
+    pg_bin: Option<PathBuf>,
+    /// Number of safekeepers, each in a zone of its own
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=15))]
+    safekeepers: u64,
+    /// Object storage: a directory [default: DIR/objects], or s3://bucket/prefix
+    #[arg(long)]
+    object_store: Option<String>,
+    /// Endpoint of an S3 server other than AWS, such as http://127.0.0.1:9000
+    #[arg(long)]
+    s3_endpoint: Option<String>,
+    /// User that PostgreSQL runs as when this is run by root
+    #[arg(long, default_value = "postgres")]
+    pg_user: String,
+    /// Port of the compute of branch main [default: a free one]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Create the bucket of an s3:// object store if it is missing
+    #[arg(long)]
+    create_bucket: bool,
+}
+
+/// A program of ours, beside this one.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    ensure!(path.is_file(), "{} does not exist: build the whole workspace", path.display());
+    Ok(path)
+}
+
+fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
+    let pg_bin = find_postgres(arguments.pg_bin.as_deref())?;
+    let pg_user = ensure_user(&arguments.pg_user)?;
+    fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
+    let dir = dir.canonicalize()?;
+    let object_store = match &arguments.object_store {
+        None => dir.join("objects").display().to_string(),
+        Some(text) => match text.parse::<Location>()? {
+            Location::Directory(path) => {
+                fs::create_dir_all(&path)
+                    .with_context(|| format!("can't create {}", path.display()))?;
+                path.canonicalize()?.display().to_string()
+            }
+            other => other.to_string(),
+        },
+    };
+    let ports = free_ports(4 + 3 * arguments.safekeepers as usize)?;
+    let safekeepers = (0..arguments.safekeepers as usize)
+        .map(|at| SafekeeperPlace {
+            id: at as u64 + 1,
+            zone: format!("zone-{}", char::from(b'a' + at as u8)),
+            wal: ports[4 + 3 * at],
+            pg: ports[5 + 3 * at],
+            http: ports[6 + 3 * at],
+        })
+        .collect();
+    let tenant = rand::random::<[u8; 16]>();
+    let state = State {
+        tenant: pgstrata_ids::TenantId(tenant).to_string(),
+        pg_bin,
+        pg_user,
+        object_store,
+        s3_endpoint: arguments.s3_endpoint.clone(),
+        broker: ports[0],
+        pageserver: (ports[1], ports[2], ports[3]),
+        safekeepers,
+        computes: Default::default(),
+    };
+    Ok(Cluster { dir, state })
+}
+
+/// Checks the object store before anything is started, where the message is about it alone.
+fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
+    let location: Location = cluster.state.object_store.parse()?;
+    let endpoint = cluster.state.s3_endpoint.as_deref();
+    http::block_on(async {
+        if let (Location::S3 { bucket, .. }, true) = (&location, create_bucket) {
+            pgstrata_blob::create_bucket(bucket, endpoint).await?;
+        }
+        let store = pgstrata_blob::Store::open(&location, endpoint)?;
+        store.check().await?;
+        Ok(())
+    })
+}
+
+/// Starts what does not run.
+pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
+    let (mut cluster, fresh) = match Cluster::find(dir)? {
+        Some(mut cluster) => {
+            if let Some(path) = &arguments.pg_bin {
+                cluster.state.pg_bin = find_postgres(Some(path))?;
+            }
+            find_postgres(Some(&cluster.state.pg_bin))?;
+            (cluster, false)
+        }
+        None => (create(dir, arguments)?, true),
+    };
+    if let Some(asked) = &arguments.object_store
+        && !fresh
+    {
+        let same = match asked.parse::<Location>()? {
+            Location::Directory(path) => path
+                .canonicalize()
+                .is_ok_and(|path| path.display().to_string() == cluster.state.object_store),
+            other => other.to_string() == cluster.state.object_store,
+        };
+        ensure!(
+            same,
+            "the cluster in {} keeps its objects in {}, not in {asked}",
+            cluster.dir.display(),
+            cluster.state.object_store
+        );
+    }
+    let pageserver_runs = Process::new(&cluster.dir, "pageserver").pid().is_some();
+    if fresh || !pageserver_runs {
+        check_store(&cluster, arguments.create_bucket)?;
+    }
+    // Remembered before anything is started, so that whatever happens now can be taken up again.
+    cluster.save()?;
+
+    start_broker(&cluster)?;
+    start_safekeepers(&cluster)?;
+    start_pageserver(&cluster)?;
+    if branch::find(&cluster, "main")?.is_none() {
+        create_main(&cluster)?;
+    }
+    let mut wanted: Vec<_> = cluster.state.computes.keys().cloned().collect();
+    if !wanted.iter().any(|branch| branch == "main") {
+        wanted.push("main".into());
+    }
+    for branch in wanted {
+        let remembered = cluster.state.computes.get(&branch).cloned();
+        let port = match (&remembered, branch.as_str()) {
+            (Some(place), _) => Some(place.port),
+            (None, "main") => arguments.port,
+            (None, _) => None,
+        };
+        let read_only = remembered.and_then(|place| place.read_only_at);
+        compute::ensure(&mut cluster, &branch, port, read_only)?;
+    }
+    let place = cluster.state.computes.get("main").context("the compute of main is not there")?;
+    println!("{}", compute::uri(place.port));
+    Ok(())
+}
+
+fn start_broker(cluster: &Cluster) -> Result<()> {
+    let process = Process::new(&cluster.dir, "storage-broker");
+    if process.pid().is_some() {
+        return Ok(());
+    }
+    let mut command = Command::new(program("storage-broker")?);
+    command.arg("--listen").arg(format!("127.0.0.1:{}", cluster.state.broker));
+    process.start(&mut command)?;
+    process.wait_ready(START_PATIENCE)?;
+    Ok(())
+}
+
+fn start_safekeepers(cluster: &Cluster) -> Result<()> {
+    let mut started = Vec::new();
+    for place in &cluster.state.safekeepers {
+        let name = format!("safekeeper-{}", place.id);
+        let process = Process::new(&cluster.dir, &name);
+        if process.pid().is_some() {
+            continue;
+        }
+        let mut command = Command::new(program("safekeeper")?);
+        command
+            .arg("--dir")
+            .arg(cluster.dir.join(&name))
+            .args(["--id", &place.id.to_string()])
+            .args(["--zone", &place.zone])
+            .args(["--listen-wal", &format!("127.0.0.1:{}", place.wal)])
+            .args(["--listen-pg", &format!("127.0.0.1:{}", place.pg)])
+            .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
+            .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)])
+            .args(["--object-store", &cluster.state.object_store]);
+        if let Some(endpoint) = &cluster.state.s3_endpoint {
+            command.args(["--s3-endpoint", endpoint]);
+        }
+        process.start(&mut command)?;
+        started.push(process);
+    }
+    for process in started {
+        process.wait_ready(START_PATIENCE)?;
+    }
+    Ok(())
+}
+
+fn start_pageserver(cluster: &Cluster) -> Result<()> {
+    let process = Process::new(&cluster.dir, "pageserver");
+    if process.pid().is_some() {
+        return Ok(());
+    }
+    let (http, pages, pg) = cluster.state.pageserver;
+    let safekeepers: Vec<_> =
+        cluster.state.safekeepers.iter().map(|place| format!("127.0.0.1:{}", place.pg)).collect();
+    let mut command = Command::new(program("pageserver")?);
+    command
+        .arg("--dir")
+        .arg(cluster.dir.join("pageserver"))
+        .args(["--object-store", &cluster.state.object_store])
+        .args(["--listen-http", &format!("127.0.0.1:{http}")])
+        .args(["--listen-pages", &format!("127.0.0.1:{pages}")])
+        .args(["--listen-pg", &format!("127.0.0.1:{pg}")])
+        .args(["--safekeepers", &safekeepers.join(",")])
+        .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)]);
+    if let Some(endpoint) = &cluster.state.s3_endpoint {
+        command.args(["--s3-endpoint", endpoint]);
+    }
+    process.start(&mut command)?;
+    process.wait_ready(START_PATIENCE)?;
+    Ok(())
+}
+
+/// Makes the first branch: `initdb`, as stock PostgreSQL does it, imported into the page server.
+fn create_main(cluster: &Cluster) -> Result<()> {
+    let directory = cluster.computes_directory()?.join("initdb");
+    let _ = fs::remove_dir_all(&directory);
+    let mut command = Command::new(cluster.state.pg_bin.join("initdb"));
+    command
+        .arg("-D")
+        .arg(&directory)
+        .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-N"])
+        .current_dir("/")
+        .env("LC_ALL", "C.UTF-8");
+    as_postgres(cluster, &mut command)?;
+    let output = command.output().context("can't run initdb")?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("initdb failed: {}", text.lines().last().unwrap_or("without a word"));
+    }
+    let archive = archive(&directory)?;
+    fs::remove_dir_all(&directory)?;
+    let timeline = pgstrata_ids::TimelineId(rand::random());
+    let (address, timeline) = (cluster.pageserver_http(), timeline.to_string());
+    let query = [
+        ("tenant", cluster.state.tenant.as_str()),
+        ("timeline", timeline.as_str()),
+        ("name", "main"),
+    ];
+    Service::pageserver(&address)
+        .post::<serde_json::Value>("/v1/import", &query, &archive)
+        .map(drop)
+}
+
+/// Makes a command run as PostgreSQL's user, if we are root.
+pub fn as_postgres(cluster: &Cluster, command: &mut Command) -> Result<()> {
+    if let Some(user) = cluster.postgres_user()? {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", "/");
+    }
+    Ok(())
+}
+
+/// A tar of what the page server wants of a data directory.
+fn archive(directory: &Path) -> Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.mode(tar::HeaderMode::Deterministic);
+    for name in ["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"] {
+        archive
+            .append_dir_all(name, directory.join(name))
+            .with_context(|| format!("can't read {}/{name}", directory.display()))?;
+    }
+    Ok(archive.into_inner()?)
+}
+
+/// A file that PostgreSQL's user can read: where our own directory may be closed to it, a copy.
+pub fn readable_copy(cluster: &Cluster, path: &Path) -> Result<PathBuf> {
+    if cluster.postgres_user()?.is_none() {
+        return Ok(path.to_owned());
+    }
+    let directory = cluster.computes_directory()?.join("bin");
+    fs::create_dir_all(&directory)?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+    let name = path.file_name().context("a program without a name")?;
+    let copy = directory.join(name);
+    let mut content = Vec::new();
+    fs::File::open(path)?.read_to_end(&mut content)?;
+    if fs::read(&copy).is_ok_and(|present| present == content) {
+        return Ok(copy);
+    }
+    // Renamed into place: the old one may be running.
+    let temporary = directory.join(format!(".{}.tmp", name.to_string_lossy()));
+    fs::write(&temporary, &content)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&temporary, &copy)?;
+    Ok(copy)
+}
+
+/// Ends everything: computes first, so that their last WAL is taken in.
+pub fn down(dir: &Path) -> Result<()> {
+    let cluster = Cluster::open(dir)?;
+    for branch in cluster.state.computes.keys() {
+        compute::process(&cluster, branch).end(Signal::SIGTERM, STOP_PATIENCE);
+    }
+    Process::new(&cluster.dir, "pageserver").end(Signal::SIGTERM, STOP_PATIENCE);
+    for place in &cluster.state.safekeepers {
+        Process::new(&cluster.dir, &format!("safekeeper-{}", place.id))
+            .end(Signal::SIGTERM, STOP_PATIENCE);
+    }
+    Process::new(&cluster.dir, "storage-broker").end(Signal::SIGTERM, STOP_PATIENCE);
+    Ok(())
+}

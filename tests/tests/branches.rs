@@ -1,0 +1,204 @@
+//! Branches show the past as it was, also after compaction and without any local file.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use pgstrata_tests::{Cluster, S3Server, connect, digests, pg_program, thorough};
+use postgres::Client;
+
+/// One step of a mixed run of DDL and DML.
+fn step(client: &mut Client, number: usize) {
+    let statements = match number % 10 {
+        0 => format!(
+            "create table t{number} (a int primary key, b text); insert into t{number} select g, repeat(md5(g::text), 5) from generate_series(1, 300) g"
+        ),
+        1 => "update t0 set b = b || 'x' where a % 3 = 0".to_owned(),
+        2 => "delete from t0 where a % 7 = 0; vacuum t0".to_owned(),
+        3 => format!(
+            "create index on t0 (b); insert into t0 select g + 1000 * {number}, 'n' from generate_series(1, 500) g"
+        ),
+        4 => "alter table t0 add column if not exists c int default 5; update t0 set c = a"
+            .to_owned(),
+        5 => format!(
+            "create table big{number} as select g a, random()::text b from generate_series(1, 3000) g; truncate t0; insert into t0 select g from generate_series(1, 50) g"
+        ),
+        6 => "vacuum full t0; create sequence if not exists s; select nextval('s')".to_owned(),
+        7 => format!(
+            "begin; insert into t0 select g + 100000 * {number} from generate_series(1, 20) g; savepoint a; delete from t0; rollback to a; commit"
+        ),
+        8 => format!(
+            "create materialized view m{number} as select count(*) n from t0; create unlogged table u{number} (a int); insert into u{number} values (1)"
+        ),
+        _ => format!("drop table if exists big{}; analyze; checkpoint", number - number % 10 + 5),
+    };
+    for statement in statements.split(';') {
+        client.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+}
+
+/// Digests of permanent tables only: unlogged ones are empty on a branch, by definition.
+fn permanent(client: &mut Client) -> Vec<(String, i64, String)> {
+    let mut all = digests(client);
+    all.retain(|(name, _, _)| !name.starts_with("public.u"));
+    all
+}
+
+fn moments(cluster: &Cluster) {
+    let mut client = cluster.client();
+    let count = if thorough() { 20 } else { 10 };
+    let mut moments = Vec::new();
+    for number in 0..count {
+        step(&mut client, number);
+        let digest = permanent(&mut client);
+        let row = client
+            .query_one(
+                "select pg_current_wal_lsn()::text,
+                        to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+                &[],
+            )
+            .unwrap();
+        let (lsn, time): (String, String) = (row.get(0), row.get(1));
+        moments.push((lsn, time, digest));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    check_moments(cluster, &moments, "a", true);
+    cluster.cli(&["compact"]);
+    check_moments(cluster, &moments, "b", false);
+    // Without any local copy, from object storage and the quorum alone.
+    cluster.kill("pageserver");
+    std::fs::remove_dir_all(cluster.dir().join("pageserver")).unwrap();
+    cluster.up();
+    check_moments(cluster, &moments, "c", false);
+}
+
+type Moment = (String, String, Vec<(String, i64, String)>);
+
+fn check_moments(cluster: &Cluster, moments: &[Moment], round: &str, by_time: bool) {
+    for (number, (lsn, time, digest)) in moments.iter().enumerate() {
+        // Every third moment a round, so that all are covered by the three rounds.
+        if !thorough() && number % 3 != round.len() + usize::from(round.as_bytes()[0]) % 3 - 1 {
+            continue;
+        }
+        let name = format!("{round}{number}");
+        let at = if by_time && number % 2 == 0 { time } else { lsn };
+        let row = cluster.json(&["branch", "create", &name, "--at", at]);
+        assert_eq!(row["ancestor"], "main");
+        let mut client = cluster.branch_client(&name);
+        assert_eq!(&permanent(&mut client), digest, "moment {number} at {at}");
+        // The branch is a database of its own.
+        client.batch_execute("create table mine as select 1 a").unwrap();
+        drop(client);
+        cluster.cli(&["compute", "stop", &name]);
+    }
+}
+
+#[test]
+fn moments_in_a_directory() {
+    moments(&Cluster::new());
+}
+
+#[test]
+fn moments_in_s3() {
+    let server = S3Server::start();
+    let cluster = Cluster::with(
+        &[
+            "--object-store",
+            "s3://pgstrata-e2e/some/prefix",
+            "--s3-endpoint",
+            &server.endpoint,
+            "--create-bucket",
+        ],
+        &[
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+            ("AWS_REGION", "us-east-1"),
+        ],
+    );
+    moments(&cluster);
+}
+
+#[test]
+fn branches_of_branches_are_independent() {
+    let cluster = Cluster::new();
+    let mut main = cluster.client();
+    main.batch_execute("create table t (a int); insert into t values (1)").unwrap();
+    cluster.cli(&["branch", "create", "child"]);
+    let mut child = cluster.branch_client("child");
+    child.batch_execute("insert into t values (2)").unwrap();
+    main.batch_execute("insert into t values (10)").unwrap();
+    cluster.cli(&["branch", "create", "grandchild", "--from", "child"]);
+    let mut grandchild = cluster.branch_client("grandchild");
+    grandchild.batch_execute("insert into t values (3)").unwrap();
+    child.batch_execute("delete from t where a = 1").unwrap();
+    let content = |client: &mut Client| -> Vec<i32> {
+        client
+            .query("select a from t order by 1", &[])
+            .unwrap()
+            .iter()
+            .map(|row| row.get(0))
+            .collect()
+    };
+    assert_eq!(content(&mut main), [1, 10]);
+    assert_eq!(content(&mut child), [2]);
+    assert_eq!(content(&mut grandchild), [1, 2, 3]);
+
+    // A branch of a branch at a moment before the branch began is a branch of the ancestor.
+    let refusal = cluster.refusal(&["branch", "delete", "child"], 1);
+    assert!(refusal.contains("child"), "{refusal}");
+    drop((child, grandchild));
+    cluster.cli(&["compute", "stop", "grandchild"]);
+    cluster.cli(&["branch", "delete", "grandchild"]);
+    cluster.cli(&["compute", "stop", "child"]);
+    cluster.cli(&["branch", "reset", "child"]);
+    let mut child = cluster.branch_client("child");
+    assert_eq!(content(&mut child), [1, 10]);
+    drop(child);
+    cluster.cli(&["compute", "stop", "child"]);
+    cluster.cli(&["branch", "rename", "child", "other"]);
+    cluster.cli(&["branch", "delete", "other"]);
+    let names = cluster.json(&["branch", "list"]);
+    assert_eq!(names.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_base_backup_of_the_past_starts_by_itself() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let mut client = connect(&uri);
+    client.batch_execute("create table t as select g a from generate_series(1, 1000) g").unwrap();
+    client.batch_execute("create database other").unwrap();
+    let lsn: String = client.query_one("select pg_current_wal_lsn()::text", &[]).unwrap().get(0);
+    client.batch_execute("delete from t; create table later (a int)").unwrap();
+
+    let status = cluster.status();
+    let processes = status["processes"].as_array().unwrap();
+    let pageserver = processes.iter().find(|process| process["role"] == "pageserver").unwrap();
+    let port = pageserver["pg"].as_str().unwrap().rsplit_once(':').unwrap().1.to_owned();
+    let directory = pgstrata_tests::pg_directory();
+    for wal_method in ["stream", "fetch"] {
+        let target = directory.path().join(wal_method);
+        let target = target.to_str().unwrap();
+        let connection = format!(
+            "host=127.0.0.1 port={port} user=postgres options='-c pgstrata.branch=main -c pgstrata.lsn={lsn}'"
+        );
+        pg_program(
+            "pg_basebackup",
+            &["-D", target, "-d", &connection, "-X", wal_method, "--no-sync"],
+        );
+        pg_program("pg_verifybackup", &["-n", target]);
+        let socket = format!("-c unix_socket_directories={target}");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let options = format!("{socket} -c port={free} -c listen_addresses=127.0.0.1");
+        let log = format!("{target}/log");
+        pg_program("pg_ctl", &["-D", target, "-w", "-l", &log, "-o", &options, "start"]);
+        let mut restored = connect(&format!("postgresql://postgres@127.0.0.1:{free}/postgres"));
+        let row = restored.query_one("select count(*), sum(a) from t", &[]).unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1000, 500_500));
+        let row = restored.query_one("select to_regclass('later') is null", &[]).unwrap();
+        assert!(row.get::<_, bool>(0));
+        restored.batch_execute("insert into t values (1)").unwrap();
+        drop(restored);
+        pg_program("pg_ctl", &["-D", target, "-w", "-m", "fast", "stop"]);
+    }
+}
