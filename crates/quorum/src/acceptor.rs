@@ -131,6 +131,15 @@ impl Acceptor {
         Acceptor { fault, ..self }
     }
 
+    /// Everything but the node's name, as a hash.
+    #[cfg(any(test, feature = "explorer"))]
+    pub(crate) fn hash_nameless(&self, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        self.control.hash(hasher);
+        (self.write_lsn, self.boundary_lsn, self.flush_lsn).hash(hasher);
+        (self.commit_lsn, self.proposer_commit_lsn).hash(hasher);
+    }
+
     #[cfg(any(test, feature = "explorer"))]
     fn faulty(&self, fault: Fault) -> bool {
         self.fault == Some(fault)
@@ -277,6 +286,11 @@ impl Acceptor {
         if self.faulty(Fault::WrongDivergence) {
             let start = elected.history.last().map_or(Lsn::INVALID, |last| last.lsn);
             return start.min(self.flush_lsn);
+        }
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::TruncateBelowCommit) {
+            let last = self.control.history.last().map_or(Lsn::INVALID, |last| last.lsn);
+            return last.min(self.flush_lsn);
         }
         let ours = &self.control.history;
         ours.divergence(self.flush_lsn, &elected.history, Lsn::MAX, self.control.start_lsn)

@@ -19,7 +19,7 @@ pub enum Fault {
     DonorByLength,
     /// The log is cut at the start of the new term, not where the histories part.
     WrongDivergence,
-    /// Histories that part below the commit LSN are followed all the same.
+    /// A new election cuts off everything of the last term, committed or not.
     TruncateBelowCommit,
     /// The new history is durable before the old bytes are gone.
     HistoryBeforeTruncate,

@@ -12,6 +12,8 @@
 mod acceptor;
 mod configuration;
 #[cfg(any(test, feature = "explorer"))]
+pub mod explorer;
+#[cfg(any(test, feature = "explorer"))]
 mod fault;
 mod history;
 mod message;

@@ -202,7 +202,7 @@ impl Proposer {
                 self.members[index].vote = Some((vote.flush_lsn, vote.history, vote.commit_lsn));
                 self.try_win(outputs);
             }
-            Phase::Elected if vote.granted => self.announce(node, outputs),
+            // Everyone who was greeted by then heard of the election when it was won.
             _ => {}
         }
     }
@@ -322,6 +322,21 @@ impl Proposer {
             self.phase = Phase::Fenced;
             outputs.push(ProposerOutput::Fenced(promised));
         }
+    }
+
+    /// What this proposer knows of one member, and what it knows otherwise, as hashes: so that
+    /// states that differ only in the members' names count as one.
+    #[cfg(any(test, feature = "explorer"))]
+    pub(crate) fn hash_member(&self, node: NodeId, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        self.index(node).map(|index| &self.members[index]).hash(hasher);
+    }
+
+    #[cfg(any(test, feature = "explorer"))]
+    pub(crate) fn hash_rest(&self, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        (self.id, self.phase, self.term, &self.history).hash(hasher);
+        (self.start_lsn, self.end_lsn, self.commit_lsn).hash(hasher);
     }
 
     /// What must hold between any two inputs.

@@ -1,1 +1,5 @@
-//! Seeded faults: disks and networks that fail on command.
+//! Faults on command: disks that fail.
+
+mod disk;
+
+pub use disk::{Fail, FaultyDisk};

@@ -27,8 +27,13 @@ pub struct RecoveredLog {
 }
 
 /// Finds the end of the log and removes what follows. `known_lsn` is a record boundary that was
-/// durable; the log can't end before it.
-pub fn recover(files: &SegmentFiles, known_lsn: Lsn) -> Result<RecoveredLog, StorageError> {
+/// durable. A log that ends before `durable_lsn` is damaged: nothing is removed then, so that
+/// what can still be read stays.
+pub fn recover(
+    files: &SegmentFiles,
+    known_lsn: Lsn,
+    durable_lsn: Lsn,
+) -> Result<RecoveredLog, StorageError> {
     let temporary = files.directory.join("zeroed.tmp");
     match files.disk.remove(&temporary) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -46,6 +51,16 @@ pub fn recover(files: &SegmentFiles, known_lsn: Lsn) -> Result<RecoveredLog, Sto
     let mut decoder = decoder(files, start)?;
     scan(files, &mut decoder, Lsn::MAX)?;
     let flush_lsn = decoder.position();
+    if flush_lsn < durable_lsn {
+        return Err(StorageError::Damaged {
+            path: files.directory.clone(),
+            reason: format!(
+                "the WAL ends at {flush_lsn}, but it was durable up to {durable_lsn}: segments \
+                 are missing or damaged. Give this safekeeper a new node id and an empty \
+                 directory; it refills from its peers"
+            ),
+        });
+    }
     let removed_bytes = clear_after(files, flush_lsn)?;
     Ok(RecoveredLog { flush_lsn, removed_bytes })
 }

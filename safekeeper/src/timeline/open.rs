@@ -82,18 +82,8 @@ impl Timeline {
         let control = read_control(context, &path)?;
         let files =
             SegmentFiles::new(Arc::clone(&context.disk), directory, control.parameters.clone());
-        let recovered = recover(&files, control.state.commit_lsn)?;
-        if recovered.flush_lsn < control.flush_lsn {
-            return Err(StorageError::Damaged {
-                path: directory.to_owned(),
-                reason: format!(
-                    "the WAL ends at {}, but it was durable up to {}: segments are missing or \
-                     damaged. Give this safekeeper a new node id and an empty directory; it \
-                     refills from its peers",
-                    recovered.flush_lsn, control.flush_lsn
-                ),
-            });
-        }
+        let known_lsn = control.state.commit_lsn;
+        let recovered = recover(&files, known_lsn, control.flush_lsn.max(known_lsn))?;
         let timeline = Timeline::assemble(context, directory, control, recovered.flush_lsn)?;
         Ok(Opened { timeline, removed_bytes: recovered.removed_bytes })
     }

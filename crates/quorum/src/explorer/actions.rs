@@ -1,0 +1,461 @@
+//! What can happen next, and what then does.
+
+use pgstrata_ids::Lsn;
+
+use super::checks;
+use super::search::fingerprint;
+use super::world::{
+    Action, Compute, Content, Message, NODES, RECORD, World, configuration, node_id,
+};
+use crate::{
+    Acceptor, AcceptorOutput, Append, Fault, Holding, PeerRange, Phase, ProposerOutput, Refusal,
+    provable_commit,
+};
+
+/// The outputs of one input, and the bytes that came with it.
+type Outputs = (Vec<AcceptorOutput>, Vec<u8>);
+
+impl World {
+    /// Everything that can happen in this state.
+    pub fn actions(&self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (c, compute) in self.computes.iter().enumerate() {
+            self.compute_actions(c as u8, compute, &mut actions);
+        }
+        for (m, message) in self.network.iter().enumerate() {
+            if m > 0 && self.network[m - 1] == *message {
+                continue;
+            }
+            let m = m as u8;
+            actions.push(Action::Deliver(m, false));
+            if self.left.duplicates > 0 {
+                actions.push(Action::Deliver(m, true));
+            }
+            if self.left.crashes > 0 && message.to_acceptor() {
+                let (outputs, payload) = self.clone().react(m);
+                let crash = |after, kept| Action::DeliverAndCrash(m, after, kept);
+                self.crashes(message.node, &outputs, &payload, crash, &mut actions);
+            }
+        }
+        for node in 0..NODES as u8 {
+            let core = &self.nodes[usize::from(node)].core;
+            if self.left.late_flush && core.write_lsn() > core.flush_lsn() {
+                actions.push(Action::Flush(node));
+                if self.left.crashes > 0 {
+                    let outputs = self.clone().flush(node);
+                    let crash = |after, kept| Action::FlushAndCrash(node, after, kept);
+                    self.crashes(node, &outputs, &[], crash, &mut actions);
+                }
+            }
+            for other in (0..NODES as u8).filter(|&other| other != node) {
+                let theirs = &self.nodes[usize::from(other)].core;
+                let end = self.copy_end(node);
+                if self.left.copies > 0 && end > theirs.flush_lsn() {
+                    actions.push(Action::Copy(node, other));
+                }
+                if self.left.proofs > 0 && node < other {
+                    actions.push(Action::Prove(node, other));
+                }
+            }
+        }
+        actions
+    }
+
+    fn compute_actions(&self, c: u8, compute: &Compute, actions: &mut Vec<Action>) {
+        if !compute.started {
+            actions.push(Action::Campaign(c));
+            return;
+        }
+        if self.left.restarts > 0 {
+            actions.push(Action::Restart(c));
+        }
+        let phase = compute.core.phase();
+        if phase == Phase::Elected && compute.records > 0 {
+            actions.push(Action::Write(c));
+        }
+        for node in 0..NODES {
+            if phase != Phase::Fenced && self.left.reconnects > 0 {
+                actions.push(Action::Reconnect(c, node as u8));
+            }
+            let Some(next) = compute.next[node].filter(|_| phase == Phase::Elected) else {
+                continue;
+            };
+            let commit = compute.core.commit_lsn().0 as u8;
+            let tidings = self.left.tidings > 0 && compute.told[node] < commit;
+            if usize::from(next) < compute.log.len() || tidings {
+                actions.push(Action::Send(c, node as u8, false));
+            }
+            if self.left.pieces && usize::from(next) + RECORD <= compute.log.len() {
+                actions.push(Action::Send(c, node as u8, true));
+            }
+        }
+    }
+
+    /// Every crash between these outputs, with every part of the unsynced log surviving.
+    fn crashes(
+        &self,
+        node: u8,
+        outputs: &[AcceptorOutput],
+        payload: &[u8],
+        crash: impl Fn(u8, u8) -> Action,
+        actions: &mut Vec<Action>,
+    ) {
+        for after in 0..=outputs.len() {
+            let mut world = self.clone();
+            if world.perform(node, 0, 0, &outputs[..after], payload).is_err() {
+                continue;
+            }
+            let disk = &world.nodes[usize::from(node)];
+            let mut last = None;
+            for kept in disk.synced..=disk.log.len() {
+                let whole = kept - kept % RECORD;
+                if last.replace(whole) != Some(whole) {
+                    actions.push(crash(after as u8, kept as u8));
+                }
+            }
+        }
+    }
+
+    /// The state after an action; an error is what is wrong with it.
+    pub fn after(&self, action: Action) -> Result<World, String> {
+        let mut world = self.clone();
+        world.act(action)?;
+        world.purge();
+        world.network.sort_unstable();
+        checks::state(&world)?;
+        Ok(world)
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), String> {
+        match action {
+            Action::Campaign(c) => self.campaign(c),
+            Action::Restart(c) => {
+                self.left.restarts -= 1;
+                let old = &self.computes[usize::from(c)];
+                let new = Compute::new(c, old.run + 1, old.records, self.fault);
+                self.computes[usize::from(c)] = new;
+                self.network.retain(|message| message.compute != c || message.to_acceptor());
+                Ok(())
+            }
+            Action::Write(c) => {
+                let compute = &mut self.computes[usize::from(c)];
+                compute.log.extend(compute.record(c));
+                compute.records -= 1;
+                compute.core.appended(Lsn(compute.log.len() as u64));
+                Ok(())
+            }
+            Action::Send(c, node, piece) => {
+                self.send(c, node, piece);
+                Ok(())
+            }
+            Action::Reconnect(c, node) => {
+                self.left.reconnects -= 1;
+                self.connect(c, node)
+            }
+            Action::Deliver(m, keep) => {
+                let message = self.network[usize::from(m)].clone();
+                let (outputs, payload) = self.react_checked(m)?;
+                if keep {
+                    self.left.duplicates -= 1;
+                } else {
+                    self.network.remove(usize::from(m));
+                }
+                self.perform(message.node, message.compute, message.run, &outputs, &payload)
+            }
+            Action::DeliverAndCrash(m, after, kept) => {
+                let message = self.network[usize::from(m)].clone();
+                let (outputs, payload) = self.react(m);
+                self.network.remove(usize::from(m));
+                let done = &outputs[..usize::from(after)];
+                self.perform(message.node, message.compute, message.run, done, &payload)?;
+                self.crash(message.node, kept)
+            }
+            Action::Flush(node) => {
+                let outputs = self.flush(node);
+                self.perform_for_leader(node, &outputs)
+            }
+            Action::FlushAndCrash(node, after, kept) => {
+                let outputs = self.flush(node);
+                self.perform_for_leader(node, &outputs[..usize::from(after)])?;
+                self.crash(node, kept)
+            }
+            Action::Copy(from, to) => self.copy(from, to),
+            Action::Prove(a, b) => self.prove(a, b),
+        }
+    }
+
+    fn campaign(&mut self, c: u8) -> Result<(), String> {
+        self.computes[usize::from(c)].started = true;
+        (0..NODES as u8).try_for_each(|node| self.connect(c, node))
+    }
+
+    fn connect(&mut self, c: u8, node: u8) -> Result<(), String> {
+        let promised = self.nodes[usize::from(node)].core.term();
+        let compute = &mut self.computes[usize::from(c)];
+        compute.next[usize::from(node)] = None;
+        let mut outputs = Vec::new();
+        compute.core.connected(node_id(node), promised, &mut outputs);
+        self.proposer_outputs(c, outputs)
+    }
+
+    fn send(&mut self, c: u8, node: u8, piece: bool) {
+        let compute = &mut self.computes[usize::from(c)];
+        let Some(next) = compute.next[usize::from(node)] else { return };
+        let from = usize::from(next);
+        let to = if piece { from + 1 } else { compute.log.len() };
+        let commit_lsn = compute.core.commit_lsn();
+        let append = Append {
+            term: compute.core.term(),
+            start: Lsn(from as u64),
+            length: (to - from) as u64,
+            record_end: Lsn((to - to % RECORD) as u64),
+            commit_lsn,
+        };
+        self.left.tidings -= u8::from(from == to);
+        compute.next[usize::from(node)] = Some(to as u8);
+        compute.told[usize::from(node)] = commit_lsn.0 as u8;
+        let bytes = compute.log[from..to].to_vec();
+        let run = compute.run;
+        self.post(c, run, node, Content::Append(append, bytes));
+    }
+
+    fn post(&mut self, compute: u8, run: u8, node: u8, content: Content) {
+        let order = fingerprint(&content);
+        self.network.push(Message { compute, run, node, order, content });
+    }
+
+    fn react_checked(&mut self, m: u8) -> Result<Outputs, String> {
+        let message = self.network[usize::from(m)].clone();
+        if message.to_acceptor() {
+            return Ok(self.react(m));
+        }
+        let c = message.compute;
+        let compute = &mut self.computes[usize::from(c)];
+        let node = node_id(message.node);
+        let mut outputs = Vec::new();
+        if compute.run == message.run {
+            match &message.content {
+                Content::Vote(vote, log) => {
+                    if compute.core.phase() == Phase::Campaigning {
+                        compute.voted[usize::from(message.node)].clone_from(log);
+                    }
+                    compute.core.vote(node, vote.clone(), &mut outputs);
+                }
+                Content::Ack(ack) => compute.core.ack(node, *ack, &mut outputs),
+                _ => {}
+            }
+        }
+        self.proposer_outputs(c, outputs)?;
+        Ok((Vec::new(), Vec::new()))
+    }
+
+    /// What an acceptor says to a message; nothing is performed yet.
+    fn react(&mut self, m: u8) -> Outputs {
+        let message = self.network[usize::from(m)].clone();
+        let core = &mut self.nodes[usize::from(message.node)].core;
+        let mut outputs = Vec::new();
+        let mut payload = Vec::new();
+        match message.content {
+            Content::VoteRequest(request) => core.vote(&request, &mut outputs),
+            Content::Elected(elected) => core.elected(&elected, &mut outputs),
+            Content::Append(append, bytes) => {
+                core.append(&append, &mut outputs);
+                if !self.left.late_flush && core.write_lsn() > core.flush_lsn() {
+                    core.flush(&mut outputs);
+                }
+                payload = bytes;
+            }
+            Content::Vote(..) | Content::Ack(_) => {}
+        }
+        (outputs, payload)
+    }
+
+    fn flush(&mut self, node: u8) -> Vec<AcceptorOutput> {
+        let mut outputs = Vec::new();
+        self.nodes[usize::from(node)].core.flush(&mut outputs);
+        outputs
+    }
+
+    /// A flush's acknowledgement goes to whoever leads the acknowledged term.
+    fn perform_for_leader(&mut self, node: u8, outputs: &[AcceptorOutput]) -> Result<(), String> {
+        let term = self.nodes[usize::from(node)].core.history().last().map(|last| last.term);
+        let leads = |compute: &Compute| Some(compute.core.term()) == term;
+        let c = self.computes.iter().position(leads);
+        let run = c.map_or(u8::MAX, |c| self.computes[c].run);
+        self.perform(node, c.unwrap_or(0) as u8, run, outputs, &[])
+    }
+
+    /// Does on the disk and in the network what an acceptor's outputs say.
+    fn perform(
+        &mut self,
+        node: u8,
+        compute: u8,
+        run: u8,
+        outputs: &[AcceptorOutput],
+        payload: &[u8],
+    ) -> Result<(), String> {
+        for output in outputs {
+            let disk = &mut self.nodes[usize::from(node)];
+            let content = match output {
+                AcceptorOutput::Persist(control) => {
+                    disk.control = control.clone();
+                    continue;
+                }
+                AcceptorOutput::Truncate(lsn) => {
+                    let at = lsn.0 as usize;
+                    if at < disk.told_commit {
+                        return Err(format!(
+                            "acceptor {node} removes committed bytes from {lsn} on"
+                        ));
+                    }
+                    disk.log.truncate(at);
+                    disk.synced = disk.synced.min(at);
+                    continue;
+                }
+                AcceptorOutput::Write { at, skip } => {
+                    if at.0 as usize != disk.log.len() {
+                        return Err(format!("acceptor {node} writes at {at}, not at its end"));
+                    }
+                    disk.log.extend_from_slice(&payload[*skip as usize..]);
+                    continue;
+                }
+                AcceptorOutput::Sync => {
+                    disk.synced = disk.log.len();
+                    continue;
+                }
+                AcceptorOutput::Committed(lsn) => {
+                    let at = lsn.0 as usize;
+                    disk.told_commit = disk.told_commit.max(at);
+                    let term = disk.core.term();
+                    let Some(log) = disk.log.get(..at).map(<[u8]>::to_vec) else {
+                        return Err(format!(
+                            "acceptor {node} reports {lsn} committed, past its log"
+                        ));
+                    };
+                    // Whoever told it did so in the promised term at the latest.
+                    checks::commit(self, &log, term)?;
+                    continue;
+                }
+                AcceptorOutput::Vote(vote) if !vote.granted => continue,
+                AcceptorOutput::Vote(vote) => {
+                    let end = (vote.flush_lsn.0 as usize).min(disk.log.len());
+                    Content::Vote(vote.clone(), disk.log[..end].to_vec())
+                }
+                AcceptorOutput::Ack(ack) => Content::Ack(*ack),
+                // A compute that hears that it is outranked stops. As messages may be lost, and
+                // computes may do nothing more, that adds no behaviour.
+                AcceptorOutput::Refuse(Refusal::Fenced { .. }) => continue,
+                AcceptorOutput::Refuse(Refusal::CommittedDiffers { .. }) => {
+                    return Err(format!("acceptor {node} was told to drop committed bytes"));
+                }
+                AcceptorOutput::Refuse(refusal) => return Err(refusal.to_string()),
+            };
+            let still_there = self.computes[usize::from(compute)].run == run;
+            if still_there {
+                self.post(compute, run, node, content);
+            }
+        }
+        Ok(())
+    }
+
+    /// Loses everything in memory and what wasn't synced, but for `kept` bytes; starts again.
+    fn crash(&mut self, node: u8, kept: u8) -> Result<(), String> {
+        self.left.crashes -= 1;
+        let fault = self.fault;
+        let disk = &mut self.nodes[usize::from(node)];
+        disk.log.truncate(usize::from(kept).max(disk.synced));
+        // Recovery ends the log with its last whole record.
+        disk.log.truncate(disk.log.len() - disk.log.len() % RECORD);
+        disk.synced = disk.log.len();
+        let end = Lsn(disk.log.len() as u64);
+        let core = Acceptor::restore(node_id(node), disk.control.clone(), end);
+        disk.core = core.map_err(|error| error.to_string())?.with_fault(fault);
+        disk.told_commit = disk.core.commit_lsn().0 as usize;
+        Ok(())
+    }
+
+    fn copy_end(&self, from: u8) -> Lsn {
+        let core = &self.nodes[usize::from(from)].core;
+        match self.fault {
+            Some(Fault::PeerBeyondCommit) => core.flush_lsn(),
+            _ => core.commit_lsn(),
+        }
+    }
+
+    fn copy(&mut self, from: u8, to: u8) -> Result<(), String> {
+        self.left.copies -= 1;
+        let commit_lsn = self.copy_end(from);
+        let source = &self.nodes[usize::from(from)];
+        let history = source.core.history().clone();
+        let target = &self.nodes[usize::from(to)].core;
+        let end = target.flush_lsn();
+        let start = target.history().divergence(end, &history, commit_lsn, Lsn(0));
+        let payload = source.log[start.0 as usize..commit_lsn.0 as usize].to_vec();
+        let range = PeerRange { history, commit_lsn, start, length: payload.len() as u64 };
+        let mut outputs = Vec::new();
+        self.nodes[usize::from(to)].core.peer_range(&range, &mut outputs);
+        self.perform(to, 0, u8::MAX, &outputs, &payload)?;
+        let outputs = self.flush(to);
+        self.perform_for_leader(to, &outputs)
+    }
+
+    fn prove(&mut self, a: u8, b: u8) -> Result<(), String> {
+        self.left.proofs -= 1;
+        let holding = |node: u8| {
+            let core = &self.nodes[usize::from(node)].core;
+            let mut history = core.history().clone();
+            if self.fault == Some(Fault::ProofIgnoresAdoption) {
+                history = history.up_to(core.flush_lsn());
+            }
+            Holding { node: node_id(node), flush_lsn: core.flush_lsn(), history }
+        };
+        let proof = provable_commit(&configuration(), &[holding(a), holding(b)]);
+        let Some((term, lsn)) = proof else { return Ok(()) };
+        let log = self.nodes[usize::from(a)].log[..lsn.0 as usize].to_vec();
+        checks::commit(self, &log, term)?;
+        for node in [a, b] {
+            let mut outputs = Vec::new();
+            self.nodes[usize::from(node)].core.learn_commit(term, lsn, &mut outputs);
+            self.perform(node, 0, u8::MAX, &outputs, &[])?;
+        }
+        Ok(())
+    }
+
+    fn proposer_outputs(&mut self, c: u8, outputs: Vec<ProposerOutput>) -> Result<(), String> {
+        let run = self.computes[usize::from(c)].run;
+        for output in outputs {
+            let index = |node: pgstrata_ids::NodeId| (node.0 - 1) as u8;
+            let compute = &mut self.computes[usize::from(c)];
+            match output {
+                ProposerOutput::RequestVote(node, request) => {
+                    self.post(c, run, index(node), Content::VoteRequest(request));
+                }
+                ProposerOutput::AnnounceElected(node, elected) => {
+                    self.post(c, run, index(node), Content::Elected(elected));
+                }
+                ProposerOutput::StreamFrom(node, lsn) => {
+                    compute.next[usize::from(index(node))] = Some(lsn.0 as u8);
+                }
+                ProposerOutput::Elected(election) => {
+                    let donor = usize::from(index(election.donor));
+                    compute.log = std::mem::take(&mut compute.voted)[donor].clone();
+                    checks::elected(self, c, election.start_lsn)?;
+                }
+                ProposerOutput::Committed(lsn) => {
+                    let term = compute.core.term();
+                    let log = compute.log[..lsn.0 as usize].to_vec();
+                    checks::commit(self, &log, term)?;
+                }
+                ProposerOutput::Fenced(_) => compute.next = [None; NODES],
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Message {
+    /// True if an acceptor gets it.
+    pub fn to_acceptor(&self) -> bool {
+        matches!(self.content, Content::VoteRequest(_) | Content::Elected(_) | Content::Append(..))
+    }
+}

@@ -1,0 +1,131 @@
+//! Nothing is found in the real core; every seeded fault is.
+
+use super::{Beginning, Bounds, Outcome, explore};
+use crate::Fault;
+
+const NONE: Bounds = Bounds {
+    records: [0, 0],
+    beginning: Beginning::Fresh,
+    crashes: 0,
+    restarts: 0,
+    duplicates: 0,
+    reconnects: 0,
+    copies: 0,
+    proofs: 0,
+    tidings: 0,
+    pieces: false,
+    late_flush: false,
+};
+
+const ELECTED: Bounds = Bounds { beginning: Beginning::Elected, ..NONE };
+
+const DIVIDED: Bounds = Bounds { beginning: Beginning::Divided, records: [1, 1], ..NONE };
+
+/// Everything within the bounds was visited, and nothing is wrong.
+fn exhausts(bounds: Bounds) -> Outcome {
+    let outcome = explore(bounds, None, 3_000_000, false);
+    assert_eq!(outcome.violation, None, "{bounds:?}");
+    assert!(outcome.complete, "{bounds:?}: {outcome:?}");
+    println!("{bounds:?}: {outcome:?}");
+    outcome
+}
+
+#[test]
+fn two_elections_from_nothing_with_a_crash() {
+    let outcome = exhausts(Bounds { crashes: 1, ..NONE });
+    assert_eq!(outcome.highest_term, 2);
+}
+
+#[test]
+fn two_computes_write_a_record_each() {
+    let outcome = exhausts(Bounds { records: [1, 1], ..ELECTED });
+    assert_eq!((outcome.highest_term, outcome.most_committed), (2, 4));
+}
+
+#[test]
+fn two_logs_that_part_and_a_third_term() {
+    let outcome = exhausts(Bounds { restarts: 1, ..DIVIDED });
+    assert_eq!(outcome.highest_term, 3);
+}
+
+#[test]
+fn a_fourth_term_after_a_record_of_the_first_was_sent_along() {
+    let bounds = Bounds { beginning: Beginning::Retaken, records: [2, 1], ..DIVIDED };
+    let outcome = exhausts(Bounds { restarts: 1, proofs: 1, ..bounds });
+    assert_eq!(outcome.highest_term, 4);
+}
+
+#[test]
+fn a_crash_in_the_middle_of_anything() {
+    exhausts(Bounds { records: [1, 0], crashes: 1, ..ELECTED });
+}
+
+#[test]
+fn a_message_arrives_twice() {
+    exhausts(Bounds { records: [1, 0], duplicates: 1, ..ELECTED });
+}
+
+#[test]
+fn a_compute_reconnects() {
+    exhausts(Bounds { records: [1, 0], reconnects: 1, ..ELECTED });
+}
+
+#[test]
+fn syncs_come_late_and_records_in_pieces() {
+    exhausts(Bounds { records: [1, 0], late_flush: true, pieces: true, ..ELECTED });
+}
+
+#[test]
+fn acceptors_copy_and_prove() {
+    exhausts(Bounds { records: [1, 0], copies: 1, proofs: 1, tidings: 1, ..ELECTED });
+}
+
+/// The fault is found, with the nearest states first, or else with the deepest.
+fn finds(fault: Fault, bounds: Bounds) {
+    let mut outcome = explore(bounds, Some(fault), 100_000, true);
+    if outcome.violation.is_none() {
+        outcome = explore(bounds, Some(fault), 3_000_000, false);
+    }
+    let Some(violation) = outcome.violation else {
+        panic!("{fault:?} was not found: {outcome:?}");
+    };
+    println!("{fault:?}: {} after {} states", violation.what, outcome.states);
+}
+
+#[test]
+fn faulty_votes_are_found() {
+    finds(Fault::VoteNotPersisted, Bounds { crashes: 1, ..NONE });
+    finds(Fault::VoteTwice, NONE);
+    finds(Fault::SmallQuorum, NONE);
+    let unsynced = Bounds { records: [1, 0], late_flush: true, crashes: 1, proofs: 1, ..ELECTED };
+    finds(Fault::VoteKeepsUnsynced, unsynced);
+}
+
+#[test]
+fn faulty_durability_is_found() {
+    let crash = Bounds { records: [1, 0], crashes: 1, ..ELECTED };
+    finds(Fault::AckBeforeSync, crash);
+    finds(Fault::HistoryNotPersisted, crash);
+    finds(Fault::HistoryBeforeTruncate, Bounds { records: [1, 1], ..crash });
+    finds(Fault::FlushInsideRecord, Bounds { pieces: true, ..crash });
+}
+
+#[test]
+fn faulty_commits_are_found() {
+    // Figure 8 of the Raft paper: the third term's winner sends along a record of the first.
+    let more_terms = Bounds { beginning: Beginning::Retaken, restarts: 1, ..DIVIDED };
+    finds(Fault::CommitOlderTerm, more_terms);
+    finds(Fault::CommitBeyondLog, Bounds { records: [2, 0], late_flush: true, ..ELECTED });
+    finds(Fault::AppendOldTerm, Bounds { records: [1, 0], ..ELECTED });
+    let copies = Bounds { records: [1, 1], copies: 1, proofs: 1, ..ELECTED };
+    finds(Fault::PeerBeyondCommit, copies);
+    finds(Fault::ProofIgnoresAdoption, Bounds { proofs: 1, ..more_terms });
+}
+
+#[test]
+fn faulty_truncation_is_found() {
+    let again = Bounds { restarts: 1, ..DIVIDED };
+    finds(Fault::WrongDivergence, again);
+    finds(Fault::TruncateBelowCommit, Bounds { records: [1, 0], tidings: 1, ..ELECTED });
+    finds(Fault::DonorByLength, Bounds { records: [2, 1], ..again });
+}

@@ -1,0 +1,276 @@
+//! Three acceptors with disks, two computes, and the messages between them.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use pgstrata_ids::{Lsn, NodeId, Term};
+
+use crate::{
+    Acceptor, Ack, Append, Configuration, ControlState, Elected, Fault, Phase, Proposer,
+    ProposerId, Vote, VoteRequest,
+};
+
+/// Acceptors of the world.
+pub const NODES: usize = 3;
+
+/// Bytes of a record, so that there are positions inside records.
+pub const RECORD: usize = 2;
+
+/// What has happened before everything is possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Beginning {
+    /// Nothing.
+    Fresh,
+    /// The first compute has won the first term, and all acceptors follow it.
+    Elected,
+    /// Then it wrote a record, which only the first acceptor has; the second compute won a second
+    /// term with the others, and wrote a record that only the second acceptor has.
+    Divided,
+    /// Then the first compute, started again, won a third term with the first and the third.
+    Retaken,
+}
+
+/// How much of everything happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Bounds {
+    /// Records that each of the two computes may write in all its runs.
+    pub records: [u8; 2],
+    /// Where it begins.
+    pub beginning: Beginning,
+    /// Acceptors' crashes, in the middle of anything; a restart follows.
+    pub crashes: u8,
+    /// Times that a compute starts again as a new proposer.
+    pub restarts: u8,
+    /// Messages that are delivered twice.
+    pub duplicates: u8,
+    /// Reconnections of a running compute to an acceptor.
+    pub reconnects: u8,
+    /// Copies of committed WAL between acceptors.
+    pub copies: u8,
+    /// Proofs of commitment from acceptors' logs.
+    pub proofs: u8,
+    /// Messages that only tell a commit LSN; else it travels with the next bytes.
+    pub tidings: u8,
+    /// Whether records are also sent in pieces.
+    pub pieces: bool,
+    /// Whether what was appended may stay unsynced while other messages come.
+    pub late_flush: bool,
+}
+
+/// One step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// A compute hears promised terms from all and campaigns.
+    Campaign(u8),
+    /// A compute dies and another takes its place.
+    Restart(u8),
+    /// A compute writes a record.
+    Write(u8),
+    /// A compute sends a member the next bytes: all there are, or half a record.
+    Send(u8, u8, bool),
+    /// A compute connects to a member again.
+    Reconnect(u8, u8),
+    /// The message at this place is delivered; `true` keeps a copy in the network.
+    Deliver(u8, bool),
+    /// The same, but the acceptor crashes after so many outputs, and this much of its unsynced
+    /// log survives.
+    DeliverAndCrash(u8, u8, u8),
+    /// An acceptor makes what it wrote durable and acknowledges it.
+    Flush(u8),
+    /// The same, with a crash after so many outputs.
+    FlushAndCrash(u8, u8, u8),
+    /// The second copies committed bytes of the first.
+    Copy(u8, u8),
+    /// Two acceptors compare their logs.
+    Prove(u8, u8),
+}
+
+/// What travels between compute `.0` and acceptor `.1`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Message {
+    pub compute: u8,
+    pub run: u8,
+    pub node: u8,
+    pub order: u64,
+    pub content: Content,
+}
+
+/// With the bytes that go with it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Content {
+    VoteRequest(VoteRequest),
+    Vote(Vote, Vec<u8>),
+    Elected(Elected),
+    Append(Append, Vec<u8>),
+    Ack(Ack),
+}
+
+/// An order that makes equal sets of messages equal lists; by a fingerprint, as cores don't order.
+impl PartialOrd for Content {
+    fn partial_cmp(&self, other: &Content) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Content {
+    fn cmp(&self, other: &Content) -> std::cmp::Ordering {
+        super::search::fingerprint(self).cmp(&super::search::fingerprint(other))
+    }
+}
+
+/// An acceptor and its disk.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    pub core: Acceptor,
+    /// The control file.
+    pub control: ControlState,
+    /// The log as written; what is after `synced` may be lost in a crash.
+    pub log: Vec<u8>,
+    pub synced: usize,
+    /// Highest position that was ever reported committed here.
+    pub told_commit: usize,
+}
+
+/// A compute and its log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Compute {
+    pub core: Proposer,
+    pub run: u8,
+    pub started: bool,
+    pub log: Vec<u8>,
+    pub next: [Option<u8>; NODES],
+    pub told: [u8; NODES],
+    pub records: u8,
+    /// The logs that votes spoke of, until the election.
+    pub voted: [Vec<u8>; NODES],
+}
+
+/// A state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    pub nodes: Vec<Node>,
+    pub computes: Vec<Compute>,
+    pub network: Vec<Message>,
+    /// The longest log that was ever reported committed.
+    pub committed: Vec<u8>,
+    /// For each of its bytes the lowest term in which it was.
+    pub committed_in: Vec<u64>,
+    pub left: Bounds,
+    pub fault: Option<Fault>,
+}
+
+pub fn configuration() -> Configuration {
+    let nodes = (1..=NODES as u64).map(NodeId).collect();
+    // Three different nodes are a configuration.
+    Configuration::new(1, nodes).unwrap_or_else(|error| unreachable!("{error}"))
+}
+
+pub fn node_id(node: u8) -> NodeId {
+    NodeId(u64::from(node) + 1)
+}
+
+impl World {
+    /// The same for states that differ only in the acceptors' names: everything that has to do
+    /// with one of them is hashed together, and the three hashes are sorted.
+    pub fn fingerprint(&self) -> u64 {
+        let mut nodes = [0; NODES];
+        for (n, hash) in nodes.iter_mut().enumerate() {
+            *hash = self.fingerprint_of(n);
+        }
+        nodes.sort_unstable();
+        let mut hasher = DefaultHasher::new();
+        (nodes, &self.committed, &self.committed_in, self.left).hash(&mut hasher);
+        for compute in &self.computes {
+            compute.core.hash_rest(&mut hasher);
+            (compute.run, compute.started, &compute.log, compute.records).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    fn fingerprint_of(&self, n: usize) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let node = &self.nodes[n];
+        node.core.hash_nameless(&mut hasher);
+        (&node.control, &node.log, node.synced, node.told_commit).hash(&mut hasher);
+        for compute in &self.computes {
+            compute.core.hash_member(node_id(n as u8), &mut hasher);
+            (compute.next[n], compute.told[n], &compute.voted[n]).hash(&mut hasher);
+        }
+        for message in self.network.iter().filter(|message| usize::from(message.node) == n) {
+            (message.compute, message.run, message.order).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// Forgets messages that can't change anything any more, now or later.
+    pub fn purge(&mut self) {
+        // A faulty acceptor may forget its promise.
+        if self.fault.is_some() {
+            return;
+        }
+        let (nodes, computes) = (&self.nodes, &self.computes);
+        self.network.retain(|message| {
+            let promised = nodes[usize::from(message.node)].core.term();
+            let compute = &computes[usize::from(message.compute)];
+            let heard = compute.run == message.run;
+            let phase = compute.core.phase();
+            match &message.content {
+                Content::VoteRequest(request) => request.term > promised,
+                Content::Elected(elected) => elected.term >= promised,
+                Content::Append(append, _) => append.term >= promised,
+                Content::Vote(..) => heard && phase == Phase::Campaigning,
+                Content::Ack(ack) => {
+                    let known = compute.core.flush_lsn_of(node_id(message.node));
+                    let streams = compute.next[usize::from(message.node)].is_some();
+                    heard && phase == Phase::Elected && !(streams && known >= Some(ack.flush_lsn))
+                }
+            }
+        });
+    }
+
+    /// The beginning.
+    pub fn new(bounds: Bounds, fault: Option<Fault>) -> World {
+        let node = |node: u8| {
+            let control = ControlState::empty(Lsn(0), configuration());
+            // An empty log suits an empty control state.
+            let core = Acceptor::restore(node_id(node), control.clone(), Lsn(0))
+                .unwrap_or_else(|error| unreachable!("{error}"))
+                .with_fault(fault);
+            Node { core, control, log: Vec::new(), synced: 0, told_commit: 0 }
+        };
+        World {
+            nodes: (0..NODES as u8).map(node).collect(),
+            computes: (0..2)
+                .map(|c: u8| Compute::new(c, 0, bounds.records[usize::from(c)], fault))
+                .collect(),
+            network: Vec::new(),
+            committed: Vec::new(),
+            committed_in: Vec::new(),
+            left: bounds,
+            fault,
+        }
+    }
+}
+
+impl Compute {
+    pub fn new(compute: u8, run: u8, records: u8, fault: Option<Fault>) -> Compute {
+        let mut id = [0; 16];
+        id[0] = compute;
+        id[1] = run;
+        Compute {
+            core: Proposer::new(ProposerId(id), configuration(), Term(1)).with_fault(fault),
+            run,
+            started: false,
+            log: Vec::new(),
+            next: [None; NODES],
+            told: [0; NODES],
+            records,
+            voted: Default::default(),
+        }
+    }
+
+    /// The two bytes of this compute's next record: they say who wrote it, and in which run.
+    pub fn record(&self, compute: u8) -> [u8; RECORD] {
+        let who = 1 + compute + 2 * self.run;
+        [who * 16 + self.records, who * 16 + 8 + self.records]
+    }
+}

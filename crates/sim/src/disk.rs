@@ -1,0 +1,137 @@
+//! A disk that fails as it is told to, and otherwise is the real one.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pgstrata_env::{Disk, DiskFile, RealDisk};
+
+/// What goes wrong from now on, until told otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fail {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Syncs of file contents fail.
+    Sync,
+    /// Writes fail.
+    Write,
+    /// There is no space: files can't be created or extended.
+    Full,
+}
+
+/// See the module. Clones share what goes wrong.
+#[derive(Clone, Debug, Default)]
+pub struct FaultyDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    fail: Fail,
+    syncs: u64,
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    file: Arc<dyn DiskFile>,
+    state: Arc<Mutex<State>>,
+}
+
+impl FaultyDisk {
+    /// Changes what goes wrong.
+    pub fn fail(&self, fail: Fail) {
+        self.state.lock().fail = fail;
+    }
+
+    /// How often contents were to be synced, failures included.
+    pub fn syncs(&self) -> u64 {
+        self.state.lock().syncs
+    }
+
+    fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(FaultyFile { file, state: Arc::clone(&self.state) })
+    }
+}
+
+impl FaultyFile {
+    fn check(&self, fail: Fail, error: io::Error) -> io::Result<()> {
+        if self.state.lock().fail == fail { Err(error) } else { Ok(()) }
+    }
+
+    fn check_sync(&self) -> io::Result<()> {
+        self.state.lock().syncs += 1;
+        self.check(Fail::Sync, io::Error::other("injected I/O error"))
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.check(Fail::Write, io::Error::other("injected I/O error"))?;
+        if position + bytes.len() as u64 > self.file.size()? {
+            self.check(Fail::Full, io::ErrorKind::StorageFull.into())?;
+        }
+        self.file.write_at(bytes, position)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, position)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.check_sync()?;
+        self.file.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.check_sync()?;
+        self.file.sync_all()
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn reserve(&self, size: u64) -> io::Result<()> {
+        self.check(Fail::Full, io::ErrorKind::StorageFull.into())?;
+        self.file.reserve(size)
+    }
+
+    fn evict(&self) -> io::Result<()> {
+        self.file.evict()
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        if self.state.lock().fail == Fail::Full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(self.wrap(RealDisk.create(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(RealDisk.open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_directory(path)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        RealDisk.sync_directory(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(path)
+    }
+}

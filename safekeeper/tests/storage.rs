@@ -1,0 +1,219 @@
+//! What happens to a timeline when its disk fails, fills up, or is damaged.
+#![allow(clippy::unwrap_used)] // A failed helper fails the test.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
+use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_quorum::{
+    Append, Configuration, Elected, ProposerId, TermHistory, TermStart, VoteRequest,
+};
+use pgstrata_safekeeper::latch::Latch;
+use pgstrata_safekeeper::segment::Preparer;
+use pgstrata_safekeeper::storage_error::StorageError;
+use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
+use pgstrata_safekeeper::timelines::Timelines;
+use pgstrata_sim::{Fail, FaultyDisk};
+use pgstrata_wire::safekeeper::{Greeting, Message};
+
+const START: Lsn = Lsn(SEGMENT_SIZE);
+
+struct World {
+    directory: tempfile::TempDir,
+    disk: FaultyDisk,
+    latch: Latch,
+    generator: WalGenerator,
+}
+
+fn configuration() -> Configuration {
+    Configuration::new(1, vec![NodeId(1)]).unwrap()
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            directory: tempfile::tempdir().unwrap(),
+            disk: FaultyDisk::default(),
+            latch: Latch::default(),
+            generator: WalGenerator::new(parameters(START), START, Lsn(8)),
+        }
+    }
+
+    fn open(&self) -> Timelines {
+        let context = OpenContext {
+            node: NodeId(1),
+            disk: Arc::new(self.disk.clone()),
+            preparer: Preparer::start().unwrap(),
+            latch: self.latch.clone(),
+        };
+        Timelines::open(context, self.directory.path()).unwrap()
+    }
+
+    fn timeline_directory(&self) -> PathBuf {
+        let parameters = parameters(START);
+        let tenant = self.directory.path().join(parameters.tenant.to_string());
+        tenant.join(parameters.timeline.to_string())
+    }
+
+    /// A timeline that follows the proposer of term 1.
+    fn led(&self) -> Arc<Timeline> {
+        let timeline = self
+            .open()
+            .greet(&Greeting {
+                parameters: parameters(START),
+                configuration: configuration(),
+                addresses: Vec::new(),
+                proposer: ProposerId([1; 16]),
+            })
+            .unwrap();
+        vote(&timeline, 1).unwrap();
+        let start = TermStart { term: Term(1), lsn: START };
+        let history = TermHistory::new(vec![start]).unwrap();
+        timeline.elected(&Elected { term: Term(1), history }).unwrap();
+        timeline
+    }
+
+    fn append(&mut self, timeline: &Timeline, size: usize) -> Result<Lsn, StorageError> {
+        let mut next = self.generator.clone();
+        let start = next.at;
+        let bytes = next.record(size);
+        let append = Append {
+            term: Term(1),
+            start,
+            length: bytes.len() as u64,
+            record_end: next.at,
+            commit_lsn: start,
+        };
+        let mut batch = timeline.batch();
+        batch.append(&append, &bytes)?;
+        match batch.finish()? {
+            Some(Message::Ack(ack)) => {
+                self.generator = next;
+                Ok(ack.flush_lsn)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn vote(timeline: &Timeline, term: u64) -> Result<Answer, StorageError> {
+    let proposer = ProposerId([term as u8; 16]);
+    timeline.vote(&VoteRequest { term: Term(term), proposer, configuration: configuration() })
+}
+
+fn flip(path: &Path, at: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_acknowledged_or_tried_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let acknowledged = world.append(&timeline, 1000).unwrap();
+    world.disk.fail(Fail::Sync);
+    assert!(matches!(world.append(&timeline, 1000), Err(StorageError::Failed { .. })));
+    assert!(world.latch.reason().unwrap().contains("injected"));
+    // The disk is well again, but who knows what it lost.
+    world.disk.fail(Fail::Nothing);
+    let syncs = world.disk.syncs();
+    assert!(matches!(world.append(&timeline, 1000), Err(StorageError::Latched(_))));
+    assert!(matches!(vote(&timeline, 2), Err(StorageError::Latched(_))));
+    assert_eq!(world.disk.syncs(), syncs);
+    drop(timeline);
+    // The process would have ended; what was acknowledged is there.
+    world.latch = Latch::default();
+    let timeline = world.open().only().unwrap();
+    assert!(timeline.flush_lsn() >= acknowledged);
+}
+
+#[test]
+fn a_failed_write_latches_too() {
+    let mut world = World::new();
+    let timeline = world.led();
+    world.append(&timeline, 1000).unwrap();
+    world.disk.fail(Fail::Write);
+    assert!(matches!(world.append(&timeline, 1000), Err(StorageError::Failed { .. })));
+    assert!(world.latch.reason().is_some());
+}
+
+#[test]
+fn a_full_disk_refuses_and_goes_on_reading() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let first = world.append(&timeline, 1000).unwrap();
+    world.disk.fail(Fail::Full);
+    // What fits the segments made before is taken; then it is refused.
+    let refused = loop {
+        match world.append(&timeline, 100_000) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, StorageError::DiskFull { .. }), "{refused}");
+    assert!(refused.to_string().contains("free space"), "{refused}");
+    assert!(matches!(vote(&timeline, 2), Err(StorageError::DiskFull { .. })));
+    assert_eq!((timeline.term(), world.latch.reason()), (Term(1), None));
+    let mut bytes = vec![0; (first - START) as usize];
+    assert_eq!(timeline.reader().read(START, &mut bytes).unwrap(), bytes.len());
+    assert_ne!(bytes, vec![0; bytes.len()]);
+    // Space again: everything goes on.
+    world.disk.fail(Fail::Nothing);
+    world.append(&timeline, 100_000).unwrap();
+    vote(&timeline, 2).unwrap();
+    assert_eq!(timeline.term(), Term(2));
+}
+
+#[test]
+fn a_torn_tail_is_cut_to_the_last_whole_record() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let whole = world.append(&timeline, 1000).unwrap();
+    // A crash in the middle of the next record, which was never acknowledged.
+    let torn = world.generator.record(5000);
+    let mut batch = timeline.batch();
+    let append =
+        Append { term: Term(1), start: whole, length: 3000, record_end: whole, commit_lsn: whole };
+    batch.append(&append, &torn[..3000]).unwrap();
+    batch.finish().unwrap();
+    drop(timeline);
+    let timeline = world.open().only().unwrap();
+    assert_eq!(timeline.flush_lsn(), whole);
+    let mut rest = vec![1; 3000];
+    timeline.reader().read(whole, &mut rest).unwrap();
+    assert_eq!(rest, vec![0; 3000], "nothing half-written is left");
+    assert!(timeline.last_record_before(whole).unwrap().is_some());
+}
+
+#[test]
+fn damage_below_what_was_durable_gives_one_clear_error() {
+    let mut world = World::new();
+    let timeline = world.led();
+    for _ in 0..5 {
+        world.append(&timeline, 1000).unwrap();
+    }
+    timeline.checkpoint().unwrap();
+    drop(timeline);
+    let directory = world.timeline_directory();
+    let segment = directory.join(parameters(START).segment_name(1));
+    flip(&segment, 2500);
+    let timelines = world.open();
+    let damaged = timelines.damaged();
+    assert_eq!((timelines.all().len(), damaged.len()), (0, 1));
+    assert!(damaged[0].1.contains("was durable"), "{}", damaged[0].1);
+    flip(&segment, 2500);
+    assert_eq!(world.open().all().len(), 1);
+    flip(&directory.join("control"), 60);
+    let damaged = world.open().damaged();
+    assert!(damaged[0].1.contains("checksum"), "{}", damaged[0].1);
+    std::fs::write(directory.join("control"), b"").unwrap();
+    assert!(world.open().damaged()[0].1.contains("never written"));
+    std::fs::remove_file(directory.join("control")).unwrap();
+    assert_eq!(world.open().damaged().len(), 1);
+}
