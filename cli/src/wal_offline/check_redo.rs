@@ -22,7 +22,8 @@ pub struct CheckRedoArgs {
     #[arg(long, value_name = "DIR")]
     pub wal: PathBuf,
     /// Also compare visibility maps and all-visible flags, which PostgreSQL's own check does not. The maps of databases
-    /// made by CREATE DATABASE differ then: their contents are not in the WAL.
+    /// made by CREATE DATABASE differ then: their contents are not in the WAL. Bits that the server had already cleared
+    /// for a record that comes later are counted apart.
     #[arg(long)]
     pub strict: bool,
     /// Print one JSON document.
@@ -45,6 +46,7 @@ struct ReportRow {
     pages_compared: u64,
     pages_without_base: u64,
     mismatches: u64,
+    visibility_pending: u64,
     unsupported: u64,
     by_record: BTreeMap<String, CountsRow>,
     mismatch_list: Vec<String>,
@@ -130,6 +132,7 @@ fn print(
             pages_compared: report.compared,
             pages_without_base: report.without_base,
             mismatches: report.mismatches,
+            visibility_pending: report.visibility_pending,
             unsupported: report.unsupported,
             by_record: by_record.collect(),
             mismatch_list: report.mismatch_list.iter().map(ToString::to_string).collect(),

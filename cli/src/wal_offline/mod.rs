@@ -3,4 +3,4 @@
 pub mod check_redo;
 pub mod dump;
 mod overlay;
-mod segments;
+pub mod segments;

@@ -325,7 +325,12 @@ impl ControlState {
             this_tli: self.tli,
             prev_tli: self.tli,
             full_page_writes: self.full_page_writes,
-            wal_level: self.control.wal_level as u32,
+            // The field exists since 17.
+            wal_level: if self.version() >= PgVersion::V17 {
+                self.control.wal_level as u32
+            } else {
+                0
+            },
             next_xid: self.next_xid,
             next_oid: self.next_oid,
             next_multi: self.next_multi,

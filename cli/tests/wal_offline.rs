@@ -1,0 +1,289 @@
+//! Native redo, the WAL reader and the followed state against a real PostgreSQL.
+#![allow(clippy::expect_used)]
+
+mod support;
+
+use pgstrata_cli::wal_offline::segments::SegmentDirectory;
+use pgstrata_cli::wal_offline::{check_redo, dump};
+use pgstrata_ids::{Lsn, PAGE_SIZE, SlruKind};
+use pgstrata_pg_redo::{ControlState, Effect, Effects, apply_slru, is_truncated};
+use pgstrata_pg_wal::{CheckPoint, ControlFile, DecodedRecord, rmgr};
+use std::collections::BTreeMap;
+use std::path::Path;
+use support::Cluster;
+
+const SETTINGS: &str = "wal_consistency_checking=all\nfull_page_writes=off\nmax_prepared_transactions=5\n\
+                        track_commit_timestamp=on\nwal_level=replica";
+
+/// Runs the SQL script, then several clients that share row locks.
+fn worked(settings: &str) -> Cluster {
+    let cluster = Cluster::start(settings);
+    cluster.sql(include_str!("workload.sql"));
+    cluster.sql("create table mx(id int primary key, v int); insert into mx select i, 0 from generate_series(1, 5) i");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/multixact.sql");
+    let script_copy = cluster.base().with_file_name("multixact.sql");
+    std::fs::copy(script, &script_copy).expect("the script");
+    let file = format!("--file={}", script_copy.display());
+    cluster.run("pgbench", &["--no-vacuum", "--client=6", "--transactions=60", &file]);
+    cluster
+}
+
+/// Every type of record that changes blocks and that the workload is made to produce.
+const EXPECTED: &[&str] = &[
+    "BRIN/CREATE_INDEX",
+    "BRIN/DESUMMARIZE",
+    "BRIN/INSERT",
+    "BRIN/REVMAP_EXTEND",
+    "BRIN/SAMEPAGE_UPDATE",
+    "BRIN/UPDATE",
+    "Btree/DEDUP",
+    "Btree/INSERT_LEAF",
+    "Btree/INSERT_POST",
+    "Btree/INSERT_UPPER",
+    "Btree/MARK_PAGE_HALFDEAD",
+    "Btree/NEWROOT",
+    "Btree/SPLIT_L",
+    "Btree/SPLIT_R",
+    "Btree/UNLINK_PAGE",
+    "Btree/VACUUM",
+    "Generic/Generic",
+    "Gin/CREATE_PTREE",
+    "Gin/DELETE_LISTPAGE",
+    "Gin/INSERT",
+    "Gin/INSERT_LISTPAGE",
+    "Gin/UPDATE_META_PAGE",
+    "Gin/VACUUM_DATA_LEAF_PAGE",
+    "Gist/PAGE_DELETE",
+    "Gist/PAGE_SPLIT",
+    "Gist/PAGE_UPDATE",
+    "Hash/ADD_OVFL_PAGE",
+    "Hash/DELETE",
+    "Hash/INIT_BITMAP_PAGE",
+    "Hash/INIT_META_PAGE",
+    "Hash/INSERT",
+    "Hash/SPLIT_ALLOCATE_PAGE",
+    "Hash/SPLIT_CLEANUP",
+    "Hash/SPLIT_COMPLETE",
+    "Hash/SQUEEZE_PAGE",
+    "Heap/DELETE",
+    "Heap/HEAP_CONFIRM",
+    "Heap/HOT_UPDATE",
+    "Heap/INPLACE",
+    "Heap/INSERT",
+    "Heap/INSERT+INIT",
+    "Heap/LOCK",
+    "Heap/UPDATE",
+    "Heap2/LOCK_UPDATED",
+    "Heap2/MULTI_INSERT",
+    "Heap2/VISIBLE",
+    "SPGist/ADD_LEAF",
+    "SPGist/ADD_NODE",
+    "SPGist/MOVE_LEAFS",
+    "SPGist/PICKSPLIT",
+    "SPGist/VACUUM_LEAF",
+    "SPGist/VACUUM_REDIRECT",
+    "SPGist/VACUUM_ROOT",
+    "Sequence/LOG",
+];
+
+#[test]
+fn redo_equals_the_images_in_the_wal() {
+    let mut cluster = worked(SETTINGS);
+    cluster.stop();
+    let args = check_redo::CheckRedoArgs {
+        data: cluster.base(),
+        wal: cluster.wal(),
+        strict: true,
+        json: true,
+    };
+    let mut out = Vec::new();
+    let clean = check_redo::run(&args, &mut out).expect("the check runs");
+    let text = String::from_utf8(out).expect("utf-8");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    // Visibility maps of databases made from a template are not in the WAL, so they may differ when compared strictly.
+    assert!(clean, "{} {}", report["mismatch_list"], report["unsupported_list"]);
+    assert!(report["pages_compared"].as_u64() > Some(50_000), "{}", report["pages_compared"]);
+    for name in EXPECTED {
+        let compared_as = |name: &str| report["by_record"][name]["compared"].as_u64();
+        let compared = compared_as(name).or_else(|| compared_as(&format!("{name}+INIT")));
+        assert!(compared > Some(0), "{name} was not exercised");
+    }
+}
+
+/// What `pg_waldump` and our dump both say of a record.
+fn waldump_rows(text: &str) -> Vec<(String, String, String, String, String)> {
+    let field = |line: &str, from: &str| -> String {
+        let rest = line.split_once(from).map_or("", |(_, rest)| rest).trim_start();
+        rest.split([',', ' ']).next().unwrap_or("").to_owned()
+    };
+    text.lines()
+        .filter(|line| line.starts_with("rmgr: "))
+        .map(|line| {
+            let lengths = line.split_once("len (rec/tot):").map_or("", |(_, rest)| rest);
+            let lengths = lengths.split(',').next().unwrap_or("").replace(' ', "");
+            let lsn = field(line, "lsn: ");
+            let kind = format!("{}/{}", field(line, "rmgr: "), field(line, "desc: "));
+            (lsn, field(line, "prev "), kind, field(line, "tx: "), lengths)
+        })
+        .collect()
+}
+
+#[test]
+fn dump_agrees_with_pg_waldump() {
+    let mut cluster =
+        worked("max_prepared_transactions=5\ntrack_commit_timestamp=on\nwal_compression=pglz");
+    cluster.run("pgbench", &["--initialize", "--quiet"]);
+    cluster.run("pgbench", &["--client=4", "--transactions=200"]);
+    cluster.stop();
+    let mut out = Vec::new();
+    let args = dump::DumpArgs { wal: cluster.wal(), from: None, to: None, json: true };
+    dump::run(&args, &mut out).expect("the dump runs");
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&out).expect("JSON");
+    let padded = |lsn: &str| {
+        let (high, low) = lsn.split_once('/').expect("an LSN");
+        format!("{high}/{low:0>8}")
+    };
+    let ours: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let text = |name: &str| row[name].as_str().expect("text").to_owned();
+            let kind = format!("{}/{}", text("rmgr"), text("record"));
+            let lengths = format!("{}/{}", row["record_length"], row["length"]);
+            (padded(&text("lsn")), padded(&text("prev")), kind, row["xid"].to_string(), lengths)
+        })
+        .collect();
+    let wal = cluster.wal();
+    let wal = wal.to_str().expect("utf-8");
+    // It ends with an error at the end of the WAL, so its status says nothing.
+    let output = std::process::Command::new(support::bin_directory().join("pg_waldump"))
+        .args(["-p", wal, "-s", rows[0]["lsn"].as_str().expect("text")])
+        .output()
+        .expect("pg_waldump runs");
+    let theirs = waldump_rows(&String::from_utf8_lossy(&output.stdout));
+    assert!(theirs.len() > 10_000, "{} records", theirs.len());
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        // Some descriptions are empty, or begin with what belongs to the name in ours.
+        let same_name = ours.2 == theirs.2 || theirs.2.ends_with('/');
+        assert!(same_name, "{ours:?} {theirs:?}");
+        assert_eq!(
+            (&ours.0, &ours.1, &ours.3, &ours.4),
+            (&theirs.0, &theirs.1, &theirs.3, &theirs.4)
+        );
+    }
+    assert_eq!(ours.len(), theirs.len());
+}
+
+type SlruPages = BTreeMap<(SlruKind, u64), Box<[u8; PAGE_SIZE]>>;
+
+fn slru_pages(data: &Path) -> SlruPages {
+    let mut pages = SlruPages::new();
+    for kind in SlruKind::ALL {
+        for entry in std::fs::read_dir(data.join(kind.directory())).expect("an SLRU") {
+            let entry = entry.expect("an entry");
+            let name = entry.file_name().into_string().expect("utf-8");
+            let segment = u64::from_str_radix(&name, 16).expect("a segment name");
+            let bytes = std::fs::read(entry.path()).expect("a segment");
+            for (at, page) in bytes.chunks_exact(PAGE_SIZE).enumerate() {
+                let page = Box::new(page.try_into().expect("a page"));
+                pages.insert((kind, segment * 32 + at as u64), page);
+            }
+        }
+    }
+    pages
+}
+
+#[test]
+fn followed_state_equals_a_stopped_cluster() {
+    let mut cluster = worked("max_prepared_transactions=5\ntrack_commit_timestamp=on");
+    // Enough for second pages of pg_xact, and of multixacts.
+    cluster.sql(
+        "create procedure burn() language plpgsql as $$ begin for i in 1..40000 loop
+           perform txid_current(); commit; end loop; end $$;
+         call burn(); insert into t(a) values (1);",
+    );
+    cluster.stop();
+    let read = |data: &Path, name: &str| std::fs::read(data.join(name)).expect("a file");
+    let (base, data) = (cluster.base(), cluster.data());
+    let control = ControlFile::decode(&read(&base, "global/pg_control")).expect("pg_control");
+    let start = control.checkpoint_copy.redo;
+    let mut state = ControlState::from_pg_control(&control);
+    let mut before = state;
+    let mut pages = slru_pages(&base);
+    let mut relmaps = BTreeMap::new();
+    let mut prepared = BTreeMap::new();
+    let mut effects = Effects::new();
+    let mut last = None;
+    let directory = SegmentDirectory::open(&cluster.wal()).expect("segments");
+    let mut reader = directory.reader(Some(start)).expect("a reader");
+    let follow = |record: pgstrata_pg_wal::Record<'_>| -> anyhow::Result<bool> {
+        let decoded = DecodedRecord::decode(record)?;
+        before = state;
+        effects.derive(&decoded, &mut state)?;
+        for effect in &effects.items {
+            match *effect {
+                Effect::SlruPage { kind, page, value, .. } => {
+                    let page = pages.entry((kind, page)).or_insert(Box::new([0; PAGE_SIZE]));
+                    apply_slru(page, effects.value(value), record.end)?;
+                }
+                Effect::SlruTruncate { kind, cutoff_page } => {
+                    pages.retain(|(k, page), _| {
+                        *k != kind || !is_truncated(kind, *page, cutoff_page)
+                    });
+                }
+                Effect::RelMap { spc, db, file } => {
+                    relmaps.insert((spc, db), effects.value(file).to_vec());
+                }
+                Effect::DatabaseDrop { spc, db } => {
+                    relmaps.remove(&(spc, db));
+                }
+                Effect::TwoPhasePut { full_xid, file } => {
+                    prepared.insert(full_xid, effects.value(file).to_vec());
+                }
+                Effect::TwoPhaseRemove { full_xid } => {
+                    prepared.remove(&full_xid);
+                }
+                _ => {}
+            }
+        }
+        if decoded.header.rmgr == rmgr::XLOG && decoded.header.opcode() == 0 {
+            last = Some((decoded.lsn, CheckPoint::decode(state.version(), decoded.main_data)));
+        }
+        Ok(true)
+    };
+    reader.for_each(follow).expect("the WAL is replayed");
+
+    let (lsn, checkpoint) = last.expect("a shutdown checkpoint");
+    let checkpoint = checkpoint.expect("a checkpoint");
+    let ours = before.checkpoint(lsn, checkpoint.time);
+    // A shutdown checkpoint gives back the oids that were reserved in advance; whoever follows WAL does not know them.
+    assert!(ours.next_oid >= checkpoint.next_oid);
+    assert_eq!(CheckPoint { next_oid: checkpoint.next_oid, ..ours }, checkpoint);
+    let stopped = ControlFile::decode(&read(&data, "global/pg_control")).expect("pg_control");
+    let made = state.to_pg_control(lsn, stopped.time);
+    assert_eq!(ControlFile { unlogged_lsn: stopped.unlogged_lsn, ..made }, stopped);
+    let stored = ControlState::decode(&state.encode()).expect("its own encoding");
+    assert_eq!(stored, state);
+
+    let expected = slru_pages(&data);
+    let names = |pages: &SlruPages| pages.keys().copied().collect::<Vec<_>>();
+    assert_eq!(names(&expected), names(&pages));
+    assert!(expected.contains_key(&(SlruKind::Clog, 1)), "a second page of pg_xact");
+    for (key, page) in &expected {
+        let differs = page.iter().zip(pages[key].iter()).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "first differing byte of {key:?}");
+    }
+    assert!(!relmaps.is_empty());
+    for ((spc, db), file) in &relmaps {
+        let name = if *spc == 1664 { "global".to_owned() } else { format!("base/{db}") };
+        assert_eq!(&read(&data, &format!("{name}/pg_filenode.map")), file, "relation map of {db}");
+    }
+    assert_eq!(prepared.len(), 1);
+    for (full_xid, file) in &prepared {
+        let name = match state.version().major() {
+            15 | 16 => format!("pg_twophase/{full_xid:08X}"),
+            _ => format!("pg_twophase/{full_xid:016X}"),
+        };
+        assert_eq!(&read(&data, &name), file);
+    }
+    assert!(lsn > Lsn(0));
+}
