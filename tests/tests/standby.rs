@@ -236,7 +236,9 @@ fn pages_equal_those_of_a_stock_standby() {
         client.query_one("select pg_current_wal_flush_lsn()::text", &[]).unwrap().get(0);
     let unlogged = unlogged_paths(&uri);
     // Recovery stops when it sees a record beyond its target.
-    client.batch_execute("create table beyond as select g from generate_series(1, 1000) g").unwrap();
+    client
+        .batch_execute("create table beyond as select g from generate_series(1, 1000) g")
+        .unwrap();
 
     // From the page server, at that LSN.
     let status = cluster.status();

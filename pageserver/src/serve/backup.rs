@@ -302,6 +302,17 @@ pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
                 }
             }
         }
+        // The data directory's archive comes last, with the links to the others.
+        let links = locations.iter().filter(|(_, location)| oid.is_none() && !location.is_empty());
+        let links: Vec<_> = links.collect();
+        for (oid, location) in links {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_mode(0o777);
+            header.set_size(0);
+            header.set_mtime(0);
+            archive.append_link(&mut header, format!("pg_tblspc/{oid}"), location)?;
+        }
         let mut writer = archive.into_inner()?;
         writer.flush()?;
         if options.progress {

@@ -305,8 +305,10 @@ impl Timeline {
         for (key, _) in self.present(Key::tablespace(0), Key::tablespace(u32::MAX), lsn)? {
             let first = RelTag { spc: key.a(), db: 0, rel: 0, fork: Fork::Main };
             let last = RelTag { db: u32::MAX, rel: u32::MAX, fork: Fork::Init, ..first };
-            for rel in
-                self.list(Key::rel_size(first), Key::rel_size(last), lsn)?.iter().filter_map(Key::rel)
+            for rel in self
+                .list(Key::rel_size(first), Key::rel_size(last), lsn)?
+                .iter()
+                .filter_map(Key::rel)
             {
                 let place = (rel.spc, rel.db);
                 if !found.contains(&place)
