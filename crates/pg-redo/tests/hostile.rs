@@ -1,96 +1,16 @@
 //! No record and no stored value, however wrong, makes redo panic; and a seeded fault never passes the checker.
 #![allow(clippy::expect_used)]
 
+mod support;
+
 use pgstrata_ids::{Lsn, PAGE_SIZE};
 use pgstrata_pg_redo::{
     Checker, ControlState, Effect, Effects, MemoryStore, Page, apply_block, apply_slru, compare,
     is_complete, page, pd_checksum, set_checksum,
 };
-use pgstrata_pg_wal::{CheckPoint, ControlFile, DbState, DecodedRecord, PgVersion, Record};
+use pgstrata_pg_wal::{DecodedRecord, PgVersion, Record};
 use proptest::prelude::*;
-
-fn control(version: PgVersion) -> ControlState {
-    ControlState::from_pg_control(&ControlFile {
-        version,
-        system_identifier: 1,
-        state: DbState::InProduction,
-        time: 0,
-        checkpoint: Lsn(64),
-        checkpoint_copy: CheckPoint { next_xid: 1000, next_multi: 1, ..CheckPoint::default() },
-        unlogged_lsn: Lsn(1000),
-        min_recovery_point: Lsn(0),
-        min_recovery_point_tli: 0,
-        backup_start_point: Lsn(0),
-        backup_end_point: Lsn(0),
-        backup_end_required: false,
-        wal_level: 1,
-        wal_log_hints: false,
-        max_connections: 100,
-        max_worker_processes: 8,
-        max_wal_senders: 10,
-        max_prepared_xacts: 0,
-        max_locks_per_xact: 64,
-        track_commit_timestamp: true,
-        max_align: 8,
-        float_format: 0,
-        block_size: 8192,
-        relation_segment_blocks: 131_072,
-        wal_block_size: 8192,
-        wal_segment_size: 16 << 20,
-        name_data_length: 64,
-        index_max_keys: 32,
-        toast_max_chunk_size: 1996,
-        large_object_block_size: 2048,
-        float8_by_value: true,
-        data_checksum_version: 1,
-        default_char_signedness: true,
-        mock_authentication_nonce: [0; 32],
-    })
-}
-
-/// A block reference of a record that is being made.
-#[derive(Clone, Debug)]
-struct Block {
-    number: u32,
-    fork: u8,
-    init: bool,
-    data: Vec<u8>,
-    image: Option<Page>,
-}
-
-fn record_bytes(rmgr: u8, info: u8, blocks: &[Block], main: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; 24];
-    bytes[4..8].copy_from_slice(&700u32.to_le_bytes());
-    bytes[16] = info;
-    bytes[17] = rmgr;
-    for (id, block) in blocks.iter().enumerate() {
-        let mut flags = block.fork;
-        flags |= if block.image.is_some() { 0x10 } else { 0 };
-        flags |= if block.data.is_empty() { 0 } else { 0x20 };
-        flags |= if block.init { 0x40 } else { 0 };
-        bytes.extend_from_slice(&[id as u8, flags]);
-        bytes.extend_from_slice(&(block.data.len() as u16).to_le_bytes());
-        if block.image.is_some() {
-            bytes.extend_from_slice(&(PAGE_SIZE as u16).to_le_bytes());
-            bytes.extend_from_slice(&[0, 0, 0]);
-        }
-        for word in [1663, 5, 16384, block.number] {
-            bytes.extend_from_slice(&u32::to_le_bytes(word));
-        }
-    }
-    bytes.push(254);
-    bytes.extend_from_slice(&(main.len() as u32).to_le_bytes());
-    for block in blocks {
-        if let Some(image) = &block.image {
-            bytes.extend_from_slice(image);
-        }
-        bytes.extend_from_slice(&block.data);
-    }
-    bytes.extend_from_slice(main);
-    let total = bytes.len() as u32;
-    bytes[0..4].copy_from_slice(&total.to_le_bytes());
-    bytes
-}
+use support::{Block, control, record_bytes};
 
 /// Small numbers are what offsets and counts look like, so they get furthest.
 fn data(longest: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -101,6 +21,7 @@ fn block() -> impl Strategy<Value = Block> {
     let number = prop_oneof![0u32..4, any::<u32>()];
     let fork = prop_oneof![4 => Just(0u8), 1 => 0u8..4];
     (number, fork, any::<bool>(), data(120)).prop_map(|(number, fork, init, data)| Block {
+        id: 0,
         number,
         fork,
         init,
@@ -156,10 +77,13 @@ proptest! {
         version in prop::sample::select(&PgVersion::ALL[..]),
         rmgr in 0u8..22,
         info in (0u8..16).prop_map(|info| info << 4),
-        blocks in prop::collection::vec(block(), 0..6),
+        mut blocks in prop::collection::vec(block(), 0..6),
         main in data(160),
         base in some_page(),
     ) {
+        for (id, block) in blocks.iter_mut().enumerate() {
+            block.id = id as u8;
+        }
         let bytes = record_bytes(rmgr, info, &blocks, &main);
         let record = Record { lsn: Lsn(0x1000), end: Lsn(0x1_0000_2000), bytes: &bytes };
         let decoded = DecodedRecord::decode(record)?;
@@ -213,7 +137,8 @@ proptest! {
 /// An insert of a tuple on an empty page, with the image of the page after it.
 fn insert_record(image: Page) -> Vec<u8> {
     let data = [1, 0, 2, 8, 24, 0, 7, 7, 7, 7];
-    let block = Block { number: 3, fork: 0, init: true, data: data.to_vec(), image: Some(image) };
+    let block =
+        Block { id: 0, number: 3, fork: 0, init: true, data: data.to_vec(), image: Some(image) };
     record_bytes(10, 0x80, &[block], &[1, 0, 0])
 }
 
