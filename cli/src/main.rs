@@ -9,6 +9,7 @@ mod process;
 mod status;
 mod table;
 mod up;
+mod wal;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -64,6 +65,9 @@ enum Verb {
     /// Read single pages as of any LSN
     #[command(subcommand)]
     Page(page::PageVerb),
+    /// Decode, verify and check write-ahead log
+    #[command(subcommand)]
+    Wal(wal::WalVerb),
     /// Compact a branch's layers now
     Compact {
         /// Branch
@@ -145,10 +149,11 @@ enum ComputeVerb {
     },
 }
 
-fn run(arguments: Arguments) -> Result<()> {
+fn run(arguments: Arguments) -> Result<bool> {
     let dir = &arguments.dir;
     let open = || Cluster::open(dir);
-    match arguments.command {
+    let done = match arguments.command {
+        Verb::Wal(verb) => return wal::run(verb, open),
         Verb::Up(up_arguments) => up::up(dir, &up_arguments),
         Verb::Down => up::down(dir),
         Verb::Status { json } => status::status(&open()?, json),
@@ -179,13 +184,16 @@ fn run(arguments: Arguments) -> Result<()> {
         Verb::Page(verb) => page::run(&open()?, &verb),
         Verb::Compact { branch } => page::compact(&open()?, &branch),
         Verb::Layers { branch, json } => page::layers(&open()?, &branch, json),
-    }
+    };
+    done.map(|()| true)
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // What is wrong was printed.
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("pgstrata: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::FAILURE

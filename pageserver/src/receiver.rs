@@ -141,8 +141,10 @@ impl Connection {
         let mut connection = Connection { reader, writer };
 
         let info = &timeline.info;
-        let options =
-            format!("-c pgstrata.tenant={} -c pgstrata.timeline={}", info.tenant, info.id);
+        let options = format!(
+            "-c pgstrata.role=pageserver -c pgstrata.tenant={} -c pgstrata.timeline={}",
+            info.tenant, info.id
+        );
         let mut body = PROTOCOL_3.to_be_bytes().to_vec();
         for text in [
             "user",

@@ -143,7 +143,16 @@ fn branches_of_branches_are_independent() {
     assert_eq!(content(&mut child), [2]);
     assert_eq!(content(&mut grandchild), [1, 2, 3]);
 
-    // A branch of a branch at a moment before the branch began is a branch of the ancestor.
+    // The WAL of a branch is one chain with its ancestors'.
+    let verified = cluster.json(&["wal", "verify", "--branch", "grandchild"]);
+    assert_eq!(verified["ok"], true);
+    let dumped = cluster.json(&["wal", "dump", "--branch", "grandchild"]);
+    let records = dumped.as_array().unwrap();
+    assert!(records.len() > verified["records"].as_u64().unwrap() as usize);
+    for pair in records.windows(2) {
+        assert_eq!(pair[1]["prev"], pair[0]["lsn"]);
+    }
+
     let refusal = cluster.refusal(&["branch", "delete", "child"], 1);
     assert!(refusal.contains("child"), "{refusal}");
     drop((child, grandchild));

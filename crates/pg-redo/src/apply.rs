@@ -83,6 +83,10 @@ fn redo_piece(page: &mut Page, piece: &Piece<'_>) -> Step<bool> {
     if !piece.init && page::is_new(page) && !heap::is_visibility_map(piece) {
         return Err(Bad("the page was never initialised"));
     }
+    if piece.init {
+        // Nothing of what was there may matter: a complete value is applied without looking for older content.
+        page.fill(0);
+    }
     match piece.rmgr {
         rmgr::HEAP => heap::redo(page, piece),
         rmgr::HEAP2 => heap::redo_heap2(page, piece),

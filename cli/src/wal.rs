@@ -1,0 +1,256 @@
+//! `wal dump`, `wal verify`, `wal check-redo`.
+
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use pgstrata_cli::wal_offline::{check_redo, dump};
+use pgstrata_compute_shim::proposer::SafekeeperClient;
+use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
+use pgstrata_pg_wal::{PgVersion, WalDecoder};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::branch;
+use crate::cluster::Cluster;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// WAL asked for at once.
+const PIECE: u64 = 4 << 20;
+
+/// Verbs of `wal`.
+#[derive(clap::Subcommand)]
+pub enum WalVerb {
+    /// Print decoded records, of a branch or of a directory of segments
+    Dump {
+        /// Branch
+        #[arg(long, default_value = "main", conflicts_with = "wal")]
+        branch: String,
+        /// Directory of WAL segments, instead of a branch
+        #[arg(long, value_name = "DIR")]
+        wal: Option<PathBuf>,
+        /// First position [default: the start of the last segment]
+        #[arg(long)]
+        from: Option<Lsn>,
+        /// Stop before this position [default: the end]
+        #[arg(long)]
+        to: Option<Lsn>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a branch's WAL end to end: every checksum, every back link
+    Verify {
+        /// Branch
+        #[arg(long, default_value = "main")]
+        branch: String,
+        /// First position [default: the branch's first]
+        #[arg(long)]
+        from: Option<Lsn>,
+        /// Last position [default: the end]
+        #[arg(long)]
+        to: Option<Lsn>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Replay a backup natively and compare with the images that PostgreSQL put into its WAL
+    CheckRedo(check_redo::CheckRedoArgs),
+}
+
+/// A branch's committed WAL, as the safekeepers have it.
+struct BranchWal {
+    tenant: TenantId,
+    timeline: TimelineId,
+    start: Lsn,
+    start_prev: Lsn,
+    end: Lsn,
+    segment_size: u64,
+    version: PgVersion,
+    addresses: Vec<String>,
+    /// Whose WAL is before `start`.
+    ancestor: Option<Box<BranchWal>>,
+}
+
+impl BranchWal {
+    fn open(cluster: &Cluster, name: &str) -> Result<BranchWal> {
+        let row = branch::get(cluster, name)?;
+        let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
+        let number = |field: &str| row.get(field).and_then(Value::as_u64).unwrap_or_default();
+        let last: Lsn = text("last_record_lsn").parse()?;
+        let committed = branch::committed(cluster, name, text("timeline_id"));
+        let ancestor = match row.get("ancestor").and_then(Value::as_str) {
+            Some(ancestor) => Some(Box::new(BranchWal::open(cluster, ancestor)?)),
+            None => None,
+        };
+        Ok(BranchWal {
+            ancestor,
+            tenant: text("tenant_id").parse()?,
+            timeline: text("timeline_id").parse()?,
+            start: text("start_lsn").parse()?,
+            start_prev: text("start_prev").parse()?,
+            end: committed.map_or(last, |committed| committed.max(last)),
+            segment_size: number("segment_size"),
+            version: PgVersion::from_major(number("pg_version") as u32)
+                .context("the branch has no supported version")?,
+            addresses: cluster
+                .state
+                .safekeepers
+                .iter()
+                .map(|place| format!("127.0.0.1:{}", place.wal))
+                .collect(),
+        })
+    }
+
+    /// Reads `[from, to)` from the first safekeeper that has it; from the ancestor's what is its.
+    fn read(&self, from: Lsn, to: Lsn) -> Result<Vec<u8>> {
+        if let Some(ancestor) = &self.ancestor
+            && from < self.start
+        {
+            let mut bytes = ancestor.read(from, to.min(self.start))?;
+            if to > self.start {
+                bytes.extend(self.read(self.start, to)?);
+            }
+            return Ok(bytes);
+        }
+        let mut reasons = Vec::new();
+        for address in &self.addresses {
+            let read = || -> std::io::Result<Vec<u8>> {
+                let mut client = SafekeeperClient::connect(address, TIMEOUT)?;
+                client.open(self.tenant, self.timeline)?;
+                let mut bytes = Vec::new();
+                let end = client.read_wal(from, to, Term(0), &mut bytes)?;
+                match end == to {
+                    true => Ok(bytes),
+                    false => Err(std::io::Error::other(format!("it has WAL only up to {end}"))),
+                }
+            };
+            match read() {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => reasons.push(format!("{address}: {error}")),
+            }
+        }
+        bail!("no safekeeper has WAL from {from} to {to} ({})", reasons.join("; "))
+    }
+
+    fn pieces(&self, from: Lsn, to: Lsn) -> impl Iterator<Item = (Lsn, Lsn)> {
+        let mut at = from;
+        std::iter::from_fn(move || {
+            let next = Lsn((at.0 + PIECE).min(to.0));
+            let piece = (at, next);
+            at = next;
+            (piece.0 < piece.1).then_some(piece)
+        })
+    }
+
+    /// Writes `[from, to)` into segment files.
+    fn save(&self, from: Lsn, to: Lsn, directory: &Path) -> Result<()> {
+        for (start, end) in self.pieces(from, to) {
+            let bytes = self.read(start, end)?;
+            let mut at = start;
+            while at < end {
+                let number = at.segment_number(self.segment_size);
+                let next = (at.segment_start(self.segment_size) + self.segment_size).min(end);
+                let per_high = (1u64 << 32) / self.segment_size;
+                let name = format!("{:08X}{:08X}{:08X}", 1, number / per_high, number % per_high);
+                let file = fs::OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(directory.join(name))?;
+                file.set_len(self.segment_size)?;
+                let slice = &bytes[(at - start) as usize..(next - start) as usize];
+                file.write_all_at(slice, at.segment_offset(self.segment_size))?;
+                at = next;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `wal`. Returns whether everything was right.
+pub fn run(verb: WalVerb, open: impl FnOnce() -> Result<Cluster>) -> Result<bool> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    match verb {
+        WalVerb::CheckRedo(args) => check_redo::run(&args, &mut out),
+        WalVerb::Dump { wal: Some(wal), from, to, json, .. } => {
+            dump::run(&dump::DumpArgs { wal, from, to, json }, &mut out)?;
+            Ok(true)
+        }
+        WalVerb::Dump { branch, from, to, json, .. } => {
+            let wal = BranchWal::open(&open()?, &branch)?;
+            let to = to.unwrap_or(wal.end);
+            ensure!(
+                to <= wal.end,
+                "{to} is in the future of branch '{branch}', which ends at {}",
+                wal.end
+            );
+            let first = from.unwrap_or(wal.end.segment_start(wal.segment_size));
+            let directory = TempDir::with_prefix("pgstrata-wal-")?;
+            wal.save(first.segment_start(wal.segment_size), wal.end, directory.path())?;
+            let args = dump::DumpArgs {
+                wal: directory.path().to_owned(),
+                from: Some(first),
+                to: Some(to),
+                json,
+            };
+            dump::run(&args, &mut out)?;
+            Ok(true)
+        }
+        WalVerb::Verify { branch, from, to, json } => {
+            let wal = BranchWal::open(&open()?, &branch)?;
+            let report = verify(&wal, from, to)?;
+            match json {
+                true => writeln!(out, "{report}")?,
+                false => writeln!(
+                    out,
+                    "{} records from {} to {}: every checksum and back link is right",
+                    report["records"],
+                    report["from"].as_str().unwrap_or_default(),
+                    report["to"].as_str().unwrap_or_default()
+                )?,
+            }
+            out.flush()?;
+            Ok(true)
+        }
+    }
+}
+
+fn verify(wal: &BranchWal, from: Option<Lsn>, to: Option<Lsn>) -> Result<Value> {
+    let end = to.unwrap_or(wal.end);
+    ensure!(end <= wal.end, "{end} is in the future of the branch, which ends at {}", wal.end);
+    let (start, mut decoder) = match from {
+        // From the segment's start, where the decoder finds the first record by itself.
+        Some(from) => {
+            let start = from.segment_start(wal.segment_size);
+            (start, WalDecoder::new(start, wal.segment_size))
+        }
+        None => {
+            let decoder = WalDecoder::new(wal.start, wal.segment_size).with_prev(wal.start_prev);
+            (wal.start, decoder)
+        }
+    };
+    decoder = decoder.with_version(wal.version);
+    let mut records = 0u64;
+    for (at, next) in wal.pieces(start, end) {
+        decoder.feed(&wal.read(at, next)?);
+        while decoder.poll()?.is_some() {
+            records += 1;
+        }
+    }
+    // What was given as the end need not be a record's; the branch's own end is.
+    let reached = decoder.position();
+    ensure!(
+        to.is_some() || reached == end,
+        "the last whole record ends at {reached}, but WAL is committed up to {end}"
+    );
+    Ok(json!({
+        "records": records,
+        "from": start.to_string(),
+        "to": reached.to_string(),
+        "ok": true,
+    }))
+}
