@@ -48,7 +48,8 @@ trap - EXIT
 first=$("$check" dump --wal "$work/data/pg_wal" | sed -n '1s/ .*//p')
 "$check" dump --wal "$work/data/pg_wal" |
     awk '{ split($1, p, "/"); printf "%s/%08s %s %s\n", p[1], p[2], $6, $8 }' | sed 's|/ *|/|g' > "$work/ours"
-"$bin/pg_waldump" -p "$work/data/pg_wal" -s "$first" 2> /dev/null |
+# It fails at the end of the WAL, as it does for every live log.
+{ "$bin/pg_waldump" -p "$work/data/pg_wal" -s "$first" 2> /dev/null || true; } |
     sed -E 's|^rmgr: .* len \(rec/tot\): *([0-9]+)/ *([0-9]+), tx: *([0-9]+), lsn: ([0-9A-F]+/[0-9A-F]+), .*|\4 \3 \1/\2|' \
     > "$work/theirs"
 # Both as position, transaction, lengths; positions without leading zeros.
