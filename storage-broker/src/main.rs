@@ -43,7 +43,7 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
