@@ -104,3 +104,65 @@ fn a_running_cluster_refuses_nonsense() {
     let row = client.query_one("select a from t", &[]).unwrap();
     assert_eq!(row.get::<_, i32>(0), 1);
 }
+
+/// Files below a directory whose path contains `part`.
+fn files_with(root: &std::path::Path, part: &str) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.to_string_lossy().contains(part) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn flip(path: &std::path::Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_flipped_bit_is_found_and_nothing_wrong_is_served() {
+    let cluster = Cluster::new();
+    let mut client = cluster.client();
+    client.batch_execute("create table t as select g a from generate_series(1, 1000) g").unwrap();
+    drop(client);
+    cluster.cli(&["compact"]);
+    let objects = cluster.dir().join("objects");
+    let pg_bin = pg_bin();
+    let up = ["up", "--pg-bin", pg_bin.to_str().unwrap()];
+
+    // In a local copy: it is fetched again, and nobody notices.
+    cluster.cli(&["compute", "stop", "main"]);
+    cluster.kill("pageserver");
+    for path in files_with(&cluster.dir().join("pageserver"), "layers") {
+        flip(&path);
+    }
+    let mut client = cluster.client();
+    assert_eq!(client.query_one("select sum(a) from t", &[]).unwrap().get::<_, i64>(0), 500_500);
+    drop(client);
+
+    // In the objects themselves: one clear line, and right again once they are.
+    cluster.cli(&["compute", "stop", "main"]);
+    cluster.kill("pageserver");
+    std::fs::remove_dir_all(cluster.dir().join("pageserver")).unwrap();
+    for part in ["/layers/", "/index"] {
+        let paths = files_with(&objects, part);
+        assert!(!paths.is_empty());
+        paths.iter().for_each(|path| flip(path));
+        let text = cluster.refusal(&up, 1);
+        assert!(text.contains("corrupt") || text.contains("checksum"), "{part}: {text}");
+        paths.iter().for_each(|path| flip(path));
+        cluster.try_cli(&["down"]);
+    }
+    let mut client = cluster.client();
+    assert_eq!(client.query_one("select sum(a) from t", &[]).unwrap().get::<_, i64>(0), 500_500);
+}
