@@ -365,6 +365,9 @@ fn clean_start(
     let segment_size = u64::from(config.parameters.segment_size);
     let segment_start = at.segment_start(segment_size);
     let mut wal = Vec::new();
+    if leader.is_none() {
+        data.make_standby()?;
+    }
     if let Some(leader) = leader {
         leader
             .append_record(Bytes::from(placed.bytes.clone()), COMMIT_TIMEOUT)

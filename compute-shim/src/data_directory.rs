@@ -126,6 +126,11 @@ impl DataDirectory {
         write(&self.path.join(CONTROL_FILE), bytes)
     }
 
+    /// Makes the server a hot standby: it answers queries, and refuses every write.
+    pub fn make_standby(&self) -> Result<()> {
+        write(&self.path.join("standby.signal"), b"")
+    }
+
     /// Writes WAL that starts at `start` into segment files of full size.
     pub fn write_wal(
         &self,

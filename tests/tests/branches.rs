@@ -211,3 +211,20 @@ fn a_base_backup_of_the_past_starts_by_itself() {
         pg_program("pg_ctl", &["-D", target, "-w", "-m", "fast", "stop"]);
     }
 }
+
+#[test]
+fn a_read_only_compute_answers_as_of_an_lsn_and_refuses_writes() {
+    let cluster = Cluster::new();
+    let mut main = cluster.client();
+    main.batch_execute("create table t (a int); insert into t values (1)").unwrap();
+    cluster.cli(&["branch", "create", "view"]);
+    main.batch_execute("insert into t values (2)").unwrap();
+    let row = cluster.json(&["compute", "start", "view", "--read-only"]);
+    let mut view = connect(row["uri"].as_str().unwrap());
+    assert_eq!(view.query_one("select count(*) from t", &[]).unwrap().get::<_, i64>(0), 1);
+    // Not even somebody who insists can write what nobody would keep.
+    let write = view.batch_execute(
+        "set default_transaction_read_only = off; begin read write; insert into t values (3); commit",
+    );
+    assert!(write.is_err(), "a read-only compute took a write");
+}
