@@ -62,16 +62,16 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
         return Ok(());
     }
     table::print(&["name", "state", "pid", "listen", "http"], &processes);
-    println!();
+    table::line("");
     match branches {
         Ok(rows) => {
             let columns =
                 ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "commit_lsn", "failure"];
             table::print(&columns, &rows);
         }
-        Err(error) => println!("branches: {error:#}"),
+        Err(error) => table::line(&format!("branches: {error:#}")),
     }
-    println!();
+    table::line("");
     table::print(&["branch", "state", "uri", "start_ms"], &computes);
     Ok(())
 }

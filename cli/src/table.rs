@@ -1,5 +1,7 @@
 //! Listings for people.
 
+use std::io::Write;
+
 use serde_json::Value;
 
 fn cell(row: &Value, column: &str) -> String {
@@ -8,6 +10,11 @@ fn cell(row: &Value, column: &str) -> String {
         Some(Value::String(text)) => text.clone(),
         Some(value) => value.to_string(),
     }
+}
+
+/// Prints a line. A reader that has seen enough (`| head`) is no error.
+pub fn line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Prints the columns of the rows, aligned.
@@ -21,6 +28,6 @@ pub fn print(columns: &[&str], rows: &[Value]) {
     for line in &lines {
         let cells: Vec<_> =
             line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        println!("{}", cells.join("  ").trim_end());
+        line(cells.join("  ").trim_end());
     }
 }

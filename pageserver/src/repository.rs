@@ -238,6 +238,7 @@ impl Repository {
             name: name.to_owned(),
             ancestor: None,
             start_lsn: imported.start_lsn.to_string(),
+            start_record: imported.record_start.to_string(),
             remote_consistent_lsn: imported.start_lsn.to_string(),
             last_record: imported.record_start.to_string(),
             system_id: state.control.system_identifier,
@@ -299,8 +300,7 @@ impl Repository {
             None => {
                 // Before the first record that was ingested there is only the base.
                 let root = from.root();
-                let record_start = root.base_record_start()?;
-                Ok((root.info.start_lsn, record_start))
+                Ok((root.info.start_lsn, root.info.start_record))
             }
         }
     }
@@ -327,6 +327,9 @@ impl Repository {
             name: name.to_owned(),
             ancestor: Some(Ancestor { timeline: parent.info.id.to_string(), lsn: lsn.to_string() }),
             start_lsn: lsn.to_string(),
+            // Kept here: the ancestor notes boundaries by batches, and may batch differently when
+            // it ingests the same WAL again.
+            start_record: record_start.to_string(),
             remote_consistent_lsn: lsn.to_string(),
             last_record: record_start.to_string(),
             system_id: parent.info.system_id.0,

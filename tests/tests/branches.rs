@@ -228,3 +228,30 @@ fn a_read_only_compute_answers_as_of_an_lsn_and_refuses_writes() {
     );
     assert!(write.is_err(), "a read-only compute took a write");
 }
+
+#[test]
+fn branches_survive_a_page_server_that_forgets_everything() {
+    let cluster = Cluster::new();
+    let mut main = cluster.client();
+    main.batch_execute("create table t (a int)").unwrap();
+    // Branches between transactions' ends, at whatever record happened to be the last ingested.
+    for number in 0..5 {
+        main.batch_execute(&format!(
+            "begin; insert into t select {number} from generate_series(1, 50)"
+        ))
+        .unwrap();
+        main.batch_execute("rollback; insert into t values (1)").unwrap();
+        cluster.cli(&["branch", "create", &format!("b{number}")]);
+    }
+    cluster.kill("pageserver");
+    std::fs::remove_dir_all(cluster.dir().join("pageserver")).unwrap();
+    cluster.up();
+    for number in 0..5 {
+        let name = format!("b{number}");
+        let mut branch = cluster.branch_client(&name);
+        let count: i64 = branch.query_one("select count(*) from t", &[]).unwrap().get(0);
+        assert_eq!(count, number + 1);
+        drop(branch);
+        cluster.cli(&["compute", "stop", &name]);
+    }
+}

@@ -33,6 +33,8 @@ pub struct TimelineIndex {
     pub ancestor: Option<Ancestor>,
     /// Nothing before this LSN can be read from this timeline itself.
     pub start_lsn: String,
+    /// Start of the last record before `start_lsn`: the back link of the first own record.
+    pub start_record: String,
     /// Everything up to here is in the layers.
     pub remote_consistent_lsn: String,
     /// Start of the last record before `remote_consistent_lsn`.
@@ -136,6 +138,7 @@ mod tests {
             name: "main".into(),
             ancestor: Some(Ancestor { timeline: "22".repeat(16), lsn: "0/10".into() }),
             start_lsn: "0/2000000".into(),
+            start_record: "0/1FFFF00".into(),
             remote_consistent_lsn: "0/2000100".into(),
             last_record: "0/20000A0".into(),
             system_id: 42,

@@ -125,7 +125,7 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
         ancestor_timeline_id: ancestor.map(|(parent, _)| parent.info.id.to_string()),
         ancestor_lsn: ancestor.map(|(_, lsn)| lsn.to_string()),
         start_lsn: info.start_lsn.to_string(),
-        start_prev: timeline.start_prev()?.to_string(),
+        start_prev: info.start_record.to_string(),
         last_record_lsn: lsn.to_string(),
         remote_lsn: timeline.remote_consistent_lsn().to_string(),
         logical_size: if with_size { logical_size(timeline, lsn)? } else { 0 },

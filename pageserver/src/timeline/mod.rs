@@ -64,6 +64,8 @@ pub struct TimelineInfo {
     pub id: TimelineId,
     /// First LSN that is this timeline's own.
     pub start_lsn: Lsn,
+    /// Start of the last record before `start_lsn`.
+    pub start_record: Lsn,
     /// Database system identifier.
     pub system_id: SystemId,
     /// PostgreSQL version.
@@ -128,6 +130,7 @@ impl Timeline {
             tenant: current.tenant.parse()?,
             id: current.timeline.parse()?,
             start_lsn: current.start_lsn.parse()?,
+            start_record: current.start_record.parse()?,
             system_id: SystemId(current.system_id),
             version: PgVersion::from_major(current.pg_version).with_context(|| {
                 format!("PostgreSQL {} is not supported (15 to 18 are)", current.pg_version)
@@ -296,23 +299,6 @@ impl Timeline {
         match &self.ancestor {
             Some((ancestor, _)) => ancestor.root(),
             None => self,
-        }
-    }
-
-    /// Start of the last record before a root timeline's own start: the checkpoint of the import.
-    pub fn base_record_start(&self) -> Result<Lsn> {
-        Ok(self.control_state(self.info.start_lsn)?.control.checkpoint)
-    }
-
-    /// Start of the last record before this timeline's own first LSN.
-    pub fn start_prev(&self) -> Result<Lsn> {
-        match &self.ancestor {
-            None => self.base_record_start(),
-            Some((ancestor, lsn)) => match ancestor.boundary_at_or_before(*lsn)? {
-                Some((end, boundary)) if end == *lsn => Ok(Lsn(boundary.record_start)),
-                _ if *lsn == ancestor.info.start_lsn => ancestor.start_prev(),
-                _ => anyhow::bail!("no record boundary at {lsn}, where a branch starts"),
-            },
         }
     }
 
