@@ -25,9 +25,9 @@ pub fn print(columns: &[&str], rows: &[Value]) {
     let width =
         |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or_default();
     let widths: Vec<_> = (0..columns.len()).map(width).collect();
-    for line in &lines {
+    for row in &lines {
         let cells: Vec<_> =
-            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         line(cells.join("  ").trim_end());
     }
 }
