@@ -256,3 +256,46 @@ fn branches_survive_a_page_server_that_forgets_everything() {
         cluster.cli(&["compute", "stop", &name]);
     }
 }
+
+#[test]
+fn a_database_made_anew_under_the_same_oid_has_nothing_of_the_old() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let mut main = connect(&uri);
+    main.batch_execute("create database reused oid 60000 template template0 strategy file_copy")
+        .unwrap();
+    let (server, _) = uri.rsplit_once('/').unwrap();
+    let mut reused = connect(&format!("{server}/reused"));
+    let node: i64 =
+        reused.query_one("select pg_relation_filenode('pg_class')::bigint", &[]).unwrap().get(0);
+    let block = |db: i64, block: i64| {
+        let rel = format!("1663/{db}/{node}");
+        let output =
+            cluster.try_cli(&["page", "get", "--rel", &rel, "--block", &block.to_string()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let blocks: i64 =
+        reused.query_one("select pg_relation_size('pg_class') / 8192", &[]).unwrap().get(0);
+    // Pages with many changes, which the page server keeps ready once they were read.
+    for number in 0..40 {
+        reused.batch_execute(&format!("create table t{number} (a int)")).unwrap();
+    }
+    drop(reused);
+    let template: i64 = main
+        .query_one("select oid::bigint from pg_database where datname = 'template0'", &[])
+        .unwrap()
+        .get(0);
+    let mut changed = 0;
+    for number in 0..blocks {
+        changed += usize::from(block(60000, number) != block(template, number));
+    }
+    assert!(changed > 0, "no page was changed");
+
+    main.batch_execute("drop database reused").unwrap();
+    main.batch_execute("create database reused oid 60000 template template0 strategy file_copy")
+        .unwrap();
+    for number in 0..blocks {
+        assert!(block(60000, number) == block(template, number), "block {number}");
+    }
+}

@@ -174,7 +174,9 @@ impl Timeline {
         page: &mut [u8; 8192],
     ) -> Result<()> {
         let key = Key::rel_block(rel, block);
-        let cached = self.pages.get(&key).filter(|cached| cached.0 <= lsn);
+        // What was there before the database began anew, under the same name, is not this block.
+        let since = self.database(rel.spc, rel.db, lsn)?.map_or(Lsn::INVALID, |(since, _)| since);
+        let cached = self.pages.get(&key).filter(|cached| cached.0 <= lsn && cached.0 >= since);
         with_buffer(|gathered| {
             let after = cached.as_ref().map_or(Lsn::INVALID, |cached| cached.0);
             let key_of = |spc, db| Key::rel_block(RelTag { spc, db, ..rel }, block);
