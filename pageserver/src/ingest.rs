@@ -3,14 +3,15 @@
 //! One thread per timeline. Records are gathered into batches; a batch is inserted as a whole,
 //! and only then does the timeline's progress include it, so readers see records whole.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use pgstrata_ids::{Fork, Key, KeyKind, Lsn, RelTag, SlruKind};
-use pgstrata_pg_redo::{Changed, ControlState, Effect, Effects, is_truncated};
+use pgstrata_pg_redo::{Changed, ControlState, Effect, Effects, ValueRange, is_truncated};
 use pgstrata_pg_wal::{DecodedRecord, WalDecoder};
+
+use rustc_hash::FxHashMap;
 
 use crate::layer::{COMPLETE, Change, PAGE};
 use crate::timeline::{Timeline, boundary_key};
@@ -32,11 +33,11 @@ pub struct Ingest {
     timeline: Arc<Timeline>,
     decoder: WalDecoder,
     control: ControlState,
+    /// Its values are those of the batch: changes refer to them where they were derived.
     effects: Effects,
     batch: Vec<Change>,
-    buffer: Vec<u8>,
-    sizes: HashMap<RelTag, RelSize>,
-    slrus: HashMap<SlruKind, SlruExtent>,
+    sizes: FxHashMap<RelTag, RelSize>,
+    slrus: FxHashMap<SlruKind, SlruExtent>,
     long_chains: Vec<Key>,
     counters: u32,
     last: (Lsn, Lsn),
@@ -59,9 +60,8 @@ impl Ingest {
             control,
             effects: Effects::new(),
             batch: Vec::new(),
-            buffer: Vec::new(),
-            sizes: HashMap::new(),
-            slrus: HashMap::new(),
+            sizes: FxHashMap::default(),
+            slrus: FxHashMap::default(),
             long_chains: Vec::new(),
             counters: COUNTERS_BEFORE_FULL,
             last: (lsn, record_start),
@@ -91,14 +91,14 @@ impl Ingest {
     fn drain(&mut self, decoder: &mut WalDecoder) -> Result<()> {
         while let Some(record) = decoder.poll()? {
             let decoded = DecodedRecord::decode(record)?;
-            self.effects.derive(&decoded, &mut self.control)?;
+            self.effects.derive_next(&decoded, &mut self.control)?;
             let (start, end) = (decoded.lsn, decoded.end);
             self.apply(start, end).with_context(|| format!("the record at {start}"))?;
             self.last = (end, start);
             if end.0 - self.noted.0 >= BOUNDARY_EVERY {
                 self.note(BoundaryKind::Other, 0, end, start);
             }
-            if self.buffer.len() >= BATCH_BYTES {
+            if self.effects.buf.len() >= BATCH_BYTES {
                 self.insert()?;
             }
         }
@@ -111,9 +111,10 @@ impl Ingest {
     }
 
     fn put_flagged(&mut self, key: Key, lsn: Lsn, flags: u8, write: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.buffer.len();
-        write(&mut self.buffer);
-        self.batch.push(Change { key, lsn, flags, value: start..self.buffer.len() });
+        let values = &mut self.effects.buf;
+        let start = values.len();
+        write(values);
+        self.batch.push(Change { key, lsn, flags, value: start..values.len() });
     }
 
     fn note(&mut self, kind: BoundaryKind, time: i64, end: Lsn, start: Lsn) {
@@ -123,49 +124,48 @@ impl Ingest {
     }
 
     fn apply(&mut self, start: Lsn, end: Lsn) -> Result<()> {
-        let effects = std::mem::take(&mut self.effects);
-        let mut result = Ok(());
-        let mut databases_changed = false;
-        for effect in &effects.items {
-            databases_changed |=
-                matches!(effect, Effect::DatabaseCreate { .. } | Effect::DatabaseDrop { .. });
-            result = self.apply_effect(&effects, *effect, start, end);
-            if result.is_err() {
-                break;
+        // Taken out while changes are added beside the values.
+        let items = std::mem::take(&mut self.effects.items);
+        let result = items.iter().try_for_each(|effect| self.apply_effect(*effect, start, end));
+        let changed = |effect: &Effect| match *effect {
+            Effect::DatabaseCreate { spc, db, .. } | Effect::DatabaseDrop { spc, db } => {
+                Some((spc, db))
             }
-        }
-        self.effects = effects;
-        result?;
-        if databases_changed {
+            _ => None,
+        };
+        if result.is_ok() && items.iter().any(|effect| changed(effect).is_some()) {
             // Sizes are looked up through the directories' histories, so these must be visible
             // before the next record. The record itself is whole in the batch.
             self.last = (end, start);
             self.insert()?;
-            for effect in &self.effects.items {
-                if let Effect::DatabaseCreate { spc, db, .. } | Effect::DatabaseDrop { spc, db } =
-                    *effect
-                {
-                    self.timeline.database_changed(spc, db);
-                    self.sizes.retain(|rel, _| (rel.spc, rel.db) != (spc, db));
-                }
+            for (spc, db) in items.iter().filter_map(changed) {
+                self.timeline.database_changed(spc, db);
+                self.sizes.retain(|rel, _| (rel.spc, rel.db) != (spc, db));
             }
         }
-        Ok(())
+        self.effects.items = items;
+        result
     }
 
-    fn apply_effect(
-        &mut self,
-        effects: &Effects,
-        effect: Effect,
-        start: Lsn,
-        lsn: Lsn,
-    ) -> Result<()> {
+    /// Adds a change whose value was derived already.
+    fn put_derived(&mut self, key: Key, lsn: Lsn, complete: bool, value: ValueRange) {
+        let value = value.start as usize..value.end as usize;
+        self.batch.push(Change { key, lsn, flags: if complete { COMPLETE } else { 0 }, value });
+    }
+
+    fn put_present(&mut self, key: Key, lsn: Lsn, value: ValueRange) {
+        let value = value.start as usize..value.end as usize;
+        self.put(key, lsn, true, |to| {
+            to.push(1);
+            to.extend_from_within(value);
+        });
+    }
+
+    fn apply_effect(&mut self, effect: Effect, start: Lsn, lsn: Lsn) -> Result<()> {
         match effect {
             Effect::Block { rel, block, value, complete, extends } => {
                 if self.prepare_block(rel, block, complete, extends, lsn)? {
-                    let value = effects.value(value);
-                    let key = Key::rel_block(rel, block);
-                    self.put(key, lsn, complete, |to| to.extend_from_slice(value));
+                    self.put_derived(Key::rel_block(rel, block), lsn, complete, value);
                 }
             }
             Effect::RelCreate { rel } => {
@@ -206,20 +206,16 @@ impl Ingest {
                 self.put(Key::database(spc, db), lsn, true, |to| Database::Dropped.encode(to));
             }
             Effect::TablespaceCreate { oid, path } => {
-                let path = Some(effects.value(path));
-                self.put(Key::tablespace(oid), lsn, true, |to| encode_present(path, to));
+                self.put_present(Key::tablespace(oid), lsn, path);
             }
             Effect::TablespaceDrop { oid } => {
                 self.put(Key::tablespace(oid), lsn, true, |to| encode_present(None, to));
             }
             Effect::RelMap { spc, db, file } => {
-                let file = effects.value(file);
-                self.put(Key::relmap(spc, db), lsn, true, |to| to.extend_from_slice(file));
+                self.put_derived(Key::relmap(spc, db), lsn, true, file);
             }
             Effect::SlruPage { kind, page, value, complete } => {
-                let value = effects.value(value);
-                let key = Key::slru_page(kind, page);
-                self.put(key, lsn, complete, |to| to.extend_from_slice(value));
+                self.put_derived(Key::slru_page(kind, page), lsn, complete, value);
                 if self.slru(kind)?.add(page) {
                     self.put_slru(kind, lsn)?;
                 }
@@ -241,8 +237,7 @@ impl Ingest {
                 self.put_slru(kind, lsn)?;
             }
             Effect::TwoPhasePut { full_xid, file } => {
-                let file = Some(effects.value(file));
-                self.put(Key::two_phase(full_xid), lsn, true, |to| encode_present(file, to));
+                self.put_present(Key::two_phase(full_xid), lsn, file);
                 self.note(BoundaryKind::Prepare, 0, lsn, start);
             }
             Effect::TwoPhaseRemove { full_xid } => {
@@ -355,11 +350,10 @@ impl Ingest {
         }
         let open = self.timeline.open_layer();
         let bound = self.timeline.limits.chain;
-        open.insert(&self.batch, &self.buffer, bound, &mut self.long_chains);
+        open.insert(&self.batch, &mut self.effects.buf, bound, &mut self.long_chains);
         open.set_end_lsn(end);
         self.timeline.progress.advance(end, start);
         self.batch.clear();
-        self.buffer.clear();
         self.shorten_chains(end)?;
         self.open_since.get_or_insert_with(Instant::now);
         self.freeze_if_due(false);
@@ -385,7 +379,7 @@ impl Ingest {
         }
         let bound = self.timeline.limits.chain;
         let open = self.timeline.open_layer();
-        open.insert(&images, &bytes, bound, &mut Vec::new());
+        open.insert(&images, &mut bytes, bound, &mut Vec::new());
         Ok(())
     }
 

@@ -19,7 +19,7 @@
 //!
 //! blocks, each
 //!      0     4  CRC-32C of the rest of the block
-//!      4     1  codec: 0 plain, 1 zstd
+//!      4     1  codec: 0 plain, 1 zstd, 2 lz4
 //!      5     4  length before compression
 //!      9     -  entries: u8 flag (1: same key as the entry before in this block)
 //!               [18 key unless flag 1], u64 LSN, u32 length, value
@@ -39,6 +39,8 @@
 //! Integers are little-endian. A delta layer holds every change with start < LSN <= end to the
 //! keys in its range. Values of one (key, LSN) keep their order of insertion.
 
+use std::cell::RefCell;
+
 use pgstrata_ids::{Generation, Key, Lsn, TenantId, TimelineId};
 
 use crate::FormatError;
@@ -56,6 +58,7 @@ const INDEX_ENTRY_SIZE: usize = 38;
 const BLOCK_TARGET: usize = 16 * 1024;
 /// No block may claim more: bounds what a reader allocates.
 const BLOCK_LIMIT: usize = 1 << 30;
+const ZSTD_LEVEL: i32 = 3;
 const WHAT: &str = "layer file";
 
 /// What a layer holds.
@@ -176,11 +179,50 @@ pub struct LayerWriter {
     index: Vec<u8>,
     blocks: u64,
     entries: u64,
+    codec: Codec,
+    compressed: Vec<u8>,
+}
+
+/// How blocks are compressed: what is written while WAL comes in has to be quick, what stays has to be small.
+pub enum Codec {
+    /// Fast.
+    Lz4,
+    /// Small. The compressor is kept from block to block: making one costs more than compressing a block.
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Codec {
+    /// A compressor for layers that stay; the fast one if there is no memory for that.
+    pub fn small() -> Codec {
+        zstd::bulk::Compressor::new(ZSTD_LEVEL).map_or(Codec::Lz4, Codec::Zstd)
+    }
+
+    /// Compresses into `to`, replacing its content. Returns the codec's number, 0 if `block` did not get smaller.
+    fn compress(&mut self, block: &[u8], to: &mut Vec<u8>) -> u8 {
+        let (number, length) = match self {
+            Codec::Lz4 => {
+                to.resize(lz4_flex::block::get_maximum_output_size(block.len()), 0);
+                (2, lz4_flex::block::compress_into(block, to).ok())
+            }
+            Codec::Zstd(compressor) => {
+                to.resize(zstd::zstd_safe::compress_bound(block.len()), 0);
+                (1, compressor.compress_to_buffer(block, &mut to[..]).ok())
+            }
+        };
+        // Neither can fail with so much room; were one to, the plain bytes are as good.
+        match length {
+            Some(length) if length < block.len() => {
+                to.truncate(length);
+                number
+            }
+            _ => 0,
+        }
+    }
 }
 
 impl LayerWriter {
     /// Starts a layer. The header's key range is set from the entries.
-    pub fn new(header: LayerHeader) -> LayerWriter {
+    pub fn new(header: LayerHeader, codec: Codec) -> LayerWriter {
         LayerWriter {
             file: vec![0; HEADER_SIZE],
             header,
@@ -191,6 +233,8 @@ impl LayerWriter {
             index: Vec::new(),
             blocks: 0,
             entries: 0,
+            codec,
+            compressed: Vec::new(),
         }
     }
 
@@ -206,6 +250,11 @@ impl LayerWriter {
 
     /// Appends an entry; keys, and LSNs within a key, must not decrease.
     pub fn push(&mut self, key: Key, lsn: Lsn, value: &[u8]) {
+        self.push_parts(key, lsn, &[value]);
+    }
+
+    /// As [`LayerWriter::push`], of a value in parts.
+    pub fn push_parts(&mut self, key: Key, lsn: Lsn, value: &[&[u8]]) {
         debug_assert!(self.last.is_none_or(|last| last <= (key, lsn)), "entries out of order");
         if self.last.is_none() {
             self.header.min_key = key;
@@ -223,8 +272,9 @@ impl LayerWriter {
             self.last_key = Some(key);
         }
         self.block.extend_from_slice(&lsn.0.to_le_bytes());
-        self.block.extend_from_slice(&(value.len() as u32).to_le_bytes());
-        self.block.extend_from_slice(value);
+        let length = value.iter().map(|part| part.len()).sum::<usize>();
+        self.block.extend_from_slice(&(length as u32).to_le_bytes());
+        value.iter().for_each(|part| self.block.extend_from_slice(part));
         if self.block.len() >= BLOCK_TARGET {
             self.end_block();
         }
@@ -234,11 +284,8 @@ impl LayerWriter {
         let Some((first_key, first_lsn)) = self.block_first.take() else { return };
         let offset = self.file.len();
         self.file.extend_from_slice(&[0; BLOCK_HEADER_SIZE]);
-        // Compression of bytes in memory into a vector has no way to fail but a wrong level; were
-        // it to, the plain bytes are as good.
-        let compressed = zstd::bulk::compress(&self.block, 1).unwrap_or_default();
-        let codec = u8::from(!compressed.is_empty() && compressed.len() < self.block.len());
-        let stored = if codec == 1 { &compressed } else { &self.block };
+        let codec = self.codec.compress(&self.block, &mut self.compressed);
+        let stored = if codec == 0 { &self.block } else { &self.compressed };
         self.file.extend_from_slice(stored);
         self.file[offset + 4] = codec;
         let raw_length = (self.block.len() as u32).to_le_bytes();
@@ -350,6 +397,12 @@ pub fn verify(file: &[u8]) -> Result<(LayerHeader, Footer, Vec<BlockHandle>), Fo
     Ok((header, footer, index))
 }
 
+thread_local! {
+    /// Kept from block to block, like the compressor.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+        const { RefCell::new(None) };
+}
+
 /// Checks and unpacks one stored block.
 pub fn decode_block(stored: &[u8]) -> Result<Vec<u8>, FormatError> {
     if stored.len() < BLOCK_HEADER_SIZE {
@@ -364,10 +417,19 @@ pub fn decode_block(stored: &[u8]) -> Result<Vec<u8>, FormatError> {
         return Err(FormatError::corrupt(WHAT, format!("a block of {length} bytes")));
     }
     let payload = &stored[BLOCK_HEADER_SIZE..];
+    let broken = |error: &dyn std::fmt::Display| {
+        FormatError::corrupt(WHAT, format!("a block does not unpack: {error}"))
+    };
     let plain = match stored[4] {
         0 => payload.to_vec(),
-        1 => zstd::bulk::decompress(payload, length)
-            .map_err(|error| FormatError::corrupt(WHAT, format!("a block: {error}")))?,
+        1 => DECOMPRESSOR.with_borrow_mut(|kept| {
+            if kept.is_none() {
+                *kept = zstd::bulk::Decompressor::new().ok();
+            }
+            let kept = kept.as_mut().ok_or_else(|| broken(&"no memory"))?;
+            kept.decompress(payload, length).map_err(|error| broken(&error))
+        })?,
+        2 => lz4_flex::block::decompress(payload, length).map_err(|error| broken(&error))?,
         codec => return Err(FormatError::corrupt(WHAT, format!("a block of codec {codec}"))),
     };
     if plain.len() != length {

@@ -20,7 +20,7 @@ use pgstrata_format::index::LayerEntry;
 use pgstrata_format::layer::{self, BlockHandle, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
 use pgstrata_ids::{Key, Lsn, TenantId, TimelineId};
 
-use super::{BlockCache, Gathered};
+use super::{BlockCache, Gathered, split_flags};
 
 /// Where layer files come from and are kept.
 pub struct LayerSource {
@@ -225,7 +225,8 @@ impl LayerFile {
                 }
             }
             for (lsn, range) in found.iter().rev() {
-                if into.push(*lsn, &block[range.clone()]) {
+                let (flags, value) = split_flags(&block[range.clone()]);
+                if into.push(*lsn, flags, value) {
                     return Ok(true);
                 }
             }

@@ -22,6 +22,11 @@ pub const COMPLETE: u8 = 1;
 /// Flag: the value is a page as it is ([`crate::value::encode_page`]), not a change to one.
 pub const PAGE: u8 = 2;
 
+/// The flags and the value that a layer file stores as one.
+pub fn split_flags(stored: &[u8]) -> (u8, &[u8]) {
+    stored.split_first().map_or((0, stored), |(flags, value)| (*flags, value))
+}
+
 /// One value of a key, without its flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value<'a> {
@@ -51,11 +56,9 @@ impl Gathered {
     }
 
     /// Adds the next older value. Returns true when nothing older is needed.
-    pub fn push(&mut self, lsn: Lsn, stored: &[u8]) -> bool {
+    pub fn push(&mut self, lsn: Lsn, flags: u8, value: &[u8]) -> bool {
         debug_assert!(!self.complete);
         debug_assert!(self.values.last().is_none_or(|(newer, _, _)| *newer >= lsn));
-        let (flags, value) =
-            stored.split_first().map_or((0, stored), |(flags, value)| (*flags, value));
         let start = self.bytes.len();
         self.bytes.extend_from_slice(value);
         self.values.push((lsn, flags, start..self.bytes.len()));

@@ -12,9 +12,11 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 use super::{COMPLETE, Gathered};
 
 const SHARDS: usize = 16;
-const CHUNK_SIZE: usize = 256 * 1024;
+const CHUNK_SIZE: usize = 512 * 1024;
+/// A batch with this many bytes of values becomes a chunk as it is; smaller ones share chunks.
+const OWN_CHUNK: usize = 128 * 1024;
 
-/// One change to be inserted: `value` is a range of the batch's buffer, without flags.
+/// One change to be inserted.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// What changed.
@@ -23,7 +25,7 @@ pub struct Change {
     pub lsn: Lsn,
     /// [`COMPLETE`] and [`super::PAGE`].
     pub flags: u8,
-    /// Where in the batch's buffer the value lies.
+    /// Where in the batch's values it lies.
     pub value: std::ops::Range<usize>,
 }
 
@@ -33,6 +35,7 @@ struct Place {
     chunk: u32,
     offset: u32,
     length: u32,
+    flags: u8,
 }
 
 #[derive(Debug, Default)]
@@ -42,34 +45,62 @@ struct History {
     incomplete: u32,
 }
 
-#[derive(Debug, Default)]
-struct Shard {
-    histories: FxHashMap<Key, History>,
-    chunks: Vec<Vec<u8>>,
+type Shard = FxHashMap<Key, History>;
+
+/// Chunks of layers that are gone, for those to come: memory given back to the system would have to be cleared by it
+/// again, which costs more than filling it.
+static SPARE_CHUNKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// How many are kept: as much as a layer of the usual size has.
+const SPARE_CHUNKS_KEPT: usize = (64 << 20) / CHUNK_SIZE;
+
+fn new_chunk() -> Vec<u8> {
+    SPARE_CHUNKS.lock().pop().unwrap_or_else(|| Vec::with_capacity(CHUNK_SIZE))
 }
 
-impl Shard {
-    fn insert(&mut self, key: Key, lsn: Lsn, flags: u8, value: &[u8]) -> u32 {
-        let length = value.len() + 1;
-        let full = self.chunks.last().is_none_or(|chunk| chunk.len() + length > chunk.capacity());
-        if full {
-            self.chunks.push(Vec::with_capacity(CHUNK_SIZE.max(length)));
+/// The values' bytes.
+#[derive(Debug, Default)]
+struct Chunks {
+    list: Vec<Vec<u8>>,
+    /// The chunk that small batches are appended to.
+    shared: Option<usize>,
+}
+
+impl Chunks {
+    /// Takes a batch's values. Returns the chunk and the offset that its first byte has now.
+    fn take(&mut self, values: &mut Vec<u8>) -> (u32, u32) {
+        if values.len() >= OWN_CHUNK {
+            self.list.push(std::mem::replace(values, new_chunk()));
+            return ((self.list.len() - 1) as u32, 0);
         }
-        let chunk = self.chunks.len() - 1;
-        let bytes = &mut self.chunks[chunk];
-        let offset = bytes.len();
-        bytes.push(flags);
-        bytes.extend_from_slice(value);
-        let history = self.histories.entry(key).or_default();
-        let (chunk, offset) = (chunk as u32, offset as u32);
-        history.places.push(Place { lsn, chunk, offset, length: length as u32 });
-        history.incomplete = if flags & COMPLETE != 0 { 0 } else { history.incomplete + 1 };
-        history.incomplete
+        let fits = |chunk: &Vec<u8>| chunk.capacity() - chunk.len() >= values.len();
+        let shared = match self.shared.filter(|&shared| fits(&self.list[shared])) {
+            Some(shared) => shared,
+            None => {
+                self.list.push(new_chunk());
+                *self.shared.insert(self.list.len() - 1)
+            }
+        };
+        let offset = self.list[shared].len();
+        self.list[shared].extend_from_slice(values);
+        values.clear();
+        (shared as u32, offset as u32)
     }
 
-    fn stored(&self, place: Place) -> &[u8] {
+    fn value(&self, place: Place) -> &[u8] {
         let start = place.offset as usize;
-        &self.chunks[place.chunk as usize][start..start + place.length as usize]
+        &self.list[place.chunk as usize][start..start + place.length as usize]
+    }
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        let mut spare = SPARE_CHUNKS.lock();
+        for mut chunk in self.list.drain(..) {
+            if spare.len() < SPARE_CHUNKS_KEPT && chunk.capacity() == CHUNK_SIZE {
+                chunk.clear();
+                spare.push(chunk);
+            }
+        }
     }
 }
 
@@ -79,6 +110,9 @@ pub struct OpenLayer {
     start_lsn: Lsn,
     end_lsn: AtomicU64,
     size: AtomicUsize,
+    /// Locked for writing only while a batch's bytes are taken, before its places are known to
+    /// anybody; and never while waiting for a shard.
+    chunks: RwLock<Chunks>,
     shards: [RwLock<Shard>; SHARDS],
     /// Keys that directory listings look for; blocks and SLRU pages are too many for an order.
     listed: Mutex<BTreeSet<Key>>,
@@ -97,6 +131,7 @@ impl OpenLayer {
             start_lsn,
             end_lsn: AtomicU64::new(start_lsn.0),
             size: AtomicUsize::new(0),
+            chunks: RwLock::default(),
             shards: std::array::from_fn(|_| RwLock::default()),
             listed: Mutex::default(),
         }
@@ -128,9 +163,10 @@ impl OpenLayer {
         self.size() == 0
     }
 
-    /// Inserts a batch in order. `long` gets the keys whose chain of incomplete values reached
-    /// `bound` or a multiple of it.
-    pub fn insert(&self, batch: &[Change], buffer: &[u8], bound: u32, long: &mut Vec<Key>) {
+    /// Inserts a batch in order, and leaves `values` empty. `long` gets the keys whose chain of
+    /// incomplete values reached `bound` or a multiple of it.
+    pub fn insert(&self, batch: &[Change], values: &mut Vec<u8>, bound: u32, long: &mut Vec<Key>) {
+        let (chunk, base) = self.chunks.write().take(values);
         let mut order: [Vec<u32>; SHARDS] = Default::default();
         let mut size = 0;
         for (at, change) in batch.iter().enumerate() {
@@ -143,19 +179,25 @@ impl OpenLayer {
             }
             let mut shard = shard.write();
             for &at in order {
-                let change = &batch[at as usize];
-                let value = &buffer[change.value.clone()];
-                let chain = shard.insert(change.key, change.lsn, change.flags, value);
-                if chain > 0 && chain % bound == 0 {
-                    long.push(change.key);
+                let Change { key, lsn, flags, value } = &batch[at as usize];
+                let history = shard.entry(*key).or_default();
+                let offset = base + value.start as u32;
+                let (lsn, flags, length) = (*lsn, *flags, value.len() as u32);
+                history.places.push(Place { lsn, chunk, offset, length, flags });
+                let complete = flags & COMPLETE != 0;
+                history.incomplete = if complete { 0 } else { history.incomplete + 1 };
+                if history.incomplete > 0 && history.incomplete % bound == 0 {
+                    long.push(*key);
                 }
             }
         }
         let mut listed = self.listed.lock();
-        for change in batch {
-            let block = change.key.0[0] == KeyKind::RelBlock as u8;
-            if !block && change.key.0[0] != KeyKind::SlruPage as u8 {
-                listed.insert(change.key);
+        let mut last = None;
+        for Change { key, .. } in batch {
+            let page = [KeyKind::RelBlock as u8, KeyKind::SlruPage as u8].contains(&key.0[0]);
+            if !page && last != Some(key) {
+                listed.insert(*key);
+                last = Some(key);
             }
         }
         self.size.fetch_add(size, Ordering::Relaxed);
@@ -164,26 +206,28 @@ impl OpenLayer {
     /// Gathers values of `key` at or before `lsn`, newest first. Returns true when complete.
     pub fn gather(&self, key: &Key, lsn: Lsn, after: Lsn, into: &mut Gathered) -> bool {
         let shard = self.shards[shard_of(key)].read();
-        let Some(history) = shard.histories.get(key) else { return false };
+        let Some(history) = shard.get(key) else { return false };
+        let chunks = self.chunks.read();
         let end = history.places.partition_point(|place| place.lsn <= lsn);
         for place in history.places[..end].iter().rev() {
             if place.lsn <= after {
                 return false;
             }
-            if into.push(place.lsn, shard.stored(*place)) {
+            if into.push(place.lsn, place.flags, chunks.value(*place)) {
                 return true;
             }
         }
         false
     }
 
-    /// Every value of `key` with `after` < LSN <= `lsn`, oldest first.
+    /// Every value of `key` with `after` < LSN <= `lsn`, oldest first, without flags.
     pub fn history(&self, key: &Key, after: Lsn, lsn: Lsn, each: &mut dyn FnMut(Lsn, &[u8])) {
         let shard = self.shards[shard_of(key)].read();
-        let Some(history) = shard.histories.get(key) else { return };
+        let Some(history) = shard.get(key) else { return };
+        let chunks = self.chunks.read();
         for place in &history.places {
             if place.lsn > after && place.lsn <= lsn {
-                each(place.lsn, shard.stored(*place));
+                each(place.lsn, chunks.value(*place));
             }
         }
     }
@@ -193,20 +237,18 @@ impl OpenLayer {
         keys.extend(self.listed.lock().range(first..=last).copied());
     }
 
-    /// Calls `each` with every entry by (key, LSN), values with their flags. Blocks writers.
-    pub fn for_each_sorted(&self, mut each: impl FnMut(Key, Lsn, &[u8])) {
+    /// Calls `each` with every entry by (key, LSN): flags and value. Blocks writers.
+    pub fn for_each_sorted(&self, mut each: impl FnMut(Key, Lsn, u8, &[u8])) {
         let shards: Vec<_> = self.shards.iter().map(|shard| shard.read()).collect();
-        let mut keys: Vec<(Key, usize)> = Vec::new();
-        for (number, shard) in shards.iter().enumerate() {
-            keys.extend(shard.histories.keys().map(|key| (*key, number)));
+        let chunks = self.chunks.read();
+        let mut histories: Vec<(Key, &History)> = Vec::new();
+        for shard in &shards {
+            histories.extend(shard.iter().map(|(key, history)| (*key, history)));
         }
-        keys.sort_unstable();
-        for (key, number) in keys {
-            let shard = &shards[number];
-            if let Some(history) = shard.histories.get(&key) {
-                for place in &history.places {
-                    each(key, place.lsn, shard.stored(*place));
-                }
+        histories.sort_unstable_by_key(|(key, _)| *key);
+        for (key, history) in histories {
+            for place in &history.places {
+                each(key, place.lsn, place.flags, chunks.value(*place));
             }
         }
     }
@@ -225,7 +267,7 @@ mod tests {
         let mut long = Vec::new();
         let flags = if complete { COMPLETE } else { 0 };
         let change = Change { key: key(block), lsn: Lsn(lsn), flags, value: 0..value.len() };
-        layer.insert(&[change], value, 3, &mut long);
+        layer.insert(&[change], &mut value.to_vec(), 3, &mut long);
         long
     }
 
@@ -265,11 +307,39 @@ mod tests {
             insert(&layer, (lsn % 7) as u32, lsn, false, &lsn.to_le_bytes());
         }
         let mut seen = Vec::new();
-        layer.for_each_sorted(|key, lsn, stored| {
-            assert_eq!(stored[1..], lsn.0.to_le_bytes());
+        layer.for_each_sorted(|key, lsn, flags, value| {
+            assert_eq!((flags, value), (0, &lsn.0.to_le_bytes()[..]));
             seen.push((key, lsn));
         });
         assert_eq!(seen.len(), 180);
         assert!(seen.is_sorted());
+    }
+    #[test]
+    fn values_lie_where_they_were_put() {
+        // Small batches share chunks, large ones become chunks, and chunks are used again.
+        for _ in 0..3 {
+            let layer = OpenLayer::new(Lsn(1));
+            let mut values = Vec::new();
+            let sizes: Vec<usize> = (0..200).map(|n: usize| n * n * 7919 % 60_000).collect();
+            for (n, batch) in sizes.chunks(3 + sizes.len() % 4).enumerate() {
+                let mut changes = Vec::new();
+                for (m, size) in batch.iter().enumerate() {
+                    let start = values.len();
+                    values.resize(start + size, (n * 10 + m) as u8);
+                    let (key, lsn) = (key(m as u32), Lsn(2 + n as u64));
+                    changes.push(Change { key, lsn, flags: 0, value: start..values.len() });
+                }
+                layer.insert(&changes, &mut values, 1000, &mut Vec::new());
+                assert!(values.is_empty());
+            }
+            let mut seen = 0;
+            layer.for_each_sorted(|key, lsn, _, value| {
+                let (n, m) = (lsn.0 as usize - 2, key.e() as usize);
+                assert_eq!(value.len(), sizes[n * (3 + sizes.len() % 4) + m]);
+                assert!(value.iter().all(|&byte| byte == (n * 10 + m) as u8));
+                seen += 1;
+            });
+            assert_eq!(seen, sizes.len());
+        }
     }
 }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use pgstrata_format::layer::{LayerKind, LayerWriter};
+use pgstrata_format::layer::{Codec, LayerKind, LayerWriter};
 use pgstrata_ids::{Key, KeyKind, Lsn};
 
 use super::Timeline;
@@ -47,12 +47,13 @@ impl Timeline {
         let mut cursors: Vec<Cursor> =
             old.iter().rev().map(|layer| layer.cursor()).collect::<Result<_>>()?;
         let mut files = Vec::new();
-        let mut writer = LayerWriter::new(self.layer_header(LayerKind::Delta, start, end));
+        let mut writer =
+            LayerWriter::new(self.layer_header(LayerKind::Delta, start, end), Codec::small());
         let mut gathered = Gathered::default();
         while let Some(key) = least_key(&mut cursors)? {
             if writer.size() >= self.limits.layer_bytes {
                 let header = self.layer_header(LayerKind::Delta, start, end);
-                let full = std::mem::replace(&mut writer, LayerWriter::new(header));
+                let full = std::mem::replace(&mut writer, LayerWriter::new(header, Codec::small()));
                 files.push(self.upload(full, 1)?);
             }
             let mut last = Lsn::INVALID;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use pgstrata_format::index::LayerEntry;
-use pgstrata_format::layer::{LayerHeader, LayerKind, LayerWriter};
+use pgstrata_format::layer::{Codec, LayerHeader, LayerKind, LayerWriter};
 use pgstrata_ids::{Key, Lsn};
 
 use super::Timeline;
@@ -83,8 +83,11 @@ impl Timeline {
         let _flushing = self.flushing.lock();
         let Some(frozen) = self.layers.read().frozen.last().cloned() else { return Ok(false) };
         let (start, end) = (frozen.start_lsn(), frozen.end_lsn());
-        let mut writer = LayerWriter::new(self.layer_header(LayerKind::Delta, start, end));
-        frozen.for_each_sorted(|key, lsn, stored| writer.push(key, lsn, stored));
+        let mut writer =
+            LayerWriter::new(self.layer_header(LayerKind::Delta, start, end), Codec::Lz4);
+        frozen.for_each_sorted(|key, lsn, flags, value| {
+            writer.push_parts(key, lsn, &[&[flags], value]);
+        });
         let file = self.upload(writer, 0).context("can't upload a layer")?;
         let record_start = self.record_start_at(end)?;
         self.index.update(|index| {
@@ -125,11 +128,12 @@ impl Timeline {
     ) -> Result<()> {
         let _flushing = self.flushing.lock();
         let mut files = Vec::new();
-        let mut writer = LayerWriter::new(self.layer_header(LayerKind::Image, lsn, lsn));
+        let mut writer =
+            LayerWriter::new(self.layer_header(LayerKind::Image, lsn, lsn), Codec::small());
         for (key, stored) in entries {
             if writer.size() >= self.limits.layer_bytes {
                 let header = self.layer_header(LayerKind::Image, lsn, lsn);
-                let full = std::mem::replace(&mut writer, LayerWriter::new(header));
+                let full = std::mem::replace(&mut writer, LayerWriter::new(header, Codec::small()));
                 files.push(self.upload(full, 1)?);
             }
             writer.push(key, lsn, &stored);

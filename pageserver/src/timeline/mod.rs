@@ -15,7 +15,7 @@ use pgstrata_ids::{Generation, Key, Lsn, SystemId, TenantId, TimelineId};
 use pgstrata_pg_wal::PgVersion;
 use quick_cache::sync::Cache;
 
-use crate::layer::{Gathered, LayerFile, LayerMap, LayerSource, OpenLayer};
+use crate::layer::{Gathered, LayerFile, LayerMap, LayerSource, OpenLayer, split_flags};
 use crate::remote::RemoteIndex;
 use crate::value::Database;
 
@@ -279,13 +279,13 @@ impl Timeline {
         };
         let own = values.len();
         let layers = self.snapshot();
-        let mut each = |at: Lsn, stored: &[u8]| {
+        let mut each = |at: Lsn, value: &[u8]| {
             if at > after && at <= lsn {
-                values.push((at, stored.get(1..).unwrap_or_default().to_vec()));
+                values.push((at, value.to_vec()));
             }
         };
         for file in layers.map.layers() {
-            file.scan(*key, *key, &mut |_, at, stored| each(at, stored))?;
+            file.scan(*key, *key, &mut |_, at, stored| each(at, split_flags(stored).1))?;
         }
         for layer in layers.frozen.iter().rev().chain(std::iter::once(&layers.open)) {
             layer.history(key, after, lsn, &mut each);

@@ -211,11 +211,26 @@ impl Effects {
         record: &DecodedRecord<'_>,
         control: &mut ControlState,
     ) -> Result<(), RedoError> {
-        self.items.clear();
+        self.clear_values();
+        self.derive_next(record, control)
+    }
+
+    /// Drops the values of all records so far.
+    pub fn clear_values(&mut self) {
         self.buf.clear();
         if self.buf.capacity() > KEEP_CAPACITY {
             self.buf = Vec::new();
         }
+    }
+
+    /// As [`Effects::derive`], but keeps earlier records' values where they are: only the items are replaced. Refused
+    /// once there is more than a `u32` can address.
+    pub fn derive_next(
+        &mut self,
+        record: &DecodedRecord<'_>,
+        control: &mut ControlState,
+    ) -> Result<(), RedoError> {
+        self.items.clear();
         let version = control.version();
         let (rmgr, info) = (record.header.rmgr, record.header.info);
         let Some(rmgr_name) = rmgr_name(rmgr) else {
@@ -246,7 +261,7 @@ impl Effects {
         commit_ts_was_active: bool,
         changed: &mut Changed,
     ) -> Step<()> {
-        if u32::try_from(record.header.total_length as usize * 2).is_err() {
+        if u32::try_from(self.buf.len() + record.header.total_length as usize * 2).is_err() {
             return Err(Bad("the record is too long"));
         }
         match record.header.rmgr {
