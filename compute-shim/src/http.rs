@@ -12,6 +12,7 @@ use axum::{Json, Router};
 use pgstrata_ids::Lsn;
 
 use crate::compute::{Report, Shared};
+use crate::proposer::SENT_BYTES;
 
 async fn status(State(shared): State<Arc<Shared>>) -> Json<Report> {
     let mut report = shared.report.lock().clone();
@@ -39,8 +40,13 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> String {
          pgstrata_compute_start_milliseconds {}\n\
          # HELP pgstrata_compute_term Term of the proposer\n\
          # TYPE pgstrata_compute_term gauge\n\
-         pgstrata_compute_term {}\n",
-        report.start_ms, report.term
+         pgstrata_compute_term {}\n\
+         # HELP pgstrata_compute_sent_bytes_total Bytes sent to all safekeepers\n\
+         # TYPE pgstrata_compute_sent_bytes_total counter\n\
+         pgstrata_compute_sent_bytes_total {}\n",
+        report.start_ms,
+        report.term,
+        SENT_BYTES.load(Ordering::Relaxed)
     )
 }
 

@@ -42,7 +42,25 @@ fn raw_disk(writers: usize) {
     percentiles(&format!("raw write + fdatasync, {writers} at once"), times);
 }
 
+/// A segment's worth at a time over zeroed files, as a safekeeper writes bulk loads, on one file.
+fn raw_append() {
+    let directory = tempfile::tempdir().unwrap();
+    let (size, piece) = (64 << 20, vec![7; 1 << 20]);
+    let file = std::fs::File::create(directory.path().join("file")).unwrap();
+    file.write_all_at(&vec![0; size], 0).unwrap();
+    file.sync_all().unwrap();
+    let started = Instant::now();
+    for at in (0..size).step_by(piece.len()) {
+        file.write_all_at(&piece, at as u64).unwrap();
+        file.sync_data().unwrap();
+    }
+    let rate = size as f64 / 1e6 / started.elapsed().as_secs_f64();
+    println!("raw append, 1 MiB + fdatasync: {rate:.0} MB/s");
+}
+
+/// Where the files lie is `$TMPDIR`'s choice: on a file system in memory the same processes show what syncs cost.
 fn main() {
+    raw_append();
     raw_disk(1);
     raw_disk(3);
     for nodes in [1, 3] {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -18,6 +19,9 @@ pub const MAX_QUEUED: usize = 8 << 20;
 
 /// Pieces given to the system at once.
 const MAX_SLICES: usize = 64;
+
+/// Bytes given to the system for safekeepers, by all connections since the process started.
+pub static SENT_BYTES: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 enum Part {
@@ -133,6 +137,7 @@ impl Connection {
 
     fn advance(&mut self, written: usize) {
         self.last_sent = Instant::now();
+        SENT_BYTES.fetch_add(written as u64, Ordering::Relaxed);
         self.queued -= written;
         self.sent += written;
         while let Some(first) = self.queue.front() {

@@ -20,5 +20,6 @@ mod refill;
 pub use config::{
     MAX_BACKLOG, MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
 };
+pub use connection::SENT_BYTES;
 pub use leader::{Elected, Leader, Proposing, elect};
 pub use pgstrata_wal_client::SafekeeperClient;
