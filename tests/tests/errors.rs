@@ -38,13 +38,8 @@ fn nothing_to_talk_to() {
 
 #[test]
 fn unreachable_and_wrong_buckets() {
-    let environment = [
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_REGION", "us-east-1"),
-    ];
     let server = pgstrata_tests::S3Server::start();
-    let cluster = Cluster::with(&[], &environment);
+    let cluster = Cluster::with(&[], &pgstrata_tests::S3_ENVIRONMENT);
     let pg_bin = pg_bin();
     let up = |endpoint: &str| {
         let arguments = [
