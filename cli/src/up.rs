@@ -60,7 +60,8 @@ pub fn program(name: &str) -> Result<PathBuf> {
 fn check_arguments(arguments: &UpArguments) -> Result<()> {
     find_postgres(arguments.pg_bin.as_deref())?;
     if let Some(text) = &arguments.object_store {
-        text.parse::<Location>()?;
+        let shared = text.parse::<Location>()? != Location::Memory;
+        ensure!(shared, "{text} is one process's own: name a directory or s3://bucket/prefix");
     }
     Ok(())
 }
@@ -117,7 +118,12 @@ fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
             pgstrata_blob::create_bucket(bucket, endpoint).await?;
         }
         let store = pgstrata_blob::Store::open(&location, endpoint)?;
-        store.check().await?;
+        ensure!(
+            store.check().await?,
+            "object store {} ignores 'If-None-Match', with which two page servers are kept from \
+             overwriting each other: use one that honours it",
+            store.name()
+        );
         Ok(())
     })
 }
