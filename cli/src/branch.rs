@@ -170,7 +170,8 @@ pub fn delete(cluster: &mut Cluster, name: &str) -> Result<()> {
     if cluster.state.computes.remove(name).is_some() {
         cluster.save()?;
     }
-    Ok(())
+    // Another branch of that name must not find this one's settings.
+    cluster.remove_compute_directory(name)
 }
 
 /// `branch reset`: as if it were created again now, from the branch that it came from.
@@ -188,15 +189,25 @@ pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
         send_delete(cluster, &temporary)?;
         return Err(error);
     }
-    rename(cluster, &temporary, name)
+    send_rename(cluster, &temporary, name)
 }
 
-/// `branch rename`.
-pub fn rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {
-    refuse_with_compute(cluster, old)?;
+fn send_rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {
     Service::pageserver(&cluster.pageserver_http())
         .post::<Value>("/v1/branch/rename", &[("name", old), ("to", new)], &[])
         .map(drop)
+}
+
+/// `branch rename`.
+pub fn rename(cluster: &mut Cluster, old: &str, new: &str) -> Result<()> {
+    refuse_with_compute(cluster, old)?;
+    send_rename(cluster, old, new)?;
+    // A compute that died is still wanted, under the name that the branch has now.
+    if let Some(place) = cluster.state.computes.remove(old) {
+        cluster.state.computes.insert(new.to_owned(), place);
+        cluster.save()?;
+    }
+    cluster.move_compute_directory(old, new)
 }
 
 /// `lsn`.

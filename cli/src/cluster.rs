@@ -2,16 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Uid, User, chown};
 use serde::{Deserialize, Serialize};
 
 const STATE_FILE: &str = "cluster.json";
+const LOCK_FILE: &str = "lock";
+/// Version of the state file that this program writes, and the newest that it reads.
+pub const STATE_VERSION: u32 = 1;
+/// Ports below are where well-known services are.
+const FIRST_PORT: u16 = 15_000;
+/// Ports tried before the kernel is asked for any.
+const PORT_ATTEMPTS: usize = 1000;
+/// Longest wait for another command that changes the cluster: longer than any of them takes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
 /// One safekeeper's place.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +38,9 @@ pub struct SafekeeperPlace {
     pub pg: u16,
     /// Port for HTTP.
     pub http: u16,
+    /// Whether it ever got ready: its directory holds votes then, and must not start empty.
+    #[serde(default)]
+    pub started: bool,
 }
 
 /// A compute's place.
@@ -42,6 +57,12 @@ pub struct ComputePlace {
 /// What is remembered of a cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
+    /// Version of this file's form.
+    #[serde(default = "first_version")]
+    pub version: u32,
+    /// Whether branch main was created: from then on it must be in the object store.
+    #[serde(default)]
+    pub founded: bool,
     /// Tenant id.
     pub tenant: String,
     /// Directory of PostgreSQL's programs.
@@ -62,6 +83,17 @@ pub struct State {
     pub computes: BTreeMap<String, ComputePlace>,
 }
 
+fn first_version() -> u32 {
+    1
+}
+
+/// The version of a state file, whatever else is in it.
+#[derive(Deserialize)]
+struct VersionOnly {
+    #[serde(default = "first_version")]
+    version: u32,
+}
+
 /// A cluster: its directory, and its state.
 pub struct Cluster {
     /// The directory, absolute.
@@ -70,10 +102,79 @@ pub struct Cluster {
     pub state: State,
 }
 
+/// The right to change a cluster: one command at a time has it.
+pub struct Lock {
+    _file: Flock<fs::File>,
+}
+
+impl Lock {
+    /// Waits for its turn in the cluster of `dir`, which must exist.
+    pub fn take(dir: &Path) -> Result<Lock> {
+        let path = dir.join(LOCK_FILE);
+        let open =
+            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open.with_context(|| format!("can't open {}", path.display()))?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(mut held) => {
+                    // For the message below, in another process; nothing depends on it.
+                    let _ = held.set_len(0);
+                    let _ = write!(held, "{}", std::process::id());
+                    return Ok(Lock { _file: held });
+                }
+                Err((unlocked, Errno::EWOULDBLOCK)) => file = unlocked,
+                Err((_, error)) => {
+                    return Err(error).with_context(|| format!("can't lock {}", path.display()));
+                }
+            }
+            if Instant::now() > deadline {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                bail!(
+                    "another pgstrata command (process {holder}) has been changing the cluster in \
+                     {} for {LOCK_PATIENCE:?}: wait for it, or end it",
+                    dir.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Whether nobody listens on a port of 127.0.0.1.
+pub fn is_free(port: u16) -> bool {
+    TcpListener::bind(("127.0.0.1", port)).is_ok()
+}
+
+/// The first port that the kernel gives to outgoing connections.
+fn first_ephemeral_port() -> u16 {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first = range.split_ascii_whitespace().next().and_then(|first| first.parse().ok());
+    first.unwrap_or(32_768)
+}
+
+/// A port that nobody listens on, and that no outgoing connection will take while its service is
+/// down: whoever tries again and again to reach a service on such a port ends up connected to
+/// himself.
+fn lasting_port() -> std::io::Result<TcpListener> {
+    let range = FIRST_PORT..first_ephemeral_port();
+    for _ in 0..PORT_ATTEMPTS {
+        if range.is_empty() {
+            break;
+        }
+        let port = rand::random_range(range.clone());
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return Ok(listener);
+        }
+    }
+    TcpListener::bind("127.0.0.1:0")
+}
+
 /// Several different ports that were free a moment ago.
 pub fn free_ports(count: usize) -> Result<Vec<u16>> {
     let listeners: Vec<_> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1"))
+        .map(|_| lasting_port().context("no free port on 127.0.0.1"))
         .collect::<Result<_>>()?;
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
@@ -82,15 +183,30 @@ impl Cluster {
     /// The cluster in `dir`, if there is one.
     pub fn find(dir: &Path) -> Result<Option<Cluster>> {
         let path = dir.join(STATE_FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
                 return Err(error).with_context(|| format!("can't read {}", path.display()));
             }
         };
-        let state = serde_json::from_str(&text)
-            .with_context(|| format!("{} is damaged", path.display()))?;
+        // The version comes first: what a newer one added would be lost when this one writes.
+        if let Ok(VersionOnly { version }) = serde_json::from_slice(&bytes)
+            && version > STATE_VERSION
+        {
+            bail!(
+                "{} was written by a newer pgstrata (version {version} of the file; this one knows \
+                 {STATE_VERSION}): use that one",
+                path.display()
+            );
+        }
+        let state = serde_json::from_slice(&bytes).map_err(|error| {
+            anyhow::anyhow!(
+                "{} is damaged ({error}): put a copy of it back; it only says where the cluster's \
+                 parts are, and they are not touched",
+                path.display()
+            )
+        })?;
         Ok(Some(Cluster { dir: dir.canonicalize()?, state }))
     }
 
@@ -100,6 +216,13 @@ impl Cluster {
             Some(cluster) => Ok(cluster),
             None => bail!("there is no cluster in {}: run 'pgstrata up' first", dir.display()),
         }
+    }
+
+    /// The cluster in `dir`, to be changed: nobody else changes it while the lock is held.
+    pub fn change(dir: &Path) -> Result<(Cluster, Lock)> {
+        Cluster::open(dir)?;
+        let lock = Lock::take(dir)?;
+        Ok((Cluster::open(dir)?, lock))
     }
 
     /// Writes the state so that a crash leaves the old or the new one.
@@ -163,10 +286,37 @@ impl Cluster {
         Ok(directory)
     }
 
+    fn compute_path(&self, branch: &str) -> Result<PathBuf> {
+        Ok(self.computes_directory()?.join(branch.replace('/', "%")))
+    }
+
+    /// Removes what a branch's compute left; it was a copy.
+    pub fn remove_compute_directory(&self, branch: &str) -> Result<()> {
+        let path = self.compute_path(branch)?;
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("can't remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets a branch's settings, which are in its compute's directory, follow its new name.
+    pub fn move_compute_directory(&self, old: &str, new: &str) -> Result<()> {
+        self.remove_compute_directory(new)?;
+        let (from, to) = (self.compute_path(old)?, self.compute_path(new)?);
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
+                .with_context(|| format!("can't move {} to {}", from.display(), to.display())),
+            _ => Ok(()),
+        }
+    }
+
     /// The directory of a branch's compute, made if missing.
     pub fn compute_directory(&self, branch: &str) -> Result<PathBuf> {
-        let path = self.computes_directory()?.join(branch.replace('/', "%"));
-        fs::create_dir_all(&path).with_context(|| format!("can't create {}", path.display()))?;
+        let path = self.compute_path(branch)?;
+        fs::create_dir_all(&path)
+            .with_context(|| format!("can't create the directory {}", path.display()))?;
         if let Some(user) = self.postgres_user()? {
             chown(&path, Some(user.uid), Some(user.gid))?;
         }

@@ -152,6 +152,7 @@ enum ComputeVerb {
 fn run(arguments: Arguments) -> Result<bool> {
     let dir = &arguments.dir;
     let open = || Cluster::open(dir);
+    let change = || Cluster::change(dir);
     let done = match arguments.command {
         Verb::Wal(verb) => return wal::run(verb, open),
         Verb::Up(up_arguments) => up::up(dir, &up_arguments),
@@ -162,14 +163,27 @@ fn run(arguments: Arguments) -> Result<bool> {
             BranchVerb::Create { name, from, at, json } => {
                 branch::create(&open()?, &name, &from, at.as_ref(), json)
             }
-            BranchVerb::Delete { name } => branch::delete(&mut open()?, &name),
-            BranchVerb::Reset { name, at } => branch::reset(&open()?, &name, at.as_ref()),
-            BranchVerb::Rename { old, new } => branch::rename(&open()?, &old, &new),
+            BranchVerb::Delete { name } => {
+                let (mut cluster, _lock) = change()?;
+                branch::delete(&mut cluster, &name)
+            }
+            BranchVerb::Reset { name, at } => {
+                let (cluster, _lock) = change()?;
+                branch::reset(&cluster, &name, at.as_ref())
+            }
+            BranchVerb::Rename { old, new } => {
+                let (mut cluster, _lock) = change()?;
+                branch::rename(&mut cluster, &old, &new)
+            }
         },
         Verb::Compute(verb) => match verb {
-            ComputeVerb::Start(start) => compute::start(&mut open()?, &start),
+            ComputeVerb::Start(start) => {
+                let (mut cluster, _lock) = change()?;
+                compute::start(&mut cluster, &start)
+            }
             ComputeVerb::Stop { branch, immediate } => {
-                compute::stop(&mut open()?, &branch, immediate)
+                let (mut cluster, _lock) = change()?;
+                compute::stop(&mut cluster, &branch, immediate)
             }
             ComputeVerb::List { json } => {
                 let rows = compute::rows(&open()?);

@@ -17,13 +17,19 @@ pub struct Process {
     logs: PathBuf,
 }
 
+/// Whether a process whose first thread has ended has others that have not: until they have, its
+/// ports and locks are still taken.
+fn has_other_threads(pid: u32) -> bool {
+    fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.count() > 1)
+}
+
 /// When a process started, in clock ticks since boot; `None` if there is no such process, or it
 /// has ended and only waits to be reaped.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The program's name, in parentheses, may hold anything; what follows is regular.
     let fields: Vec<_> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-    if matches!(fields.first(), Some(&("Z" | "X"))) {
+    if matches!(fields.first(), Some(&("Z" | "X"))) && !has_other_threads(pid) {
         return None;
     }
     fields.get(19)?.parse().ok()

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::process::Process;
-use crate::{branch, compute, table};
+use crate::{branch, compute, http, table};
 
 fn process_row(cluster: &Cluster, name: &str, role: &str, listen: u16, http: u16) -> Value {
     let process = Process::new(&cluster.dir, name);
@@ -20,6 +20,14 @@ fn process_row(cluster: &Cluster, name: &str, role: &str, listen: u16, http: u16
     })
 }
 
+/// What a running safekeeper can't serve, and why.
+fn damaged(port: u16) -> Option<String> {
+    let status = http::try_get(&format!("127.0.0.1:{port}"), "/v1/status")?;
+    let entries = status.get("damaged")?.as_array()?;
+    let reasons: Vec<_> = entries.iter().filter_map(|entry| entry.get("error")?.as_str()).collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
 /// Everything that belongs to the cluster.
 pub fn processes(cluster: &Cluster) -> Vec<Value> {
     let state = &cluster.state;
@@ -30,6 +38,7 @@ pub fn processes(cluster: &Cluster) -> Vec<Value> {
         let mut row = process_row(cluster, &name, "safekeeper", place.wal, place.http);
         row["pg"] = json!(format!("127.0.0.1:{}", place.pg));
         row["zone"] = json!(place.zone);
+        row["failure"] = json!(damaged(place.http));
         rows.push(row);
     }
     let (http, pages, pg) = state.pageserver;
@@ -62,6 +71,11 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
         return Ok(());
     }
     table::print(&["name", "state", "pid", "listen", "http"], &processes);
+    for row in &processes {
+        if let (Some(name), Some(failure)) = (row["name"].as_str(), row["failure"].as_str()) {
+            table::line(&format!("{name}: {failure}"));
+        }
+    }
     table::line("");
     match branches {
         Ok(rows) => {

@@ -12,7 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use pgstrata_blob::Location;
 
-use crate::cluster::{Cluster, SafekeeperPlace, State, ensure_user, find_postgres, free_ports};
+use crate::cluster::{
+    Cluster, Lock, STATE_VERSION, SafekeeperPlace, State, ensure_user, find_postgres, free_ports,
+    is_free,
+};
 use crate::http::Service;
 use crate::process::Process;
 use crate::{branch, compute, http};
@@ -53,10 +56,19 @@ pub fn program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Refuses what can't work before anything is made.
+fn check_arguments(arguments: &UpArguments) -> Result<()> {
+    find_postgres(arguments.pg_bin.as_deref())?;
+    if let Some(text) = &arguments.object_store {
+        let shared = text.parse::<Location>()? != Location::Memory;
+        ensure!(shared, "{text} is one process's own: name a directory or s3://bucket/prefix");
+    }
+    Ok(())
+}
+
 fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
     let pg_bin = find_postgres(arguments.pg_bin.as_deref())?;
     let pg_user = ensure_user(&arguments.pg_user)?;
-    fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
     let dir = dir.canonicalize()?;
     let object_store = match &arguments.object_store {
         None => dir.join("objects").display().to_string(),
@@ -77,10 +89,13 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
             wal: ports[4 + 3 * at],
             pg: ports[5 + 3 * at],
             http: ports[6 + 3 * at],
+            started: false,
         })
         .collect();
     let tenant = rand::random::<[u8; 16]>();
     let state = State {
+        version: STATE_VERSION,
+        founded: false,
         tenant: pgstrata_ids::TenantId(tenant).to_string(),
         pg_bin,
         pg_user,
@@ -103,13 +118,23 @@ fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
             pgstrata_blob::create_bucket(bucket, endpoint).await?;
         }
         let store = pgstrata_blob::Store::open(&location, endpoint)?;
-        store.check().await?;
+        ensure!(
+            store.check().await?,
+            "object store {} ignores 'If-None-Match', with which two page servers are kept from \
+             overwriting each other: use one that honours it",
+            store.name()
+        );
         Ok(())
     })
 }
 
 /// Starts what does not run.
 pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
+    if Cluster::find(dir)?.is_none() {
+        check_arguments(arguments)?;
+        fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
+    }
+    let _lock = Lock::take(dir)?;
     let (mut cluster, fresh) = match Cluster::find(dir)? {
         Some(mut cluster) => {
             if let Some(path) = &arguments.pg_bin {
@@ -140,31 +165,79 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     if fresh || !pageserver_runs {
         check_store(&cluster, arguments.create_bucket)?;
     }
+    settle_ports(&mut cluster)?;
     // Remembered before anything is started, so that whatever happens now can be taken up again.
     cluster.save()?;
 
     start_broker(&cluster)?;
-    start_safekeepers(&cluster)?;
+    let mut troubles = start_safekeepers(&mut cluster)?;
     start_pageserver(&cluster)?;
     if branch::find(&cluster, "main")?.is_none() {
+        ensure!(
+            !cluster.state.founded,
+            "branch main is not in {} any more: put the objects back (an empty database in its \
+             place would be somebody else's)",
+            cluster.state.object_store
+        );
         create_main(&cluster)?;
     }
-    let mut wanted: Vec<_> = cluster.state.computes.keys().cloned().collect();
-    if !wanted.iter().any(|branch| branch == "main") {
-        wanted.push("main".into());
+    if !cluster.state.founded {
+        cluster.state.founded = true;
+        cluster.save()?;
     }
-    for branch in wanted {
-        let remembered = cluster.state.computes.get(&branch).cloned();
-        let port = match (&remembered, branch.as_str()) {
-            (Some(place), _) => Some(place.port),
-            (None, "main") => arguments.port,
-            (None, _) => None,
-        };
-        let read_only = remembered.and_then(|place| place.read_only_at);
-        compute::ensure(&mut cluster, &branch, port, read_only)?;
+    start_compute(&mut cluster, "main", arguments.port)?;
+    let others: Vec<_> =
+        cluster.state.computes.keys().filter(|&name| name != "main").cloned().collect();
+    for branch in others {
+        if let Err(error) = start_compute(&mut cluster, &branch, None) {
+            troubles.push(format!("{error:#}"));
+        }
     }
     let place = cluster.state.computes.get("main").context("the compute of main is not there")?;
     println!("{}", compute::uri(place.port));
+    // What runs serves; what doesn't is still a failure, and said.
+    ensure!(troubles.is_empty(), "main is up, but {}", troubles.join("; "));
+    Ok(())
+}
+
+/// Starts a branch's compute as it was, or on `port` if it never was.
+fn start_compute(cluster: &mut Cluster, branch: &str, port: Option<u16>) -> Result<()> {
+    let remembered = cluster.state.computes.get(branch).cloned();
+    let port = remembered.as_ref().map_or(port, |place| Some(place.port));
+    let read_only = remembered.and_then(|place| place.read_only_at);
+    compute::ensure(cluster, branch, port, read_only).map(drop)
+}
+
+/// Makes sure that the services can have their ports, which somebody else may have taken while
+/// they were down. Others are chosen only while nothing runs that was told of the old ones.
+fn settle_ports(cluster: &mut Cluster) -> Result<()> {
+    let dir = cluster.dir.clone();
+    let runs = |name: &str| Process::new(&dir, name).pid().is_some();
+    let state = &mut cluster.state;
+    let anything_runs = state.computes.keys().any(|name| runs(&format!("compute-{name}")));
+    let (http, pages, pg) = &mut state.pageserver;
+    let mut places = vec![
+        ("storage-broker".to_owned(), vec![&mut state.broker]),
+        ("pageserver".to_owned(), vec![http, pages, pg]),
+    ];
+    for place in &mut state.safekeepers {
+        let name = format!("safekeeper-{}", place.id);
+        places.push((name, vec![&mut place.wal, &mut place.pg, &mut place.http]));
+    }
+    let anything_runs = anything_runs || places.iter().any(|(name, _)| runs(name));
+    for (name, ports) in places {
+        if runs(&name) {
+            continue;
+        }
+        for port in ports.into_iter().filter(|port| !is_free(**port)) {
+            ensure!(
+                !anything_runs,
+                "port {port} of {name} is in use by another program: end that, or run 'pgstrata \
+                 down' first, and 'up' takes another port"
+            );
+            *port = free_ports(1)?[0];
+        }
+    }
     Ok(())
 }
 
@@ -180,18 +253,32 @@ fn start_broker(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn start_safekeepers(cluster: &Cluster) -> Result<()> {
+/// Starts the safekeepers. Returns what is wrong with those that did not start, if the others
+/// are a majority.
+fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
     let mut started = Vec::new();
-    for place in &cluster.state.safekeepers {
+    let mut troubles = Vec::new();
+    for (at, place) in cluster.state.safekeepers.iter().enumerate() {
         let name = format!("safekeeper-{}", place.id);
         let process = Process::new(&cluster.dir, &name);
         if process.pid().is_some() {
             continue;
         }
+        let directory = cluster.dir.join(&name);
+        // It may have promised or acknowledged what is lost now. An empty one in its place could
+        // outvote those that remember: committed transactions would be gone.
+        if place.started && !directory.join("identity").exists() {
+            troubles.push(format!(
+                "{name} has lost its directory {}: put it back; it can't start without what it \
+                 promised",
+                directory.display()
+            ));
+            continue;
+        }
         let mut command = Command::new(program("safekeeper")?);
         command
             .arg("--dir")
-            .arg(cluster.dir.join(&name))
+            .arg(directory)
             .args(["--id", &place.id.to_string()])
             .args(["--zone", &place.zone])
             .args(["--listen-wal", &format!("127.0.0.1:{}", place.wal)])
@@ -203,12 +290,22 @@ fn start_safekeepers(cluster: &Cluster) -> Result<()> {
             command.args(["--s3-endpoint", endpoint]);
         }
         process.start(&mut command)?;
-        started.push(process);
+        started.push((at, process));
     }
-    for process in started {
-        process.wait_ready(START_PATIENCE)?;
+    for (at, process) in started {
+        match process.wait_ready(START_PATIENCE) {
+            Ok(_) => cluster.state.safekeepers[at].started = true,
+            Err(error) => troubles.push(format!("{error:#}")),
+        }
     }
-    Ok(())
+    cluster.save()?;
+    let members = cluster.state.safekeepers.len();
+    ensure!(
+        members - troubles.len() > members / 2,
+        "no majority of the safekeepers can run: {}",
+        troubles.join("; ")
+    );
+    Ok(troubles)
 }
 
 fn start_pageserver(cluster: &Cluster) -> Result<()> {
@@ -239,7 +336,7 @@ fn start_pageserver(cluster: &Cluster) -> Result<()> {
 
 /// Makes the first branch: `initdb`, as stock PostgreSQL does it, imported into the page server.
 fn create_main(cluster: &Cluster) -> Result<()> {
-    let directory = cluster.computes_directory()?.join("initdb");
+    let directory = cluster.computes_directory()?.join(".initdb");
     let _ = fs::remove_dir_all(&directory);
     let mut command = Command::new(cluster.state.pg_bin.join("initdb"));
     command
@@ -293,7 +390,7 @@ pub fn readable_copy(cluster: &Cluster, path: &Path) -> Result<PathBuf> {
     if cluster.postgres_user()?.is_none() {
         return Ok(path.to_owned());
     }
-    let directory = cluster.computes_directory()?.join("bin");
+    let directory = cluster.computes_directory()?.join(".bin");
     fs::create_dir_all(&directory)?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
     let name = path.file_name().context("a program without a name")?;
@@ -313,7 +410,7 @@ pub fn readable_copy(cluster: &Cluster, path: &Path) -> Result<PathBuf> {
 
 /// Ends everything: computes first, so that their last WAL is taken in.
 pub fn down(dir: &Path) -> Result<()> {
-    let cluster = Cluster::open(dir)?;
+    let (cluster, _lock) = Cluster::change(dir)?;
     for branch in cluster.state.computes.keys() {
         compute::process(&cluster, branch).end(Signal::SIGTERM, STOP_PATIENCE);
     }

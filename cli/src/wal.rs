@@ -1,5 +1,6 @@
 //! `wal dump`, `wal verify`, `wal check-redo`.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use pgstrata_blob::{Location, Store};
 use pgstrata_cli::wal_offline::{check_redo, dump};
 use pgstrata_compute_shim::proposer::SafekeeperClient;
 use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
@@ -14,8 +16,8 @@ use pgstrata_pg_wal::{PgVersion, WalDecoder};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::branch;
 use crate::cluster::Cluster;
+use crate::{branch, http};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// WAL asked for at once.
@@ -61,7 +63,13 @@ pub enum WalVerb {
     CheckRedo(check_redo::CheckRedoArgs),
 }
 
-/// A branch's committed WAL, as the safekeepers have it.
+/// The name of a segment's file, on PostgreSQL's timeline 1.
+fn segment_name(number: u64, segment_size: u64) -> String {
+    let per_high = (1u64 << 32) / segment_size;
+    format!("{:08X}{:08X}{:08X}", 1, number / per_high, number % per_high)
+}
+
+/// A branch's committed WAL, as safekeepers and the archive have it.
 struct BranchWal {
     tenant: TenantId,
     timeline: TimelineId,
@@ -71,6 +79,10 @@ struct BranchWal {
     segment_size: u64,
     version: PgVersion,
     addresses: Vec<String>,
+    /// Where segments are that safekeepers no longer keep: a location, and an S3 endpoint.
+    archive: (String, Option<String>),
+    /// The last segment fetched from there, and its number.
+    fetched: RefCell<Option<(u64, Vec<u8>)>>,
     /// Whose WAL is before `start`.
     ancestor: Option<Box<BranchWal>>,
 }
@@ -102,10 +114,12 @@ impl BranchWal {
                 .iter()
                 .map(|place| format!("127.0.0.1:{}", place.wal))
                 .collect(),
+            archive: (cluster.state.object_store.clone(), cluster.state.s3_endpoint.clone()),
+            fetched: RefCell::default(),
         })
     }
 
-    /// Reads `[from, to)` from the first safekeeper that has it; from the ancestor's what is its.
+    /// Reads `[from, to)`; from the ancestor what is its.
     fn read(&self, from: Lsn, to: Lsn) -> Result<Vec<u8>> {
         if let Some(ancestor) = &self.ancestor
             && from < self.start
@@ -115,6 +129,28 @@ impl BranchWal {
                 bytes.extend(self.read(self.start, to)?);
             }
             return Ok(bytes);
+        }
+        let mut bytes = Vec::new();
+        let mut at = from;
+        while at < to {
+            let next = (at.segment_start(self.segment_size) + self.segment_size).min(to);
+            bytes.extend(self.read_within_segment(at, next)?);
+            at = next;
+        }
+        Ok(bytes)
+    }
+
+    /// Reads from the first safekeeper that has it, else from the archive.
+    fn read_within_segment(&self, from: Lsn, to: Lsn) -> Result<Vec<u8>> {
+        let number = from.segment_number(self.segment_size);
+        let of_segment = |segment: &[u8]| {
+            let at = from.segment_offset(self.segment_size) as usize;
+            segment[at..at + (to - from) as usize].to_vec()
+        };
+        if let Some((fetched, segment)) = &*self.fetched.borrow()
+            && *fetched == number
+        {
+            return Ok(of_segment(segment));
         }
         let mut reasons = Vec::new();
         for address in &self.addresses {
@@ -133,7 +169,48 @@ impl BranchWal {
                 Err(error) => reasons.push(format!("{address}: {error}")),
             }
         }
-        bail!("no safekeeper has WAL from {from} to {to} ({})", reasons.join("; "))
+        match self.fetch_segment(number)? {
+            Some(segment) => {
+                let bytes = of_segment(&segment);
+                *self.fetched.borrow_mut() = Some((number, segment));
+                Ok(bytes)
+            }
+            None => bail!(
+                "neither a safekeeper nor {} has WAL from {from} to {to} ({})",
+                self.archive.0,
+                reasons.join("; ")
+            ),
+        }
+    }
+
+    /// A full segment from object storage; `None` if it is not there.
+    fn fetch_segment(&self, number: u64) -> Result<Option<Vec<u8>>> {
+        let object = format!(
+            "tenants/{}/timelines/{}/wal/{}.zst",
+            self.tenant,
+            self.timeline,
+            segment_name(number, self.segment_size)
+        );
+        let (location, endpoint) = &self.archive;
+        let location: Location = location.parse()?;
+        let compressed = http::block_on(async {
+            let store = Store::open(&location, endpoint.as_deref())?;
+            match store.get(&object).await {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })?;
+        let Some(compressed) = compressed else { return Ok(None) };
+        let segment = zstd::bulk::decompress(&compressed, self.segment_size as usize)
+            .with_context(|| format!("'{object}' is damaged: restore it from a copy"))?;
+        ensure!(
+            segment.len() as u64 == self.segment_size,
+            "'{object}' is damaged: {} bytes, not {}; restore it from a copy",
+            segment.len(),
+            self.segment_size
+        );
+        Ok(Some(segment))
     }
 
     fn pieces(&self, from: Lsn, to: Lsn) -> impl Iterator<Item = (Lsn, Lsn)> {
@@ -154,8 +231,7 @@ impl BranchWal {
             while at < end {
                 let number = at.segment_number(self.segment_size);
                 let next = (at.segment_start(self.segment_size) + self.segment_size).min(end);
-                let per_high = (1u64 << 32) / self.segment_size;
-                let name = format!("{:08X}{:08X}{:08X}", 1, number / per_high, number % per_high);
+                let name = segment_name(number, self.segment_size);
                 let file = fs::OpenOptions::new()
                     .write(true)
                     .create(true)

@@ -162,6 +162,9 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         },
     };
     steps.done("elected");
+    if let Some(leader) = &leader {
+        refuse_lost_wal(config, leader.elected().start_lsn)?;
+    }
     let (barrier_start, barrier_end) = match (&mut leader, config.read_only_at) {
         (Some(leader), _) => append_barrier(config, leader, version)?,
         (None, Some(lsn)) => (Lsn::INVALID, lsn),
@@ -323,11 +326,9 @@ fn append_barrier(
     Ok((placed.start, placed.end))
 }
 
-fn fetch_skeleton(config: &ComputeConfig, lsn: Lsn) -> Result<Bytes> {
-    let url = format!(
-        "http://{}/v1/timelines/{}/skeleton?lsn={lsn}",
-        config.pageserver_http, config.parameters.timeline
-    );
+/// GET from the page server.
+fn ask_pageserver(config: &ComputeConfig, path: &str, what: &str) -> Result<Bytes> {
+    let url = format!("http://{}{path}", config.pageserver_http);
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(90)))
         .http_status_as_error(false)
@@ -341,9 +342,32 @@ fn fetch_skeleton(config: &ComputeConfig, lsn: Lsn) -> Result<Bytes> {
     let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
     if !status.is_success() {
         let text = String::from_utf8_lossy(&body);
-        bail!("page server {} has no skeleton at {lsn}: {text}", config.pageserver_http);
+        bail!("page server {} has no {what}: {text}", config.pageserver_http);
     }
     Ok(Bytes::from(body))
+}
+
+/// The page server takes in committed WAL only. If it has more than the log that was elected,
+/// committed WAL is gone from a majority of the safekeepers, and to go on from `start_lsn` would
+/// serve the past as if it were the present.
+fn refuse_lost_wal(config: &ComputeConfig, start_lsn: Lsn) -> Result<()> {
+    let path = format!("/v1/timelines/{}", config.parameters.timeline);
+    let row: serde_json::Value =
+        serde_json::from_slice(&ask_pageserver(config, &path, "such timeline")?)?;
+    let ingested = row.get("last_record_lsn").and_then(serde_json::Value::as_str);
+    let ingested: Lsn = ingested.context("the page server's answer has no LSN")?.parse()?;
+    anyhow::ensure!(
+        ingested <= start_lsn,
+        "the safekeepers' WAL ends at {start_lsn}, but WAL up to {ingested} was committed: a \
+         majority of them has lost its directories; put them back (a branch at {ingested} has all \
+         that the page server has)"
+    );
+    Ok(())
+}
+
+fn fetch_skeleton(config: &ComputeConfig, lsn: Lsn) -> Result<Bytes> {
+    let path = format!("/v1/timelines/{}/skeleton?lsn={lsn}", config.parameters.timeline);
+    ask_pageserver(config, &path, &format!("skeleton at {lsn}"))
 }
 
 /// Appends the checkpoint that says "shut down cleanly", and writes a control file that points

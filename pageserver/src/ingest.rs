@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use pgstrata_ids::{Fork, Key, KeyKind, Lsn, RelTag, SlruKind};
 use pgstrata_pg_redo::{Changed, ControlState, Effect, Effects, ValueRange, is_truncated};
 use pgstrata_pg_wal::{DecodedRecord, WalDecoder};
-
 use rustc_hash::FxHashMap;
 
 use crate::layer::{COMPLETE, Change, PAGE};
@@ -27,6 +26,23 @@ const BOUNDARY_EVERY: u64 = 64 * 1024;
 const COUNTERS_BEFORE_FULL: u32 = 512;
 /// Pages of an SLRU segment file.
 const SLRU_SEGMENT_PAGES: u64 = 32;
+
+/// Why WAL could not be ingested.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// Committed WAL that can't be understood, and must not be skipped: it stays so.
+    #[error("{0:#}")]
+    Wal(anyhow::Error),
+    /// What is needed besides can't be read or kept now. Ingest may go on with a new [`Ingest`].
+    #[error("{0:#}")]
+    Storage(anyhow::Error),
+}
+
+impl IngestError {
+    fn wal(error: impl Into<anyhow::Error>) -> IngestError {
+        IngestError::Wal(error.into())
+    }
+}
 
 /// What one timeline's ingest keeps between records.
 pub struct Ingest {
@@ -49,6 +65,8 @@ impl Ingest {
     /// Goes on where the timeline's layers end.
     pub fn new(timeline: Arc<Timeline>) -> Result<Ingest> {
         let (lsn, record_start) = timeline.progress.last_record();
+        // An earlier one may have ended between a change of databases and its announcement.
+        timeline.forget_databases();
         let info = &timeline.info;
         let decoder = WalDecoder::new(lsn, info.segment_size)
             .with_prev(record_start)
@@ -66,7 +84,8 @@ impl Ingest {
             counters: COUNTERS_BEFORE_FULL,
             last: (lsn, record_start),
             noted: lsn,
-            open_since: None,
+            // What an earlier one left there is not to wait for more WAL to come.
+            open_since: (timeline.open_layer().size() > 0).then(Instant::now),
             timeline,
         })
     }
@@ -76,30 +95,32 @@ impl Ingest {
         self.decoder.feed_position()
     }
 
-    /// Ingests bytes of committed WAL. An error is final: committed WAL that can't be understood
-    /// must not be skipped.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Ingests bytes of committed WAL. After an error this ingest is of no use any more; the
+    /// timeline has whole batches of records only.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), IngestError> {
         self.decoder.feed(bytes);
         // The decoder lends its buffer to the record, so it is taken out while records are read.
         let mut decoder = std::mem::replace(&mut self.decoder, WalDecoder::new(Lsn(0), 1 << 24));
         let result = self.drain(&mut decoder);
         self.decoder = decoder;
         result?;
-        self.insert()
+        self.insert().map_err(IngestError::Storage)
     }
 
-    fn drain(&mut self, decoder: &mut WalDecoder) -> Result<()> {
-        while let Some(record) = decoder.poll()? {
-            let decoded = DecodedRecord::decode(record)?;
-            self.effects.derive_next(&decoded, &mut self.control)?;
+    fn drain(&mut self, decoder: &mut WalDecoder) -> Result<(), IngestError> {
+        while let Some(record) = decoder.poll().map_err(IngestError::wal)? {
+            let decoded = DecodedRecord::decode(record).map_err(IngestError::wal)?;
+            self.effects.derive_next(&decoded, &mut self.control).map_err(IngestError::wal)?;
             let (start, end) = (decoded.lsn, decoded.end);
-            self.apply(start, end).with_context(|| format!("the record at {start}"))?;
+            self.apply(start, end)
+                .with_context(|| format!("the record at {start}"))
+                .map_err(IngestError::Storage)?;
             self.last = (end, start);
             if end.0 - self.noted.0 >= BOUNDARY_EVERY {
                 self.note(BoundaryKind::Other, 0, end, start);
             }
             if self.effects.buf.len() >= BATCH_BYTES {
-                self.insert()?;
+                self.insert().map_err(IngestError::Storage)?;
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use pgstrata_ids::Lsn;
 
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, IngestError};
 use crate::timeline::Timeline;
 
 /// Longest message that a safekeeper sends us.
@@ -21,6 +21,9 @@ const TICK: Duration = Duration::from_millis(100);
 const WANTED_PATIENCE: Duration = Duration::from_millis(150);
 /// A safekeeper that says nothing at all for so long, or stops inside a message, is given up.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How soon ingest is tried again after it could not read or keep something.
+const STORAGE_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_STORAGE_PAUSE: Duration = Duration::from_secs(1);
 const PROTOCOL_3: u32 = 196_608;
 
 /// Who may have a timeline's WAL. Asked again for every attempt.
@@ -29,12 +32,33 @@ pub trait Safekeepers: Send + Sync {
     fn candidates(&self, timeline: &Timeline) -> Vec<String>;
 }
 
-/// Keeps a timeline ingesting until it is stopped or fails for good.
+/// Keeps a timeline ingesting until it is stopped or fails for good. What fails for lack of
+/// storage is tried again: a disk is emptied, an object store comes back.
 pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
-    let mut ingest = match Ingest::new(Arc::clone(timeline)) {
-        Ok(ingest) => ingest,
-        Err(error) => return timeline.fail(format!("{error:#}")),
-    };
+    let mut pause = STORAGE_PAUSE;
+    while !timeline.is_stopping() {
+        let before = timeline.progress.lsn();
+        let followed = Ingest::new(Arc::clone(timeline))
+            .map_err(IngestError::Storage)
+            .and_then(|ingest| follow_with(timeline, safekeepers, ingest));
+        match followed {
+            Ok(()) => {}
+            Err(IngestError::Wal(error)) => return timeline.fail(format!("{error:#}")),
+            Err(IngestError::Storage(error)) => {
+                timeline.stall(format!("{error:#}"));
+                let moved = timeline.progress.lsn() > before;
+                pause = if moved { STORAGE_PAUSE } else { (pause * 2).min(LONGEST_STORAGE_PAUSE) };
+                std::thread::sleep(pause);
+            }
+        }
+    }
+}
+
+fn follow_with(
+    timeline: &Arc<Timeline>,
+    safekeepers: &dyn Safekeepers,
+    mut ingest: Ingest,
+) -> Result<(), IngestError> {
     let mut pause = Duration::from_millis(20);
     while !timeline.is_stopping() {
         let before = ingest.position();
@@ -44,7 +68,7 @@ pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
                 Err(Ended::Stream(error)) => {
                     tracing::debug!(timeline = %timeline.info.id, address, "{error:#}");
                 }
-                Err(Ended::Ingest(error)) => return timeline.fail(format!("{error:#}")),
+                Err(Ended::Ingest(error)) => return Err(error),
             }
             if timeline.is_stopping() || ingest.position() > before {
                 break;
@@ -59,14 +83,15 @@ pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
         }
     }
     ingest.freeze_if_due(true);
+    Ok(())
 }
 
 /// Why following one safekeeper ended.
 enum Ended {
     /// The connection: another one, or the same later, may do.
     Stream(anyhow::Error),
-    /// The WAL itself: it would be the same everywhere.
-    Ingest(anyhow::Error),
+    /// Ingest: the WAL would be the same everywhere.
+    Ingest(IngestError),
 }
 
 fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Result<(), Ended> {
@@ -86,6 +111,8 @@ fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Resul
         match connection.read_message(&mut message) {
             Ok(true) => alive = Instant::now(),
             Ok(false) => {
+                // Nothing is left to do, so nothing is in the way.
+                timeline.go_on();
                 ingest.freeze_if_due(false);
                 if timeline.progress.is_wanted() && heard.elapsed() > WANTED_PATIENCE {
                     return Err(Ended::Stream(anyhow::anyhow!("it lags: others may have more")));
@@ -108,6 +135,7 @@ fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Resul
                     return Err(Ended::Stream(anyhow::anyhow!(text)));
                 }
                 ingest.feed(&body[24..]).map_err(Ended::Ingest)?;
+                timeline.go_on();
                 heard = Instant::now();
             }
             Some((b'k', body)) if body.len() >= 17 => {

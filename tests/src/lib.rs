@@ -58,7 +58,10 @@ fn kill(pid: u64, signal: &str) {
 
 fn alive(pid: u64) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+    // The first thread of a process may end before the others, which still hold its ports.
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let ended = |rest: &str| rest.trim_start().starts_with(['Z', 'X']);
+    threads > 1 || !stat.rsplit_once(')').is_some_and(|(_, rest)| ended(rest))
 }
 
 /// Waits until a process is gone.
@@ -296,6 +299,10 @@ pub fn digests(client: &mut Client) -> Vec<(String, i64, String)> {
     digests
 }
 
+/// What an S3 client wants to know besides the endpoint.
+pub const S3_ENVIRONMENT: [(&str, &str); 3] =
+    [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")];
+
 /// A running S3 server: moto, a separate process.
 pub struct S3Server {
     child: Child,
@@ -328,6 +335,22 @@ impl S3Server {
             std::thread::sleep(Duration::from_millis(50));
         }
         server
+    }
+}
+
+impl S3Server {
+    /// A cluster that is not up yet, with its objects in this server.
+    pub fn cluster(&self) -> Cluster {
+        Cluster::with(
+            &[
+                "--object-store",
+                "s3://pgstrata-e2e/some/prefix",
+                "--s3-endpoint",
+                &self.endpoint,
+                "--create-bucket",
+            ],
+            &S3_ENVIRONMENT,
+        )
     }
 }
 

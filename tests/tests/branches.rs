@@ -102,21 +102,7 @@ fn moments_in_a_directory() {
 #[test]
 fn moments_in_s3() {
     let server = S3Server::start();
-    let cluster = Cluster::with(
-        &[
-            "--object-store",
-            "s3://pgstrata-e2e/some/prefix",
-            "--s3-endpoint",
-            &server.endpoint,
-            "--create-bucket",
-        ],
-        &[
-            ("AWS_ACCESS_KEY_ID", "test"),
-            ("AWS_SECRET_ACCESS_KEY", "test"),
-            ("AWS_REGION", "us-east-1"),
-        ],
-    );
-    moments(&cluster);
+    moments(&server.cluster());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pgstrata_tests::{Cluster, connect, pg_program, thorough};
+use pgstrata_tests::{Cluster, S3Server, connect, pg_program, thorough};
 use postgres::{Client, NoTls};
 
 /// Writers that note what they were told is committed.
@@ -77,7 +77,16 @@ fn assert_kept(client: &mut Client, from: u64, acknowledged: &[(u64, Duration, b
 
 #[test]
 fn kill_everything_and_delete_what_may_be_lost() {
-    let cluster = Cluster::new();
+    kill_everything(&Cluster::new(), if thorough() { 10 } else { 3 });
+}
+
+#[test]
+fn kill_everything_and_delete_what_may_be_lost_on_s3() {
+    let server = S3Server::start();
+    kill_everything(&server.cluster(), if thorough() { 10 } else { 1 });
+}
+
+fn kill_everything(cluster: &Cluster, rounds: i64) {
     let mut uri = cluster.up();
     let mut client = connect(&uri);
     client
@@ -87,7 +96,6 @@ fn kill_everything_and_delete_what_may_be_lost() {
         .unwrap();
     client.batch_execute("create extension amcheck").unwrap();
     pg_program("pgbench", &["-i", "-q", "-s", "2", &uri]);
-    let rounds = if thorough() { 10 } else { 3 };
     for round in 0..rounds {
         let from = 1 + round * 1_000_000;
         let writers = Writers::start(&uri, 4, from);
@@ -130,7 +138,16 @@ fn kill_everything_and_delete_what_may_be_lost() {
 
 #[test]
 fn a_minority_of_safekeepers_may_die() {
-    let cluster = Cluster::new();
+    minority_dies(&Cluster::new());
+}
+
+#[test]
+fn a_minority_of_safekeepers_may_die_on_s3() {
+    let server = S3Server::start();
+    minority_dies(&server.cluster());
+}
+
+fn minority_dies(cluster: &Cluster) {
     let uri = cluster.up();
     let mut client = connect(&uri);
     client
@@ -157,7 +174,7 @@ fn a_minority_of_safekeepers_may_die() {
     // It comes back, and catches up.
     cluster.up();
     let commit = cluster.cli(&["lsn"]);
-    wait_caught_up(&cluster, "safekeeper-2", &commit);
+    wait_caught_up(cluster, "safekeeper-2", &commit);
 
     // Two of three: commits wait, reads go on; one returns: commits resume.
     cluster.kill("safekeeper-1");
@@ -214,7 +231,16 @@ fn http_get(address: &str, path: &str) -> String {
 
 #[test]
 fn a_second_compute_fences_the_first() {
-    let cluster = Cluster::new();
+    second_compute_fences(&Cluster::new());
+}
+
+#[test]
+fn a_second_compute_fences_the_first_on_s3() {
+    let server = S3Server::start();
+    second_compute_fences(&server.cluster());
+}
+
+fn second_compute_fences(cluster: &Cluster) {
     let uri = cluster.up();
     let mut first = connect(&uri);
     first.batch_execute("create table t (who text)").unwrap();

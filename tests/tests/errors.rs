@@ -32,19 +32,17 @@ fn nothing_to_talk_to() {
     let text = cluster.refusal(&["up", "--pg-bin", "/nonexistent"], 1);
     assert!(text.contains("/nonexistent"), "{text}");
     assert!(!cluster.dir().exists());
-    let text = cluster.refusal(&["up", "--object-store", "ftp://x"], 1);
-    assert!(text.contains("ftp://x"), "{text}");
+    for store in ["ftp://x", "memory://", "s3://", "s3://a b/c"] {
+        let text = cluster.refusal(&["up", "--object-store", store], 1);
+        assert!(text.contains(store), "{text}");
+    }
+    assert!(!cluster.dir().exists());
 }
 
 #[test]
 fn unreachable_and_wrong_buckets() {
-    let environment = [
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_REGION", "us-east-1"),
-    ];
     let server = pgstrata_tests::S3Server::start();
-    let cluster = Cluster::with(&[], &environment);
+    let cluster = Cluster::with(&[], &pgstrata_tests::S3_ENVIRONMENT);
     let pg_bin = pg_bin();
     let up = |endpoint: &str| {
         let arguments = [
@@ -60,6 +58,27 @@ fn unreachable_and_wrong_buckets() {
     };
     let text = up(&server.endpoint);
     assert!(text.contains("no-such-bucket"), "{text}");
+    // Endpoints as people mistype them.
+    for endpoint in [server.endpoint.trim_start_matches("http://"), "localhost", "http://", ""] {
+        let text = up(endpoint);
+        assert!(text.contains("no endpoint"), "{endpoint}: {text}");
+    }
+    // A bucket that can't be made: what the server says, and no more.
+    let create = |bucket: &str, endpoint: &str| {
+        let arguments =
+            ["up", "--object-store", bucket, "--create-bucket", "--s3-endpoint", endpoint];
+        let text =
+            cluster.refusal(&[&arguments[..], &["--pg-bin", pg_bin.to_str().unwrap()]].concat(), 1);
+        assert!(text.len() < 300 && !text.contains("ErrorMetadata"), "{text}");
+        text
+    };
+    assert!(create("s3://b/p", &server.endpoint).contains("InvalidBucketName"));
+    assert!(create("s3://some-bucket/p", "127.0.0.1").contains("no endpoint"));
+    // Nobody said who we are.
+    let nobody = Cluster::with(&[], &[("AWS_ACCESS_KEY_ID", "")]);
+    let arguments = ["up", "--object-store", "s3://some-bucket/p", "--s3-endpoint"];
+    let text = nobody.refusal(&[&arguments[..], &[&server.endpoint]].concat(), 1);
+    assert!(text.contains("AWS_ACCESS_KEY_ID is not set"), "{text}");
     drop(server);
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let text = up(&format!("http://{closed}"));

@@ -140,7 +140,7 @@ impl Driver {
         self.core = Proposer::new(self.config.id, self.config.configuration.clone(), next);
         self.fenced = None;
         for link in &self.links {
-            if link.connection.is_some() && link.last_error.is_none() {
+            if link.connection.is_some() && link.is_greeted() {
                 self.core.connected(link.node, term, &mut self.outputs);
             }
         }

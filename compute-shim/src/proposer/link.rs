@@ -43,6 +43,7 @@ pub struct Link {
     retry_at: Instant,
     backoff: Duration,
     greeted: bool,
+    connected_at: Instant,
 }
 
 impl Link {
@@ -59,6 +60,7 @@ impl Link {
             retry_at: Instant::now(),
             backoff: BACKOFF.0,
             greeted: false,
+            connected_at: Instant::now(),
         }
     }
 
@@ -72,7 +74,10 @@ impl Link {
             Ok(connection)
         });
         match opened {
-            Ok(connection) => self.connection = Some(connection),
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.connected_at = now;
+            }
             Err(error) => self.fail(now, &error),
         }
     }
@@ -99,9 +104,23 @@ impl Link {
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
     }
 
-    /// The member answered as it should.
+    /// The member answered the greeting.
     pub fn succeeded(&mut self) {
         self.greeted = true;
+    }
+
+    /// Whether the member answered the greeting on this connection.
+    pub fn is_greeted(&self) -> bool {
+        self.greeted
+    }
+
+    /// Only a member that goes on answering counts as back: one with a full disk greets and
+    /// votes, and refuses what it is sent then, as often as it is asked.
+    fn note_lasting(&mut self, now: Instant) {
+        let lasting = now.saturating_duration_since(self.connected_at) >= BACKOFF.1;
+        if !self.greeted || !lasting {
+            return;
+        }
         self.backoff = BACKOFF.0;
         if self.last_error.take().is_some() {
             tracing::info!(node = %self.node, address = %self.address, "safekeeper is back");
@@ -130,6 +149,7 @@ impl Link {
 
     /// Pings a silent member; fails one that stays silent.
     pub fn keep_alive(&mut self, now: Instant) -> io::Result<()> {
+        self.note_lasting(now);
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let silent = now.saturating_duration_since(connection.last_received);
         let limit = if self.greeted { DEAD_AFTER } else { CONNECT_TIMEOUT };

@@ -1,14 +1,15 @@
 //! What `object_store` can't do: create a bucket and look at its settings.
 
 use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
-use aws_sdk_s3::error::{DisplayErrorContext, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::create_bucket::CreateBucketError;
 use aws_sdk_s3::types::{
     BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration,
 };
 use aws_sdk_s3::{Client, Config};
 
-use crate::error::BlobError;
+use crate::environment::{self, variable};
+use crate::error::{BlobError, chain};
 
 /// Settings of a bucket that matter to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,22 +18,22 @@ pub struct BucketSettings {
     pub versioned: bool,
 }
 
-fn unusable(bucket: &str, error: &dyn std::error::Error) -> BlobError {
-    BlobError::Unusable {
-        store: format!("s3://{bucket}"),
-        cause: format!("{}", DisplayErrorContext(error)).replace('\n', " "),
-    }
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+fn unusable<E>(bucket: &str, error: &SdkError<E>) -> BlobError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let cause = match (error.message(), error.code()) {
+        (Some(message), Some(code)) => format!("{message} ({code})"),
+        (Some(message), None) => message.to_owned(),
+        (None, _) => chain(error),
+    };
+    BlobError::Unusable { store: format!("s3://{bucket}"), cause: cause.replace('\n', " ") }
 }
 
 fn client(bucket: &str, endpoint: Option<&str>) -> Result<(Client, String), BlobError> {
-    let missing = |name: &str| BlobError::Unusable {
-        store: format!("s3://{bucket}"),
-        cause: format!("{name} is not set"),
-    };
+    let refused = |cause| BlobError::Unusable { store: format!("s3://{bucket}"), cause };
+    environment::check(endpoint).map_err(refused)?;
+    let missing = |name: &str| refused(format!("{name} is not set"));
     let key = variable("AWS_ACCESS_KEY_ID").ok_or_else(|| missing("AWS_ACCESS_KEY_ID"))?;
     let secret =
         variable("AWS_SECRET_ACCESS_KEY").ok_or_else(|| missing("AWS_SECRET_ACCESS_KEY"))?;

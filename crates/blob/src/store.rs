@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::environment;
 use crate::error::{BlobError, chain};
 use crate::local::LocalDirectory;
 use crate::location::Location;
@@ -75,9 +76,11 @@ impl Store {
             Location::Directory(path) => Backend::Local(
                 LocalDirectory::open(path).map_err(|error| unusable(error.to_string()))?,
             ),
-            Location::S3 { bucket, prefix } => Backend::Remote(
-                Remote::s3(bucket, prefix, s3_endpoint).map_err(|error| unusable(chain(&error)))?,
-            ),
+            Location::S3 { bucket, prefix } => {
+                environment::check(s3_endpoint).map_err(unusable)?;
+                let remote = Remote::s3(bucket, prefix, s3_endpoint);
+                Backend::Remote(remote.map_err(|error| unusable(chain(&error)))?)
+            }
             Location::Memory => Backend::Remote(Remote::memory()),
         };
         Ok(Store { backend: Arc::new(backend), name: name.into() })
@@ -95,7 +98,13 @@ impl Store {
         let path = format!("probe/{:016x}", rand::random::<u64>());
         let unusable = |error: BlobError| match error {
             BlobError::Failed { cause, .. } => {
-                BlobError::Unusable { store: self.name.to_string(), cause }
+                let hint = match *self.backend {
+                    Backend::Remote(_) if environment::without_credentials() => {
+                        " (AWS_ACCESS_KEY_ID is not set)"
+                    }
+                    _ => "",
+                };
+                BlobError::Unusable { store: self.name.to_string(), cause: cause + hint }
             }
             BlobError::NotFound { .. } => BlobError::Unusable {
                 store: self.name.to_string(),

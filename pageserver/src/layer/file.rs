@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -36,10 +37,29 @@ pub struct LayerSource {
     pub downloaded: AtomicU64,
 }
 
+/// Where an opened layer's bytes are read.
+enum Content {
+    Local(File),
+    /// In the object store, since no local copy could be made (a full disk).
+    Remote {
+        tried: Instant,
+    },
+}
+
 struct Opened {
-    file: File,
+    content: Content,
     index: Vec<BlockHandle>,
 }
+
+impl Opened {
+    /// Whether it is time to see if a local copy can be made by now.
+    fn is_stale(&self) -> bool {
+        matches!(&self.content, Content::Remote { tried } if tried.elapsed() > LOCAL_RETRY)
+    }
+}
+
+/// How often a layer without a local copy tries to get one.
+const LOCAL_RETRY: Duration = Duration::from_secs(30);
 
 /// One layer file.
 pub struct LayerFile {
@@ -115,7 +135,9 @@ impl LayerFile {
 
     fn open(&self) -> Result<Arc<Opened>> {
         let mut opened = self.opened.lock();
-        if let Some(opened) = &*opened {
+        if let Some(opened) = &*opened
+            && !opened.is_stale()
+        {
             return Ok(Arc::clone(opened));
         }
         let fresh = match self.open_local() {
@@ -124,8 +146,7 @@ impl LayerFile {
                 if self.local.exists() {
                     tracing::warn!(layer = %self.local.display(), "local copy refused: {error:#}");
                 }
-                self.download()?;
-                self.open_local()?
+                self.download()?
             }
         };
         let fresh = Arc::new(fresh);
@@ -136,16 +157,36 @@ impl LayerFile {
     fn open_local(&self) -> Result<Opened> {
         let file = File::open(&self.local)?;
         let size = file.metadata()?.len();
-        let mut header = [0; HEADER_SIZE];
-        file.read_exact_at(&mut header, 0)?;
+        self.open_content(Content::Local(file), size)
+    }
+
+    fn open_content(&self, content: Content, size: u64) -> Result<Opened> {
+        let header = self.read(&content, 0, HEADER_SIZE)?;
         self.check_owner(&LayerHeader::decode(&header)?)?;
-        let mut footer = [0; FOOTER_SIZE];
         let footer_at = size.checked_sub(FOOTER_SIZE as u64).context("the file is too short")?;
-        file.read_exact_at(&mut footer, footer_at)?;
-        let footer = Footer::decode(&footer, size)?;
-        let mut index = vec![0; footer.index_length()];
-        file.read_exact_at(&mut index, footer.index_offset)?;
-        Ok(Opened { file, index: footer.decode_index(&index)? })
+        let footer = Footer::decode(&self.read(&content, footer_at, FOOTER_SIZE)?, size)?;
+        let index = self.read(&content, footer.index_offset, footer.index_length())?;
+        Ok(Opened { content, index: footer.decode_index(&index)? })
+    }
+
+    fn read(&self, content: &Content, offset: u64, length: usize) -> Result<Bytes> {
+        match content {
+            Content::Local(file) => {
+                let mut bytes = vec![0; length];
+                file.read_exact_at(&mut bytes, offset)?;
+                Ok(bytes.into())
+            }
+            Content::Remote { .. } => {
+                let range = offset..offset.saturating_add(length as u64);
+                let read = self.source.store.get_range(&self.object, range);
+                Ok(self.source.runtime.block_on(read)?)
+            }
+        }
+    }
+
+    fn read_block(&self, opened: &Opened, handle: BlockHandle) -> Result<Vec<u8>> {
+        let stored = self.read(&opened.content, handle.offset, handle.length as usize)?;
+        Ok(layer::decode_block(&stored)?)
     }
 
     fn check_owner(&self, header: &LayerHeader) -> Result<()> {
@@ -175,10 +216,19 @@ impl LayerFile {
         Ok(bytes)
     }
 
-    fn download(&self) -> Result<()> {
+    /// Makes a local copy and opens it. Where none can be kept, blocks are read from the object
+    /// one by one: slower, but a full disk is no reason not to answer.
+    fn download(&self) -> Result<Opened> {
         let bytes = self.fetch()?;
-        write_local(&self.local, &bytes)
-            .with_context(|| format!("can't keep a local copy at {}", self.local.display()))
+        match write_local(&self.local, &bytes) {
+            Ok(()) => self.open_local(),
+            Err(error) => {
+                let local = self.local.display();
+                tracing::warn!("can't keep a local copy at {local}: {error}");
+                let content = Content::Remote { tried: Instant::now() };
+                self.open_content(content, bytes.len() as u64)
+            }
+        }
     }
 
     fn block(&self, opened: &Opened, number: u32) -> Result<Arc<Vec<u8>>> {
@@ -186,13 +236,12 @@ impl LayerFile {
             return Ok(block);
         }
         let handle = opened.index[number as usize];
-        let block = match read_block(&opened.file, handle) {
+        let block = match self.read_block(opened, handle) {
             Ok(block) => block,
             Err(error) => {
                 tracing::warn!(layer = %self.local.display(), "block refused: {error:#}");
-                self.download()?;
-                let again = Arc::new(self.open_local()?);
-                let block = read_block(&again.file, handle)?;
+                let again = Arc::new(self.download()?);
+                let block = self.read_block(&again, handle)?;
                 *self.opened.lock() = Some(again);
                 block
             }
@@ -270,6 +319,7 @@ impl LayerFile {
     /// Every entry in order, a block at a time, past the cache: for compaction.
     pub fn cursor(self: &Arc<Self>) -> Result<Cursor> {
         Ok(Cursor {
+            layer: Arc::clone(self),
             opened: self.open()?,
             next_block: 0,
             block: Vec::new(),
@@ -307,6 +357,7 @@ impl Drop for LayerFile {
 
 /// A position in a layer's entries.
 pub struct Cursor {
+    layer: Arc<LayerFile>,
     opened: Arc<Opened>,
     next_block: usize,
     block: Vec<u8>,
@@ -320,7 +371,7 @@ impl Cursor {
         while self.at == self.entries.len() {
             let Some(handle) = self.opened.index.get(self.next_block) else { return Ok(None) };
             self.next_block += 1;
-            self.block = read_block(&self.opened.file, *handle)?;
+            self.block = self.layer.read_block(&self.opened, *handle)?;
             self.entries.clear();
             for entry in layer::entries(&self.block) {
                 self.entries.push(entry?);
@@ -339,19 +390,17 @@ impl Cursor {
     }
 }
 
-fn read_block(file: &File, handle: BlockHandle) -> Result<Vec<u8>> {
-    let mut stored = vec![0; handle.length as usize];
-    file.read_exact_at(&mut stored, handle.offset)?;
-    Ok(layer::decode_block(&stored)?)
-}
-
 fn write_local(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
     let temporary = path.with_extension("tmp");
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, path)
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // What there is of it would only keep a full disk full.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
 }
 
 /// The object that holds a layer.

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::TryStreamExt;
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
@@ -153,7 +153,7 @@ pub fn router(service: Service) -> Router {
         .route("/v1/branch/wait", get(wait))
         .route("/v1/import", post(import))
         .route("/v1/timelines/{id}/skeleton", get(skeleton))
-        .route("/v1/timelines/{id}", delete(remove_timeline))
+        .route("/v1/timelines/{id}", get(show_timeline).delete(remove_timeline))
         .with_state(service)
 }
 
@@ -255,6 +255,13 @@ async fn show(
     Query(query): Query<NameQuery>,
 ) -> Answer<Json<BranchRow>> {
     blocking(move || Ok(Json(row(&*service.repository.branch(&query.name)?, false)?))).await
+}
+
+async fn show_timeline(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+) -> Answer<Json<BranchRow>> {
+    blocking(move || Ok(Json(row(&*service.repository.timeline(id.parse()?)?, false)?))).await
 }
 
 async fn remove(

@@ -205,9 +205,20 @@ impl Timeline {
         self.progress.fail(reason);
     }
 
-    /// Why ingest stopped, if it did.
+    /// Ingest can't go on for now, for a reason that people must see, and is tried again.
+    pub fn stall(&self, reason: String) {
+        tracing::warn!(timeline = %self.info.id, "ingest waits: {reason}");
+        self.progress.stall(Some(reason));
+    }
+
+    /// Ingest goes on.
+    pub fn go_on(&self) {
+        self.progress.stall(None);
+    }
+
+    /// Why ingest stopped or waits, if it does.
     pub fn failure(&self) -> Option<String> {
-        self.failure.lock().clone()
+        self.failure.lock().clone().or_else(|| self.progress.stalled())
     }
 
     /// Asks the background work of this timeline to end.

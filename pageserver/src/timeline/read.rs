@@ -88,6 +88,11 @@ impl Timeline {
         self.databases.write().remove(&(spc, db));
     }
 
+    /// Forgets what is remembered of databases, when it is not known what changed.
+    pub fn forget_databases(&self) {
+        self.databases.write().clear();
+    }
+
     fn database_history(&self, spc: u32, db: u32) -> Result<DatabaseHistory> {
         if let Some(history) = self.databases.read().get(&(spc, db)) {
             return Ok(Arc::clone(history));

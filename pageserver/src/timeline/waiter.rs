@@ -7,11 +7,15 @@ use pgstrata_ids::Lsn;
 
 /// How soon to try again while a read waits.
 const MOMENT: Duration = Duration::from_millis(5);
+/// How long a read waits while ingest is known not to move.
+const STALL_PATIENCE: Duration = Duration::from_secs(5);
 
 struct State {
     lsn: Lsn,
     record_start: Lsn,
     failure: Option<String>,
+    /// Why it does not move for now.
+    stalled: Option<String>,
     /// Reads that wait for more.
     waiting: u32,
 }
@@ -27,7 +31,13 @@ impl LsnWaiter {
     /// Starts at `lsn`, whose last record began at `record_start`.
     pub fn new(lsn: Lsn, record_start: Lsn) -> LsnWaiter {
         LsnWaiter {
-            state: Mutex::new(State { lsn, record_start, failure: None, waiting: 0 }),
+            state: Mutex::new(State {
+                lsn,
+                record_start,
+                failure: None,
+                stalled: None,
+                waiting: 0,
+            }),
             moved: Condvar::new(),
             wanted: Condvar::new(),
         }
@@ -59,6 +69,20 @@ impl LsnWaiter {
         self.moved.notify_all();
     }
 
+    /// Says why it does not move for now, or that it does again.
+    pub fn stall(&self, reason: Option<String>) {
+        let mut state = self.state.lock();
+        if state.stalled != reason {
+            state.stalled = reason;
+            self.moved.notify_all();
+        }
+    }
+
+    /// Why it does not move for now.
+    pub fn stalled(&self) -> Option<String> {
+        self.state.lock().stalled.clone()
+    }
+
     /// Whether somebody waits for more than there is.
     pub fn is_wanted(&self) -> bool {
         self.state.lock().waiting > 0
@@ -88,12 +112,19 @@ impl LsnWaiter {
         lsn: Lsn,
         deadline: Instant,
     ) -> Result<(), String> {
+        let patience = Instant::now() + STALL_PATIENCE;
         while state.lsn < lsn {
             if let Some(failure) = &state.failure {
                 return Err(format!("ingest stopped at {}: {failure}", state.lsn));
             }
+            let deadline = match state.stalled {
+                Some(_) => deadline.min(patience),
+                None => deadline,
+            };
             if self.moved.wait_until(state, deadline).timed_out() && state.lsn < lsn {
-                return Err(format!("{lsn} is not reached yet: ingest is at {}", state.lsn));
+                let why = state.stalled.as_ref().map(|reason| format!(": {reason}"));
+                let (at, why) = (state.lsn, why.unwrap_or_default());
+                return Err(format!("{lsn} is not reached yet: ingest is at {at}{why}"));
             }
         }
         Ok(())
