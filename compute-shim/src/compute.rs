@@ -227,7 +227,8 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         socket: socket_path.clone(),
         log: config.dir.join("postgres.log"),
         port: config.port,
-        major: version.major(),
+        version,
+        read_only: config.read_only_at.is_some(),
         extra: config.settings.clone(),
     };
     let mut postgres = Postgres::start(&settings, &memory)?;
