@@ -46,6 +46,15 @@ const EMPTY_DIRECTORIES: &[&str] = &[
     "pg_xact",
 ];
 
+/// More of them that only some versions have.
+fn directories_of_version(version: PgVersion) -> &'static [&'static str] {
+    match version {
+        PgVersion::V15 | PgVersion::V16 => &[],
+        // `summarize_wal`.
+        PgVersion::V17 | PgVersion::V18 => &["pg_wal/summaries"],
+    }
+}
+
 /// One thing of a directory, paths below the data directory.
 pub enum Entry<'a> {
     /// A directory.
@@ -168,7 +177,7 @@ pub fn walk<'a>(
     let state = timeline.control_state(lsn)?;
     let version_file = || format!("{}\n", version.major()).into_bytes();
     each(Entry::File("PG_VERSION".into(), version_file()))?;
-    for directory in EMPTY_DIRECTORIES {
+    for directory in EMPTY_DIRECTORIES.iter().chain(directories_of_version(version)) {
         each(Entry::Directory((*directory).into()))?;
     }
     for (oid, _) in tablespaces(timeline, lsn)? {
