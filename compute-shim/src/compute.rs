@@ -228,7 +228,7 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         log: config.dir.join("postgres.log"),
         port: config.port,
         version,
-        read_only: config.read_only_at.is_some(),
+        standby_of: config.read_only_at.map(|_| state.control),
         extra: config.settings.clone(),
     };
     let mut postgres = Postgres::start(&settings, &memory)?;

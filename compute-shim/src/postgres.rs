@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use pgstrata_compute_shared::{ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_SOCKET};
-use pgstrata_pg_wal::PgVersion;
+use pgstrata_pg_wal::{ControlFile, PgVersion};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::memory::Memory;
@@ -48,6 +48,18 @@ const READ_ONLY: &[(&str, &str)] = &[
     ("allow_in_place_tablespaces", "on"),
 ];
 
+/// A hot standby refuses to start with less room than its primary had
+/// (CheckRequiredParameterValues in access/transam/xlogrecovery.c).
+fn standby_limits(control: &ControlFile) -> [(&'static str, i32); 5] {
+    [
+        ("max_connections", control.max_connections),
+        ("max_worker_processes", control.max_worker_processes),
+        ("max_wal_senders", control.max_wal_senders),
+        ("max_prepared_transactions", control.max_prepared_xacts),
+        ("max_locks_per_transaction", control.max_locks_per_xact),
+    ]
+}
+
 /// What `postgres` is started with.
 pub struct Settings {
     /// Directory of PostgreSQL's programs.
@@ -64,8 +76,8 @@ pub struct Settings {
     pub port: u16,
     /// PostgreSQL's version.
     pub version: PgVersion,
-    /// Whether it is a hot standby.
-    pub read_only: bool,
+    /// What the cluster ran with, if this is a hot standby.
+    pub standby_of: Option<ControlFile>,
     /// More settings, `name=value`.
     pub extra: Vec<String>,
 }
@@ -115,9 +127,12 @@ impl Postgres {
         for (name, value) in by_version(settings.version) {
             option(name, value.as_ref());
         }
-        if settings.read_only {
+        if let Some(control) = &settings.standby_of {
             for (name, value) in READ_ONLY {
                 option(name, value.as_ref());
+            }
+            for (name, value) in standby_limits(control) {
+                option(name, value.to_string().as_ref());
             }
         }
         command
