@@ -100,9 +100,9 @@ impl Cluster {
         }
     }
 
-    /// The same, with the server of another version.
-    pub fn of(installation: &installation::Installation) -> Cluster {
-        let mut cluster = Cluster::new();
+    /// With the server of another version, and options of `up`.
+    pub fn of(installation: &installation::Installation, options: &[&str]) -> Cluster {
+        let mut cluster = Cluster::with(options, &[]);
         cluster.postgres = installation.bin().to_owned();
         cluster
     }

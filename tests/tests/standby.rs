@@ -232,7 +232,7 @@ type TakeBackup<'a> = &'a dyn Fn(u16, &str, &Path, &[String]);
 
 fn check_pages(major: u32, take: TakeBackup<'_>) {
     let installation = Installation::of(major);
-    let cluster = Cluster::of(&installation);
+    let cluster = Cluster::of(&installation, &[]);
     let uri = cluster.up();
     let mut client = connect(&uri);
     let directory = pg_directory();

@@ -7,6 +7,7 @@
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use pgstrata_tests::installation::{Installation, Server};
 use pgstrata_tests::workload::{Moment, note_moment, permanent, step};
@@ -24,6 +25,12 @@ fn setting(client: &mut Client, name: &str) -> String {
     client.query_one("select current_setting($1)", &[&name]).unwrap().get(0)
 }
 
+/// Whether the cluster that a test makes has page checksums: initdb's default since 18, asked for
+/// on 15 to have both kinds, and to have what comes out looked at by 15's own `pg_checksums`.
+fn has_checksums(major: u32) -> bool {
+    matches!(major, 15 | 18)
+}
+
 /// What a compute of this version has to run with.
 fn check_settings(client: &mut Client, major: u32) {
     let version: u32 = setting(client, "server_version_num").parse().unwrap();
@@ -31,10 +38,10 @@ fn check_settings(client: &mut Client, major: u32) {
     assert_eq!(setting(client, "full_page_writes"), "off");
     assert_eq!(setting(client, "fsync"), "on");
     assert_eq!(setting(client, "wal_sync_method"), "fdatasync");
+    assert_eq!(setting(client, "data_checksums") == "on", has_checksums(major));
     if major >= 18 {
         // What io_uring reads does not pass the preload library.
         assert_eq!(setting(client, "io_method"), "worker");
-        assert_eq!(setting(client, "data_checksums"), "on", "initdb's default since 18");
     }
 }
 
@@ -56,6 +63,9 @@ fn extras(client: &mut Client, uri: &str, major: u32, tablespace: &Path) {
     run(&format!("create tablespace ts location '{}'", tablespace.display()));
     run("create table in_ts (a int primary key, b text) tablespace ts");
     run("insert into in_ts select g, md5(g::text) from generate_series(1, 2000) g");
+    run("set allow_in_place_tablespaces = on");
+    run("create tablespace inside location ''");
+    run("create table in_inside tablespace inside as select g a from generate_series(1, 500) g");
     run("select lo_from_bytea(4711, decode(repeat('ab', 30000), 'hex'))");
     run("create database walcopy strategy wal_log");
     run("create database filecopy strategy file_copy");
@@ -71,6 +81,41 @@ fn extras(client: &mut Client, uri: &str, major: u32, tablespace: &Path) {
         other.batch_execute(table).unwrap();
     }
     client.batch_execute("begin; insert into in_ts values (-1, 'prepared'); create table made (a int); insert into made values (7); prepare transaction 'later'").unwrap();
+}
+
+/// Files that were never read here are copied, and a database is moved.
+fn copy_what_is_not_here(client: &mut Client, uri: &str, major: u32) {
+    let mut run = |statement: &str| {
+        client.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
+    };
+    run("create database late template filecopy strategy file_copy");
+    if major >= 18 {
+        run("set file_copy_method = clone");
+        run("create database latest template cloned strategy file_copy");
+        run("alter database cloned set tablespace ts");
+        run("reset file_copy_method");
+    }
+    run("alter database walcopy set tablespace ts");
+    check_databases(uri, major);
+    check_database(uri, "late");
+    if major >= 18 {
+        check_database(uri, "latest");
+    }
+}
+
+fn check_database(uri: &str, database: &str) {
+    let mut other = connect(&in_database(uri, database));
+    let query = "select count(*), sum(a), md5(string_agg(b, '' order by a)) from t";
+    let row = other.query_one(query, &[]).unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1000, 500_500), "{database}");
+    let expected =
+        "select md5(string_agg(md5(g::text), '' order by g)) from generate_series(1, 1000) g";
+    let expected: String = other.query_one(expected, &[]).unwrap().get(0);
+    assert_eq!(row.get::<_, String>(2), expected, "{database}");
+}
+
+fn check_databases(uri: &str, major: u32) {
+    databases(major).iter().for_each(|database| check_database(uri, database));
 }
 
 fn databases(major: u32) -> &'static [&'static str] {
@@ -104,16 +149,20 @@ fn port_of(uri: &str) -> u16 {
 }
 
 /// Stock PostgreSQL starts on the exported directory, finds nothing wrong, and has that moment.
-fn check_export(installation: &Installation, cluster: &Cluster, moment: &Moment) {
+fn check_export(installation: &Installation, cluster: &Cluster, moment: &Moment, last: bool) {
     let (_directory, data) = export(cluster, "main", &moment.lsn);
+    if installation.major() == 15 && has_checksums(15) {
+        installation.run("pg_checksums", &["--check", "-D", data.to_str().unwrap()]);
+    }
     let server = installation.start(&data);
     let mut client = server.client();
     assert!(server.log().contains("database system was shut down at"), "{}", server.log());
     assert_eq!(permanent(&mut client), moment.digests, "exported as of {}", moment.lsn);
+    if last {
+        check_databases(&server.uri(), installation.major());
+    }
     client.batch_execute("create table written_here as select 1 a; checkpoint").unwrap();
-    let checksums = setting(&mut client, "data_checksums") == "on";
-    assert_eq!(checksums, installation.major() >= 18);
-    if !checksums {
+    if !has_checksums(installation.major()) {
         return;
     }
     verify_checksums(&server).unwrap();
@@ -171,7 +220,7 @@ fn lose_everything(cluster: &Cluster, uri: &str) -> i64 {
         }
         0
     });
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     let data_directories = cluster.data_directories();
     cluster.kill_everything();
     let promised: i64 = thread.join().unwrap();
@@ -182,7 +231,8 @@ fn lose_everything(cluster: &Cluster, uri: &str) -> i64 {
 
 fn check_version(major: u32, whole: bool) {
     let installation = Installation::of(major);
-    let cluster = Cluster::of(&installation);
+    let options: &[&str] = if major == 15 { &["--data-checksums"] } else { &[] };
+    let cluster = Cluster::of(&installation, options);
     let uri = cluster.up();
     let mut client = connect(&uri);
     check_settings(&mut client, major);
@@ -190,7 +240,7 @@ fn check_version(major: u32, whole: bool) {
     for number in 0..if whole { 10 } else { 4 } {
         step(&mut client, number);
         moments.push(note_moment(&mut client));
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
     let tablespaces = pg_directory();
     extras(&mut client, &uri, major, tablespaces.path());
@@ -212,11 +262,7 @@ fn check_version(major: u32, whole: bool) {
     after.retain(|(name, _, _)| name != "promises");
     let before: Vec<_> = before.into_iter().filter(|(name, _, _)| name != "promises").collect();
     assert_eq!(after, before);
-    for database in databases(major) {
-        let mut other = connect(&in_database(&uri, database));
-        let row = other.query_one("select count(*), sum(a) from t", &[]).unwrap();
-        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1000, 500_500), "{database}");
-    }
+    copy_what_is_not_here(&mut client, &uri, major);
     let object = client.query_one("select length(lo_get(4711))", &[]).unwrap();
     assert_eq!(object.get::<_, i32>(0), 30_000);
     client.batch_execute("commit prepared 'later'").unwrap();
@@ -238,11 +284,47 @@ fn check_version(major: u32, whole: bool) {
     for &number in by_time {
         check_branch(&cluster, &format!("t{number}"), &moments[number].time, &moments[number]);
     }
-    check_export(&installation, &cluster, &moments[last]);
+    check_export(&installation, &cluster, &moments[last], true);
     check_read_only(&cluster, &moments[last - 1]);
     if whole {
-        check_export(&installation, &cluster, &moments[5]);
+        check_export(&installation, &cluster, &moments[5], false);
         check_read_only_restarts(&cluster, &moments[last - 1]);
+        check_more_room(&cluster);
+    }
+    let other = Installation::of(if major == 15 { 16 } else { 15 });
+    let refusal = cluster.refusal(&["up", "--pg-bin", other.bin().to_str().unwrap()], 1);
+    assert!(refusal.contains("same major version"), "{refusal}");
+    cluster.up();
+}
+
+/// A compute with other settings: its read-only copies need as much room, and WAL is summarized
+/// where PostgreSQL knows how to.
+fn check_more_room(cluster: &Cluster) {
+    let mut client = cluster.client();
+    client.batch_execute("alter system set max_connections = 150").unwrap();
+    client.batch_execute("alter system set max_locks_per_transaction = 128").unwrap();
+    let major = setting(&mut client, "server_version_num").parse::<u32>().unwrap() / 10_000;
+    if major >= 17 {
+        client.batch_execute("alter system set summarize_wal = on").unwrap();
+    }
+    drop(client);
+    cluster.cli(&["compute", "stop", "main"]);
+    let mut client = cluster.client();
+    assert_eq!(setting(&mut client, "max_connections"), "150");
+    client.batch_execute("create table roomy as select 1 a").unwrap();
+    let moment = note_moment(&mut client);
+    cluster.cli(&["branch", "create", "roomy", "--at", &moment.lsn]);
+    let row = cluster.json(&["compute", "start", "roomy", "--read-only"]);
+    let mut view = connect(row["uri"].as_str().unwrap());
+    assert_eq!(permanent(&mut view), moment.digests);
+    if major >= 17 {
+        client.batch_execute("checkpoint").unwrap();
+        let query = "select summarized_lsn >= $1::text::pg_lsn from pg_get_wal_summarizer_state()";
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !client.query_one(query, &[&moment.lsn]).unwrap().get::<_, bool>(0) {
+            assert!(Instant::now() < deadline, "WAL is not summarized");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
