@@ -214,7 +214,7 @@ pub fn walk<'a>(
     for (key, file) in timeline.present(Key::two_phase(0), Key::two_phase(u64::MAX), lsn)? {
         let name = match version {
             PgVersion::V15 | PgVersion::V16 => format!("pg_twophase/{:08X}", key.wide() as u32),
-            _ => format!("pg_twophase/{:016X}", key.wide()),
+            PgVersion::V17 | PgVersion::V18 => format!("pg_twophase/{:016X}", key.wide()),
         };
         each(Entry::File(name, file))?;
     }
