@@ -233,6 +233,9 @@ type TakeBackup<'a> = &'a dyn Fn(u16, &str, &Path, &[String]);
 fn check_pages(major: u32, take: TakeBackup<'_>) {
     let installation = Installation::of(major);
     let cluster = Cluster::of(&installation, &[]);
+    // With commit timestamps, so that there is an SLRU more to compare.
+    connect(&cluster.up()).batch_execute("alter system set track_commit_timestamp = on").unwrap();
+    cluster.cli(&["compute", "stop", "main"]);
     let uri = cluster.up();
     let mut client = connect(&uri);
     let directory = pg_directory();
@@ -296,7 +299,7 @@ fn recover(
     );
     let settings = format!(
         "primary_conninfo = '{conninfo}'\nrecovery_target_lsn = '{lsn}'\nrecovery_target_inclusive = off\n\
-         recovery_target_action = shutdown\nhot_standby = off\nmax_prepared_transactions = 64\n\
+         recovery_target_action = shutdown\nhot_standby = off\nmax_prepared_transactions = 64\ntrack_commit_timestamp = on\n\
          listen_addresses = ''\nunix_socket_directories = '{}'\n",
         standby.parent().unwrap().display()
     );

@@ -63,6 +63,8 @@ fn extras(client: &mut Client, uri: &str, major: u32, tablespace: &Path) {
     run(&format!("create tablespace ts location '{}'", tablespace.display()));
     run("create table in_ts (a int primary key, b text) tablespace ts");
     run("insert into in_ts select g, md5(g::text) from generate_series(1, 2000) g");
+    run("create unlogged table unlogged (a int primary key, b text)");
+    run("insert into unlogged values (1, 'gone after a crash')");
     run("set allow_in_place_tablespaces = on");
     run("create tablespace inside location ''");
     run("create table in_inside tablespace inside as select g a from generate_series(1, 500) g");
@@ -262,6 +264,10 @@ fn check_version(major: u32, whole: bool) {
     after.retain(|(name, _, _)| name != "promises");
     let before: Vec<_> = before.into_iter().filter(|(name, _, _)| name != "promises").collect();
     assert_eq!(after, before);
+    // An unlogged table and its index begin anew, as after any crash.
+    let count = client.query_one("select count(*) from unlogged", &[]).unwrap();
+    assert_eq!(count.get::<_, i64>(0), 0);
+    client.batch_execute("insert into unlogged select g from generate_series(1, 999) g").unwrap();
     copy_what_is_not_here(&mut client, &uri, major);
     let object = client.query_one("select length(lo_get(4711))", &[]).unwrap();
     assert_eq!(object.get::<_, i32>(0), 30_000);
