@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -363,4 +364,58 @@ fn postgresql_17() {
 #[test]
 fn postgresql_18() {
     check_version(18, true);
+}
+
+/// Gives a data directory to the page server as a branch of a tenant of its own.
+fn import(cluster: &Cluster, installation: &Installation, name: &str, number: u32) {
+    let directory = pg_directory();
+    let data = directory.path().join("data");
+    let place = data.to_str().unwrap();
+    installation.run("initdb", &["-D", place, "-U", "postgres", "--auth=trust", "-N"]);
+    let mut archive = tar::Builder::new(Vec::new());
+    for part in ["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"] {
+        archive.append_dir_all(part, data.join(part)).unwrap();
+    }
+    let body = archive.into_inner().unwrap();
+    let status = cluster.status();
+    let processes = status["processes"].as_array().unwrap();
+    let pageserver = processes.iter().find(|process| process["role"] == "pageserver").unwrap();
+    let mut stream = TcpStream::connect(pageserver["http"].as_str().unwrap()).unwrap();
+    let head = format!(
+        "POST /v1/import?tenant={number:032x}&timeline={number:032x}&name={name} HTTP/1.1\r\n\
+         Host: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&body).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn one_page_server_has_clusters_of_every_version() {
+    let cluster = Cluster::new();
+    cluster.up();
+    let others = [16, 17, 18].map(Installation::of);
+    for installation in &others {
+        let major = installation.major();
+        import(&cluster, installation, &format!("v{major}"), major);
+    }
+    for installation in &others {
+        let major = installation.major();
+        let options = format!("-c pgstrata.branch=v{major}");
+        let port = cluster.replication_port("pageserver");
+        let taken = backup::take(port, &options, "WAL true, MANIFEST 'no'").unwrap();
+        let directory = pg_directory();
+        let data = taken.unpack(directory.path());
+        let server = installation.start(&data);
+        let mut client = server.client();
+        let version: u32 = setting(&mut client, "server_version_num").parse().unwrap();
+        assert_eq!(version / 10_000, major);
+        client.batch_execute("create table t as select 1 a; checkpoint").unwrap();
+        // The cluster's own programs are of 15, and say so before they touch the branch.
+        let refusal = cluster.refusal(&["compute", "start", &format!("v{major}")], 1);
+        assert!(refusal.contains(&format!("is of PostgreSQL {major}")), "{refusal}");
+    }
 }
