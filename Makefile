@@ -5,7 +5,7 @@ PG_BIN ?= $(shell ls -d /usr/lib/postgresql/15/bin 2>/dev/null)
 
 all: build
 
-# Installs what is missing: PostgreSQL 15, a C compiler, and an S3 server for the tests.
+# Installs what is missing: PostgreSQL 15 to 18, a C compiler, and an S3 server for the tests.
 deps:
 	scripts/install-deps
 

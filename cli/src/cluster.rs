@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Uid, User, chown};
+use pgstrata_pg_wal::PgVersion;
 use serde::{Deserialize, Serialize};
 
 const STATE_FILE: &str = "cluster.json";
@@ -67,6 +68,9 @@ pub struct State {
     pub tenant: String,
     /// Directory of PostgreSQL's programs.
     pub pg_bin: PathBuf,
+    /// PostgreSQL's major version. Not remembered by clusters made before it was.
+    #[serde(default)]
+    pub pg_major: Option<u32>,
     /// User that PostgreSQL runs as, if we are root.
     pub pg_user: Option<String>,
     /// Object store.
@@ -344,6 +348,26 @@ pub fn find_postgres(asked: Option<&Path>) -> Result<PathBuf> {
             "no PostgreSQL 15 to 18 was found in /usr/lib/postgresql: install one, or name its \
              programs' directory with --pg-bin"
         ),
+    }
+}
+
+/// The major version of the programs in a directory.
+pub fn major_version(bin: &Path) -> Result<u32> {
+    let program = bin.join("postgres");
+    let output = std::process::Command::new(&program)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("can't run {}", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", or "17beta1" for the number.
+    let number = text.split_whitespace().nth(2).unwrap_or_default();
+    let digits = number.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    let major = digits
+        .parse()
+        .with_context(|| format!("{} does not tell its version", program.display()))?;
+    match PgVersion::from_major(major) {
+        Some(_) => Ok(major),
+        None => bail!("{} is of PostgreSQL {major}: only 15 to 18 work", program.display()),
     }
 }
 

@@ -47,6 +47,17 @@ pub fn ensure(
         let value = row.get(field).with_context(|| format!("the branch has no {field}"))?;
         Ok(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     };
+    let version = text("pg_version")?;
+    if let Some(major) = cluster.state.pg_major
+        && version != major.to_string()
+    {
+        // Found by postgres itself only after the branch's running compute was fenced.
+        bail!(
+            "branch '{name}' is of PostgreSQL {version}, and this cluster's programs in {} are of \
+             {major}",
+            cluster.state.pg_bin.display()
+        );
+    }
     let ports = free_ports(2)?;
     let place = ComputePlace { port: port.unwrap_or(ports[0]), http: ports[1], read_only_at };
     let directory = cluster.compute_directory(name)?;

@@ -14,7 +14,7 @@ use pgstrata_blob::Location;
 
 use crate::cluster::{
     Cluster, Lock, STATE_VERSION, SafekeeperPlace, State, ensure_user, find_postgres, free_ports,
-    is_free,
+    is_free, major_version,
 };
 use crate::http::Service;
 use crate::process::Process;
@@ -44,6 +44,9 @@ pub struct UpArguments {
     /// Port of the compute of branch main [default: a free one]
     #[arg(long)]
     port: Option<u16>,
+    /// Make the cluster with page checksums, also before PostgreSQL 18, where they are the default
+    #[arg(long)]
+    data_checksums: bool,
     /// Create the bucket of an s3:// object store if it is missing
     #[arg(long)]
     create_bucket: bool,
@@ -97,6 +100,7 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
         version: STATE_VERSION,
         founded: false,
         tenant: pgstrata_ids::TenantId(tenant).to_string(),
+        pg_major: Some(major_version(&pg_bin)?),
         pg_bin,
         pg_user,
         object_store,
@@ -138,7 +142,17 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     let (mut cluster, fresh) = match Cluster::find(dir)? {
         Some(mut cluster) => {
             if let Some(path) = &arguments.pg_bin {
-                cluster.state.pg_bin = find_postgres(Some(path))?;
+                let pg_bin = find_postgres(Some(path))?;
+                let (major, own) = (major_version(&pg_bin)?, cluster.state.pg_major);
+                ensure!(
+                    own.is_none_or(|own| own == major),
+                    "the cluster in {} is of PostgreSQL {}, and {} has {major}: name programs of \
+                     the same major version",
+                    cluster.dir.display(),
+                    own.unwrap_or_default(),
+                    pg_bin.display()
+                );
+                cluster.state.pg_bin = pg_bin;
             }
             find_postgres(Some(&cluster.state.pg_bin))?;
             (cluster, false)
@@ -179,7 +193,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
              place would be somebody else's)",
             cluster.state.object_store
         );
-        create_main(&cluster)?;
+        create_main(&cluster, arguments.data_checksums)?;
     }
     if !cluster.state.founded {
         cluster.state.founded = true;
@@ -335,7 +349,7 @@ fn start_pageserver(cluster: &Cluster) -> Result<()> {
 }
 
 /// Makes the first branch: `initdb`, as stock PostgreSQL does it, imported into the page server.
-fn create_main(cluster: &Cluster) -> Result<()> {
+fn create_main(cluster: &Cluster, data_checksums: bool) -> Result<()> {
     let directory = cluster.computes_directory()?.join(".initdb");
     let _ = fs::remove_dir_all(&directory);
     let mut command = Command::new(cluster.state.pg_bin.join("initdb"));
@@ -343,6 +357,7 @@ fn create_main(cluster: &Cluster) -> Result<()> {
         .arg("-D")
         .arg(&directory)
         .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-N"])
+        .args(data_checksums.then_some("--data-checksums"))
         .current_dir("/")
         .env("LC_ALL", "C.UTF-8");
     as_postgres(cluster, &mut command)?;

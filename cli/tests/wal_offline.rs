@@ -8,6 +8,8 @@ use pgstrata_cli::wal_offline::{check_redo, dump};
 use pgstrata_ids::{Lsn, PAGE_SIZE, SlruKind};
 use pgstrata_pg_redo::{ControlState, Effect, Effects, apply_slru, is_truncated};
 use pgstrata_pg_wal::{CheckPoint, ControlFile, DecodedRecord, rmgr};
+use pgstrata_tests::installation::Installation;
+use pgstrata_tests::thorough;
 use std::collections::BTreeMap;
 use std::path::Path;
 use support::Cluster;
@@ -16,8 +18,8 @@ const SETTINGS: &str = "wal_consistency_checking=all\nfull_page_writes=off\nmax_
                         track_commit_timestamp=on\nwal_level=replica";
 
 /// Runs the SQL script, then several clients that share row locks.
-fn worked(settings: &str) -> Cluster {
-    let cluster = Cluster::start(settings);
+fn worked(major: u32, settings: &str) -> Cluster {
+    let cluster = Cluster::start(Installation::of(major), settings);
     cluster.sql(include_str!("workload.sql"));
     cluster.sql("create table mx(id int primary key, v int); insert into mx select i, 0 from generate_series(1, 5) i");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/multixact.sql");
@@ -86,9 +88,23 @@ const EXPECTED: &[&str] = &[
     "Sequence/LOG",
 ];
 
+/// The versions after 15 that a test looks at.
+fn newer() -> &'static [u32] {
+    if thorough() { &[16, 17, 18] } else { &[18] }
+}
+
 #[test]
 fn redo_equals_the_images_in_the_wal() {
-    let mut cluster = worked(SETTINGS);
+    check_images(15);
+}
+
+#[test]
+fn redo_equals_the_images_in_the_wal_of_newer_versions() {
+    newer().iter().for_each(|major| check_images(*major));
+}
+
+fn check_images(major: u32) {
+    let mut cluster = worked(major, SETTINGS);
     cluster.stop();
     let args = check_redo::CheckRedoArgs {
         data: cluster.base(),
@@ -131,7 +147,7 @@ fn waldump_rows(text: &str) -> Vec<(String, String, String, String, String)> {
 #[test]
 fn dump_agrees_with_pg_waldump() {
     let mut cluster =
-        worked("max_prepared_transactions=5\ntrack_commit_timestamp=on\nwal_compression=pglz");
+        worked(15, "max_prepared_transactions=5\ntrack_commit_timestamp=on\nwal_compression=pglz");
     cluster.run("pgbench", &["--initialize", "--quiet"]);
     cluster.run("pgbench", &["--client=4", "--transactions=200"]);
     cluster.stop();
@@ -194,7 +210,16 @@ fn slru_pages(data: &Path) -> SlruPages {
 
 #[test]
 fn followed_state_equals_a_stopped_cluster() {
-    let mut cluster = worked("max_prepared_transactions=5\ntrack_commit_timestamp=on");
+    check_state(15);
+}
+
+#[test]
+fn followed_state_equals_a_stopped_cluster_of_newer_versions() {
+    newer().iter().for_each(|major| check_state(*major));
+}
+
+fn check_state(major: u32) {
+    let mut cluster = worked(major, "max_prepared_transactions=5\ntrack_commit_timestamp=on");
     // Enough for second pages of pg_xact, and of multixacts.
     cluster.sql(
         "create procedure burn() language plpgsql as $$ begin for i in 1..40000 loop
@@ -259,8 +284,11 @@ fn followed_state_equals_a_stopped_cluster() {
     assert!(ours.next_oid >= checkpoint.next_oid);
     assert_eq!(CheckPoint { next_oid: checkpoint.next_oid, ..ours }, checkpoint);
     let stopped = ControlFile::decode(&read(&data, "global/pg_control")).expect("pg_control");
-    let made = state.to_pg_control(lsn, stopped.time);
-    assert_eq!(ControlFile { unlogged_lsn: stopped.unlogged_lsn, ..made }, stopped);
+    let made = state.to_pg_control(lsn, checkpoint.time);
+    // The file is written a moment after the record.
+    assert!(stopped.time >= checkpoint.time);
+    let (unlogged_lsn, time) = (stopped.unlogged_lsn, stopped.time);
+    assert_eq!(ControlFile { unlogged_lsn, time, ..made }, stopped);
     let stored = ControlState::decode(&state.encode()).expect("its own encoding");
     assert_eq!(stored, state);
 

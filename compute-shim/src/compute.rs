@@ -230,7 +230,8 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         socket: socket_path.clone(),
         log: config.dir.join("postgres.log"),
         port: config.port,
-        major: version.major(),
+        version,
+        standby_of: config.read_only_at.map(|_| state.control),
         extra: config.settings.clone(),
     };
     let mut postgres = Postgres::start(&settings, &memory)?;

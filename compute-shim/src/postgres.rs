@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use pgstrata_compute_shared::{ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_SOCKET};
+use pgstrata_pg_wal::{ControlFile, PgVersion};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::memory::Memory;
@@ -29,6 +30,36 @@ const REQUIRED: &[(&str, &str)] = &[
     ("wal_init_zero", "off"),
 ];
 
+/// Settings that correctness rests on and that only some versions know.
+fn by_version(version: PgVersion) -> &'static [(&'static str, &'static str)] {
+    match version {
+        PgVersion::V15 | PgVersion::V16 | PgVersion::V17 => &[],
+        // io_uring does not go through the C library's functions. I/O workers do: they read like
+        // any backend, with vectored reads.
+        PgVersion::V18 => &[("io_method", "worker")],
+    }
+}
+
+/// Settings of a read-only compute, which is a hot standby.
+const READ_ONLY: &[(&str, &str)] = &[
+    // Tablespaces are directories here, not links: a compute's files are all below its data
+    // directory. A standby takes that for damage unless it is allowed (CheckTablespaceDirectory
+    // in access/transam/xlogrecovery.c). Nobody can create a tablespace in it.
+    ("allow_in_place_tablespaces", "on"),
+];
+
+/// A hot standby refuses to start with less room than its primary had
+/// (CheckRequiredParameterValues in access/transam/xlogrecovery.c).
+fn standby_limits(control: &ControlFile) -> [(&'static str, i32); 5] {
+    [
+        ("max_connections", control.max_connections),
+        ("max_worker_processes", control.max_worker_processes),
+        ("max_wal_senders", control.max_wal_senders),
+        ("max_prepared_transactions", control.max_prepared_xacts),
+        ("max_locks_per_transaction", control.max_locks_per_xact),
+    ]
+}
+
 /// What `postgres` is started with.
 pub struct Settings {
     /// Directory of PostgreSQL's programs.
@@ -43,8 +74,10 @@ pub struct Settings {
     pub log: PathBuf,
     /// Port on 127.0.0.1.
     pub port: u16,
-    /// Major version.
-    pub major: u32,
+    /// PostgreSQL's version.
+    pub version: PgVersion,
+    /// What the cluster ran with, if this is a hot standby.
+    pub standby_of: Option<ControlFile>,
     /// More settings, `name=value`.
     pub extra: Vec<String>,
 }
@@ -91,9 +124,16 @@ impl Postgres {
         for (name, value) in REQUIRED {
             option(name, value.as_ref());
         }
-        if settings.major >= 18 {
-            // io_uring does not go through the C library's functions.
-            option("io_method", "worker".as_ref());
+        for (name, value) in by_version(settings.version) {
+            option(name, value.as_ref());
+        }
+        if let Some(control) = &settings.standby_of {
+            for (name, value) in READ_ONLY {
+                option(name, value.as_ref());
+            }
+            for (name, value) in standby_limits(control) {
+                option(name, value.to_string().as_ref());
+            }
         }
         command
             .env("LD_PRELOAD", &settings.preload)

@@ -46,6 +46,15 @@ const EMPTY_DIRECTORIES: &[&str] = &[
     "pg_xact",
 ];
 
+/// More of them that only some versions have.
+fn directories_of_version(version: PgVersion) -> &'static [&'static str] {
+    match version {
+        PgVersion::V15 | PgVersion::V16 => &[],
+        // `summarize_wal`.
+        PgVersion::V17 | PgVersion::V18 => &["pg_wal/summaries"],
+    }
+}
+
 /// One thing of a directory, paths below the data directory.
 pub enum Entry<'a> {
     /// A directory.
@@ -168,7 +177,7 @@ pub fn walk<'a>(
     let state = timeline.control_state(lsn)?;
     let version_file = || format!("{}\n", version.major()).into_bytes();
     each(Entry::File("PG_VERSION".into(), version_file()))?;
-    for directory in EMPTY_DIRECTORIES {
+    for directory in EMPTY_DIRECTORIES.iter().chain(directories_of_version(version)) {
         each(Entry::Directory((*directory).into()))?;
     }
     for (oid, _) in tablespaces(timeline, lsn)? {
@@ -205,7 +214,7 @@ pub fn walk<'a>(
     for (key, file) in timeline.present(Key::two_phase(0), Key::two_phase(u64::MAX), lsn)? {
         let name = match version {
             PgVersion::V15 | PgVersion::V16 => format!("pg_twophase/{:08X}", key.wide() as u32),
-            _ => format!("pg_twophase/{:016X}", key.wide()),
+            PgVersion::V17 | PgVersion::V18 => format!("pg_twophase/{:016X}", key.wide()),
         };
         each(Entry::File(name, file))?;
     }

@@ -5,6 +5,10 @@
 
 #![allow(clippy::unwrap_used)] // A harness panics: that is how a test fails.
 
+pub mod backup;
+pub mod installation;
+pub mod workload;
+
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -36,6 +40,7 @@ pub fn thorough() -> bool {
 /// A cluster.
 pub struct Cluster {
     directory: TempDir,
+    postgres: PathBuf,
     environment: Vec<(String, String)>,
     options: Vec<String>,
 }
@@ -89,12 +94,20 @@ impl Cluster {
     pub fn with(options: &[&str], environment: &[(&str, &str)]) -> Cluster {
         Cluster {
             directory: TempDir::with_prefix("pgstrata-test-").unwrap(),
+            postgres: pg_bin(),
             environment: environment
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             options: options.iter().map(|option| (*option).to_owned()).collect(),
         }
+    }
+
+    /// With the server of another version, and options of `up`.
+    pub fn of(installation: &installation::Installation, options: &[&str]) -> Cluster {
+        let mut cluster = Cluster::with(options, &[]);
+        cluster.postgres = installation.bin().to_owned();
+        cluster
     }
 
     /// The cluster's directory.
@@ -142,8 +155,7 @@ impl Cluster {
 
     /// Starts what is not running. Returns the URI of main.
     pub fn up(&self) -> String {
-        let pg_bin = pg_bin();
-        let mut arguments = vec!["up", "--pg-bin", pg_bin.to_str().unwrap()];
+        let mut arguments = vec!["up", "--pg-bin", self.postgres.to_str().unwrap()];
         arguments.extend(self.options.iter().map(String::as_str));
         self.cli(&arguments)
     }
@@ -162,6 +174,14 @@ impl Cluster {
     /// Everything that runs.
     pub fn status(&self) -> Value {
         self.json(&["status"])
+    }
+
+    /// The port at which the first process of this role speaks PostgreSQL's replication protocol.
+    pub fn replication_port(&self, role: &str) -> u16 {
+        let status = self.status();
+        let processes = status["processes"].as_array().unwrap();
+        let found = processes.iter().find(|process| process["role"] == role).unwrap();
+        found["pg"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap()
     }
 
     /// Process id of a process by name.
@@ -248,7 +268,11 @@ pub fn pg_program(name: &str, arguments: &[&str]) -> String {
 
 /// A command of one of PostgreSQL's programs, as user `postgres` if we are root.
 pub fn pg_command(name: &str, arguments: &[&str]) -> Command {
-    let program = pg_bin().join(name);
+    unprivileged(&pg_bin().join(name), arguments)
+}
+
+/// A command that runs as user `postgres` if we are root.
+pub fn unprivileged(program: &Path, arguments: &[&str]) -> Command {
     let mut command = if running_as_root() {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"]);
@@ -261,6 +285,11 @@ pub fn pg_command(name: &str, arguments: &[&str]) -> Command {
     command
 }
 
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// Whether tests have to switch users for PostgreSQL.
 pub fn running_as_root() -> bool {
     let output = Command::new("id").arg("-u").output().unwrap();
@@ -270,33 +299,16 @@ pub fn running_as_root() -> bool {
 /// A directory that PostgreSQL's user may fill.
 pub fn pg_directory() -> TempDir {
     let directory = TempDir::with_prefix("pgstrata-test-").unwrap();
-    if running_as_root() {
-        let chowned = Command::new("chown").arg("postgres:").arg(directory.path()).status();
-        assert!(chowned.unwrap().success());
-    }
+    give_to_postgres(directory.path());
     directory
 }
 
-/// A digest of every table of the database, by name: equal digests, equal contents.
-pub fn digests(client: &mut Client) -> Vec<(String, i64, String)> {
-    let tables = client
-        .query(
-            "select format('%I.%I', schemaname, tablename) from pg_tables
-             where schemaname not in ('pg_catalog', 'information_schema') order by 1",
-            &[],
-        )
-        .unwrap();
-    let mut digests = Vec::new();
-    for table in tables {
-        let name: String = table.get(0);
-        let query = format!(
-            "select count(*), coalesce(md5(string_agg(row::text, ',' order by row::text)), '')
-             from (select t as row from {name} t) s"
-        );
-        let row = client.query_one(&query, &[]).unwrap();
-        digests.push((name, row.get(0), row.get(1)));
+/// Makes PostgreSQL's user the owner of everything below a directory.
+pub fn give_to_postgres(path: &Path) {
+    if running_as_root() {
+        let chowned = Command::new("chown").args(["-R", "postgres:"]).arg(path).status();
+        assert!(chowned.unwrap().success());
     }
-    digests
 }
 
 /// What an S3 client wants to know besides the endpoint.

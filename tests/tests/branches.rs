@@ -4,45 +4,9 @@
 
 use std::time::Duration;
 
-use pgstrata_tests::{Cluster, S3Server, connect, digests, pg_program, thorough};
+use pgstrata_tests::workload::{Moment, note_moment, permanent, step};
+use pgstrata_tests::{Cluster, S3Server, connect, pg_program, thorough};
 use postgres::Client;
-
-/// One step of a mixed run of DDL and DML.
-fn step(client: &mut Client, number: usize) {
-    let statements = match number % 10 {
-        0 => format!(
-            "create table t{number} (a int primary key, b text); insert into t{number} select g, repeat(md5(g::text), 5) from generate_series(1, 300) g"
-        ),
-        1 => "update t0 set b = b || 'x' where a % 3 = 0".to_owned(),
-        2 => "delete from t0 where a % 7 = 0; vacuum t0".to_owned(),
-        3 => format!(
-            "create index on t0 (b); insert into t0 select g + 1000 * {number}, 'n' from generate_series(1, 500) g"
-        ),
-        4 => "alter table t0 add column if not exists c int default 5; update t0 set c = a"
-            .to_owned(),
-        5 => format!(
-            "create table big{number} as select g a, random()::text b from generate_series(1, 3000) g; truncate t0; insert into t0 select g from generate_series(1, 50) g"
-        ),
-        6 => "vacuum full t0; create sequence if not exists s; select nextval('s')".to_owned(),
-        7 => format!(
-            "begin; insert into t0 select g + 100000 * {number} from generate_series(1, 20) g; savepoint a; delete from t0; rollback to a; commit"
-        ),
-        8 => format!(
-            "create materialized view m{number} as select count(*) n from t0; create unlogged table u{number} (a int); insert into u{number} values (1)"
-        ),
-        _ => format!("drop table if exists big{}; analyze; checkpoint", number - number % 10 + 5),
-    };
-    for statement in statements.split(';') {
-        client.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
-    }
-}
-
-/// Digests of permanent tables only: unlogged ones are empty on a branch, by definition.
-fn permanent(client: &mut Client) -> Vec<(String, i64, String)> {
-    let mut all = digests(client);
-    all.retain(|(name, _, _)| !name.starts_with("public.u"));
-    all
-}
 
 fn moments(cluster: &Cluster) {
     let mut client = cluster.client();
@@ -50,16 +14,7 @@ fn moments(cluster: &Cluster) {
     let mut moments = Vec::new();
     for number in 0..count {
         step(&mut client, number);
-        let digest = permanent(&mut client);
-        let row = client
-            .query_one(
-                "select pg_current_wal_lsn()::text,
-                        to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
-                &[],
-            )
-            .unwrap();
-        let (lsn, time): (String, String) = (row.get(0), row.get(1));
-        moments.push((lsn, time, digest));
+        moments.push(note_moment(&mut client));
         std::thread::sleep(Duration::from_millis(5));
     }
     check_moments(cluster, &moments, "a", true);
@@ -72,10 +27,8 @@ fn moments(cluster: &Cluster) {
     check_moments(cluster, &moments, "c", false);
 }
 
-type Moment = (String, String, Vec<(String, i64, String)>);
-
 fn check_moments(cluster: &Cluster, moments: &[Moment], round: &str, by_time: bool) {
-    for (number, (lsn, time, digest)) in moments.iter().enumerate() {
+    for (number, Moment { lsn, time, digests }) in moments.iter().enumerate() {
         // Every third moment a round, so that the three rounds cover each once.
         let turn = usize::from(round.as_bytes()[0] - b'a');
         if !thorough() && number % 3 != turn {
@@ -86,7 +39,7 @@ fn check_moments(cluster: &Cluster, moments: &[Moment], round: &str, by_time: bo
         let row = cluster.json(&["branch", "create", &name, "--at", at]);
         assert_eq!(row["ancestor"], "main");
         let mut client = cluster.branch_client(&name);
-        assert_eq!(&permanent(&mut client), digest, "moment {number} at {at}");
+        assert_eq!(&permanent(&mut client), digests, "moment {number} at {at}");
         // The branch is a database of its own.
         client.batch_execute("create table mine as select 1 a").unwrap();
         drop(client);

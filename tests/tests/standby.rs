@@ -16,7 +16,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use pgstrata_tests::{Cluster, connect, pg_directory, pg_program};
+use pgstrata_tests::installation::Installation;
+use pgstrata_tests::{
+    Cluster, backup, connect, give_to_postgres, pg_directory, pg_program, thorough,
+};
 use postgres::Client;
 
 const PAGE: usize = 8192;
@@ -196,40 +199,56 @@ fn compare(ours: &Path, theirs: &Path, unlogged: &BTreeSet<String>) -> (Vec<Stri
 
 #[test]
 fn pages_equal_those_of_a_stock_standby() {
-    let cluster = Cluster::new();
+    // `pg_basebackup` is the client, from the compute and from the page server.
+    check_pages(15, &|port, options, target, tablespaces| {
+        let connection = format!("host=127.0.0.1 port={port} user=postgres options='{options}'");
+        let mut arguments =
+            vec!["-D", target.to_str().unwrap(), "-d", &connection, "-c", "fast", "--no-sync"];
+        // Of the running compute, the WAL is streamed meanwhile.
+        arguments.extend(["-X", if options.is_empty() { "stream" } else { "fetch" }]);
+        let mapping: Vec<_> =
+            tablespaces.iter().flat_map(|mapping| ["-T", mapping.as_str()]).collect();
+        pg_program("pg_basebackup", &[arguments, mapping].concat());
+    });
+}
+
+#[test]
+fn pages_equal_those_of_a_newer_stock_standby() {
+    let majors: &[u32] = if thorough() { &[16, 17, 18] } else { &[18] };
+    for major in majors {
+        check_pages(*major, &|port, options, target, _| {
+            let arguments = "LABEL 'test', CHECKPOINT 'fast', WAL true, MANIFEST 'no'";
+            let taken = backup::take(port, options, arguments).unwrap();
+            // Tablespaces stay there.
+            let root = target.with_extension("backup");
+            std::fs::rename(taken.unpack(&root), target).unwrap();
+        });
+    }
+}
+
+/// Takes a base backup from a port, with options of the connection, into a directory. Tablespaces
+/// go where the mappings `from=to` say.
+type TakeBackup<'a> = &'a dyn Fn(u16, &str, &Path, &[String]);
+
+fn check_pages(major: u32, take: TakeBackup<'_>) {
+    let installation = Installation::of(major);
+    let cluster = Cluster::of(&installation, &[]);
+    // With commit timestamps, so that there is an SLRU more to compare.
+    connect(&cluster.up()).batch_execute("alter system set track_commit_timestamp = on").unwrap();
+    cluster.cli(&["compute", "stop", "main"]);
     let uri = cluster.up();
     let mut client = connect(&uri);
     let directory = pg_directory();
     let place = |name: &str| directory.path().join(name);
-    let make = |name: &str| {
-        pg_program("pg_config", &["--version"]);
-        let path = place(name);
-        std::fs::create_dir(&path).unwrap();
-        if pgstrata_tests::running_as_root() {
-            let status = std::process::Command::new("chown").arg("postgres:").arg(&path).status();
-            assert!(status.unwrap().success());
-        }
-        path.display().to_string()
-    };
 
     // The standby starts from a stock base backup of the running compute.
     let standby = place("standby");
-    let port = uri.rsplit_once(':').unwrap().1.split('/').next().unwrap();
-    let backup = [
-        "-h",
-        "127.0.0.1",
-        "-p",
-        port,
-        "-U",
-        "postgres",
-        "-X",
-        "stream",
-        "-c",
-        "fast",
-        "--no-sync",
-    ];
-    pg_program("pg_basebackup", &[&["-D", standby.to_str().unwrap()], &backup[..]].concat());
-    let tablespace = make("ts");
+    let port = uri.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
+    take(port, "", &standby, &[]);
+    let tablespace = place("ts");
+    std::fs::create_dir(&tablespace).unwrap();
+    give_to_postgres(&tablespace);
+    let tablespace = tablespace.display().to_string();
     workload(&uri, &tablespace);
     client.batch_execute("checkpoint").unwrap();
     let lsn: String =
@@ -241,41 +260,36 @@ fn pages_equal_those_of_a_stock_standby() {
         .unwrap();
 
     // From the page server, at that LSN.
-    let status = cluster.status();
-    let process = |role: &str| {
-        let processes = status["processes"].as_array().unwrap();
-        processes.iter().find(|process| process["role"] == role).unwrap().clone()
-    };
-    let host_port =
-        |value: &serde_json::Value| value.as_str().unwrap().rsplit_once(':').unwrap().1.to_owned();
-    let pageserver_port = host_port(&process("pageserver")["pg"]);
     let ours = place("ours");
-    let mapped = place("ours_ts");
-    let connection = format!(
-        "host=127.0.0.1 port={pageserver_port} user=postgres options='-c pgstrata.branch=main -c pgstrata.lsn={lsn}'"
-    );
-    let mapping = format!("{tablespace}={}", mapped.display());
-    pg_program(
-        "pg_basebackup",
-        &[
-            "-D",
-            ours.to_str().unwrap(),
-            "-d",
-            &connection,
-            "-X",
-            "fetch",
-            "--no-sync",
-            "-T",
-            &mapping,
-        ],
-    );
+    let mapping = format!("{tablespace}={}", place("ours_ts").display());
+    let options = format!("-c pgstrata.branch=main -c pgstrata.lsn={lsn}");
+    take(cluster.replication_port("pageserver"), &options, &ours, &[mapping]);
 
-    // The standby recovers to the same LSN, fed by a safekeeper, and stops there. What the
-    // primary did to its tablespace directory must not be in the way.
+    recover(&installation, &cluster, &standby, &tablespace, &lsn);
+    let (differences, equal) = compare(&ours, &standby, &unlogged);
+    let shown: Vec<_> = differences.iter().take(40).collect();
+    assert!(
+        differences.is_empty(),
+        "{} differences, {equal} pages equal: {shown:#?}",
+        differences.len()
+    );
+    assert!(equal > 5000, "only {equal} pages were compared");
+    println!("PostgreSQL {major}: {equal} pages equal");
+}
+
+/// The standby recovers to the LSN, fed by a safekeeper, and stops there. What the primary did to
+/// its tablespace directory must not be in the way.
+fn recover(
+    installation: &Installation,
+    cluster: &Cluster,
+    standby: &Path,
+    tablespace: &str,
+    lsn: &str,
+) {
     let main = cluster.json(&["branch", "list"])[0].clone();
-    let safekeeper_port = host_port(&process("safekeeper")["pg"]);
+    let safekeeper_port = cluster.replication_port("safekeeper");
     cluster.cli(&["compute", "stop", "main", "--immediate"]);
-    for entry in std::fs::read_dir(&tablespace).unwrap() {
+    for entry in std::fs::read_dir(tablespace).unwrap() {
         std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
     }
     let conninfo = format!(
@@ -285,9 +299,9 @@ fn pages_equal_those_of_a_stock_standby() {
     );
     let settings = format!(
         "primary_conninfo = '{conninfo}'\nrecovery_target_lsn = '{lsn}'\nrecovery_target_inclusive = off\n\
-         recovery_target_action = shutdown\nhot_standby = off\nmax_prepared_transactions = 64\n\
+         recovery_target_action = shutdown\nhot_standby = off\nmax_prepared_transactions = 64\ntrack_commit_timestamp = on\n\
          listen_addresses = ''\nunix_socket_directories = '{}'\n",
-        directory.path().display()
+        standby.parent().unwrap().display()
     );
     use std::io::Write;
     let mut file = std::fs::OpenOptions::new()
@@ -296,21 +310,10 @@ fn pages_equal_those_of_a_stock_standby() {
         .unwrap();
     file.write_all(settings.as_bytes()).unwrap();
     std::fs::write(standby.join("standby.signal"), "").unwrap();
-    let output = pgstrata_tests::pg_command("postgres", &["-D", standby.to_str().unwrap()])
-        .output()
-        .unwrap();
+    let output =
+        installation.command("postgres", &["-D", standby.to_str().unwrap()]).output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(log.contains("recovery stopping"), "{log}");
-
-    let (differences, equal) = compare(&ours, &standby, &unlogged);
-    let shown: Vec<_> = differences.iter().take(40).collect();
-    assert!(
-        differences.is_empty(),
-        "{} differences, {equal} pages equal: {shown:#?}",
-        differences.len()
-    );
-    assert!(equal > 5000, "only {equal} pages were compared");
-    println!("{equal} pages equal");
 }
 
 /// Files of unlogged relations' main forks, in every database.

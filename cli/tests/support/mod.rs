@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where the server's programs are.
+use pgstrata_tests::installation::Installation;
+
+/// Where the clients are, and the server of 15.
 pub fn bin_directory() -> PathBuf {
     std::env::var_os("PGSTRATA_PG_BIN")
         .map_or_else(|| PathBuf::from("/usr/lib/postgresql/15/bin"), PathBuf::from)
@@ -27,20 +29,21 @@ fn server_user() -> Option<(u32, u32)> {
 
 /// A cluster; its server is ended and its files removed when dropped.
 pub struct Cluster {
+    installation: Installation,
     directory: tempfile::TempDir,
     server: Option<Child>,
 }
 
 impl Cluster {
     /// Makes a cluster with these settings, keeps a copy of it as made, and starts it.
-    pub fn start(settings: &str) -> Cluster {
+    pub fn start(installation: Installation, settings: &str) -> Cluster {
         let directory = tempfile::tempdir().expect("a temporary directory");
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755))
             .expect("permissions");
         if let Some((uid, gid)) = server_user() {
             chown(directory.path(), Some(uid), Some(gid)).expect("ownership");
         }
-        let mut cluster = Cluster { directory, server: None };
+        let mut cluster = Cluster { installation, directory, server: None };
         let data = cluster.data();
         let data_text = data.to_str().expect("utf-8").to_owned();
         cluster.run("initdb", &["-D", &data_text, "-U", "postgres", "-A", "trust", "--no-sync"]);
@@ -73,7 +76,10 @@ impl Cluster {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(bin_directory().join(program));
+        // The clients that are installed can talk to every version.
+        let own = self.installation.bin().join(program);
+        let path = if own.is_file() { own } else { bin_directory().join(program) };
+        let mut command = Command::new(path);
         command.current_dir(self.directory.path()).env("PGHOST", self.directory.path());
         command.env("PGUSER", "postgres").env("PGDATABASE", "postgres").stdin(Stdio::null());
         if let Some((uid, gid)) = server_user() {
@@ -82,7 +88,7 @@ impl Cluster {
         command
     }
 
-    /// Runs a program of the server's directory, which must succeed.
+    /// Runs a program of the server's, or a client, which must succeed.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Output {
         let output = self.command(program).args(arguments).output().expect("the program runs");
         let message = String::from_utf8_lossy(&output.stderr);

@@ -91,7 +91,7 @@ impl PgVersion {
     pub const fn relmap_size(self) -> usize {
         match self {
             V15 => 512,
-            _ => 524,
+            V16 | V17 | V18 => 524,
         }
     }
 
@@ -99,7 +99,7 @@ impl PgVersion {
     pub const fn relmap_crc_offset(self) -> usize {
         match self {
             V15 => 504,
-            _ => 520,
+            V16 | V17 | V18 => 520,
         }
     }
 
@@ -107,15 +107,15 @@ impl PgVersion {
     pub const fn slru_page_number_size(self) -> usize {
         match self {
             V15 | V16 => 4,
-            _ => 8,
+            V17 | V18 => 8,
         }
     }
 
     /// Where the CRC lies in `pg_control`.
     pub const fn control_crc_offset(self) -> usize {
         match self {
+            V15 | V16 | V17 => 288,
             V18 => 292,
-            _ => 288,
         }
     }
 }

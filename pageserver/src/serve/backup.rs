@@ -203,6 +203,13 @@ fn configuration(target: &Target) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
+/// Tablespaces with a location of their own. Those without (`allow_in_place_tablespaces`) are
+/// directories of the data directory like any other.
+fn tablespaces_outside(target: &Target) -> Result<BTreeMap<u32, String>> {
+    let all = directory::tablespaces(&target.timeline, target.lsn)?;
+    Ok(all.into_iter().filter(|(_, location)| !location.is_empty()).collect())
+}
+
 /// Everything of the backup, by archive: `None` is the data directory, others are tablespaces.
 fn plan<'a>(
     target: &'a Target,
@@ -210,8 +217,9 @@ fn plan<'a>(
 ) -> Result<BTreeMap<Option<u32>, Vec<Entry<'a>>>> {
     let mut archives: BTreeMap<Option<u32>, Vec<Entry<'a>>> = BTreeMap::new();
     archives.entry(None).or_default();
-    for (oid, _) in directory::tablespaces(&target.timeline, target.lsn)? {
-        archives.entry(Some(oid)).or_default();
+    let outside = tablespaces_outside(target)?;
+    for oid in outside.keys() {
+        archives.entry(Some(*oid)).or_default();
     }
     for (name, content) in configuration(target)? {
         let entry = Entry::File(name.to_owned(), content.into_bytes());
@@ -226,7 +234,8 @@ fn plan<'a>(
         };
         let oid = path
             .strip_prefix("pg_tblspc/")
-            .and_then(|rest| rest.split('/').next()?.parse::<u32>().ok());
+            .and_then(|rest| rest.split('/').next()?.parse::<u32>().ok())
+            .filter(|oid| outside.contains_key(oid));
         archives.entry(oid).or_default().push(entry);
         Ok(())
     })?;
@@ -245,8 +254,7 @@ fn entry_size(entry: &Entry<'_>) -> u64 {
 pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
     let options = parse(text)?;
     let archives = plan(target, &options)?;
-    let locations: BTreeMap<u32, String> =
-        directory::tablespaces(&target.timeline, target.lsn)?.into_iter().collect();
+    let locations = tablespaces_outside(target)?;
     let checksums = target.timeline.control_state(target.lsn)?.control.data_checksum_version != 0;
     let shutdown = &target.shutdown;
 
@@ -303,9 +311,7 @@ pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
             }
         }
         // The data directory's archive comes last, with the links to the others.
-        let links = locations.iter().filter(|(_, location)| oid.is_none() && !location.is_empty());
-        let links: Vec<_> = links.collect();
-        for (oid, location) in links {
+        for (oid, location) in locations.iter().filter(|_| oid.is_none()) {
             let mut header = tar::Header::new_ustar();
             header.set_entry_type(tar::EntryType::Symlink);
             header.set_mode(0o777);
