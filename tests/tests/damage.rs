@@ -6,12 +6,15 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use pgstrata_tests::{Cluster, connect, pg_bin};
+use pgstrata_tests::{Cluster, S3Server, connect, pg_bin};
 use serde_json::Value;
 
 /// A cluster with something in it, down.
 fn filled() -> Cluster {
-    let cluster = Cluster::new();
+    fill_and_stop(Cluster::new())
+}
+
+fn fill_and_stop(cluster: Cluster) -> Cluster {
     let mut client = cluster.client();
     client.batch_execute("create table t as select g a from generate_series(1, 1000) g").unwrap();
     drop(client);
@@ -148,7 +151,9 @@ fn ports_that_somebody_took_meanwhile() {
 
 #[test]
 fn a_page_servers_directory_with_rubbish_in_it() {
-    let cluster = filled();
+    // On S3, where the page server keeps copies of layers.
+    let server = S3Server::start();
+    let cluster = fill_and_stop(server.cluster());
     let directory = cluster.dir().join("pageserver");
     let layers = files(&directory, &|name| name.starts_with("delta") || name.starts_with("image"));
     assert!(!layers.is_empty());
@@ -426,7 +431,8 @@ fn a_safekeepers_full_disk_costs_that_safekeeper_alone() {
 
 #[test]
 fn a_page_servers_full_disk_loses_nothing() {
-    let cluster = Cluster::new();
+    let server = S3Server::start();
+    let cluster = server.cluster();
     let directory = cluster.dir().join("pageserver");
     with_small_disk(&directory, 24, |disk| {
         let mut client = cluster.client();

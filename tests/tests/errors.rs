@@ -149,7 +149,7 @@ fn flip(path: &std::path::Path) {
 }
 
 #[test]
-fn a_flipped_bit_is_found_and_nothing_wrong_is_served() {
+fn a_flipped_bit_in_an_object_is_found_and_nothing_wrong_is_served() {
     let cluster = Cluster::new();
     let mut client = cluster.client();
     client.batch_execute("create table t as select g a from generate_series(1, 1000) g").unwrap();
@@ -159,17 +159,7 @@ fn a_flipped_bit_is_found_and_nothing_wrong_is_served() {
     let pg_bin = pg_bin();
     let up = ["up", "--pg-bin", pg_bin.to_str().unwrap()];
 
-    // In a local copy: it is fetched again, and nobody notices.
-    cluster.cli(&["compute", "stop", "main"]);
-    cluster.kill("pageserver");
-    for path in files_with(&cluster.dir().join("pageserver"), "layers") {
-        flip(&path);
-    }
-    let mut client = cluster.client();
-    assert_eq!(client.query_one("select sum(a) from t", &[]).unwrap().get::<_, i64>(0), 500_500);
-    drop(client);
-
-    // In the objects themselves: one clear line, and right again once they are.
+    // One clear line, and right again once the objects are.
     cluster.cli(&["compute", "stop", "main"]);
     cluster.kill("pageserver");
     std::fs::remove_dir_all(cluster.dir().join("pageserver")).unwrap();
@@ -182,6 +172,23 @@ fn a_flipped_bit_is_found_and_nothing_wrong_is_served() {
         paths.iter().for_each(|path| flip(path));
         cluster.try_cli(&["down"]);
     }
+    let mut client = cluster.client();
+    assert_eq!(client.query_one("select sum(a) from t", &[]).unwrap().get::<_, i64>(0), 500_500);
+}
+
+#[test]
+fn a_flipped_bit_in_a_local_copy_costs_a_download() {
+    let server = pgstrata_tests::S3Server::start();
+    let cluster = server.cluster();
+    let mut client = cluster.client();
+    client.batch_execute("create table t as select g a from generate_series(1, 1000) g").unwrap();
+    drop(client);
+    cluster.cli(&["compact"]);
+    cluster.cli(&["compute", "stop", "main"]);
+    cluster.kill("pageserver");
+    let copies = files_with(&cluster.dir().join("pageserver"), "layers");
+    assert!(!copies.is_empty());
+    copies.iter().for_each(|path| flip(path));
     let mut client = cluster.client();
     assert_eq!(client.query_one("select sum(a) from t", &[]).unwrap().get::<_, i64>(0), 500_500);
 }

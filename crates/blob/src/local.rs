@@ -36,7 +36,7 @@ impl LocalDirectory {
         Ok(LocalDirectory { root })
     }
 
-    fn file(&self, path: &str) -> PathBuf {
+    pub(crate) fn file(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
 

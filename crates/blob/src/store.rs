@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -89,6 +90,14 @@ impl Store {
     /// The location, for messages.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The file that holds an object, if the store is a directory on this machine. Only for reading.
+    pub fn local_path(&self, path: &str) -> Option<PathBuf> {
+        match &*self.backend {
+            Backend::Local(directory) => Some(directory.file(path)),
+            Backend::Remote(_) => None,
+        }
     }
 
     /// Proves that the store can be reached, written, read and listed, and tells whether it

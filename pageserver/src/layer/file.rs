@@ -1,8 +1,9 @@
 //! Layer files: a local copy of an immutable object, fetched when first read.
 //!
-//! The local copy is a cache. Every block is checked when it is unpacked; a copy that fails is
-//! thrown away and fetched again once, so that a bit flipped on the local disk costs a download
-//! and never a wrong answer. A bit flipped in the object itself is an error.
+//! The local copy is a cache; where the object store is a directory on this machine there is
+//! none, and the object itself is read. Every block is checked when it is unpacked; a copy that
+//! fails is thrown away and fetched again once, so that a bit flipped on the local disk costs a
+//! download and never a wrong answer. A bit flipped in the object itself is an error.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -77,7 +78,11 @@ pub struct LayerFile {
     tenant: TenantId,
     timeline: TimelineId,
     object: String,
+    /// The local copy; or the object itself, where the store is a directory on this machine.
     local: PathBuf,
+    is_object: bool,
+    /// Every checksum of the file was seen to hold since this process knows it.
+    verified: AtomicBool,
     source: Arc<LayerSource>,
     opened: Mutex<Option<Arc<Opened>>>,
     obsolete: AtomicBool,
@@ -111,6 +116,9 @@ impl LayerFile {
         entry: LayerEntry,
     ) -> Result<LayerFile> {
         let object = layer_object(tenant, timeline, &entry.name);
+        let itself = source.store.local_path(&object);
+        let is_object = itself.is_some();
+        let copy = || source.directory.join(timeline.to_string()).join(&entry.name);
         Ok(LayerFile {
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             start_lsn: entry.start_lsn.parse()?,
@@ -119,7 +127,9 @@ impl LayerFile {
             max_key: parse_key(&entry.max_key)?,
             tenant,
             timeline,
-            local: source.directory.join(timeline.to_string()).join(&entry.name),
+            local: itself.unwrap_or_else(copy),
+            is_object,
+            verified: AtomicBool::new(false),
             object,
             source: Arc::clone(source),
             opened: Mutex::new(None),
@@ -130,6 +140,11 @@ impl LayerFile {
 
     /// Keeps the bytes just written as the local copy. It need not be durable.
     pub fn keep_local(&self, bytes: &[u8]) -> io::Result<()> {
+        if self.is_object {
+            // What was just written need not be read again to know what it is.
+            self.verified.store(true, Ordering::Release);
+            return Ok(());
+        }
         write_local(&self.local, bytes)
     }
 
@@ -139,6 +154,11 @@ impl LayerFile {
             && !opened.is_stale()
         {
             return Ok(Arc::clone(opened));
+        }
+        if self.is_object && !self.verified.load(Ordering::Acquire) {
+            // As a download would: damage anywhere in it is found now, not when that block is read.
+            self.fetch()?;
+            self.verified.store(true, Ordering::Release);
         }
         let fresh = match self.open_local() {
             Ok(fresh) => fresh,
@@ -220,6 +240,9 @@ impl LayerFile {
     /// one by one: slower, but a full disk is no reason not to answer.
     fn download(&self) -> Result<Opened> {
         let bytes = self.fetch()?;
+        if self.is_object {
+            return self.open_local();
+        }
         match write_local(&self.local, &bytes) {
             Ok(()) => self.open_local(),
             Err(error) => {
@@ -340,7 +363,8 @@ impl Drop for LayerFile {
         if !self.obsolete.load(Ordering::Acquire) {
             return;
         }
-        if let Err(error) = fs::remove_file(&self.local)
+        if !self.is_object
+            && let Err(error) = fs::remove_file(&self.local)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(layer = %self.local.display(), "can't remove the local copy: {error}");
