@@ -1,4 +1,4 @@
-"""WAL ingest beside stock PostgreSQL's replay of the same bytes, each pinned to one core; page reads in process."""
+"""WAL ingest and redo beside stock PostgreSQL's replay of the same bytes, each pinned to one core; page reads in process."""
 import json, re, shutil, statistics, subprocess, tarfile
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def recordings(transactions, scale):
 
 
 def ingest(program, root, rounds, transactions, scale):
-    head = f"{'WAL of':<30} {'MB':>6} {'records':>9}  {'system':<10} {'MB/s':>7} {'records/s':>10} {'/ stock':>8}"
+    head = f"{'WAL of':<30} {'MB':>6} {'records':>9}  {'system':<20} {'MB/s':>7} {'records/s':>10} {'/ stock':>8}"
     print(head, flush=True)
     for name, before, work, writes in recordings(transactions, scale):
         recorded = Recorded(root, name, before, work, writes)
@@ -86,13 +86,21 @@ def ingest(program, root, rounds, transactions, scale):
         facts = ours[0]
         decode = recorded.ours(program, "decode")[0]["seconds"]
         theirs = statistics.median(stock)
+        # Redo into pages in memory: of WAL as it comes, and of its last part alone, on one core and on all.
+        redo = [recorded.ours(program, "redo") for _ in range(rounds)]
+        redo_rows = []
+        for at, row in enumerate(redo[0][:3]):
+            redo_rows.append((row["what"], statistics.median(one[at]["seconds"] for one in redo)))
+        parallel = recorded.ours(program, "redo", pinned=False)[3]
         for system, seconds in (
             ("stock", theirs),
-            ("pgstrata", statistics.median(one["seconds"] for one in ours)),
-            ("(decoding)", decode),
+            ("pgstrata ingest", statistics.median(one["seconds"] for one in ours)),
+            ("  decode", decode),
+            *((f"  {what}", seconds) for what, seconds in redo_rows),
+            (f"  {parallel['what']}", parallel["seconds"]),
         ):
             print(
-                f"{name:<30} {facts['bytes'] / 1e6:>6.0f} {facts['records']:>9}  {system:<10} "
+                f"{name:<30} {facts['bytes'] / 1e6:>6.0f} {facts['records']:>9}  {system:<20} "
                 f"{facts['bytes'] / 1e6 / seconds:>7.0f} {facts['records'] / seconds:>10.0f} {theirs / seconds:>8.2f}",
                 flush=True,
             )

@@ -16,6 +16,7 @@
 
 use crate::error::{Bad, Step};
 use pgstrata_ids::{Lsn, PAGE_SIZE};
+use smallvec::SmallVec;
 
 /// A data page.
 pub type Page = [u8; PAGE_SIZE];
@@ -301,21 +302,41 @@ struct Kept {
     line: Line,
 }
 
+impl Kept {
+    fn start(&self) -> usize {
+        usize::from(self.line.offset)
+    }
+
+    fn end(&self) -> usize {
+        self.start() + max_align(usize::from(self.line.length))
+    }
+}
+
+/// Items of a heap page, and of most others, without memory from elsewhere; none of it is cleared.
+type KeptItems = SmallVec<[Kept; 512]>;
+
 /// Puts the items against the special space in line-pointer order, the lowest number at the highest address. Both code
-/// paths of `compactify_tuples` give this result.
+/// paths of `compactify_tuples` give this result, and so do both of ours.
 fn compact(page: &mut Page, kept: &[Kept]) -> Step<()> {
-    let old = *page;
+    // Items that lie in this order already, as most do, only move up, each into room that those before it left.
     let mut upper = usize::from(special(page));
+    let in_order = kept.first().is_none_or(|item| item.end() <= upper)
+        && kept.windows(2).all(|pair| pair[1].end() <= pair[0].start());
+    let old = if in_order { None } else { Some(*page) };
     for item in kept {
-        let length = max_align(usize::from(item.line.length));
-        let from = usize::from(item.line.offset);
-        upper = upper.checked_sub(length).ok_or(Bad("items are longer than the page"))?;
-        let bytes =
-            old.get(from..from + length).ok_or(Bad("a line pointer points outside of the page"))?;
+        let (from, until) = (item.start(), item.end());
+        upper = upper.checked_sub(until - from).ok_or(Bad("items are longer than the page"))?;
+        if until > PAGE_SIZE {
+            return Err(Bad("a line pointer points outside of the page"));
+        }
         if upper < usize::from(lower(page)) {
             return Err(Bad("items are longer than the page"));
         }
-        put(page, upper, bytes)?;
+        match &old {
+            Some(old) => put(page, upper, &old[from..until])?,
+            None if upper == from => {}
+            None => page.copy_within(from..until, upper),
+        }
         put_u32(page, line_at(item.number), Line { offset: upper as u16, ..item.line }.to_word())?;
     }
     set_upper(page, upper as u16);
@@ -326,15 +347,13 @@ fn compact(page: &mut Page, kept: &[Kept]) -> Step<()> {
 pub(crate) fn repair_fragmentation(page: &mut Page) -> Step<()> {
     check_bounds(page)?;
     let count = line_count(page);
-    let mut kept = [Kept { number: 0, line: Line::UNUSED }; MAX_LINES];
-    let mut kept_count = 0;
+    let mut kept = KeptItems::new();
     let (mut last_used, mut unused) = (0, 0);
     for number in 1..=count {
         let line = line(page, number)?;
         if line.is_used() {
             if line.has_storage() {
-                kept[kept_count] = Kept { number, line };
-                kept_count += 1;
+                kept.push(Kept { number, line });
             }
             last_used = number;
         } else {
@@ -342,7 +361,7 @@ pub(crate) fn repair_fragmentation(page: &mut Page) -> Step<()> {
             unused += 1;
         }
     }
-    compact(page, &kept[..kept_count])?;
+    compact(page, &kept)?;
     let cut = count - last_used;
     set_lower(page, lower(page) - cut * LINE_SIZE as u16);
     set_flag(page, HAS_FREE_LINES, unused > cut);
@@ -407,22 +426,20 @@ pub(crate) fn delete_items(
         return (0..count).rev().try_for_each(|at| delete_item(page, numbers(at)));
     }
     check_bounds(page)?;
-    let mut kept = [Kept { number: 0, line: Line::UNUSED }; MAX_LINES];
-    let mut kept_count: usize = 0;
+    let mut kept = KeptItems::new();
     let mut next = 0;
     for number in 1..=line_count(page) {
         if next < count && numbers(next) == number {
             next += 1;
             continue;
         }
-        kept[kept_count] = Kept { number: kept_count as u16 + 1, line: line(page, number)? };
-        kept_count += 1;
+        kept.push(Kept { number: kept.len() as u16 + 1, line: line(page, number)? });
     }
     if next != count {
         return Err(Bad("items to delete are missing or out of order"));
     }
-    set_lower(page, (HEADER_SIZE + kept_count * LINE_SIZE) as u16);
-    compact(page, &kept[..kept_count])
+    set_lower(page, (HEADER_SIZE + kept.len() * LINE_SIZE) as u16);
+    compact(page, &kept)
 }
 
 /// `PageIndexTupleDeleteNoCompact`: other items keep their numbers.
@@ -474,5 +491,52 @@ pub(crate) fn special_at(page: &Page, size: usize) -> Step<usize> {
         Ok(PAGE_SIZE - size)
     } else {
         Err(Bad("the page is not of the expected access method"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A page whose items lie in the given order of their numbers, each behind a gap.
+    fn page_of(items: &[(usize, usize)], order: &[usize]) -> Page {
+        let mut page = [0; PAGE_SIZE];
+        set_lower(&mut page, (HEADER_SIZE + items.len() * LINE_SIZE) as u16);
+        put_u32(&mut page, 16, (8192 | 4) << 16 | 8192).unwrap();
+        let mut at = PAGE_SIZE;
+        for &index in order {
+            let (length, gap) = items[index];
+            at -= max_align(length) + max_align(gap);
+            page[at..at + max_align(length)].fill(index as u8 + 1);
+            let line = Line::normal(at as u16, length as u16);
+            put_u32(&mut page, HEADER_SIZE + index * LINE_SIZE, line.to_word()).unwrap();
+        }
+        set_upper(&mut page, at as u16);
+        page
+    }
+
+    proptest! {
+        #[test]
+        fn both_ways_to_compact_agree(
+            items in prop::collection::vec((1..200usize, 0..60usize), 1..25),
+            seed in any::<u64>(),
+        ) {
+            let order: Vec<usize> = (0..items.len()).collect();
+            let mut shuffled = order.clone();
+            shuffled.sort_by_key(|index| (*index as u64 + 1).wrapping_mul(seed | 1));
+            let (mut a, mut b) = (page_of(&items, &order), page_of(&items, &shuffled));
+            repair_fragmentation(&mut a).unwrap();
+            repair_fragmentation(&mut b).unwrap();
+            let at = usize::from(upper(&a));
+            prop_assert_eq!(&a[..HEADER_SIZE + items.len() * LINE_SIZE], &b[..HEADER_SIZE + items.len() * LINE_SIZE]);
+            prop_assert_eq!(&a[at..], &b[at..]);
+            let mut end = PAGE_SIZE;
+            for (index, (length, _)) in items.iter().enumerate() {
+                end -= max_align(*length);
+                prop_assert!(a[end..end + length].iter().all(|&byte| byte == index as u8 + 1));
+            }
+            prop_assert_eq!(end, at);
+        }
     }
 }
