@@ -1,13 +1,19 @@
 # Two commands for people: make demo, make test. The rest is for those who work on pgstrata.
 
-.PHONY: all build deps demo test test-all bench lint clean
-PG_BIN ?= $(shell ls -d /usr/lib/postgresql/15/bin 2>/dev/null)
+# One after the other, whatever MAKEFLAGS say: each step needs the one before.
+.NOTPARALLEL:
+.PHONY: all build deps test-deps demo test test-all bench lint clean
+# Where rustup puts cargo: 'make deps' may have installed it just now.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 
 all: build
 
-# Installs what is missing: PostgreSQL 15 to 18, a C compiler, and an S3 server for the tests.
+# Installs what is missing: PostgreSQL 15, a C compiler, Rust. Tests also need PostgreSQL 16 to 18 and an S3 server.
 deps:
 	scripts/install-deps
+
+test-deps:
+	scripts/install-deps --tests
 
 build: deps
 	cargo build --workspace --locked
@@ -20,11 +26,11 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
-test: build lint
+test: test-deps build lint
 	scripts/with-venv cargo test --workspace --locked -- --test-threads=2
 
 # The same with every moment, every round and every version, and what takes longer.
-test-all: build lint
+test-all: test-deps build lint
 	PGSTRATA_TEST_ALL=1 scripts/with-venv cargo test --workspace --locked -- --test-threads=2
 
 bench: deps
