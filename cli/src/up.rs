@@ -108,6 +108,7 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
         broker: ports[0],
         pageserver: (ports[1], ports[2], ports[3]),
         safekeepers,
+        ports: Default::default(),
         computes: Default::default(),
     };
     Ok(Cluster { dir, state })
