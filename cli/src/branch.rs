@@ -167,7 +167,8 @@ pub fn delete(cluster: &mut Cluster, name: &str) -> Result<()> {
     get(cluster, name)?;
     refuse_with_compute(cluster, name)?;
     send_delete(cluster, name)?;
-    if cluster.state.computes.remove(name).is_some() {
+    let port = cluster.state.ports.remove(name);
+    if cluster.state.computes.remove(name).is_some() || port.is_some() {
         cluster.save()?;
     }
     // Another branch of that name must not find this one's settings.
@@ -205,6 +206,10 @@ pub fn rename(cluster: &mut Cluster, old: &str, new: &str) -> Result<()> {
     // A compute that died is still wanted, under the name that the branch has now.
     if let Some(place) = cluster.state.computes.remove(old) {
         cluster.state.computes.insert(new.to_owned(), place);
+        cluster.save()?;
+    }
+    if let Some(port) = cluster.state.ports.remove(old) {
+        cluster.state.ports.insert(new.to_owned(), port);
         cluster.save()?;
     }
     cluster.move_compute_directory(old, new)

@@ -85,6 +85,9 @@ pub struct State {
     pub safekeepers: Vec<SafekeeperPlace>,
     /// Computes that were started and not stopped, by branch.
     pub computes: BTreeMap<String, ComputePlace>,
+    /// PostgreSQL's port of computes that were stopped, for the next start.
+    #[serde(default)]
+    pub ports: BTreeMap<String, u16>,
 }
 
 fn first_version() -> u32 {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, ComputePlace, free_ports};
+use crate::cluster::{Cluster, ComputePlace, free_ports, is_free};
 use crate::process::Process;
 use crate::{branch, http, up};
 
@@ -59,7 +59,10 @@ pub fn ensure(
         );
     }
     let ports = free_ports(2)?;
-    let place = ComputePlace { port: port.unwrap_or(ports[0]), http: ports[1], read_only_at };
+    // Clients know the port that it had, which somebody else may have taken meanwhile.
+    let before = cluster.state.ports.get(name).copied().filter(|port| is_free(*port));
+    let port = port.or(before).unwrap_or(ports[0]);
+    let place = ComputePlace { port, http: ports[1], read_only_at };
     let directory = cluster.compute_directory(name)?;
     let shim = up::readable_copy(cluster, &up::program("compute-shim")?)?;
     let preload = up::readable_copy(cluster, &up::program("libpgstrata_preload.so")?)?;
@@ -100,6 +103,7 @@ pub fn ensure(
     }
     up::as_postgres(cluster, &mut command)?;
     cluster.state.computes.insert(name.to_owned(), place);
+    cluster.state.ports.remove(name);
     cluster.save()?;
     process.start(&mut command)?;
     wait_running(cluster, name, &process)
@@ -185,7 +189,9 @@ pub fn stop(cluster: &mut Cluster, branch: &str, immediate: bool) -> Result<()> 
     if !ran && !known {
         bail!("branch '{branch}' has no compute");
     }
-    cluster.state.computes.remove(branch);
+    if let Some(place) = cluster.state.computes.remove(branch) {
+        cluster.state.ports.insert(branch.to_owned(), place.port);
+    }
     cluster.save()
 }
 

@@ -3,6 +3,7 @@
 mod branch;
 mod cluster;
 mod compute;
+mod found;
 mod http;
 mod page;
 mod process;
@@ -38,6 +39,9 @@ enum Verb {
     Up(up::UpArguments),
     /// Stop everything, cleanly
     Down,
+    /// Make the first branch of a page server, by initdb, unless it is there: for services that
+    /// were not started by 'up'
+    Found(found::FoundArguments),
     /// Show processes, branches and computes
     Status {
         /// Print JSON
@@ -157,6 +161,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Verb::Wal(verb) => return wal::run(verb, open),
         Verb::Up(up_arguments) => up::up(dir, &up_arguments),
         Verb::Down => up::down(dir),
+        Verb::Found(arguments) => found::found(&arguments),
         Verb::Status { json } => status::status(&open()?, json),
         Verb::Branch(verb) => match verb {
             BranchVerb::List { json } => branch::list(&open()?, json),

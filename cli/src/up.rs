@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use pgstrata_blob::Location;
 
@@ -16,9 +16,8 @@ use crate::cluster::{
     Cluster, Lock, STATE_VERSION, SafekeeperPlace, State, ensure_user, find_postgres, free_ports,
     is_free, major_version,
 };
-use crate::http::Service;
 use crate::process::Process;
-use crate::{branch, compute, http};
+use crate::{branch, compute, found, http};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
@@ -109,6 +108,7 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
         pageserver: (ports[1], ports[2], ports[3]),
         safekeepers,
         computes: Default::default(),
+        ports: Default::default(),
     };
     Ok(Cluster { dir, state })
 }
@@ -351,33 +351,9 @@ fn start_pageserver(cluster: &Cluster) -> Result<()> {
 /// Makes the first branch: `initdb`, as stock PostgreSQL does it, imported into the page server.
 fn create_main(cluster: &Cluster, data_checksums: bool) -> Result<()> {
     let directory = cluster.computes_directory()?.join(".initdb");
-    let _ = fs::remove_dir_all(&directory);
-    let mut command = Command::new(cluster.state.pg_bin.join("initdb"));
-    command
-        .arg("-D")
-        .arg(&directory)
-        .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-N"])
-        .args(data_checksums.then_some("--data-checksums"))
-        .current_dir("/")
-        .env("LC_ALL", "C.UTF-8");
-    as_postgres(cluster, &mut command)?;
-    let output = command.output().context("can't run initdb")?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        bail!("initdb failed: {}", text.lines().last().unwrap_or("without a word"));
-    }
-    let archive = archive(&directory)?;
-    fs::remove_dir_all(&directory)?;
-    let timeline = pgstrata_ids::TimelineId(rand::random());
-    let (address, timeline) = (cluster.pageserver_http(), timeline.to_string());
-    let query = [
-        ("tenant", cluster.state.tenant.as_str()),
-        ("timeline", timeline.as_str()),
-        ("name", "main"),
-    ];
-    Service::pageserver(&address)
-        .post::<serde_json::Value>("/v1/import", &query, &archive)
-        .map(drop)
+    let user = cluster.postgres_user()?;
+    let archive = found::initdb(&cluster.state.pg_bin, &directory, user.as_ref(), data_checksums)?;
+    found::import(&cluster.pageserver_http(), &cluster.state.tenant, "main", &archive)
 }
 
 /// Makes a command run as PostgreSQL's user, if we are root.
@@ -386,18 +362,6 @@ pub fn as_postgres(cluster: &Cluster, command: &mut Command) -> Result<()> {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", "/");
     }
     Ok(())
-}
-
-/// A tar of what the page server wants of a data directory.
-fn archive(directory: &Path) -> Result<Vec<u8>> {
-    let mut archive = tar::Builder::new(Vec::new());
-    archive.mode(tar::HeaderMode::Deterministic);
-    for name in ["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"] {
-        archive
-            .append_dir_all(name, directory.join(name))
-            .with_context(|| format!("can't read {}/{name}", directory.display()))?;
-    }
-    Ok(archive.into_inner()?)
 }
 
 /// A file that PostgreSQL's user can read: where our own directory may be closed to it, a copy.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use pgstrata_compute_shim::branch::Branch;
 use pgstrata_compute_shim::compute::{ComputeConfig, Outcome, Shared, run};
 use pgstrata_compute_shim::http;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
@@ -28,7 +29,7 @@ struct Arguments {
     #[arg(long)]
     dir: PathBuf,
     /// Directory of PostgreSQL's programs
-    #[arg(long)]
+    #[arg(long, env = "PGSTRATA_PG_BIN")]
     pg_bin: PathBuf,
     /// The preload library [default: beside this program]
     #[arg(long)]
@@ -39,33 +40,11 @@ struct Arguments {
     /// Address of the HTTP interface; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen_http: SocketAddr,
-    /// Name of the branch, for people
+    /// Name of the branch. The page server is asked what it is, unless all of it is given
     #[arg(long)]
     branch: String,
-    /// Tenant id
-    #[arg(long)]
-    tenant: TenantId,
-    /// Timeline id
-    #[arg(long)]
-    timeline: TimelineId,
-    /// PostgreSQL's database system identifier
-    #[arg(long)]
-    system_id: u64,
-    /// PostgreSQL's major version
-    #[arg(long)]
-    pg_version: u32,
-    /// Bytes of a WAL segment
-    #[arg(long, default_value_t = 16 << 20)]
-    segment_size: u32,
-    /// First LSN of the timeline
-    #[arg(long)]
-    start_lsn: Lsn,
-    /// Start of the last record before it
-    #[arg(long)]
-    start_prev: Lsn,
-    /// Timeline that it branched off from
-    #[arg(long)]
-    ancestor: Option<TimelineId>,
+    #[command(flatten)]
+    given: Given,
     /// Safekeepers, as id=host:port of their WAL ports, comma-separated
     #[arg(long, value_delimiter = ',', value_parser = safekeeper)]
     safekeepers: Vec<(NodeId, String)>,
@@ -81,6 +60,57 @@ struct Arguments {
     /// A PostgreSQL setting, name=value; may be repeated
     #[arg(long = "set")]
     settings: Vec<String>,
+}
+
+/// A branch described by whoever starts this, so that a name needs no asking.
+#[derive(clap::Args)]
+struct Given {
+    /// Timeline id, and with it everything else about the branch
+    #[arg(
+        long,
+        requires_all = ["tenant", "system_id", "pg_version", "segment_size", "start_lsn", "start_prev"]
+    )]
+    timeline: Option<TimelineId>,
+    /// Tenant id
+    #[arg(long, requires = "timeline")]
+    tenant: Option<TenantId>,
+    /// PostgreSQL's database system identifier
+    #[arg(long, requires = "timeline")]
+    system_id: Option<u64>,
+    /// PostgreSQL's major version
+    #[arg(long, requires = "timeline")]
+    pg_version: Option<u32>,
+    /// Bytes of a WAL segment
+    #[arg(long, requires = "timeline")]
+    segment_size: Option<u32>,
+    /// First LSN of the timeline
+    #[arg(long, requires = "timeline")]
+    start_lsn: Option<Lsn>,
+    /// Start of the last record before it
+    #[arg(long, requires = "timeline")]
+    start_prev: Option<Lsn>,
+    /// Timeline that it branched off from
+    #[arg(long, requires = "timeline")]
+    ancestor: Option<TimelineId>,
+}
+
+impl Given {
+    /// The branch, if it is given; clap has seen to it that it is whole then.
+    fn branch(&self) -> Option<Branch> {
+        Some(Branch {
+            parameters: TimelineParameters {
+                tenant: self.tenant?,
+                timeline: self.timeline?,
+                system_id: SystemId(self.system_id?),
+                pg_version: self.pg_version?,
+                pg_timeline: 1,
+                segment_size: self.segment_size?,
+                start_lsn: self.start_lsn?,
+                ancestor: self.ancestor,
+            },
+            start_prev: self.start_prev?,
+        })
+    }
 }
 
 fn safekeeper(text: &str) -> Result<(NodeId, String), String> {
@@ -132,23 +162,18 @@ fn config(arguments: Arguments) -> Result<ComputeConfig> {
     }
     std::fs::create_dir_all(&arguments.dir)
         .with_context(|| format!("can't create {}", arguments.dir.display()))?;
+    let branch = match arguments.given.branch() {
+        Some(branch) => branch,
+        None => Branch::find(&arguments.pageserver_http, &arguments.branch)?,
+    };
     Ok(ComputeConfig {
         dir: arguments.dir.canonicalize()?,
         pg_bin: arguments.pg_bin,
         preload: preload.canonicalize()?,
         port: arguments.port,
         branch: arguments.branch,
-        parameters: TimelineParameters {
-            tenant: arguments.tenant,
-            timeline: arguments.timeline,
-            system_id: SystemId(arguments.system_id),
-            pg_version: arguments.pg_version,
-            pg_timeline: 1,
-            segment_size: arguments.segment_size,
-            start_lsn: arguments.start_lsn,
-            ancestor: arguments.ancestor,
-        },
-        start_prev: arguments.start_prev,
+        parameters: branch.parameters,
+        start_prev: branch.start_prev,
         safekeepers: arguments.safekeepers,
         pageserver: arguments.pageserver,
         pageserver_http: arguments.pageserver_http,

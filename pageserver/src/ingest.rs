@@ -54,6 +54,7 @@ pub struct Ingest {
     batch: Vec<Change>,
     sizes: FxHashMap<RelTag, RelSize>,
     slrus: FxHashMap<SlruKind, SlruExtent>,
+    changed_databases: Vec<(u32, u32)>,
     long_chains: Vec<Key>,
     counters: u32,
     last: (Lsn, Lsn),
@@ -80,6 +81,7 @@ impl Ingest {
             batch: Vec::new(),
             sizes: FxHashMap::default(),
             slrus: FxHashMap::default(),
+            changed_databases: Vec::new(),
             long_chains: Vec::new(),
             counters: COUNTERS_BEFORE_FULL,
             last: (lsn, record_start),
@@ -158,11 +160,8 @@ impl Ingest {
             // Sizes are looked up through the directories' histories, so these must be visible
             // before the next record. The record itself is whole in the batch.
             self.last = (end, start);
+            self.changed_databases.extend(items.iter().filter_map(changed));
             self.insert()?;
-            for (spc, db) in items.iter().filter_map(changed) {
-                self.timeline.database_changed(spc, db);
-                self.sizes.retain(|rel, _| (rel.spc, rel.db) != (spc, db));
-            }
         }
         self.effects.items = items;
         result
@@ -373,6 +372,11 @@ impl Ingest {
         let bound = self.timeline.limits.chain;
         open.insert(&self.batch, &mut self.effects.buf, bound, &mut self.long_chains);
         open.set_end_lsn(end);
+        // Before anybody may read as of now, what was remembered of earlier goes.
+        for (spc, db) in self.changed_databases.drain(..) {
+            self.timeline.database_changed(spc, db);
+            self.sizes.retain(|rel, _| (rel.spc, rel.db) != (spc, db));
+        }
         self.timeline.progress.advance(end, start);
         self.batch.clear();
         self.shorten_chains(end)?;

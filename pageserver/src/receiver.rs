@@ -21,6 +21,8 @@ const TICK: Duration = Duration::from_millis(100);
 const WANTED_PATIENCE: Duration = Duration::from_millis(150);
 /// A safekeeper that says nothing at all for so long, or stops inside a message, is given up.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How often a branch whose ancestor is behind looks whether it is to stop.
+const ANCESTOR_PATIENCE: Duration = Duration::from_millis(200);
 /// How soon ingest is tried again after it could not read or keep something.
 const STORAGE_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_STORAGE_PAUSE: Duration = Duration::from_secs(1);
@@ -37,6 +39,10 @@ pub trait Safekeepers: Send + Sync {
 pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
     let mut pause = STORAGE_PAUSE;
     while !timeline.is_stopping() {
+        if let Err(error) = timeline.wait(timeline.info.start_lsn, ANCESTOR_PATIENCE) {
+            tracing::debug!(timeline = %timeline.info.id, "ingest waits: {error}");
+            continue;
+        }
         let before = timeline.progress.lsn();
         let followed = Ingest::new(Arc::clone(timeline))
             .map_err(IngestError::Storage)

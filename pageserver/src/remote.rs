@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use pgstrata_blob::{CasOutcome, PutOutcome, Store, Version};
+use pgstrata_blob::{BlobError, CasOutcome, PutOutcome, Store, Version};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_ids::{Generation, TenantId, TimelineId};
 use tokio::runtime::Handle;
@@ -53,10 +53,80 @@ pub struct RemoteIndex {
     store: Store,
     runtime: Handle,
     object: String,
-    state: Mutex<(Arc<TimelineIndex>, Version)>,
+    /// The version is `None` until the object is there.
+    state: Mutex<(Arc<TimelineIndex>, Option<Version>)>,
+}
+
+/// Why an index could not be written.
+#[derive(Debug, thiserror::Error)]
+enum SwapError {
+    /// Somebody else's index is there.
+    #[error("object '{0}' is another page server's")]
+    Taken(String),
+    /// The store failed. What it holds is the old index, or this one if the answer was lost.
+    #[error(transparent)]
+    Store(#[from] BlobError),
+}
+
+/// Replaces the index `expected` by this one.
+///
+/// A write that failed may have got through nevertheless, with its answer lost. So what is there
+/// is read back before anything is concluded: this very index is success, and an earlier one of
+/// our own generation, which nobody else can have written, is what to replace.
+async fn swap(
+    store: &Store,
+    object: &str,
+    expected: Option<&Version>,
+    index: &TimelineIndex,
+) -> Result<Version, SwapError> {
+    let bytes = Bytes::from(index.encode());
+    let mut expected = expected.cloned();
+    loop {
+        let outcome = store.compare_and_swap(object, expected.as_ref(), bytes.clone()).await;
+        if let Ok(CasOutcome::Swapped(version)) = outcome {
+            return Ok(version);
+        }
+        let there = store.get_versioned(object).await;
+        if let Err(error) = outcome {
+            return match there {
+                // A directory loses no answers: what failed there may not be durable.
+                Ok((there, version)) if there == bytes && store.local_path(object).is_none() => {
+                    Ok(version)
+                }
+                _ => Err(error.into()),
+            };
+        }
+        let there = match there {
+            Ok((there, version)) if there == bytes => return Ok(version),
+            Ok(there) => there,
+            Err(error) if error.is_not_found() => return Err(SwapError::Taken(object.to_owned())),
+            Err(error) => return Err(error.into()),
+        };
+        let ours = TimelineIndex::decode(&there.0).is_ok_and(|there| {
+            (there.generation, there.timeline) == (index.generation, index.timeline.clone())
+        });
+        // Each turn needs another lost answer of an earlier write, and one of those is the last.
+        if !ours || expected.is_none() || expected.as_ref() == Some(&there.1) {
+            return Err(SwapError::Taken(object.to_owned()));
+        }
+        expected = Some(there.1);
+    }
 }
 
 impl RemoteIndex {
+    /// The index of a new timeline, which is not in the store before the first update.
+    pub fn absent(
+        store: &Store,
+        runtime: Handle,
+        tenant: TenantId,
+        timeline: TimelineId,
+        index: TimelineIndex,
+    ) -> RemoteIndex {
+        let object = index_object(tenant, timeline);
+        let state = Mutex::new((Arc::new(index), None));
+        RemoteIndex { store: store.clone(), runtime, object, state }
+    }
+
     /// Creates the index of a new timeline.
     pub async fn create(
         store: &Store,
@@ -64,17 +134,10 @@ impl RemoteIndex {
         timeline: TimelineId,
         index: TimelineIndex,
     ) -> Result<RemoteIndex> {
-        let object = index_object(tenant, timeline);
-        let bytes = Bytes::from(index.encode());
-        match store.compare_and_swap(&object, None, bytes).await? {
-            CasOutcome::Swapped(version) => Ok(RemoteIndex {
-                store: store.clone(),
-                runtime: Handle::current(),
-                object,
-                state: Mutex::new((Arc::new(index), version)),
-            }),
-            CasOutcome::Conflict => bail!("timeline {timeline} exists already"),
-        }
+        let index = RemoteIndex::absent(store, Handle::current(), tenant, timeline, index);
+        let version = swap(store, &index.object, None, &index.current()).await?;
+        index.state.lock().1 = Some(version);
+        Ok(index)
     }
 
     /// Reads the index and takes it over for `generation`.
@@ -97,17 +160,18 @@ impl RemoteIndex {
         }
         index.generation = generation.0;
         index.sequence += 1;
-        let bytes = Bytes::from(index.encode());
-        let CasOutcome::Swapped(version) =
-            store.compare_and_swap(&object, Some(&version), bytes).await?
-        else {
-            bail!("{} is being written by another page server", in_store());
+        let version = match swap(store, &object, Some(&version), &index).await {
+            Ok(version) => version,
+            Err(SwapError::Taken(_)) => {
+                bail!("{} is being written by another page server", in_store())
+            }
+            Err(error) => return Err(error.into()),
         };
         Ok(RemoteIndex {
             store: store.clone(),
             runtime: Handle::current(),
             object,
-            state: Mutex::new((Arc::new(index), version)),
+            state: Mutex::new((Arc::new(index), Some(version))),
         })
     }
 
@@ -125,20 +189,21 @@ impl RemoteIndex {
         let mut index = (*state.0).clone();
         change(&mut index);
         index.sequence += 1;
-        let bytes = Bytes::from(index.encode());
-        let swap = self.store.compare_and_swap(&self.object, Some(&state.1), bytes);
-        match self.runtime.block_on(swap)? {
-            CasOutcome::Swapped(version) => {
-                *state = (Arc::new(index), version);
+        let swapped = swap(&self.store, &self.object, state.1.as_ref(), &index);
+        match self.runtime.block_on(swapped) {
+            Ok(version) => {
+                *state = (Arc::new(index), Some(version));
                 Ok(Arc::clone(&state.0))
             }
-            CasOutcome::Conflict => {
+            Err(SwapError::Taken(_)) if state.1.is_some() => {
                 eprintln!(
                     "pageserver: another page server has taken over '{}'; this one stops",
                     self.object
                 );
                 std::process::exit(1);
             }
+            Err(SwapError::Taken(_)) => bail!("timeline {} exists already", index.timeline),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use parking_lot::{Mutex, RwLock};
@@ -16,9 +17,11 @@ use tokio::runtime::Handle;
 use crate::import;
 use crate::layer::LayerSource;
 use crate::receiver::{Safekeepers, follow};
-use crate::remote::{RemoteIndex, list_timelines};
+use crate::remote::{RemoteIndex, index_object, list_timelines};
 use crate::timeline::{Limits, Timeline};
 
+/// How soon background work looks again.
+const MOMENT: Duration = Duration::from_millis(20);
 /// How long a request waits for WAL that may be on its way.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A position that PostgreSQL reports may lie behind a page header that no record follows yet.
@@ -63,7 +66,8 @@ pub struct Repository {
     timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
     /// One branch is created, renamed or deleted at a time, so that names stay unique.
     naming: Mutex<()>,
-    followers: Mutex<HashMap<TimelineId, std::thread::JoinHandle<()>>>,
+    followers: Mutex<HashMap<TimelineId, JoinHandle<()>>>,
+    background: Mutex<Vec<JoinHandle<()>>>,
     stopping: AtomicBool,
 }
 
@@ -90,6 +94,7 @@ impl Repository {
             timelines: RwLock::default(),
             naming: Mutex::new(()),
             followers: Mutex::default(),
+            background: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         while !indexes.is_empty() {
@@ -153,7 +158,7 @@ impl Repository {
         ];
         for (name, job) in jobs {
             let repository = Arc::clone(self);
-            std::thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name(name.into())
                 .spawn(move || {
                     while !repository.stopping.load(Ordering::Acquire) {
@@ -164,18 +169,27 @@ impl Repository {
                                 Err(error) => {
                                     let timeline = timeline.info.id;
                                     tracing::error!(%timeline, "can't {name}: {error:#}");
-                                    std::thread::sleep(Duration::from_secs(1));
+                                    repository.pause(Duration::from_secs(1));
                                 }
                             }
                         }
                         if !worked {
-                            std::thread::sleep(Duration::from_millis(20));
+                            std::thread::sleep(MOMENT);
                         }
                     }
                 })
                 .with_context(|| format!("can't start the {name} thread"))?;
+            self.background.lock().push(thread);
         }
         Ok(())
+    }
+
+    /// Sleeps, unless the work is to end.
+    fn pause(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end && !self.stopping.load(Ordering::Acquire) {
+            std::thread::sleep(MOMENT);
+        }
     }
 
     /// Every timeline, deleted ones too.
@@ -248,8 +262,12 @@ impl Repository {
             deleted: false,
             layers: Vec::new(),
         };
-        let create = RemoteIndex::create(&self.store, tenant, id, index);
-        let index = self.runtime.block_on(create)?;
+        if self.timelines.read().contains_key(&id) {
+            anyhow::bail!(Refused::Conflict(format!("timeline {id} exists already")));
+        }
+        // The index comes with the last of it: an import that fails half-way never was.
+        let runtime = self.runtime.clone();
+        let index = RemoteIndex::absent(&self.store, runtime, tenant, id, index);
         let timeline = Timeline::new(index, None, &self.source, self.limits, self.generation)?;
         let values = imported.values.into_iter();
         timeline.import_image(imported.start_lsn, imported.record_start, values)?;
@@ -265,6 +283,7 @@ impl Repository {
             Moment::Now => return Ok(from.progress.last_record()),
             Moment::Time(time) => {
                 let (end, _) = from.progress.last_record();
+                from.wait(end, PATIENCE).map_err(anyhow::Error::msg)?;
                 let found = from.lsn_at_time(time, end)?.ok_or_else(|| {
                     let name = from.name();
                     Refused::Invalid(format!(
@@ -295,6 +314,7 @@ impl Repository {
         if last.0 <= lsn {
             return Ok(last);
         }
+        from.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
         match from.boundary_at_or_before(lsn)? {
             Some((end, boundary)) => Ok((end, Lsn(boundary.record_start))),
             None => {
@@ -311,6 +331,10 @@ impl Repository {
         let (lsn, record_start) = self.resolve_moment(&from, moment)?;
         let _naming = self.naming.lock();
         self.check_new_name(name)?;
+        if from.is_deleted() {
+            let text = format!("branch '{}' was deleted meanwhile", from.name());
+            anyhow::bail!(Refused::NotFound(text));
+        }
         let id = TimelineId(rand::random());
         // A moment before the parent's own start belongs to the parent's ancestor.
         let mut parent = from;
@@ -339,8 +363,16 @@ impl Repository {
             deleted: false,
             layers: Vec::new(),
         };
-        let create = RemoteIndex::create(&self.store, parent.info.tenant, id, index);
-        let index = self.runtime.block_on(create)?;
+        let tenant = parent.info.tenant;
+        let index = self.runtime.block_on(async {
+            let created = RemoteIndex::create(&self.store, tenant, id, index).await;
+            if created.is_err() {
+                // Its answer may have been lost: a branch that nobody was told of must not appear
+                // at the next start. If this fails too, it does, and can be deleted.
+                let _ = self.store.delete(&index_object(tenant, id)).await;
+            }
+            created
+        })?;
         let timeline = self.add(index, Some((parent, lsn)))?;
         self.start_following(&timeline)?;
         Ok(timeline)
@@ -379,8 +411,9 @@ impl Repository {
         timeline.rename(new)
     }
 
-    /// Ends ingest and puts everything ingested into object storage.
-    pub fn shut_down(&self) {
+    /// Ends ingest and all background work. What was not uploaded is forgotten with this process,
+    /// and ingested again by the next one.
+    pub fn stop(&self) {
         let timelines = self.all();
         timelines.iter().for_each(|timeline| timeline.stop());
         for (id, thread) in std::mem::take(&mut *self.followers.lock()) {
@@ -389,7 +422,17 @@ impl Repository {
             }
         }
         self.stopping.store(true, Ordering::Release);
-        for timeline in timelines {
+        for thread in std::mem::take(&mut *self.background.lock()) {
+            if thread.join().is_err() {
+                tracing::error!("a background thread panicked");
+            }
+        }
+    }
+
+    /// Ends ingest and puts everything ingested into object storage.
+    pub fn shut_down(&self) {
+        self.stop();
+        for timeline in self.all() {
             if let Err(error) = timeline.flush_all() {
                 // Not lost: the safekeepers keep what was not uploaded.
                 tracing::warn!(timeline = %timeline.info.id, "can't flush: {error:#}");

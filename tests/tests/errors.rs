@@ -119,6 +119,19 @@ fn a_running_cluster_refuses_nonsense() {
     let port = taken.local_addr().unwrap().port().to_string();
     let text = cluster.refusal(&["compute", "start", "b", "--port", &port], 1);
     assert!(text.contains(&port), "{text}");
+    // A compute that is started again has the port that it had, which its clients know; unless
+    // somebody else took it meanwhile.
+    let start = || cluster.json(&["compute", "start", "b"])["uri"].as_str().unwrap().to_owned();
+    let stop = || drop(cluster.cli(&["compute", "stop", "b"]));
+    stop();
+    let first = start();
+    assert!(!first.contains(&port), "{first}");
+    stop();
+    assert_eq!(start(), first);
+    stop();
+    let number = first.rsplit_once(':').unwrap().1.split('/').next().unwrap();
+    let _taken = TcpListener::bind(("127.0.0.1", number.parse().unwrap())).unwrap();
+    assert_ne!(start(), first);
     // Nothing was damaged.
     let row = client.query_one("select a from t", &[]).unwrap();
     assert_eq!(row.get::<_, i32>(0), 1);

@@ -73,6 +73,12 @@ pub enum ProposerError {
         /// What is wrong with each.
         details: String,
     },
+    /// So many safekeepers refuse this branch that the others are no quorum.
+    #[error("no quorum of safekeepers is left that does not refuse this branch: {details}")]
+    Refused {
+        /// What is wrong with each.
+        details: String,
+    },
     /// Not committed within the time given; it still may be.
     #[error("{what} was not committed within {seconds} s: {details}")]
     NotCommitted {

@@ -121,6 +121,12 @@ impl Driver {
         links.iter().map(|link| (link.node, link.address.clone())).collect()
     }
 
+    /// Whether so many members refuse that the others are no quorum, however long one waits.
+    pub fn is_refused(&self) -> bool {
+        let refuses = |node| self.links.iter().any(|link| link.node == node && link.refuses);
+        !self.config.configuration.is_quorum(|node| !refuses(node))
+    }
+
     /// What is wrong with each member, for messages.
     pub fn describe(&self) -> String {
         let text = |link: &Link| {
@@ -486,6 +492,11 @@ impl Driver {
                     if let RefusedReason::Quorum(Refusal::Fenced { promised }) = reason {
                         self.core.outranked(promised, outputs);
                     }
+                    // Before it greets: its copy of the branch is damaged, or another branch's.
+                    let lasting =
+                        matches!(reason, RefusedReason::Storage(_) | RefusedReason::Mismatch(_));
+                    let link = &mut self.links[index];
+                    link.refuses = lasting && !link.is_greeted();
                     return Err(io::Error::other(reason.to_string()));
                 }
                 other => {

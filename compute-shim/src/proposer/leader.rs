@@ -68,6 +68,9 @@ pub fn elect(config: ProposerConfig, timeout: Duration) -> Result<Leader, Propos
         } else if let Some(election) = driver.election() {
             break election.clone();
         }
+        if driver.is_refused() {
+            return Err(ProposerError::Refused { details: driver.describe() });
+        }
         if Instant::now() >= deadline {
             let details = driver.describe();
             return Err(ProposerError::NoQuorum { seconds: timeout.as_secs(), details });

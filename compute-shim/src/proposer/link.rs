@@ -40,6 +40,8 @@ pub struct Link {
     /// True once the source no longer had what this member misses.
     pub needs_peer: bool,
     pub last_error: Option<String>,
+    /// It answered the greeting with a refusal that asking again does not change.
+    pub refuses: bool,
     retry_at: Instant,
     backoff: Duration,
     greeted: bool,
@@ -57,6 +59,7 @@ impl Link {
             told_commit_lsn: Lsn::INVALID,
             needs_peer: false,
             last_error: None,
+            refuses: false,
             retry_at: Instant::now(),
             backoff: BACKOFF.0,
             greeted: false,
@@ -107,6 +110,7 @@ impl Link {
     /// The member answered the greeting.
     pub fn succeeded(&mut self) {
         self.greeted = true;
+        self.refuses = false;
     }
 
     /// Whether the member answered the greeting on this connection.

@@ -15,4 +15,4 @@ mod store;
 pub use bucket::{BucketSettings, bucket_settings, create_bucket};
 pub use error::BlobError;
 pub use location::{Location, LocationError};
-pub use store::{CasOutcome, ObjectInfo, PutOutcome, Store, Version};
+pub use store::{CasOutcome, Interceptor, ObjectInfo, PutOutcome, Store, Verdict, Version};

@@ -60,11 +60,29 @@ enum Backend {
     Remote(Remote),
 }
 
+/// What becomes of an operation that an [`Interceptor`] was asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is performed.
+    Perform,
+    /// It fails, and nothing was done.
+    Refuse,
+    /// It is performed, and fails as if the answer had been lost.
+    LoseAnswer,
+}
+
+/// Is asked before every operation: how tests make a store fail as real ones do.
+pub trait Interceptor: std::fmt::Debug + Send + Sync {
+    /// What becomes of this operation. `action` is `read`, `write`, `swap`, `delete` or `list`.
+    fn verdict(&self, action: &'static str, path: &str) -> Verdict;
+}
+
 /// An object store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
     backend: Arc<Backend>,
     name: Arc<str>,
+    interceptor: Option<Arc<dyn Interceptor>>,
 }
 
 impl Store {
@@ -84,7 +102,30 @@ impl Store {
             }
             Location::Memory => Backend::Remote(Remote::memory()),
         };
-        Ok(Store { backend: Arc::new(backend), name: name.into() })
+        Ok(Store { backend: Arc::new(backend), name: name.into(), interceptor: None })
+    }
+
+    /// The same store, with somebody who is asked before every operation. What is read through
+    /// [`Store::local_path`] passes by.
+    pub fn intercepted(&self, interceptor: Arc<dyn Interceptor>) -> Store {
+        Store { interceptor: Some(interceptor), ..self.clone() }
+    }
+
+    async fn guarded<T>(
+        &self,
+        action: &'static str,
+        path: &str,
+        work: impl Future<Output = Result<T, BlobError>>,
+    ) -> Result<T, BlobError> {
+        let verdict = self.interceptor.as_ref().map(|asked| asked.verdict(action, path));
+        match verdict.unwrap_or(Verdict::Perform) {
+            Verdict::Perform => work.await,
+            Verdict::Refuse => Err(self.failed(action, path, "refused by an interceptor".into())),
+            Verdict::LoseAnswer => {
+                work.await?;
+                Err(self.failed(action, path, "its answer was lost by an interceptor".into()))
+            }
+        }
     }
 
     /// The location, for messages.
@@ -177,58 +218,70 @@ impl Store {
 
     /// The whole object and which version it is, for [`Store::compare_and_swap`].
     pub async fn get_versioned(&self, path: &str) -> Result<(Bytes, Version), BlobError> {
-        match &*self.backend {
-            Backend::Local(_) => {
-                let bytes = self.local("read", path, |local, path| local.get(path)).await?;
-                Ok((bytes.clone(), Version::Content(bytes)))
+        let work = async {
+            match &*self.backend {
+                Backend::Local(_) => {
+                    let bytes = self.local("read", path, |local, path| local.get(path)).await?;
+                    Ok((bytes.clone(), Version::Content(bytes)))
+                }
+                Backend::Remote(remote) => {
+                    remote.get(path).await.map_err(|error| self.remote_error("read", path, error))
+                }
             }
-            Backend::Remote(remote) => {
-                remote.get(path).await.map_err(|error| self.remote_error("read", path, error))
-            }
-        }
+        };
+        self.guarded("read", path, work).await
     }
 
     /// Bytes `range` of the object; shorter if the object ends before.
     pub async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Bytes, BlobError> {
-        match &*self.backend {
-            Backend::Local(_) => {
-                self.local("read", path, move |local, path| local.get_range(path, range)).await
+        let work = async {
+            match &*self.backend {
+                Backend::Local(_) => {
+                    self.local("read", path, move |local, path| local.get_range(path, range)).await
+                }
+                Backend::Remote(remote) => remote
+                    .get_range(path, range)
+                    .await
+                    .map_err(|error| self.remote_error("read", path, error)),
             }
-            Backend::Remote(remote) => remote
-                .get_range(path, range)
-                .await
-                .map_err(|error| self.remote_error("read", path, error)),
-        }
+        };
+        self.guarded("read", path, work).await
     }
 
     /// Writes the object, replacing any of that name.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), BlobError> {
-        match &*self.backend {
-            Backend::Local(_) => {
-                self.local("write", path, move |local, path| local.put(path, &bytes)).await
+        let work = async {
+            match &*self.backend {
+                Backend::Local(_) => {
+                    self.local("write", path, move |local, path| local.put(path, &bytes)).await
+                }
+                Backend::Remote(remote) => remote
+                    .put(path, bytes)
+                    .await
+                    .map_err(|error| self.remote_error("write", path, error)),
             }
-            Backend::Remote(remote) => remote
-                .put(path, bytes)
-                .await
-                .map_err(|error| self.remote_error("write", path, error)),
-        }
+        };
+        self.guarded("write", path, work).await
     }
 
     /// Writes the object unless one of that name is there. After a lost answer and a retry,
     /// `Exists` may mean our own earlier attempt: callers whose content identifies them should
     /// read it back.
     pub async fn put_if_absent(&self, path: &str, bytes: Bytes) -> Result<PutOutcome, BlobError> {
-        match &*self.backend {
-            Backend::Local(_) => {
-                let put =
-                    move |local: &LocalDirectory, path: &str| local.put_if_absent(path, &bytes);
-                self.local("write", path, put).await
+        let work = async {
+            match &*self.backend {
+                Backend::Local(_) => {
+                    let put =
+                        move |local: &LocalDirectory, path: &str| local.put_if_absent(path, &bytes);
+                    self.local("write", path, put).await
+                }
+                Backend::Remote(remote) => remote
+                    .put_if_absent(path, bytes)
+                    .await
+                    .map_err(|error| self.remote_error("write", path, error)),
             }
-            Backend::Remote(remote) => remote
-                .put_if_absent(path, bytes)
-                .await
-                .map_err(|error| self.remote_error("write", path, error)),
-        }
+        };
+        self.guarded("write", path, work).await
     }
 
     /// Replaces the object if it is still the `expected` one (`None`: if it is absent).
@@ -242,49 +295,64 @@ impl Store {
         expected: Option<&Version>,
         bytes: Bytes,
     ) -> Result<CasOutcome, BlobError> {
-        let remote = match &*self.backend {
-            Backend::Local(_) => {
-                let expected = expected.cloned();
-                let swap = move |local: &LocalDirectory, path: &str| {
-                    local.compare_and_swap(path, expected.as_ref(), &bytes)
-                };
-                return self.local("swap", path, swap).await;
-            }
-            Backend::Remote(remote) => remote,
-        };
-        let outcome = remote
-            .compare_and_swap(path, expected, bytes.clone())
-            .await
-            .map_err(|error| self.remote_error("swap", path, error))?;
-        if outcome == CasOutcome::Conflict {
-            match remote.get(path).await {
-                Ok((current, version)) if current == bytes => {
-                    return Ok(CasOutcome::Swapped(version));
+        let work = async {
+            let remote = match &*self.backend {
+                Backend::Local(_) => {
+                    let expected = expected.cloned();
+                    let swap = move |local: &LocalDirectory, path: &str| {
+                        local.compare_and_swap(path, expected.as_ref(), &bytes)
+                    };
+                    return self.local("swap", path, swap).await;
                 }
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(self.remote_error("read", path, error)),
+                Backend::Remote(remote) => remote,
+            };
+            let outcome = remote
+                .compare_and_swap(path, expected, bytes.clone())
+                .await
+                .map_err(|error| self.remote_error("swap", path, error))?;
+            if outcome == CasOutcome::Conflict {
+                match remote.get(path).await {
+                    Ok((current, version)) if current == bytes => {
+                        return Ok(CasOutcome::Swapped(version));
+                    }
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(self.remote_error("read", path, error)),
+                }
             }
-        }
-        Ok(outcome)
+            Ok(outcome)
+        };
+        self.guarded("swap", path, work).await
     }
 
     /// Deletes the object; success if it was not there.
     pub async fn delete(&self, path: &str) -> Result<(), BlobError> {
-        match &*self.backend {
-            Backend::Local(_) => self.local("delete", path, |local, path| local.delete(path)).await,
-            Backend::Remote(remote) => {
-                remote.delete(path).await.map_err(|error| self.remote_error("delete", path, error))
+        let work = async {
+            match &*self.backend {
+                Backend::Local(_) => {
+                    self.local("delete", path, |local, path| local.delete(path)).await
+                }
+                Backend::Remote(remote) => remote
+                    .delete(path)
+                    .await
+                    .map_err(|error| self.remote_error("delete", path, error)),
             }
-        }
+        };
+        self.guarded("delete", path, work).await
     }
 
     /// Every object below `prefix`, a path of whole components, sorted by path.
     pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, BlobError> {
-        match &*self.backend {
-            Backend::Local(_) => self.local("list", prefix, |local, path| local.list(path)).await,
-            Backend::Remote(remote) => {
-                remote.list(prefix).await.map_err(|error| self.remote_error("list", prefix, error))
+        let work = async {
+            match &*self.backend {
+                Backend::Local(_) => {
+                    self.local("list", prefix, |local, path| local.list(path)).await
+                }
+                Backend::Remote(remote) => remote
+                    .list(prefix)
+                    .await
+                    .map_err(|error| self.remote_error("list", prefix, error)),
             }
-        }
+        };
+        self.guarded("list", prefix, work).await
     }
 }

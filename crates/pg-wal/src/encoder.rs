@@ -104,7 +104,8 @@ impl WalWriter {
         bytes
     }
 
-    pub(crate) fn place(&self, at: Lsn, record: Vec<u8>) -> Placed {
+    /// A whole record, header and checksum included, with the page headers that it needs at `at`.
+    pub fn place(&self, at: Lsn, record: Vec<u8>) -> Placed {
         let start = self.record_start(at);
         let mut bytes = Vec::with_capacity(record.len() + 128);
         bytes.resize((at.align_up() - at) as usize, 0);

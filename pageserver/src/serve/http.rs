@@ -115,6 +115,9 @@ fn logical_size(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<u64> {
 
 fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
     let (lsn, _) = timeline.progress.last_record();
+    if with_size {
+        timeline.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
+    }
     let info = &timeline.info;
     let ancestor = timeline.ancestor.as_ref();
     Ok(BranchRow {
@@ -237,7 +240,7 @@ async fn create(
         };
         if let Some(lsn) = &request.at_least {
             let from = service.repository.branch(&request.from)?;
-            from.progress.wait(parse_lsn(lsn)?, PATIENCE).map_err(anyhow::Error::msg)?;
+            from.wait(parse_lsn(lsn)?, PATIENCE).map_err(anyhow::Error::msg)?;
         }
         let branch = service.repository.create_branch(&request.name, &request.from, moment)?;
         Ok(Json(row(&branch, false)?))
@@ -327,6 +330,7 @@ async fn lsn_at(
     blocking(move || {
         let timeline = service.repository.branch(&query.name)?;
         let end = timeline.progress.lsn();
+        timeline.wait(end, PATIENCE).map_err(anyhow::Error::msg)?;
         let limit = match &query.time {
             Some(time) => parse_time(time)?,
             None => i64::MAX,
@@ -362,7 +366,7 @@ async fn wait(
     blocking(move || {
         let timeline = service.repository.branch(&query.name)?;
         let patience = query.seconds.map_or(PATIENCE, Duration::from_secs).min(PATIENCE);
-        timeline.progress.wait(parse_lsn(&query.lsn)?, patience).map_err(anyhow::Error::msg)?;
+        timeline.wait(parse_lsn(&query.lsn)?, patience).map_err(anyhow::Error::msg)?;
         let lsn = timeline.progress.lsn().to_string();
         Ok(Json(serde_json::json!({ "last_record_lsn": lsn })))
     })
@@ -402,7 +406,7 @@ async fn page(State(service): State<Service>, Query(query): Query<PageQuery>) ->
         let timeline = service.repository.branch(&query.name)?;
         let rel = parse_rel(&query.rel)?;
         let lsn = match &query.lsn {
-            None => timeline.progress.lsn(),
+            None => checked_lsn(&timeline, timeline.progress.lsn())?,
             Some(lsn) => checked_lsn(&timeline, parse_lsn(lsn)?)?,
         };
         let mut page = [0; 8192];
@@ -424,7 +428,7 @@ pub fn checked_lsn(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<Lsn> {
             timeline.name()
         )));
     }
-    timeline.progress.wait(lsn, Duration::from_secs(3)).map_err(|error| {
+    timeline.wait(lsn, Duration::from_secs(3)).map_err(|error| {
         Refused::Invalid(format!("{lsn} is in the future of branch '{}': {error}", timeline.name()))
     })?;
     Ok(lsn)
@@ -494,7 +498,7 @@ async fn skeleton(
     let bytes = blocking(move || {
         let timeline = service.repository.timeline(id.parse()?)?;
         let lsn = parse_lsn(&query.lsn)?;
-        timeline.progress.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
+        timeline.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
         let mut archive = tar::Builder::new(Vec::new());
         directory::walk(&timeline, lsn, &Contents::Skeleton, &mut |entry| {
             append(&mut archive, entry)

@@ -68,6 +68,7 @@ fn connection(stream: TcpStream, repository: &Repository, metrics: &Metrics) -> 
             return Ok(writer.flush()?);
         }
     };
+    timeline.wait(timeline.info.start_lsn, PATIENCE).map_err(anyhow::Error::msg)?;
     let checksums = timeline.control_state(timeline.progress.lsn())?.control.data_checksum_version;
     let mut request = [0; REQUEST_SIZE];
     let mut body = Vec::new();
@@ -110,7 +111,7 @@ fn answer(
     body: &mut Vec<u8>,
 ) -> Result<Status> {
     let lsn = request.lsn;
-    timeline.progress.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
+    timeline.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
     anyhow::ensure!(
         lsn >= timeline.oldest_lsn(),
         "{lsn} is before the branch's history, which starts at {}",

@@ -51,6 +51,9 @@ pub struct Target {
     pub shutdown: CleanShutdown,
 }
 
+/// How long a backup waits for what it is taken of.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn target(client: &Client, repository: &Repository) -> Result<Target> {
     let options = client.options();
     let timeline = match (options.get("pgstrata.timeline"), options.get("pgstrata.branch")) {
@@ -63,6 +66,7 @@ fn target(client: &Client, repository: &Repository) -> Result<Target> {
         None => Moment::Now,
     };
     let (lsn, record_start) = repository.resolve_moment(&timeline, moment)?;
+    timeline.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
     let state = timeline.control_state(lsn)?;
     let shutdown = CleanShutdown::new(&state, timeline.info.segment_size, lsn, record_start);
     Ok(Target { timeline, lsn, shutdown })

@@ -22,6 +22,11 @@ impl Timeline {
 
     /// Compacts all present L0 layers into one run of L1 layers. Returns how many there were.
     pub fn compact(&self) -> Result<usize> {
+        let _compacting = self.compacting.lock();
+        if !self.has_ancestors() {
+            // Images need the pages that the branch started with.
+            return Ok(0);
+        }
         let map = Arc::clone(&self.layers.read().map);
         let old: Vec<_> = map.level0().to_vec();
         let (Some(newest), Some(oldest)) = (old.first(), old.last()) else { return Ok(0) };

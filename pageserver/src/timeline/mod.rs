@@ -8,6 +8,7 @@ mod waiter;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use parking_lot::{Mutex, RwLock};
@@ -111,6 +112,8 @@ pub struct Timeline {
     failure: Mutex<Option<String>>,
     /// Held by whoever changes the set of layer files.
     flushing: Mutex<()>,
+    /// Held by whoever compacts: two at once would both write what is in the same layers.
+    compacting: Mutex<()>,
     stopping: AtomicBool,
     freeze_requested: AtomicBool,
     layer_serial: AtomicU64,
@@ -164,6 +167,7 @@ impl Timeline {
             pages: Cache::new(4096),
             failure: Mutex::new(None),
             flushing: Mutex::new(()),
+            compacting: Mutex::new(()),
             stopping: AtomicBool::new(false),
             freeze_requested: AtomicBool::new(false),
             layer_serial: AtomicU64::new(0),
@@ -224,6 +228,45 @@ impl Timeline {
     /// Asks the background work of this timeline to end.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        self.progress.stop();
+    }
+
+    /// Waits until everything up to `lsn` can be read: here, and what ancestors have of it. After a
+    /// restart an ancestor may have to ingest again what its branches start from.
+    pub fn wait(&self, lsn: Lsn, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
+        self.progress.wait(lsn, timeout)?;
+        let (mut timeline, mut lsn) = (self, lsn);
+        while let Some((ancestor, branch_lsn)) = &timeline.ancestor {
+            lsn = lsn.min(*branch_lsn);
+            let left = deadline.saturating_duration_since(Instant::now());
+            ancestor
+                .progress
+                .wait(lsn, left)
+                .map_err(|error| format!("ancestor '{}': {error}", ancestor.name()))?;
+            timeline = ancestor;
+        }
+        Ok(())
+    }
+
+    /// Whether the ancestors have everything that this timeline starts from.
+    pub fn has_ancestors(&self) -> bool {
+        self.wait(self.info.start_lsn, Duration::ZERO).is_ok()
+    }
+
+    /// The ancestor and the LSN from which on it is not looked at. An error while it has not
+    /// ingested so much: what it would answer now would be older than what was asked for.
+    fn ancestor_for(&self, lsn: Lsn) -> Result<Option<(&Timeline, Lsn)>> {
+        let Some((ancestor, branch_lsn)) = &self.ancestor else { return Ok(None) };
+        let lsn = lsn.min(*branch_lsn);
+        let reached = ancestor.progress.lsn();
+        anyhow::ensure!(
+            reached >= lsn,
+            "branch '{}' is ingested up to {reached} only, and '{}' needs it up to {lsn}",
+            ancestor.name(),
+            self.name()
+        );
+        Ok(Some((ancestor, lsn)))
     }
 
     /// Whether [`Timeline::stop`] was called.
@@ -255,12 +298,11 @@ impl Timeline {
             if layers.map.gather(key, lsn, after, into)? {
                 return Ok(());
             }
-            let Some((ancestor, branch_lsn)) = &timeline.ancestor else { return Ok(()) };
-            if *branch_lsn <= after {
+            if timeline.ancestor.as_ref().is_some_and(|(_, branch_lsn)| *branch_lsn <= after) {
                 return Ok(());
             }
-            lsn = lsn.min(*branch_lsn);
-            timeline = ancestor;
+            let Some(ancestor) = timeline.ancestor_for(lsn)? else { return Ok(()) };
+            (timeline, lsn) = ancestor;
         }
     }
 
@@ -274,18 +316,18 @@ impl Timeline {
             layers.open.list(first, last, &mut keys);
             layers.frozen.iter().for_each(|layer| layer.list(first, last, &mut keys));
             layers.map.list(first, last, lsn, &mut keys)?;
-            let Some((ancestor, branch_lsn)) = &timeline.ancestor else { return Ok(keys) };
-            lsn = lsn.min(*branch_lsn);
-            timeline = ancestor;
+            let Some(ancestor) = timeline.ancestor_for(lsn)? else { return Ok(keys) };
+            (timeline, lsn) = ancestor;
         }
     }
 
     /// Every value of `key` with `after` < LSN <= `lsn`, oldest first, without flags.
     pub fn history(&self, key: &Key, after: Lsn, lsn: Lsn) -> Result<Vec<(Lsn, Vec<u8>)>> {
         let mut values = match &self.ancestor {
-            Some((ancestor, branch_lsn)) if *branch_lsn > after => {
-                ancestor.history(key, after, lsn.min(*branch_lsn))?
-            }
+            Some((_, branch_lsn)) if *branch_lsn > after => match self.ancestor_for(lsn)? {
+                Some((ancestor, lsn)) => ancestor.history(key, after, lsn)?,
+                None => Vec::new(),
+            },
             _ => Vec::new(),
         };
         let own = values.len();

@@ -93,24 +93,30 @@ impl Timeline {
         self.databases.write().clear();
     }
 
-    fn database_history(&self, spc: u32, db: u32) -> Result<DatabaseHistory> {
+    /// A database's history, up to `lsn` at least.
+    fn database_history(&self, spc: u32, db: u32, lsn: Lsn) -> Result<DatabaseHistory> {
         if let Some(history) = self.databases.read().get(&(spc, db)) {
             return Ok(Arc::clone(history));
         }
         // Under the lock, so that a change made meanwhile can't be overwritten by an older view.
         let mut databases = self.databases.write();
+        // While an ancestor is behind, there is no whole history to be remembered.
+        let whole = self.has_ancestors();
+        let end = if whole { Lsn::MAX } else { lsn };
         let mut history = Vec::new();
-        for (lsn, value) in self.history(&Key::database(spc, db), Lsn::INVALID, Lsn::MAX)? {
+        for (lsn, value) in self.history(&Key::database(spc, db), Lsn::INVALID, end)? {
             history.push((lsn, Database::decode(&value)?));
         }
         let history = Arc::new(history);
-        databases.insert((spc, db), Arc::clone(&history));
+        if whole {
+            databases.insert((spc, db), Arc::clone(&history));
+        }
         Ok(history)
     }
 
     /// What a database's directory is at `lsn`, and since when; `None` if it never was.
     pub fn database(&self, spc: u32, db: u32, lsn: Lsn) -> Result<Option<(Lsn, Database)>> {
-        let history = self.database_history(spc, db)?;
+        let history = self.database_history(spc, db, lsn)?;
         let end = history.partition_point(|(at, _)| *at <= lsn);
         Ok(end.checked_sub(1).map(|last| history[last]))
     }
@@ -197,7 +203,9 @@ impl Timeline {
             if let Some(newest) = gathered.newest()
                 && (gathered.len() >= CACHED_CHAIN || cached.is_some())
             {
-                self.pages.insert(key, Arc::new((newest.lsn, *page)));
+                // In a copied database the newest value may be the source's, from before the copy:
+                // a time at which another database may have had this one's name.
+                self.pages.insert(key, Arc::new((newest.lsn.max(since), *page)));
             }
             Ok(())
         })

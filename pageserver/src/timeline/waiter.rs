@@ -18,6 +18,8 @@ struct State {
     stalled: Option<String>,
     /// Reads that wait for more.
     waiting: u32,
+    /// Ingest is asked to end.
+    stopping: bool,
 }
 
 /// The end of the last record ingested; it only grows.
@@ -37,6 +39,7 @@ impl LsnWaiter {
                 failure: None,
                 stalled: None,
                 waiting: 0,
+                stopping: false,
             }),
             moved: Condvar::new(),
             wanted: Condvar::new(),
@@ -92,7 +95,15 @@ impl LsnWaiter {
     pub fn wait_until_wanted(&self, timeout: Duration) {
         let mut state = self.state.lock();
         let timeout = if state.waiting > 0 { timeout.min(MOMENT) } else { timeout };
-        self.wanted.wait_for(&mut state, timeout);
+        if !state.stopping {
+            self.wanted.wait_for(&mut state, timeout);
+        }
+    }
+
+    /// Whoever sleeps in [`LsnWaiter::wait_until_wanted`] wakes, and nobody sleeps there again.
+    pub fn stop(&self) {
+        self.state.lock().stopping = true;
+        self.wanted.notify_all();
     }
 
     /// Waits until `lsn` is reached. The error says how far it came.

@@ -1,0 +1,109 @@
+//! `found`: the first branch of a page server that has none, for those who start the services
+//! themselves; `up` does the same on its own.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::{Uid, User, chown};
+use serde_json::Value;
+
+use crate::cluster::{ensure_user, find_postgres};
+use crate::http::Service;
+
+/// Arguments of `found`.
+#[derive(clap::Args)]
+pub struct FoundArguments {
+    /// HTTP interface of the page server, host:port
+    #[arg(long)]
+    pageserver_http: String,
+    /// Name of the branch
+    #[arg(long, default_value = "main")]
+    branch: String,
+    /// Directory of PostgreSQL's programs [default: the newest of 15 to 18 that is installed]
+    #[arg(long, env = "PGSTRATA_PG_BIN")]
+    pg_bin: Option<PathBuf>,
+    /// User that initdb runs as when this is run by root
+    #[arg(long, default_value = "postgres")]
+    pg_user: String,
+    /// Make the cluster with page checksums, also before PostgreSQL 18, where they are the default
+    #[arg(long)]
+    data_checksums: bool,
+}
+
+/// Makes the branch by `initdb`, unless it is there.
+pub fn found(arguments: &FoundArguments) -> Result<()> {
+    let pageserver = Service::pageserver(&arguments.pageserver_http);
+    let name = &arguments.branch;
+    let rows: Vec<Value> = pageserver.get("/v1/branches", &[])?;
+    let named = |row: &Value| row.get("name").and_then(Value::as_str) == Some(name);
+    if rows.iter().any(named) {
+        println!("branch {name} is there");
+        return Ok(());
+    }
+    let pg_bin = find_postgres(arguments.pg_bin.as_deref())?;
+    let user = match ensure_user(&arguments.pg_user)? {
+        Some(user) if Uid::effective().is_root() => User::from_name(&user)?,
+        _ => None,
+    };
+    let temporary = tempfile::Builder::new().prefix("pgstrata-found-").tempdir()?;
+    if let Some(user) = &user {
+        chown(temporary.path(), Some(user.uid), Some(user.gid))?;
+    }
+    let archive =
+        initdb(&pg_bin, &temporary.path().join("data"), user.as_ref(), arguments.data_checksums)?;
+    let tenant = pgstrata_ids::TenantId(rand::random()).to_string();
+    import(&arguments.pageserver_http, &tenant, name, &archive)?;
+    println!("branch {name} was made");
+    Ok(())
+}
+
+/// A new database, as stock PostgreSQL makes it, as a tar. The directory is gone on return.
+pub fn initdb(
+    pg_bin: &Path,
+    directory: &Path,
+    user: Option<&User>,
+    data_checksums: bool,
+) -> Result<Vec<u8>> {
+    let _ = fs::remove_dir_all(directory);
+    let mut command = Command::new(pg_bin.join("initdb"));
+    command
+        .arg("-D")
+        .arg(directory)
+        .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-N"])
+        .args(data_checksums.then_some("--data-checksums"))
+        .current_dir("/")
+        .env("LC_ALL", "C.UTF-8");
+    if let Some(user) = user {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", "/");
+    }
+    let output = command.output().context("can't run initdb")?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("initdb failed: {}", text.lines().last().unwrap_or("without a word"));
+    }
+    let archive = archive(directory)?;
+    fs::remove_dir_all(directory)?;
+    Ok(archive)
+}
+
+/// A tar of what the page server wants of a data directory.
+fn archive(directory: &Path) -> Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.mode(tar::HeaderMode::Deterministic);
+    for name in ["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"] {
+        archive
+            .append_dir_all(name, directory.join(name))
+            .with_context(|| format!("can't read {}/{name}", directory.display()))?;
+    }
+    Ok(archive.into_inner()?)
+}
+
+/// Makes a tar of a data directory a tenant's first branch.
+pub fn import(pageserver_http: &str, tenant: &str, name: &str, archive: &[u8]) -> Result<()> {
+    let timeline = pgstrata_ids::TimelineId(rand::random()).to_string();
+    let query = [("tenant", tenant), ("timeline", timeline.as_str()), ("name", name)];
+    Service::pageserver(pageserver_http).post::<Value>("/v1/import", &query, archive).map(drop)
+}
