@@ -1,6 +1,7 @@
 # Two commands for people: make demo, make test. The rest is for those who work on pgstrata.
 
-.PHONY: all build deps demo test test-all bench lint clean
+.PHONY: all build deps demo test test-all bench fuzz lint clean
+FUZZ_SECONDS ?= 60
 PG_BIN ?= $(shell ls -d /usr/lib/postgresql/15/bin 2>/dev/null)
 
 all: build
@@ -26,6 +27,11 @@ test: build lint
 # The same with every moment, every round and every version, and what takes longer.
 test-all: build lint
 	PGSTRATA_TEST_ALL=1 scripts/with-venv cargo test --workspace --locked -- --test-threads=2
+	scripts/fuzz $(FUZZ_SECONDS)
+
+# Each target for a while; a crash fails.
+fuzz:
+	scripts/fuzz $(FUZZ_SECONDS)
 
 bench: deps
 	cargo build --workspace --locked --release
