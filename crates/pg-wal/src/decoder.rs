@@ -190,8 +190,12 @@ impl WalDecoder {
         self.cursor
     }
 
-    /// Takes the next bytes of the stream. Poll until `None` before feeding more, to keep the buffer small.
+    /// Takes the next bytes of the stream. Poll until `None` before feeding more, to keep the buffer small. After an
+    /// error they are of no use, and not kept.
     pub fn feed(&mut self, bytes: &[u8]) {
+        if self.failed.is_some() {
+            return;
+        }
         if self.consumed == self.input.len() {
             self.input.clear();
             self.consumed = 0;
