@@ -2,9 +2,10 @@
 
 # One after the other, whatever MAKEFLAGS say: each step needs the one before.
 .NOTPARALLEL:
-.PHONY: all build deps test-deps demo test test-all bench lint clean
+.PHONY: all build deps test-deps demo test test-all bench fuzz lint clean
 # Where rustup puts cargo: 'make deps' may have installed it just now.
 export PATH := $(PATH):$(HOME)/.cargo/bin
+FUZZ_SECONDS ?= 60
 
 all: build
 
@@ -32,6 +33,11 @@ test: test-deps build lint
 # The same with every moment, every round and every version, and what takes longer.
 test-all: test-deps build lint
 	PGSTRATA_TEST_ALL=1 scripts/with-venv cargo test --workspace --locked -- --test-threads=2
+	scripts/fuzz $(FUZZ_SECONDS)
+
+# Each target for a while; a crash fails.
+fuzz:
+	scripts/fuzz $(FUZZ_SECONDS)
 
 bench: deps
 	cargo build --workspace --locked --release

@@ -11,6 +11,7 @@ use pgstrata_pg_wal::{CheckPoint, ControlFile, DecodedRecord, rmgr};
 use pgstrata_tests::installation::Installation;
 use pgstrata_tests::thorough;
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use support::Cluster;
 
@@ -103,19 +104,25 @@ fn redo_equals_the_images_in_the_wal_of_newer_versions() {
     newer().iter().for_each(|major| check_images(*major));
 }
 
-fn check_images(major: u32) {
-    let mut cluster = worked(major, SETTINGS);
-    cluster.stop();
+/// Runs the check; what it says, and whether all is well.
+fn check(cluster: &Cluster, jobs: usize) -> (serde_json::Value, bool) {
     let args = check_redo::CheckRedoArgs {
         data: cluster.base(),
         wal: cluster.wal(),
         strict: true,
+        jobs: NonZeroUsize::new(jobs),
+        branches: true,
         json: true,
     };
     let mut out = Vec::new();
     let clean = check_redo::run(&args, &mut out).expect("the check runs");
-    let text = String::from_utf8(out).expect("utf-8");
-    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    (serde_json::from_slice(&out).expect("JSON"), clean)
+}
+
+fn check_images(major: u32) {
+    let mut cluster = worked(major, SETTINGS);
+    cluster.stop();
+    let (report, clean) = check(&cluster, 3);
     // Visibility maps of databases made from a template are not in the WAL, so they may differ when compared strictly.
     assert!(clean, "{} {}", report["mismatch_list"], report["unsupported_list"]);
     assert!(report["pages_compared"].as_u64() > Some(50_000), "{}", report["pages_compared"]);
@@ -124,6 +131,36 @@ fn check_images(major: u32) {
         let compared = compared_as(name).or_else(|| compared_as(&format!("{name}+INIT")));
         assert!(compared > Some(0), "{name} was not exercised");
     }
+    let branches = &report["by_branch"]["Heap/INSERT+INIT"];
+    assert!(branches["blocks 0+init"]["compared"].as_u64() > Some(0), "{branches}");
+    if major == 15 {
+        assert_eq!(check(&cluster, 1), (report, true), "threads do not matter");
+        check_damaged(&cluster);
+    }
+}
+
+/// A byte of a tuple of `pg_class` is wrong in the base: the first record that shows the page tells where.
+fn check_damaged(cluster: &Cluster) {
+    let directory = cluster.base().join("base");
+    let is_last = |name: &u32| directory.join(name.to_string()).join("1259").is_file();
+    let names = std::fs::read_dir(&directory).expect("databases");
+    let names = names.map(|entry| entry.expect("one").file_name().into_string().expect("utf-8"));
+    let database = names.filter_map(|name| name.parse().ok()).filter(is_last).max();
+    let path = directory.join(database.expect("a database").to_string()).join("1259");
+    let mut bytes = std::fs::read(&path).expect("pg_class");
+    let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[24 + at * 4 + byte]));
+    let first = (0..200).find(|at| word(*at) >> 15 & 3 == 1).expect("a tuple");
+    // The name of the relation.
+    let name = (word(first) & 0x7FFF) as usize + 40;
+    bytes[name] ^= 1;
+    std::fs::write(&path, bytes).expect("the damage");
+    let (one, clean) = check(cluster, 1);
+    assert!(!clean);
+    assert_eq!(one["mismatches"], 1, "a wrong byte is told once: {}", one["mismatch_list"]);
+    let text = one["mismatch_list"][0].as_str().expect("a description").to_owned();
+    let place = format!("1259 block 0: line pointer {}: data: 1 bytes differ", first + 1);
+    assert!(text.contains(&place), "{text}");
+    assert_eq!(check(cluster, 3), (one, false));
 }
 
 /// What `pg_waldump` and our dump both say of a record.

@@ -1,15 +1,21 @@
 //! `wal check-redo --data DIR --wal DIR`: replays WAL natively over a base backup's files, and compares every page with
 //! the image that `wal_consistency_checking` put into the WAL.
+//!
+//! One thread reads records and derives their effects; the pages are shared out among others, in batches of bounded size
+//! through queues of bounded length, so that memory does not depend on how much WAL there is.
 
+use super::jobs::Jobs;
 use super::overlay::Overlay;
 use super::segments::{SegmentDirectory, Stop, stop_error};
 use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressStyle};
 use pgstrata_ids::Lsn;
-use pgstrata_pg_redo::{CheckError, Checker, ControlState, Report};
+use pgstrata_pg_redo::{Batch, ControlState, Counts, Planner, Replayer, Report};
 use pgstrata_pg_wal::ControlFile;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{IsTerminal as _, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// Check native redo against WAL made with `wal_consistency_checking=all`.
@@ -26,20 +32,38 @@ pub struct CheckRedoArgs {
     /// for a record that comes later are counted apart.
     #[arg(long)]
     pub strict: bool,
+    /// Threads that replay pages; one more reads the WAL. Default: one for each processor.
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<NonZeroUsize>,
+    /// Tell records of a kind apart by the blocks that they refer to and by their flags.
+    #[arg(long)]
+    pub branches: bool,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
 }
 
+/// A batch goes to the threads when it has so many bytes of values and images. One record may exceed it.
+const BATCH_SIZE: usize = 1 << 20;
+
 #[derive(Serialize)]
 struct CountsRow {
     records: u64,
     compared: u64,
+    restored: u64,
     mismatches: u64,
+}
+
+impl From<Counts> for CountsRow {
+    fn from(counts: Counts) -> CountsRow {
+        let Counts { records, compared, restored, mismatches } = counts;
+        CountsRow { records, compared, restored, mismatches }
+    }
 }
 
 #[derive(Serialize)]
 struct ReportRow {
+    version: u32,
     start_lsn: String,
     end_lsn: String,
     records: u64,
@@ -49,6 +73,8 @@ struct ReportRow {
     visibility_pending: u64,
     unsupported: u64,
     by_record: BTreeMap<String, CountsRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_branch: Option<BTreeMap<String, BTreeMap<String, CountsRow>>>,
     mismatch_list: Vec<String>,
     unsupported_list: Vec<String>,
 }
@@ -85,47 +111,80 @@ pub fn run(args: &CheckRedoArgs, out: &mut dyn Write) -> anyhow::Result<bool> {
         bail!("the WAL is of PostgreSQL {}, the data of {}", directory.version(), control.version);
     }
     let (start, is_backup) = start_lsn(&args.data, &control)?;
-    let store =
-        Overlay::new(&args.data, control.version).context("cannot make a temporary file")?;
-    let mut checker = Checker::new(store, ControlState::from_pg_control(&control), args.strict);
-    if is_backup {
-        checker = checker.with_fuzzy_base();
+    let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok());
+    let jobs = jobs.map_or(1, NonZeroUsize::get);
+    let mut replayers = Vec::with_capacity(jobs);
+    for index in 0..jobs {
+        let store = Overlay::new(&args.data, control.version, (index, jobs))
+            .context("cannot make a temporary file")?;
+        let replayer = Replayer::new(store, args.strict);
+        replayers.push(if is_backup { replayer.with_fuzzy_base() } else { replayer });
     }
-    let (end, stop) = directory.reader(Some(start))?.for_each(|record| {
-        if record.lsn >= start {
-            checker.feed(record).map_err(|error| match error {
-                CheckError::Wal(error) => anyhow::Error::from(error),
-                CheckError::Store(error) => {
-                    anyhow::Error::from(error).context("cannot keep a page")
-                }
-            })?;
-        }
-        Ok(true)
+    let mut planner = Planner::new(ControlState::from_pg_control(&control));
+    let progress = progress_bar(directory.bytes_from(start));
+    let (jobs, (end, stop)) = Jobs::run(replayers, |jobs| {
+        let mut batch = Batch::new(jobs.count());
+        let mut reader = directory.reader(Some(start))?;
+        let read = reader.for_each(|record| {
+            if record.lsn >= start {
+                planner.feed(record, &mut batch)?;
+            }
+            if batch.size() >= BATCH_SIZE {
+                progress.set_position(record.end.saturating_sub(start));
+                let full = std::mem::replace(&mut batch, Batch::new(jobs.count()));
+                return Ok(jobs.send(full));
+            }
+            Ok(true)
+        })?;
+        jobs.send(batch);
+        Ok(read)
     })?;
-    let report = checker.report();
+    progress.finish_and_clear();
+    let mut report = planner.report().clone();
+    for replayer in jobs {
+        report.merge(replayer.context("cannot keep a page")?.report());
+    }
     if report.records == 0 {
         bail!("{} holds no WAL from {start} on", args.wal.display());
     }
-    print(args, &report, start, end, out)?;
+    let version = control.version.major();
+    print(args, version, &report, start, end, out)?;
     if let Stop::Error(error) = stop {
         return Err(stop_error(&error));
     }
     Ok(report.mismatches == 0 && report.unsupported == 0)
 }
 
+/// On standard error, and only if that is a terminal.
+fn progress_bar(bytes: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(
+        "{wide_bar} {bytes}/{total_bytes} of WAL, {bytes_per_sec}, {eta} left",
+    );
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(bytes).with_style(style)
+}
+
 fn print(
     args: &CheckRedoArgs,
+    version: u32,
     report: &Report,
     start: Lsn,
     end: Lsn,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     if args.json {
-        let by_record = report.by_record.iter().map(|(name, counts)| {
-            let (records, compared) = (counts.records, counts.compared);
-            (name.clone(), CountsRow { records, compared, mismatches: counts.mismatches })
+        let rows = |counts: BTreeMap<String, Counts>| {
+            counts.into_iter().map(|(name, counts)| (name, counts.into())).collect()
+        };
+        let by_branch = args.branches.then(|| {
+            let by_branch = report.by_branch().into_iter();
+            by_branch.map(|(name, branches)| (name, rows(branches))).collect()
         });
         let row = ReportRow {
+            version,
             start_lsn: start.to_string(),
             end_lsn: end.to_string(),
             records: report.records,
@@ -134,19 +193,22 @@ fn print(
             mismatches: report.mismatches,
             visibility_pending: report.visibility_pending,
             unsupported: report.unsupported,
-            by_record: by_record.collect(),
+            by_record: rows(report.by_record()),
+            by_branch,
             mismatch_list: report.mismatch_list.iter().map(ToString::to_string).collect(),
             unsupported_list: report.unsupported_list.clone(),
         };
         serde_json::to_writer(&mut *out, &row)?;
         writeln!(out)?;
     } else {
-        for (name, counts) in &report.by_record {
-            let (records, compared) = (counts.records, counts.compared);
-            write!(out, "{name:32} {records:>10} records {compared:>10} compared")?;
-            match counts.mismatches {
-                0 => writeln!(out)?,
-                mismatches => writeln!(out, " {mismatches:>8} MISMATCHES")?,
+        let mut by_branch = report.by_branch();
+        for (name, counts) in report.by_record() {
+            print_counts(&name, counts, out)?;
+            if args.branches {
+                let branches = by_branch.remove(&name).unwrap_or_default();
+                for (branch, counts) in branches {
+                    print_counts(&format!("  {branch}"), counts, out)?;
+                }
             }
         }
         for line in &report.unsupported_list {
@@ -167,4 +229,13 @@ fn print(
     }
     out.flush()?;
     Ok(())
+}
+
+fn print_counts(name: &str, counts: Counts, out: &mut dyn Write) -> std::io::Result<()> {
+    let (records, compared) = (counts.records, counts.compared);
+    write!(out, "{name:32} {records:>10} records {compared:>10} compared")?;
+    match counts.mismatches {
+        0 => writeln!(out),
+        mismatches => writeln!(out, " {mismatches:>8} MISMATCHES"),
+    }
 }

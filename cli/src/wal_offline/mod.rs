@@ -2,5 +2,6 @@
 
 pub mod check_redo;
 pub mod dump;
+mod jobs;
 mod overlay;
 pub mod segments;

@@ -1,9 +1,10 @@
-//! Pages of a data directory, with the changed ones kept in a temporary file: the directory is never written.
+//! Pages of a data directory, with the changed ones kept in a temporary file: the directory is never written. Each of
+//! several overlays on one directory has the blocks of its own partition only.
 //!
-//! Memory is bounded by an index entry per changed block; page contents are on disk.
+//! Memory is bounded by an index entry per changed block (about 40 bytes for each 8 KiB); page contents are on disk.
 
 use pgstrata_ids::{Fork, PAGE_SIZE, RelTag};
-use pgstrata_pg_redo::{Loaded, Page, PageStore};
+use pgstrata_pg_redo::{Loaded, Page, PageStore, partition};
 use pgstrata_pg_wal::PgVersion;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
@@ -18,10 +19,12 @@ const SPC_GLOBAL: u32 = 1664;
 /// Blocks per relation segment file.
 const SEGMENT_BLOCKS: u32 = 131_072;
 /// Files of the data directory that are kept open.
-const OPEN_FILES: usize = 256;
+const OPEN_FILES: usize = 64;
 
 /// The store.
 pub struct Overlay {
+    /// This partition, and how many there are.
+    partition: (usize, usize),
     directory: PathBuf,
     version_directory: String,
     pages: BTreeMap<(RelTag, u32), u64>,
@@ -36,9 +39,14 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// A store over a data directory.
-    pub fn new(directory: &Path, version: PgVersion) -> io::Result<Overlay> {
+    /// A store over a data directory, for one partition out of some number.
+    pub fn new(
+        directory: &Path,
+        version: PgVersion,
+        partition: (usize, usize),
+    ) -> io::Result<Overlay> {
         Ok(Overlay {
+            partition,
             directory: directory.to_owned(),
             version_directory: format!("PG_{version}_{}", version.catalog_version()),
             pages: BTreeMap::new(),
@@ -188,6 +196,10 @@ impl PageStore for Overlay {
             self.pages.range((first, 0)..=(last, u32::MAX)).map(|(key, _)| *key).collect();
         for (rel, blocks) in self.base_relations(from.0, from.1)? {
             for block in blocks {
+                let (own, count) = self.partition;
+                if partition(rel, block, count) != own {
+                    continue;
+                }
                 if self.load(rel, block, &mut page)? == Loaded::Page {
                     self.store(RelTag { spc: to.0, db: to.1, ..rel }, block, &page)?;
                 }

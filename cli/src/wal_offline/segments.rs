@@ -50,6 +50,14 @@ impl SegmentDirectory {
         self.version
     }
 
+    /// Bytes of the segments that hold `from` or come after it, up to the first that is missing.
+    pub fn bytes_from(&self, from: Lsn) -> u64 {
+        let first = from.segment_number(self.segment_size);
+        let numbers = (first..).take_while(|number| self.segments.contains_key(number));
+        (numbers.count() as u64 * self.segment_size)
+            .saturating_sub(from.segment_offset(self.segment_size))
+    }
+
     /// Reads records from the first segment's start, or from the page that holds `from`.
     pub fn reader(&self, from: Option<Lsn>) -> anyhow::Result<SegmentReader<'_>> {
         let start = match (from, self.segments.keys().next()) {

@@ -58,6 +58,10 @@ const INDEX_ENTRY_SIZE: usize = 38;
 const BLOCK_TARGET: usize = 16 * 1024;
 /// No block may claim more: bounds what a reader allocates.
 const BLOCK_LIMIT: usize = 1 << 30;
+/// Nor more than its stored bytes can unpack to. A literal or match of lz4 has at most 255 bytes for each of its own; a
+/// block of zstd has at least 4 bytes and gives at most 128 KiB.
+const LZ4_RATIO: usize = 255;
+const ZSTD_RATIO: usize = 128 * 1024 / 4;
 const ZSTD_LEVEL: i32 = 3;
 const WHAT: &str = "layer file";
 
@@ -351,7 +355,8 @@ impl Footer {
             return Err(FormatError::corrupt(WHAT, "the footer's checksum does not match"));
         }
         let size = blocks.checked_mul(INDEX_ENTRY_SIZE as u64);
-        let end = size.and_then(|size| index_offset.checked_add(size + FOOTER_SIZE as u64));
+        let rest = size.and_then(|size| size.checked_add(FOOTER_SIZE as u64));
+        let end = rest.and_then(|rest| index_offset.checked_add(rest));
         if end != Some(file_size) {
             return Err(FormatError::torn(WHAT, format!("its size is {file_size}")));
         }
@@ -417,6 +422,14 @@ pub fn decode_block(stored: &[u8]) -> Result<Vec<u8>, FormatError> {
         return Err(FormatError::corrupt(WHAT, format!("a block of {length} bytes")));
     }
     let payload = &stored[BLOCK_HEADER_SIZE..];
+    let ratio = match stored[4] {
+        0 => 1,
+        1 => ZSTD_RATIO,
+        _ => LZ4_RATIO,
+    };
+    if length > payload.len().saturating_mul(ratio) {
+        return Err(FormatError::corrupt(WHAT, format!("a block too short for {length} bytes")));
+    }
     let broken = |error: &dyn std::fmt::Display| {
         FormatError::corrupt(WHAT, format!("a block does not unpack: {error}"))
     };

@@ -89,6 +89,13 @@ pub struct RecordKind {
     pub info: u8,
 }
 
+impl RecordKind {
+    /// Without the info bits that are not the resource manager's.
+    pub fn new(version: PgVersion, rmgr: u8, info: u8) -> RecordKind {
+        RecordKind { version, rmgr, info: info & 0xF0 }
+    }
+}
+
 impl std::fmt::Display for RecordKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match rmgr_name(self.rmgr) {

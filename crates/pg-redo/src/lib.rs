@@ -8,6 +8,7 @@
 //! The rules (R1 to R14) that comments name are those of the coverage table in `docs/redo-coverage.md`.
 
 mod apply;
+mod branch;
 mod brin;
 mod btree;
 mod btree_posting;
@@ -28,25 +29,33 @@ mod heap_prune;
 mod heap_tuple;
 mod mask;
 pub mod page;
+mod plan;
+mod replayer;
+mod report;
 mod sequence;
 mod slru;
 mod spgist;
 mod spgist_tuple;
+mod store;
 mod value;
 mod visibility;
 mod xact;
 
 pub use apply::{apply_block, value_kind};
-pub use checker::{CheckError, Checker, Counts, Loaded, MemoryStore, Mismatch, PageStore, Report};
+pub use checker::{CheckError, Checker};
 pub use checksum::{pd_checksum, set_checksum};
-pub use compare::compare;
+pub use compare::{PageKind, compare, compare_pages};
 pub use control::{Changed, ControlState, ControlStateError};
 pub use effects::{Effect, Effects, ValueRange};
 pub use error::{RecordKind, RedoError};
 pub use mask::{MaskTarget, mask};
 pub use page::Page;
+pub use plan::{Batch, Planner, partition};
+pub use replayer::Replayer;
+pub use report::{Counts, Mismatch, Report};
 pub use slru::{
     CLOG_XACTS_PER_PAGE, COMMIT_TS_PER_PAGE, MEMBERS_PER_PAGE, OFFSETS_PER_PAGE, PAGES_PER_SEGMENT,
     apply_slru, is_complete_slru, is_truncated,
 };
+pub use store::{Loaded, MemoryStore, PageStore};
 pub use value::{ValueKind, is_complete};

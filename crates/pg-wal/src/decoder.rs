@@ -15,6 +15,8 @@ use pgstrata_ids::{Lsn, PAGE_SIZE};
 /// 1020 MiB, and the reader of 15 cannot allocate 1 GiB.
 pub const MAX_RECORD_SIZE_DEFAULT: usize = 1 << 30;
 
+/// No decoder starts behind this position, so that no position it computes overflows. No log gets that far.
+const LAST_START: Lsn = Lsn(1 << 62);
 /// Consumed input is dropped from the buffer's front when there is this much of it, in bytes.
 const COMPACT_THRESHOLD: usize = 256 * 1024;
 /// The assembly buffer is given back above this capacity, in bytes.
@@ -142,7 +144,7 @@ impl WalDecoder {
         let offset = self.cursor.page_offset();
         let page = Lsn(self.cursor.0 - offset);
         let in_header = offset != 0 && offset < page_header_size(page, self.segment_size) as u64;
-        if in_header || self.cursor.align_up() != self.cursor {
+        if self.cursor > LAST_START || in_header || self.cursor.align_up() != self.cursor {
             self.failed = Some(WalErrorKind::BadStart.at(self.cursor));
         }
     }
@@ -188,8 +190,12 @@ impl WalDecoder {
         self.cursor
     }
 
-    /// Takes the next bytes of the stream. Poll until `None` before feeding more, to keep the buffer small.
+    /// Takes the next bytes of the stream. Poll until `None` before feeding more, to keep the buffer small. After an
+    /// error they are of no use, and not kept.
     pub fn feed(&mut self, bytes: &[u8]) {
+        if self.failed.is_some() {
+            return;
+        }
         if self.consumed == self.input.len() {
             self.input.clear();
             self.consumed = 0;

@@ -10,6 +10,10 @@ use pgstrata_pg_wal::bytes::{u8_at, u16_at};
 use pgstrata_pg_wal::{BlockRef, DecodedRecord, rmgr};
 use smallvec::SmallVec;
 
+/// Main data that a block's redo reads, at most, in bytes. The longest that PostgreSQL writes are a few arrays of a
+/// page's line pointers; the bound is there because the data are kept for each of up to 33 blocks.
+const MAIN_LIMIT: usize = 256 * 1024;
+
 /// What redo does with a block besides or instead of restoring its applied image.
 enum Need {
     /// Nothing: the image, if any, is the result.
@@ -51,7 +55,11 @@ fn main_for<'a>(record: &DecodedRecord<'a>, block: &BlockRef<'_>) -> Step<&'a [u
         (rmgr::SPGIST, ..) => crate::spgist::main_length(opcode, block.id, main)?,
         _ => main.len(),
     };
-    main.get(..length.min(main.len())).ok_or(Bad("main data is cut off"))
+    match main.get(..length.min(main.len())) {
+        Some(main) if main.len() <= MAIN_LIMIT => Ok(main),
+        Some(_) => Err(Bad("main data is longer than that of any record that changes blocks")),
+        None => Err(Bad("main data is cut off")),
+    }
 }
 
 impl Effects {
