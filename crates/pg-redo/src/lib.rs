@@ -18,6 +18,8 @@ mod compare;
 mod control;
 mod effects;
 mod error;
+#[cfg(feature = "redo-faults")]
+pub mod faults;
 mod generic;
 mod gin;
 mod gin_posting;
