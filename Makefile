@@ -29,10 +29,12 @@ lint:
 
 test: test-deps build lint
 	scripts/with-venv cargo test --workspace --locked -- --test-threads=2
+	cargo test --package pgstrata-pg-redo --features redo-faults --locked --test faults
 
 # The same with every moment, every round and every version, and what takes longer.
 test-all: test-deps build lint
 	PGSTRATA_TEST_ALL=1 scripts/with-venv cargo test --workspace --locked -- --test-threads=2
+	cargo test --package pgstrata-pg-redo --features redo-faults --locked --test faults
 	scripts/fuzz $(FUZZ_SECONDS)
 
 # Each target for a while; a crash fails.

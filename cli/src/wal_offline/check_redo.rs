@@ -10,10 +10,10 @@ use super::segments::{SegmentDirectory, Stop, stop_error};
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use pgstrata_ids::Lsn;
-use pgstrata_pg_redo::{Batch, ControlState, Counts, Planner, Replayer, Report};
-use pgstrata_pg_wal::ControlFile;
+use pgstrata_pg_redo::{Batch, ControlState, Counts, Planner, RecordKind, Replayer, Report};
+use pgstrata_pg_wal::{ControlFile, PgVersion, record_name};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ pub struct CheckRedoArgs {
     #[arg(long, value_name = "DIR")]
     pub wal: PathBuf,
     /// Also compare visibility maps and all-visible flags, which PostgreSQL's own check does not. The maps of databases
-    /// made by CREATE DATABASE differ then: their contents are not in the WAL. Bits that the server had already cleared
-    /// for a record that comes later are counted apart.
+    /// made by CREATE DATABASE are not in the WAL: they have no base until a record shows them. Bits that the server had
+    /// already cleared for a record that comes later are counted apart.
     #[arg(long)]
     pub strict: bool,
     /// Threads that replay pages; one more reads the WAL. Default: one for each processor.
@@ -75,6 +75,8 @@ struct ReportRow {
     by_record: BTreeMap<String, CountsRow>,
     #[serde(skip_serializing_if = "Option::is_none")]
     by_branch: Option<BTreeMap<String, BTreeMap<String, CountsRow>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kinds: Option<Vec<String>>,
     mismatch_list: Vec<String>,
     unsupported_list: Vec<String>,
 }
@@ -147,12 +149,21 @@ pub fn run(args: &CheckRedoArgs, out: &mut dyn Write) -> anyhow::Result<bool> {
     if report.records == 0 {
         bail!("{} holds no WAL from {start} on", args.wal.display());
     }
-    let version = control.version.major();
-    print(args, version, &report, start, end, out)?;
+    print(args, control.version, &report, start, end, out)?;
     if let Stop::Error(error) = stop {
         return Err(stop_error(&error));
     }
     Ok(report.mismatches == 0 && report.unsupported == 0)
+}
+
+/// The kinds of records that a version writes.
+fn kinds(version: PgVersion) -> Vec<String> {
+    let all = (0..=u8::MAX).flat_map(|rmgr| (0..16).map(move |info| (rmgr, info << 4)));
+    all.filter(|(rmgr, info)| record_name(version, *rmgr, *info).is_some())
+        .map(|(rmgr, info)| RecordKind::new(version, rmgr, info).to_string())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect()
 }
 
 /// On standard error, and only if that is a terminal.
@@ -169,7 +180,7 @@ fn progress_bar(bytes: u64) -> ProgressBar {
 
 fn print(
     args: &CheckRedoArgs,
-    version: u32,
+    version: PgVersion,
     report: &Report,
     start: Lsn,
     end: Lsn,
@@ -184,7 +195,7 @@ fn print(
             by_branch.map(|(name, branches)| (name, rows(branches))).collect()
         });
         let row = ReportRow {
-            version,
+            version: version.major(),
             start_lsn: start.to_string(),
             end_lsn: end.to_string(),
             records: report.records,
@@ -195,6 +206,7 @@ fn print(
             unsupported: report.unsupported,
             by_record: rows(report.by_record()),
             by_branch,
+            kinds: args.branches.then(|| kinds(version)),
             mismatch_list: report.mismatch_list.iter().map(ToString::to_string).collect(),
             unsupported_list: report.unsupported_list.clone(),
         };

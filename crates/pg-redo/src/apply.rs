@@ -65,12 +65,16 @@ fn kind(piece: &Piece<'_>) -> RecordKind {
 }
 
 fn redo(page: &mut Page, piece: &Piece<'_>) -> Result<(), RedoError> {
+    #[cfg(feature = "redo-faults")]
+    let before = if piece.init { [0; pgstrata_ids::PAGE_SIZE] } else { *page };
     let changed = redo_piece(page, piece).map_err(|bad| RedoError::Apply {
         record: kind(piece),
         end_lsn: piece.end_lsn,
         block: piece.block,
         reason: bad.0,
     })?;
+    #[cfg(feature = "redo-faults")]
+    crate::faults::inject(&before, page, piece);
     if changed {
         page::set_lsn(page, piece.end_lsn);
     }

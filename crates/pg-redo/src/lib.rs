@@ -5,7 +5,7 @@
 //! pages. [`ControlState`] follows `pg_control` and the counters. [`Checker`] proves the first two against the images
 //! that `wal_consistency_checking` puts into WAL.
 //!
-//! The rules (R1 to R14) that comments name are those of the coverage table in `docs/redo-coverage.md`.
+//! The rules (R1 to R14) that comments name are those of `docs/redo.md`.
 
 mod apply;
 mod branch;
@@ -18,6 +18,8 @@ mod compare;
 mod control;
 mod effects;
 mod error;
+#[cfg(feature = "redo-faults")]
+pub mod faults;
 mod generic;
 mod gin;
 mod gin_posting;

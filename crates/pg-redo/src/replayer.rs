@@ -11,8 +11,9 @@ use crate::page::{self, Page};
 use crate::plan::{Batch, BlockStep, Step};
 use crate::report::{Counts, Mismatch, Report};
 use crate::store::{Loaded, PageStore};
-use pgstrata_ids::{Fork, PAGE_SIZE};
+use pgstrata_ids::{Fork, PAGE_SIZE, RelTag};
 use pgstrata_pg_wal::{BlockImage, rmgr};
+use rustc_hash::FxHashSet;
 
 /// Replays steps, and compares pages with the images in them.
 #[derive(Debug)]
@@ -20,6 +21,9 @@ pub struct Replayer<S> {
     store: S,
     strict: bool,
     consistent: bool,
+    /// Visibility map pages whose bits are not in the WAL: CREATE DATABASE logs an image of them that takes their content
+    /// for a hole. Replay has zeros there, as PostgreSQL's has, until an image of a heap record shows the bits.
+    hollow: FxHashSet<(RelTag, u32)>,
     report: Report,
 }
 
@@ -27,7 +31,13 @@ impl<S: PageStore> Replayer<S> {
     /// With the pages in `store`. A strict one compares visibility maps and all-visible flags too, which PostgreSQL's
     /// own comparison does not.
     pub fn new(store: S, strict: bool) -> Replayer<S> {
-        Replayer { store, strict, consistent: true, report: Report::default() }
+        Replayer {
+            store,
+            strict,
+            consistent: true,
+            hollow: FxHashSet::default(),
+            report: Report::default(),
+        }
     }
 
     /// The pages are those of a backup that was taken while the cluster ran: until the record of its end, changes of
@@ -89,6 +99,10 @@ impl<S: PageStore> Replayer<S> {
             }
         }
         self.store.store(step.rel, step.block, &page)?;
+        let is_hollow = |image: BlockImage<'_>| image.is_applied() && image.hole_length > 0;
+        if step.rel.fork == Fork::Visibility && image.is_some_and(is_hollow) {
+            self.hollow.insert((step.rel, step.block));
+        }
         // A page of a fuzzy backup may be ahead of the record; only the image of a later record is comparable.
         if already_there { Ok(()) } else { self.check(step, image, &page) }
     }
@@ -152,6 +166,9 @@ impl<S: PageStore> Replayer<S> {
             self.report.visibility_pending += 1;
             return Ok(());
         }
+        if self.hollow.remove(&(step.rel, step.block)) && has_only_more_bits(&expected, &found) {
+            return self.adopt(step, Some(image));
+        }
         self.mismatch(step, difference);
         self.go_on_from(step, image_page)
     }
@@ -170,8 +187,9 @@ impl<S: PageStore> Replayer<S> {
     }
 }
 
-fn has_only_more_bits(found: &Page, expected: &Page) -> bool {
-    found.iter().zip(expected).all(|(found, expected)| expected & !found == 0)
+/// A map page has all the bits of another one.
+fn has_only_more_bits(page: &Page, other: &Page) -> bool {
+    page.iter().zip(other).all(|(page, other)| other & !page == 0)
 }
 
 /// In every version the primary leaves out a flag that redo of Gist/DELETE sets, and PostgreSQL's mask does not hide it:

@@ -1,7 +1,7 @@
 //! From one record to everything that it implies, page by page and outside of pages.
 //!
-//! Deliberately not derived: the free space map. Its pages depend on other pages' contents (rule R7 of the coverage
-//! table), and PostgreSQL takes a missing map for "no free space known" and repairs it; so images of FSM pages and the
+//! Deliberately not derived: the free space map. Its pages depend on other pages' contents (rule R7 of `docs/redo.md`),
+//! and PostgreSQL takes a missing map for "no free space known" and repairs it; so images of FSM pages and the
 //! fork itself are dropped here. Of no effect on pages, and ignored: Standby, LogicalMessage, and what serves logical
 //! decoding only.
 
