@@ -124,8 +124,8 @@ fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
         let store = pgstrata_blob::Store::open(&location, endpoint)?;
         ensure!(
             store.check().await?,
-            "object store {} ignores 'If-None-Match', with which two page servers are kept from \
-             overwriting each other: use one that honours it",
+            "object store {} ignores 'If-None-Match' or 'If-Match', with which two page servers are \
+             kept from overwriting each other: use one that honours both",
             store.name()
         );
         Ok(())

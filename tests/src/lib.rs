@@ -7,6 +7,7 @@
 
 pub mod backup;
 pub mod installation;
+pub mod other_s3;
 pub mod workload;
 
 use std::net::{TcpListener, TcpStream};

@@ -4,7 +4,8 @@
 
 use std::net::TcpListener;
 
-use pgstrata_tests::{Cluster, connect, pg_bin};
+use pgstrata_tests::other_s3::{Condition, OtherS3};
+use pgstrata_tests::{Cluster, S3_ENVIRONMENT, connect, pg_bin};
 
 #[test]
 fn wrong_usage_is_status_2() {
@@ -204,4 +205,17 @@ fn a_flipped_bit_in_a_local_copy_costs_a_download() {
     copies.iter().for_each(|path| flip(path));
     let mut client = cluster.client();
     assert_eq!(client.query_one("select sum(a) from t", &[]).unwrap().get::<_, i64>(0), 500_500);
+}
+
+#[test]
+fn a_store_that_ignores_conditions_is_refused() {
+    for ignored in [Condition::Absent, Condition::Unchanged] {
+        let server = OtherS3::start(Some(ignored));
+        let store = ["--object-store", "s3://pgstrata-e2e/p", "--s3-endpoint", &server.endpoint];
+        let cluster = Cluster::with(&[&store[..], &["--create-bucket"]].concat(), &S3_ENVIRONMENT);
+        let arguments = [&["up", "--create-bucket"], &store[..]].concat();
+        let text = cluster.refusal(&arguments, 1);
+        assert!(text.contains("ignores 'If-None-Match' or 'If-Match'"), "{text}");
+        assert!(!cluster.dir().join("logs").exists(), "nothing was started");
+    }
 }

@@ -142,8 +142,8 @@ impl Store {
     }
 
     /// Proves that the store can be reached, written, read and listed, and tells whether it
-    /// enforces put-if-absent. A few S3 look-alikes accept the condition and ignore it; with
-    /// those, nothing stops two page servers from overwriting each other.
+    /// enforces put-if-absent and compare-and-swap. A few S3 look-alikes accept the conditions and
+    /// ignore them; with those, nothing stops two page servers from overwriting each other.
     pub async fn check(&self) -> Result<bool, BlobError> {
         let path = format!("probe/{:016x}", rand::random::<u64>());
         let unusable = |error: BlobError| match error {
@@ -162,12 +162,26 @@ impl Store {
             },
             other => other,
         };
-        self.put_if_absent(&path, Bytes::from_static(b"1")).await.map_err(unusable)?;
-        let second = self.put_if_absent(&path, Bytes::from_static(b"2")).await;
-        let content = self.get(&path).await;
-        self.delete(&path).await.map_err(unusable)?;
-        Ok(second.map_err(unusable)? == PutOutcome::Exists
-            && content.map_err(unusable)? == b"1".as_slice())
+        let checked = self.check_conditions(&path).await;
+        let deleted = self.delete(&path).await;
+        let honoured = checked.map_err(unusable)?;
+        deleted.map_err(unusable)?;
+        Ok(honoured)
+    }
+
+    async fn check_conditions(&self, path: &str) -> Result<bool, BlobError> {
+        let [one, two, three] = [&b"1"[..], b"2", b"3"].map(Bytes::from_static);
+        self.put_if_absent(path, one.clone()).await?;
+        let second = self.put_if_absent(path, two.clone()).await?;
+        let (content, version) = self.get_versioned(path).await?;
+        if second != PutOutcome::Exists || content != one {
+            return Ok(false);
+        }
+        let swapped = self.compare_and_swap(path, Some(&version), two.clone()).await?;
+        let again = self.compare_and_swap(path, Some(&version), three).await?;
+        let content = self.get(path).await?;
+        let swapped = matches!(swapped, CasOutcome::Swapped(_));
+        Ok(swapped && again == CasOutcome::Conflict && content == two)
     }
 
     fn failed(&self, action: &'static str, path: &str, cause: String) -> BlobError {

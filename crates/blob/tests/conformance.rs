@@ -6,10 +6,13 @@
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pgstrata_blob::{CasOutcome, Location, PutOutcome, Store};
+use pgstrata_tests::S3_ENVIRONMENT;
+use pgstrata_tests::other_s3::{Condition, OtherS3};
 
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -153,19 +156,50 @@ fn start_s3() -> (S3Server, String) {
     (server, format!("http://127.0.0.1:{port}"))
 }
 
+/// Those that both servers accept.
+fn set_credentials() {
+    static ONCE: Once = Once::new();
+    // SAFETY: the tests that read the environment do so after this, and no other changes it.
+    ONCE.call_once(|| {
+        for (name, value) in S3_ENVIRONMENT {
+            unsafe { std::env::set_var(name, value) };
+        }
+    });
+}
+
+/// A server of another make. It looks at the condition and then writes, so of writers at the same
+/// moment more than one may win there: fit for one page server at a time, and for this test.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_s3() {
+    set_credentials();
+    let server = tokio::task::spawn_blocking(|| OtherS3::start(None)).await.unwrap();
+    pgstrata_blob::create_bucket("pgstrata-test", Some(&server.endpoint)).await.unwrap();
+    let location: Location = "s3://pgstrata-test/some/prefix".parse().unwrap();
+    let store = Store::open(&location, Some(&server.endpoint)).unwrap();
+    conforms(&store).await;
+    tokio::task::spawn_blocking(|| drop(server)).await.unwrap();
+}
+
+/// Servers that accept a condition and ignore it are told from those that honour it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ignored_conditions_are_noticed() {
+    set_credentials();
+    for ignored in [Condition::Absent, Condition::Unchanged] {
+        let server =
+            tokio::task::spawn_blocking(move || OtherS3::start(Some(ignored))).await.unwrap();
+        pgstrata_blob::create_bucket("pgstrata-test", Some(&server.endpoint)).await.unwrap();
+        let location: Location = "s3://pgstrata-test/p".parse().unwrap();
+        let store = Store::open(&location, Some(&server.endpoint)).unwrap();
+        assert!(!store.check().await.unwrap(), "{ignored:?} is ignored there");
+        assert_eq!(store.list("probe").await.unwrap(), vec![]);
+        tokio::task::spawn_blocking(|| drop(server)).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3() {
     let (_server, endpoint) = start_s3();
-    // SAFETY: of the three tests in this process only this one reads the environment.
-    for (name, value) in [
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_REGION", "us-east-1"),
-    ] {
-        if std::env::var_os(name).is_none() {
-            unsafe { std::env::set_var(name, value) };
-        }
-    }
+    set_credentials();
     let missing: Location = "s3://pgstrata-missing/p".parse().unwrap();
     let store = Store::open(&missing, Some(&endpoint)).unwrap();
     let error = store.check().await.unwrap_err().to_string();
