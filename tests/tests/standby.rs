@@ -18,7 +18,7 @@ use std::path::Path;
 
 use pgstrata_tests::installation::Installation;
 use pgstrata_tests::{
-    Cluster, backup, connect, give_to_postgres, pg_directory, pg_program, thorough,
+    Cluster, S3Server, backup, connect, give_to_postgres, pg_directory, pg_program, thorough,
 };
 use postgres::Client;
 
@@ -199,8 +199,18 @@ fn compare(ours: &Path, theirs: &Path, unlogged: &BTreeSet<String>) -> (Vec<Stri
 
 #[test]
 fn pages_equal_those_of_a_stock_standby() {
-    // `pg_basebackup` is the client, from the compute and from the page server.
-    check_pages(15, &|port, options, target, tablespaces| {
+    with_pg_basebackup(Cluster::of(&Installation::of(15), &[]));
+}
+
+#[test]
+fn pages_equal_those_of_a_stock_standby_on_s3() {
+    let server = S3Server::start();
+    with_pg_basebackup(server.cluster());
+}
+
+/// `pg_basebackup` is the client, from the compute and from the page server.
+fn with_pg_basebackup(cluster: Cluster) {
+    check_pages(15, &cluster, &|port, options, target, tablespaces| {
         let connection = format!("host=127.0.0.1 port={port} user=postgres options='{options}'");
         let mut arguments =
             vec!["-D", target.to_str().unwrap(), "-d", &connection, "-c", "fast", "--no-sync"];
@@ -216,7 +226,8 @@ fn pages_equal_those_of_a_stock_standby() {
 fn pages_equal_those_of_a_newer_stock_standby() {
     let majors: &[u32] = if thorough() { &[16, 17, 18] } else { &[18] };
     for major in majors {
-        check_pages(*major, &|port, options, target, _| {
+        let cluster = Cluster::of(&Installation::of(*major), &[]);
+        check_pages(*major, &cluster, &|port, options, target, _| {
             let arguments = "LABEL 'test', CHECKPOINT 'fast', WAL true, MANIFEST 'no'";
             let taken = backup::take(port, options, arguments).unwrap();
             // Tablespaces stay there.
@@ -230,9 +241,8 @@ fn pages_equal_those_of_a_newer_stock_standby() {
 /// go where the mappings `from=to` say.
 type TakeBackup<'a> = &'a dyn Fn(u16, &str, &Path, &[String]);
 
-fn check_pages(major: u32, take: TakeBackup<'_>) {
+fn check_pages(major: u32, cluster: &Cluster, take: TakeBackup<'_>) {
     let installation = Installation::of(major);
-    let cluster = Cluster::of(&installation, &[]);
     // With commit timestamps, so that there is an SLRU more to compare.
     connect(&cluster.up()).batch_execute("alter system set track_commit_timestamp = on").unwrap();
     cluster.cli(&["compute", "stop", "main"]);
@@ -265,7 +275,7 @@ fn check_pages(major: u32, take: TakeBackup<'_>) {
     let options = format!("-c pgstrata.branch=main -c pgstrata.lsn={lsn}");
     take(cluster.replication_port("pageserver"), &options, &ours, &[mapping]);
 
-    recover(&installation, &cluster, &standby, &tablespace, &lsn);
+    recover(&installation, cluster, &standby, &tablespace, &lsn);
     let (differences, equal) = compare(&ours, &standby, &unlogged);
     let shown: Vec<_> = differences.iter().take(40).collect();
     assert!(
