@@ -162,6 +162,9 @@ fn mask_gin(page: &mut Page) {
 
 fn mask_gist(page: &mut Page) {
     const LEAF: u16 = 1;
+    // Minor versions differ in whether deleting sets it, and up to 15.18 redo of DELETE sets it where the primary does
+    // not, so that stock recovery fails its own check. PostgreSQL reads it nowhere; its own mask leaves it.
+    const TUPLES_DELETED: u16 = 4;
     const FOLLOW_RIGHT: u16 = 8;
     const HAS_GARBAGE: u16 = 16;
     mask_hints(page);
@@ -171,7 +174,7 @@ fn mask_gist(page: &mut Page) {
     if flags & LEAF != 0 {
         mask_line_flags(page);
     }
-    set_special_u16(page, 4, (flags | FOLLOW_RIGHT) & !HAS_GARBAGE);
+    set_special_u16(page, 4, (flags | FOLLOW_RIGHT) & !(HAS_GARBAGE | TUPLES_DELETED));
 }
 
 fn mask_brin(page: &mut Page) {

@@ -5,14 +5,13 @@
 
 use crate::apply::apply_block;
 use crate::compare::{PageKind, compare_pages};
-use crate::error::RecordKind;
 use crate::mask::{MaskTarget, mask};
 use crate::page::{self, Page};
 use crate::plan::{Batch, BlockStep, Step};
 use crate::report::{Counts, Mismatch, Report};
 use crate::store::{Loaded, PageStore};
 use pgstrata_ids::{Fork, PAGE_SIZE, RelTag};
-use pgstrata_pg_wal::{BlockImage, rmgr};
+use pgstrata_pg_wal::BlockImage;
 use rustc_hash::FxHashSet;
 
 /// Replays steps, and compares pages with the images in them.
@@ -148,19 +147,8 @@ impl<S: PageStore> Replayer<S> {
         };
         mask(&mut expected, target);
         mask(&mut found, target);
-        let stock_bug = is_gist_delete(step.kind);
-        if stock_bug {
-            ignore_tuples_deleted(&mut expected);
-            ignore_tuples_deleted(&mut found);
-        }
         let page_kind = PageKind { rmgr: step.kind.rmgr, block: step.block, is_visibility_map };
-        let Some(difference) = compare_pages(page_kind, &expected, &found) else {
-            if stock_bug {
-                // The primary did not set the flag, and later images are without it.
-                self.go_on_from(step, image_page)?;
-            }
-            return Ok(());
-        };
+        let Some(difference) = compare_pages(page_kind, &expected, &found) else { return Ok(()) };
         if is_visibility_map && has_only_more_bits(&found, &expected) {
             // A backend clears bits before it writes the record that says so; others' records may come in between.
             self.report.visibility_pending += 1;
@@ -190,15 +178,4 @@ impl<S: PageStore> Replayer<S> {
 /// A map page has all the bits of another one.
 fn has_only_more_bits(page: &Page, other: &Page) -> bool {
     page.iter().zip(other).all(|(page, other)| other & !page == 0)
-}
-
-/// In every version the primary leaves out a flag that redo of Gist/DELETE sets, and PostgreSQL's mask does not hide it:
-/// stock recovery itself fails its own check on that record.
-fn is_gist_delete(kind: RecordKind) -> bool {
-    kind.rmgr == rmgr::GIST && kind.info == 0x10
-}
-
-fn ignore_tuples_deleted(page: &mut Page) {
-    const TUPLES_DELETED: u8 = 4;
-    page[PAGE_SIZE - 4] &= !TUPLES_DELETED;
 }
