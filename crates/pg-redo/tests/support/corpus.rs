@@ -1,4 +1,5 @@
-//! A record with the pages it is for: what a file of `tests/fault_corpus` holds.
+//! A record with the pages it is for: what a file of `tests/fault_corpus` holds. `tests/oracle_corpus.zst` is many of
+//! them behind each other, each behind its length (u32), as one zstd frame.
 //!
 //! ```text
 //! u8   major version
@@ -88,4 +89,30 @@ impl Case {
         checker.feed(record).expect("a record");
         checker.report()
     }
+}
+
+/// The file of many cases.
+pub fn write_all(cases: &[Vec<u8>]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    for case in cases {
+        plain.extend_from_slice(&(case.len() as u32).to_le_bytes());
+        plain.extend_from_slice(case);
+    }
+    let mut encoder = zstd::Encoder::new(Vec::new(), 19).expect("a level of zstd");
+    encoder.long_distance_matching(true).expect("a parameter of zstd");
+    std::io::Write::write_all(&mut encoder, &plain).expect("memory does not fail");
+    encoder.finish().expect("memory does not fail")
+}
+
+/// The cases of such a file.
+pub fn read_all(bytes: &[u8]) -> Vec<Case> {
+    let plain = zstd::decode_all(bytes).expect("a zstd frame");
+    let mut rest = plain.as_slice();
+    let mut cases = Vec::new();
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let (case, behind) = behind.split_at(u32::from_le_bytes(*length) as usize);
+        cases.push(Case::decode(case));
+        rest = behind;
+    }
+    cases
 }

@@ -96,3 +96,62 @@ pub fn record_bytes(rmgr: u8, info: u8, blocks: &[Block], main: &[u8]) -> Vec<u8
     bytes[0..4].copy_from_slice(&total.to_le_bytes());
     bytes
 }
+
+/// A record without blocks.
+pub fn plain_record(rmgr: u8, info: u8, xid: u32, origin: Option<u16>, main: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 24];
+    bytes[4..8].copy_from_slice(&xid.to_le_bytes());
+    bytes[16] = info;
+    bytes[17] = rmgr;
+    if let Some(origin) = origin {
+        bytes.push(253);
+        bytes.extend_from_slice(&origin.to_le_bytes());
+    }
+    bytes.push(254);
+    bytes.extend_from_slice(&(main.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(main);
+    let total = bytes.len() as u32;
+    bytes[0..4].copy_from_slice(&total.to_le_bytes());
+    bytes
+}
+
+/// Little-endian fields behind each other.
+#[derive(Clone, Default)]
+pub struct Fields(pub Vec<u8>);
+
+impl Fields {
+    /// None yet.
+    pub fn new() -> Fields {
+        Fields::default()
+    }
+
+    /// One byte.
+    pub fn u8(mut self, value: u8) -> Fields {
+        self.0.push(value);
+        self
+    }
+
+    /// Two bytes.
+    pub fn u16(mut self, value: u16) -> Fields {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    /// Four bytes.
+    pub fn u32(mut self, value: u32) -> Fields {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    /// Eight bytes.
+    pub fn u64(mut self, value: u64) -> Fields {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    /// Bytes as they are.
+    pub fn bytes(mut self, bytes: &[u8]) -> Fields {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+}
