@@ -123,9 +123,15 @@ fn a_branch_is_read_through_to_its_ancestor() {
     let (writer, proposing) = cluster.lead(&branch, true);
     let barrier_end = proposing.commit_lsn();
     // All three know that the ancestor is committed up to the branch.
+    // The proposer waits for two of them only.
+    let deadline = Instant::now() + Duration::from_secs(10);
     for node in &cluster.nodes {
-        let text = node.status().to_string();
-        assert!(text.contains(&branch.timeline.to_string()), "{text}");
+        let mut text = node.status().to_string();
+        while !text.contains(&branch.timeline.to_string()) {
+            assert!(Instant::now() < deadline, "{text}");
+            std::thread::sleep(Duration::from_millis(10));
+            text = node.status().to_string();
+        }
     }
     let end = end_of(&writer.generator(), 200, 10_000);
     let directory = cluster.dir.path().join("received");
