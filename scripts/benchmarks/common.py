@@ -42,16 +42,20 @@ def directory_for_postgres(directory):
 class Server:
     """A stock server on a data directory."""
 
-    def __init__(self, data, options="", prefix=()):
-        self.data, self.port = data, free_port()
-        options = f"-c port={self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= {options}"
-        run([*prefix, BIN / "pg_ctl", "-D", data, "-w", "-t", 600, "-l", f"{data}.log", "-o", options, "start"])
+    def __init__(self, data, options="", prefix=(), bin=BIN):
+        self.data, self.port, self.bin, self.prefix = data, free_port(), bin, prefix
+        self.options = f"-c port={self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= {options}"
         self.uri = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self.start()
+
+    def start(self):
+        command = [self.bin / "pg_ctl", "-D", self.data, "-w", "-t", 600, "-l", f"{self.data}.log", "-o", self.options, "start"]
+        run([*self.prefix, *command])
 
     def stop(self, mode="immediate"):
-        command = [BIN / "pg_ctl", "-D", self.data, "-w", "-t", 600, "-m", mode, "stop"]
+        command = [self.bin / "pg_ctl", "-D", self.data, "-w", "-t", 600, "-m", mode, "stop"]
         subprocess.run(as_user(command), cwd="/", capture_output=True)
 
 
-def initdb(data):
-    run([BIN / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "-N"])
+def initdb(data, bin=BIN):
+    run([bin / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "-N"])

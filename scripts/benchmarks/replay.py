@@ -1,8 +1,10 @@
 """WAL ingest and redo beside stock PostgreSQL's replay of the same bytes, each pinned to one core; page reads in process."""
-import json, re, shutil, statistics, subprocess, tarfile
+import json, os, re, shutil, statistics, subprocess, tarfile, tempfile
 from pathlib import Path
 
-from .common import BIN, Server, directory_for_postgres, initdb, run, sql
+from .common import BIN, Server, as_user, directory_for_postgres, initdb, run, sql
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 ONE_CORE = ("taskset", "-c", "0")
 # Nothing may be slowed by checkpoints or by the disk: replay itself is what is compared.
@@ -12,19 +14,19 @@ QUIET = "-c fsync=off -c max_wal_size=200GB -c checkpoint_timeout=1d -c shared_b
 class Recorded:
     """A cluster before some work, and the WAL of that work."""
 
-    def __init__(self, root, name, before, work, full_page_writes):
-        self.name = name
+    def __init__(self, root, name, before, work, full_page_writes, bin=BIN):
+        self.name, self.bin = name, bin
         self.directory = directory_for_postgres(root / re.sub(r"\W+", "-", name))
         data, self.pristine = self.directory / "data", self.directory / "pristine"
-        initdb(data)
+        initdb(data, bin)
         if before:
-            server = Server(data, QUIET)
+            server = Server(data, QUIET, bin=bin)
             before(server.uri)
             server.stop("fast")
         self.tar = self.directory / "base.tar"
         with tarfile.open(self.tar, "w") as archive:
             archive.add(data, arcname=".", filter=lambda entry: None if "/pg_wal/0" in entry.name else entry)
-        server = Server(data, f"{QUIET} -c full_page_writes={full_page_writes} -c autovacuum_naptime=5")
+        server = Server(data, f"{QUIET} -c full_page_writes={full_page_writes} -c autovacuum_naptime=5", bin=bin)
         try:
             # The page server starts at a whole segment.
             sql(server.uri, "select pg_switch_wal()")
@@ -42,7 +44,7 @@ class Recorded:
         run(["cp", "-a", self.pristine, data])
         run(["cp", "-a", self.wal, data / "pg_wal"])
         Path(f"{data}.log").unlink(missing_ok=True)
-        server = Server(data, f"{QUIET} -c log_min_messages=log", prefix=ONE_CORE)
+        server = Server(data, f"{QUIET} -c log_min_messages=log", prefix=ONE_CORE, bin=self.bin)
         server.stop()
         log = Path(f"{data}.log").read_text()
         run(["rm", "-rf", data])
@@ -66,45 +68,123 @@ def pgbench(*arguments):
     return lambda uri: run([BIN / "pgbench", *arguments, uri])
 
 
-def recordings(transactions, scale):
+def script(name, *arguments):
+    """The directory that a script finds, or fetches first."""
+    command = [ROOT / "scripts" / name, *map(str, arguments)]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(f"{name} failed")
+    return Path(done.stdout.strip())
+
+
+def regression_suite(uri):
+    """The core regression suite of 15, on any version."""
+    source = script("fetch-suite")
+    port = uri.rsplit(":", 1)[1].split("/")[0]
+    with tempfile.TemporaryDirectory(prefix="pgstrata-suite-") as place:
+        suite = Path(place) / "suite"
+        shutil.copytree(source / "src/test/regress", suite, ignore=shutil.ignore_patterns("results", "testtablespace"))
+        (suite / "out").mkdir()
+        Path(place).chmod(0o755)
+        if os.getuid() == 0:
+            subprocess.run(["chown", "-R", "postgres:", suite], check=True)
+        command = [suite / "pg_regress", f"--bindir={BIN}", f"--dlpath={suite}", "--inputdir=.", "--outputdir=out",
+                   "--host=127.0.0.1", f"--port={port}", "--user=postgres", "--schedule=parallel_schedule",
+                   "--max-concurrent-tests=20"]
+        # What a newer server prints differs from what the suite expects; it is the WAL that counts.
+        subprocess.run(as_user(command), cwd=suite, capture_output=True)
+
+
+def tpcc(transactions, warehouses):
+    """Loading, and a mix of transactions."""
+    scripts = Path(__file__).parent / "tpcc"
+    mix = (("order", 45), ("payment", 43), ("delivery", 4), ("read", 8))
+
+    def load(uri):
+        text = (scripts / "schema.sql").read_text()
+        run(["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-v", f"W={warehouses}", uri], input=text)
+
+    def work(uri):
+        with tempfile.TemporaryDirectory(prefix="pgstrata-tpcc-") as place:
+            Path(place).chmod(0o755)
+            files = []
+            for name, weight in mix:
+                shutil.copy(scripts / f"{name}.sql", place)
+                files += ["-f", f"{place}/{name}.sql@{weight}"]
+            clients = ["-n", "-c", "8", "-j", "2", "-t", str(transactions // 8)]
+            run([BIN / "pgbench", *clients, "-D", f"W={warehouses}", *files, uri])
+
+    return load, work
+
+
+def recordings(transactions, scale, bin=BIN):
+    """Name, what is there before, the work, full_page_writes, the server's programs."""
     init = pgbench("-i", "-q", "-s", str(scale))
     load = pgbench("-n", "-c", "8", "-j", "2", "-t", str(transactions // 8))
-    yield "pgbench, full_page_writes=off", init, load, "off"
-    yield "pgbench, full_page_writes=on", init, load, "on"
-    yield "pgbench -i", None, init, "on"
+    yield "pgbench, full_page_writes=off", init, load, "off", bin
+    yield "pgbench, full_page_writes=on", init, load, "on", bin
+    yield "pgbench -i", None, init, "on", bin
+
+
+def redo_recordings(transactions, scale, versions):
+    for version in versions:
+        bin = BIN if version == 15 else script("fetch-postgres", version)
+        for name, *recording in recordings(transactions, scale, bin):
+            yield f"{version}, {name}", *recording
+        yield f"{version}, TPC-C-like", *tpcc(transactions // 4, max(1, scale // 2)), "on", bin
+        yield f"{version}, regression suite", None, regression_suite, "on", bin
+
+
+HEAD = f"{'WAL of':<34} {'MB':>6} {'records':>9}  {'system':<20} {'MB/s':>7} {'records/s':>10} {'/ stock':>8}"
+
+
+def print_rows(name, facts, stock, rows):
+    for system, seconds in (("stock", stock), *rows):
+        print(
+            f"{name:<34} {facts['bytes'] / 1e6:>6.0f} {facts['records']:>9}  {system:<20} "
+            f"{facts['bytes'] / 1e6 / seconds:>7.0f} {facts['records'] / seconds:>10.0f} {stock / seconds:>8.2f}",
+            flush=True,
+        )
 
 
 def ingest(program, root, rounds, transactions, scale):
-    head = f"{'WAL of':<30} {'MB':>6} {'records':>9}  {'system':<20} {'MB/s':>7} {'records/s':>10} {'/ stock':>8}"
-    print(head, flush=True)
-    for name, before, work, writes in recordings(transactions, scale):
-        recorded = Recorded(root, name, before, work, writes)
+    """The page server's whole way into layers."""
+    print(HEAD, flush=True)
+    for name, *recording in recordings(transactions, scale):
+        recorded = Recorded(root, name, *recording)
         stock, ours = [], []
         for _ in range(rounds):
             stock.append(recorded.stock_replay())
             ours.append(recorded.ours(program, "ingest")[0])
-        facts = ours[0]
+        seconds = statistics.median(one["seconds"] for one in ours)
         decode = recorded.ours(program, "decode")[0]["seconds"]
-        theirs = statistics.median(stock)
-        # Redo into pages in memory: of WAL as it comes, and of its last part alone, on one core and on all.
-        redo = [recorded.ours(program, "redo") for _ in range(rounds)]
-        redo_rows = []
-        for at, row in enumerate(redo[0][:3]):
-            redo_rows.append((row["what"], statistics.median(one[at]["seconds"] for one in redo)))
-        parallel = recorded.ours(program, "redo", pinned=False)[3]
-        for system, seconds in (
-            ("stock", theirs),
-            ("pgstrata ingest", statistics.median(one["seconds"] for one in ours)),
-            ("  decode", decode),
-            *((f"  {what}", seconds) for what, seconds in redo_rows),
-            (f"  {parallel['what']}", parallel["seconds"]),
-        ):
-            print(
-                f"{name:<30} {facts['bytes'] / 1e6:>6.0f} {facts['records']:>9}  {system:<20} "
-                f"{facts['bytes'] / 1e6 / seconds:>7.0f} {facts['records'] / seconds:>10.0f} {theirs / seconds:>8.2f}",
-                flush=True,
-            )
+        rows = [("pgstrata ingest", seconds), ("  decode", decode)]
+        print_rows(name, ours[0], statistics.median(stock), rows)
         recorded.drop()
+
+
+def redo(program, root, rounds, transactions, scale, versions=(15, 17)):
+    """Native redo into pages in memory, on one core; its parts, and all cores."""
+    print(HEAD, flush=True)
+    rebuilt = []
+    for name, *recording in redo_recordings(transactions, scale, versions):
+        recorded = Recorded(root, name, *recording)
+        stock, ours = [], []
+        for _ in range(rounds):
+            stock.append(recorded.stock_replay())
+            ours.append(recorded.ours(program, "redo"))
+        rows = []
+        for at, row in enumerate(ours[0][:4]):
+            rows.append((row["what"], statistics.median(one[at]["seconds"] for one in ours)))
+        # Pages are independent: as many threads as there are cores.
+        parallel = recorded.ours(program, "redo", pinned=False)[4]
+        rows.append((parallel["what"], parallel["seconds"]))
+        print_rows(name, ours[0][0], statistics.median(stock), rows)
+        rebuilt += [(name, row) for row in recorded.ours(program, "rebuild")]
+        recorded.drop()
+    print(f"\n{'a page from':<34} {'pieces':>7} {'pages':>8} {'p50 us':>8} {'p99 us':>8}")
+    for name, row in rebuilt:
+        print(f"{name:<34} {row['pieces']:>7} {row['pages']:>8} {row['p50_us']:>8.2f} {row['p99_us']:>8.2f}")
 
 
 def make_pages(uri):

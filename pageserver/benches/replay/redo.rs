@@ -1,0 +1,236 @@
+//! Native redo into pages in memory, beside which stock PostgreSQL's replay of the same WAL is measured.
+
+use std::time::Instant;
+
+use pgstrata_ids::Lsn;
+use pgstrata_pageserver::import::Imported;
+use pgstrata_pg_redo::{ControlState, Effects, ValueRange};
+use pgstrata_pg_wal::{DecodedRecord, WalDecoder};
+use serde_json::json;
+
+use crate::memory::{Change, Memory, NONE, Page, apply};
+use crate::{CHUNK, Options, Recording};
+
+/// Values of so many bytes are gathered before their pages are changed.
+const BATCH_BYTES: usize = 2 << 20;
+
+/// Changes of pages, gathered so that each page's are applied together. The order among pages does not matter, as redo
+/// of a page never looks at another one.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<(Change, u32)>,
+    /// First and last change of each page that has any.
+    ends: Vec<(u32, u32)>,
+    touched: Vec<u32>,
+}
+
+impl Batch {
+    #[inline]
+    fn push(&mut self, change: Change) {
+        let (place, at) = (change.place as usize, self.changes.len() as u32);
+        if self.ends.len() <= place {
+            self.ends.resize((place + 1).max(2 * self.ends.len()), (NONE, NONE));
+        }
+        let (first, last) = &mut self.ends[place];
+        match *first {
+            NONE => {
+                *first = at;
+                self.touched.push(change.place);
+            }
+            _ => self.changes[*last as usize].1 = at,
+        }
+        *last = at;
+        self.changes.push((change, NONE));
+    }
+
+    fn apply(&mut self, pages: &mut [Page], values: &[u8]) {
+        for place in self.touched.drain(..) {
+            let (mut at, _) = std::mem::replace(&mut self.ends[place as usize], (NONE, NONE));
+            let page = &mut pages[place as usize];
+            while at != NONE {
+                let (change, next) = &self.changes[at as usize];
+                apply(page, change, values);
+                at = *next;
+            }
+        }
+        self.changes.clear();
+    }
+}
+
+/// Decodes and derives; `each` is given every record's effects, and what it leaves of their values stays.
+fn derive(
+    recording: &Recording,
+    control: &mut ControlState,
+    mut each: impl FnMut(&mut Effects, Lsn),
+) -> Effects {
+    let mut decoder =
+        WalDecoder::new(recording.start, recording.segment_size).with_prev(recording.last);
+    let mut effects = Effects::new();
+    for chunk in recording.wal.chunks(CHUNK) {
+        decoder.feed(chunk);
+        while let Some(record) = decoder.poll().unwrap() {
+            let decoded = DecodedRecord::decode(record).unwrap();
+            effects.derive_next(&decoded, control).unwrap();
+            each(&mut effects, decoded.end);
+        }
+    }
+    effects
+}
+
+/// From WAL to pages, every record's changes before those of the next.
+fn in_order(recording: &Recording, memory: &mut Memory, control: &mut ControlState) {
+    derive(recording, control, |effects, lsn| {
+        let copies = memory.changes(effects, lsn, |memory, change| {
+            apply(&mut memory.arena.pages()[change.place as usize], &change, &effects.buf);
+        });
+        if copies {
+            memory.copy_databases(effects);
+        }
+        effects.buf.clear();
+    });
+}
+
+/// From WAL to pages, some thousands of records at a time.
+fn in_batches(recording: &Recording, memory: &mut Memory, control: &mut ControlState) {
+    let mut batch = Batch::default();
+    let rest = derive(recording, control, |effects, lsn| {
+        let copies = memory.changes(effects, lsn, |_, change| batch.push(change));
+        if copies || effects.buf.len() >= BATCH_BYTES {
+            batch.apply(memory.arena.pages(), &effects.buf);
+            effects.buf.clear();
+        }
+        if copies {
+            memory.copy_databases(effects);
+        }
+    });
+    batch.apply(memory.arena.pages(), &rest.buf);
+}
+
+/// Every change of a page, as layers hold them, and the pages as they were before.
+struct Kept {
+    changes: Vec<Change>,
+    values: Vec<u8>,
+    fresh: Vec<Page>,
+}
+
+impl Kept {
+    fn collect(recording: &Recording, mut memory: Memory, mut control: ControlState) -> Kept {
+        let mut changes = Vec::new();
+        let effects = derive(recording, &mut control, |effects, lsn| {
+            let copies = memory.changes(effects, lsn, |_, change| changes.push(change));
+            assert!(!copies, "this WAL copies a database, for which changes have to be applied");
+        });
+        Kept { changes, values: effects.buf, fresh: memory.arena.pages().to_vec() }
+    }
+
+    /// Page by page; each page's changes stay in their order, and their values lie one after the other.
+    fn by_page(self) -> Kept {
+        let Kept { mut changes, values, fresh } = self;
+        changes.sort_by_key(|change| change.place);
+        let mut sorted = Vec::with_capacity(values.len());
+        for change in &mut changes {
+            let start = sorted.len() as u32;
+            let ValueRange { start: from, end: to } = change.value;
+            sorted.extend_from_slice(&values[from as usize..to as usize]);
+            change.value = ValueRange { start, end: sorted.len() as u32 };
+        }
+        Kept { changes, values: sorted, fresh }
+    }
+
+    fn apply_all(&self, pages: &mut [Page]) {
+        for change in &self.changes {
+            apply(&mut pages[change.place as usize], change, &self.values);
+        }
+    }
+
+    /// Every thread takes pages of its own.
+    fn apply_by_threads(&self, pages: &mut [Page], threads: usize) {
+        let each = pages.len().div_ceil(threads).max(1);
+        std::thread::scope(|scope| {
+            let mut rest = &self.changes[..];
+            for (number, pages) in pages.chunks_mut(each).enumerate() {
+                let first = number * each;
+                let end = rest.partition_point(|change| (change.place as usize) < first + each);
+                let (share, others) = rest.split_at(end);
+                rest = others;
+                scope.spawn(move || {
+                    for change in share {
+                        apply(&mut pages[change.place as usize - first], change, &self.values);
+                    }
+                });
+            }
+        });
+    }
+}
+
+fn read(options: &Options) -> (Memory, ControlState, Recording) {
+    let (memory, imported) = Memory::read(&options.data);
+    let segment_size = u64::from(imported.state.control.wal_segment_size);
+    let Imported { start_lsn, record_start, state, .. } = imported;
+    let recording = Recording::read(&options.wal, start_lsn, record_start, segment_size);
+    (memory, state, recording)
+}
+
+fn timed(work: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    work();
+    began.elapsed().as_secs_f64()
+}
+
+/// All of redo, and its parts. However it is done, the pages have to be the same.
+pub fn all(options: &Options) {
+    let (memory, control, recording) = read(options);
+    let (mut one, mut state) = (memory.copy(), control.clone());
+    recording.report("redo", timed(|| in_batches(&recording, &mut one, &mut state)));
+    let (mut other, mut state) = (memory.copy(), control.clone());
+    recording.report("redo in order", timed(|| in_order(&recording, &mut other, &mut state)));
+    assert!(one.arena.pages() == other.arena.pages(), "the order among pages matters");
+    drop(other);
+
+    let kept = Kept::collect(&recording, memory, control);
+    let mut pages = kept.fresh.clone();
+    recording.report("apply in order", timed(|| kept.apply_all(&mut pages)));
+    assert!(pages == one.arena.pages(), "applying apart from deriving matters");
+    let kept = kept.by_page();
+    pages.clone_from(&kept.fresh);
+    recording.report("apply", timed(|| kept.apply_all(&mut pages)));
+    assert!(pages == one.arena.pages(), "the order among pages matters");
+    pages.clone_from(&kept.fresh);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let seconds = timed(|| kept.apply_by_threads(&mut pages, threads));
+    recording.report(&format!("apply, {threads} threads"), seconds);
+    assert!(pages == one.arena.pages(), "the order among pages matters");
+}
+
+/// One page from an older one and so many pieces, as a read does: a copy of the page, then each piece.
+pub fn rebuild(options: &Options) {
+    let (memory, control, recording) = read(options);
+    let kept = Kept::collect(&recording, memory, control).by_page();
+    for pieces in [10, 100, 1000] {
+        let mut pages = kept.fresh.clone();
+        let mut times = Vec::new();
+        for of_page in kept.changes.chunk_by(|a, b| a.place == b.place) {
+            let page = &mut pages[of_page[0].place as usize];
+            // The first ones bring the page into being.
+            for some in of_page.chunks(pieces) {
+                let began = Instant::now();
+                let mut rebuilt = *page;
+                some.iter().for_each(|change| apply(&mut rebuilt, change, &kept.values));
+                let nanoseconds = began.elapsed().as_nanos() as u64;
+                *page = rebuilt;
+                if some.len() == pieces {
+                    times.push(nanoseconds);
+                }
+            }
+        }
+        times.sort_unstable();
+        if times.is_empty() {
+            continue;
+        }
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100] as f64 / 1e3;
+        let row = json!({
+            "what": "rebuild", "pieces": pieces, "pages": times.len(), "p50_us": at(50), "p99_us": at(99),
+        });
+        println!("{row}");
+    }
+}
