@@ -30,12 +30,12 @@ lint:
 test: test-deps build lint
 	scripts/with-venv cargo test --workspace --locked -- --test-threads=2
 	cargo test --package pgstrata-pg-redo --features redo-faults --locked --test faults
+	PROGRAMS=$${CARGO_TARGET_DIR:-target}/debug scripts/test-all compute-15 compute-18
 
-# The same with every moment, every round and every version, and what takes longer.
+# The same with every moment, every round and every version, and what takes longer: hours, and one table at the end.
 test-all: test-deps build lint
-	PGSTRATA_TEST_ALL=1 scripts/with-venv cargo test --workspace --locked -- --test-threads=2
-	cargo test --package pgstrata-pg-redo --features redo-faults --locked --test faults
-	scripts/fuzz $(FUZZ_SECONDS)
+	cargo build --workspace --locked --release
+	FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/test-all
 
 # Each target for a while; a crash fails.
 fuzz:
