@@ -169,7 +169,7 @@ impl Memory {
                     (Name::Slru(kind as u32), page as u32, ChangeKind::Slru, value, true)
                 }
                 Effect::RelTruncate { rel, blocks } => {
-                    for (place, block) in self.from_block(Name::Relation(rel), blocks) {
+                    for (place, block) in self.cut(Name::Relation(rel), blocks) {
                         each(
                             self,
                             Change { place, block, kind: ChangeKind::Zero, lsn, value: empty },
@@ -200,7 +200,7 @@ impl Memory {
     }
 
     /// Cuts a file: the places of pages that were there, which are to be zeroed in their turn.
-    fn from_block(&mut self, name: Name, blocks: u32) -> Vec<(u32, u32)> {
+    fn cut(&mut self, name: Name, blocks: u32) -> Vec<(u32, u32)> {
         let file = self.file(name);
         let file = &mut self.files[file as usize];
         file.base.truncate(blocks as usize);

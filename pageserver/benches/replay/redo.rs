@@ -180,9 +180,9 @@ fn timed(work: impl FnOnce()) -> f64 {
 /// All of redo, and its parts. However it is done, the pages have to be the same.
 pub fn all(options: &Options) {
     let (memory, control, recording) = read(options);
-    let (mut one, mut state) = (memory.copy(), control.clone());
+    let (mut one, mut state) = (memory.copy(), control);
     recording.report("redo", timed(|| in_batches(&recording, &mut one, &mut state)));
-    let (mut other, mut state) = (memory.copy(), control.clone());
+    let (mut other, mut state) = (memory.copy(), control);
     recording.report("redo in order", timed(|| in_order(&recording, &mut other, &mut state)));
     assert!(one.arena.pages() == other.arena.pages(), "the order among pages matters");
     drop(other);
