@@ -28,7 +28,7 @@ lint:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 test: test-deps build lint
-	scripts/with-venv cargo test --workspace --locked -- --test-threads=2
+	scripts/with-venv cargo test --workspace --locked --no-fail-fast -- --test-threads=2
 	cargo test --package pgstrata-pg-redo --features redo-faults --locked --test faults
 	PROGRAMS=$${CARGO_TARGET_DIR:-target}/debug scripts/test-all compute-15 compute-18
 

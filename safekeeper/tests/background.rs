@@ -30,7 +30,9 @@ fn a_safekeeper_catches_up_from_its_peers_without_a_compute() {
     let mut cluster = Cluster::start(3);
     let (writer, proposing) = cluster.lead(&parameters(START), true);
     let first = proposing.commit_lsn();
-    writer.commit(10, 1000);
+    let some = writer.commit(10, 1000);
+    // Commits wait for two of them, and one that never heard of a timeline has nothing to catch up with.
+    cluster.nodes[2].wait_lsn("flush_lsn", some, LONG);
     cluster.nodes[2].kill();
     let end = writer.commit(300, 10_000);
     proposing.stop().unwrap();
@@ -96,7 +98,8 @@ fn full_segments_are_archived_trimmed_and_read_back() {
     let parameters = parameters(START);
     let (writer, proposing) = cluster.lead(&parameters, true);
     let first = proposing.commit_lsn();
-    writer.commit(10, 1000);
+    let some = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("flush_lsn", some, LONG);
     cluster.nodes[2].kill();
     let end = writer.commit(500, 10_000);
     let archived = end.segment_start(SEGMENT_SIZE);
