@@ -16,6 +16,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -58,8 +59,26 @@ pub fn connect(uri: &str) -> Client {
     }
 }
 
-fn kill(pid: u64, signal: &str) {
-    let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
+/// Sends a signal, unless the process is gone already.
+pub fn signal(pid: u64, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    let _ = kill_process(pid, signal);
+}
+
+/// Processes with this text in their command line.
+pub fn processes_of(text: &str) -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(text) {
+            found.push((pid, command));
+        }
+    }
+    found
 }
 
 fn alive(pid: u64) -> bool {
@@ -198,7 +217,7 @@ impl Cluster {
     /// `kill -9`, and waits until it is gone.
     pub fn kill(&self, name: &str) {
         let pid = self.pid(name);
-        kill(pid, "-KILL");
+        signal(pid, Signal::KILL);
         wait_gone(pid);
     }
 
@@ -216,9 +235,7 @@ impl Cluster {
     /// `kill -9` of every process at once.
     pub fn kill_everything(&self) {
         let pids = self.pids();
-        let mut command = Command::new("kill");
-        command.arg("-KILL").args(pids.iter().map(ToString::to_string));
-        let _ = command.stderr(Stdio::null()).status();
+        pids.iter().for_each(|pid| signal(*pid, Signal::KILL));
         pids.into_iter().for_each(wait_gone);
     }
 
@@ -253,7 +270,7 @@ impl Drop for Cluster {
         let _ = self.command(&["down"]).stderr(Stdio::null()).status();
         for pid in pids {
             if alive(pid) {
-                kill(pid, "-KILL");
+                signal(pid, Signal::KILL);
             }
         }
     }

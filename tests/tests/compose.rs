@@ -12,8 +12,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pgstrata_tests::{
-    S3Server, connect, free_port, give_to_postgres, pg_bin, programs, unprivileged, wait_gone,
+    S3Server, connect, free_port, give_to_postgres, pg_bin, programs, signal, unprivileged,
+    wait_gone,
 };
+use rustix::process::Signal;
 use serde_yaml_ng::Value;
 use tempfile::TempDir;
 
@@ -237,7 +239,7 @@ impl Compose {
 impl Drop for Compose {
     fn drop(&mut self) {
         for (name, child) in &mut self.running {
-            let _ = Command::new("kill").arg(child.id().to_string()).status();
+            signal(u64::from(child.id()), Signal::TERM);
             let deadline = Instant::now() + Duration::from_secs(20);
             while child.try_wait().is_ok_and(|ended| ended.is_none()) {
                 if Instant::now() > deadline {

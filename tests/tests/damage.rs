@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use pgstrata_tests::{Cluster, S3Server, connect, pg_bin};
+use pgstrata_tests::{Cluster, S3Server, connect, pg_bin, processes_of};
 use serde_json::Value;
 
 /// A cluster with something in it, down.
@@ -113,8 +113,7 @@ fn two_ups_at_once_make_one_cluster() {
     cluster.cli(&["down"]);
     let directory = cluster.dir();
     let directory = directory.to_str().unwrap();
-    let left = Command::new("pgrep").args(["-f", directory]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "", "processes that nobody knows");
+    assert_eq!(processes_of(directory), [], "processes that nobody knows");
 }
 
 #[test]
