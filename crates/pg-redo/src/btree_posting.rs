@@ -179,3 +179,6 @@ impl TidList {
         &self.bytes[..self.length]
     }
 }
+
+#[cfg(test)]
+mod tests;
