@@ -210,34 +210,4 @@ pub(crate) fn describe(kind: RecordKind, branch: Branch) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use pgstrata_ids::Lsn;
-    use pgstrata_pg_wal::Record;
-
-    /// A record with main data only.
-    fn branch(rmgr: u8, info: u8, main: &[u8]) -> String {
-        let mut bytes = vec![0; 24];
-        bytes[0] = (24 + 2 + main.len()) as u8;
-        (bytes[16], bytes[17]) = (info, rmgr);
-        bytes.extend_from_slice(&[255, main.len() as u8]);
-        bytes.extend_from_slice(main);
-        let record = Record { lsn: Lsn(8), end: Lsn(64), bytes: &bytes };
-        let record = DecodedRecord::decode(record).unwrap_or_else(|error| panic!("{error}"));
-        describe(RecordKind::new(PgVersion::V17, rmgr, info), of(PgVersion::V17, &record))
-    }
-
-    #[test]
-    fn flags_are_named() {
-        assert_eq!(
-            branch(rmgr::HEAP, 0x00, &[1, 0, 1 | 32]),
-            "all-visible cleared, all-frozen set"
-        );
-        assert_eq!(branch(rmgr::HEAP, 0x00, &[1, 0, 0]), "");
-        assert_eq!(branch(rmgr::HEAP2, 0x10, &[0, 0x44]), "cleanup lock, dead items");
-        assert_eq!(branch(rmgr::BTREE, 0xC0, &[0, 0, 3, 0]), "updated");
-        let commit = [0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0];
-        assert_eq!(branch(rmgr::TRANSACTION, 0x80, &commit), "subtransactions");
-        assert_eq!(branch(rmgr::TRANSACTION, 0x00, &commit), "");
-    }
-}
+mod tests;
