@@ -293,6 +293,12 @@ fn hollow_maps_are_adopted_once() {
     assert_eq!(counts(&checker.report()), [2, 1, 1, 0, 0, 0]);
     feed(&mut checker, 0x3000, &lock(Some(map(0x55))));
     assert_eq!(counts(&checker.report()), [3, 2, 1, 1, 0, 0]);
+    // An image of all of a map hides nothing.
+    let mut checker = self::checker(&[(REL, 3, inserted())], true);
+    let whole = Block { data: Vec::new(), fork: 2, ..block(0, Some(empty())) };
+    feed(&mut checker, 0x1000, &applied(record_bytes(XLOG, FPI, &[whole], &[])));
+    feed(&mut checker, 0x2000, &lock(Some(map(0x15))));
+    assert_eq!(counts(&checker.report()), [2, 1, 0, 1, 0, 0]);
 }
 
 #[test]
@@ -324,6 +330,58 @@ fn a_fuzzy_base_may_lack_pages_until_its_end() {
     assert_eq!(run(true, true), (1, 1));
 }
 
+/// A store that knows that what it does not have does not exist.
+struct Complete(MemoryStore);
+
+impl PageStore for Complete {
+    type Error = std::convert::Infallible;
+
+    fn load(&mut self, rel: RelTag, block: u32, page: &mut Page) -> Result<Loaded, Self::Error> {
+        let found = self.0.load(rel, block, page)?;
+        Ok(if found == Loaded::Unknown { Loaded::Missing } else { found })
+    }
+
+    fn store(&mut self, rel: RelTag, block: u32, page: &Page) -> Result<(), Self::Error> {
+        self.0.store(rel, block, page)
+    }
+
+    fn truncate(&mut self, rel: RelTag, blocks: u32) -> Result<(), Self::Error> {
+        self.0.truncate(rel, blocks)
+    }
+
+    fn drop_relation(&mut self, spc: u32, db: u32, rel: u32) -> Result<(), Self::Error> {
+        self.0.drop_relation(spc, db, rel)
+    }
+
+    fn drop_database(&mut self, spc: u32, db: u32) -> Result<(), Self::Error> {
+        self.0.drop_database(spc, db)
+    }
+
+    fn copy_database(&mut self, from: (u32, u32), to: (u32, u32)) -> Result<(), Self::Error> {
+        self.0.copy_database(from, to)
+    }
+}
+
+#[test]
+fn r9_map_pages_that_are_missing_come_into_being_unless_they_are_cut() {
+    let run = |record: &[u8]| {
+        let mut checker = Checker::new(Complete(store(&[])), control(PgVersion::V15), false);
+        let record = Record { lsn: Lsn(0x1000), end: Lsn(0x1080), bytes: record };
+        assert!(checker.feed(record).is_ok());
+        let counts = counts(&checker.report());
+        let mut store = checker.into_store();
+        (counts, [(REL, 3), (MAP, 0)].map(|(rel, block)| load(&mut store, rel, block).0))
+    };
+    let (page, missing) = (Some(Loaded::Page), Some(Loaded::Missing));
+    // A truncation clears the tail of a map page only if there is one.
+    let cut = Fields::new().u32(5).u32(1663).u32(5).u32(16384).u32(2);
+    let found = run(&plain_record(2, 0x20, 700, None, &cut.0));
+    assert_eq!(found, ([1, 0, 0, 0, 0, 0], [missing, missing]));
+    // A heap change's own page must be there; the map page need not.
+    let found = run(&record_bytes(HEAP, INSERT, &[block(3, None)], &[1, 0, 1]));
+    assert_eq!(found, ([1, 0, 1, 1, 0, 0], [missing, page]));
+}
+
 #[test]
 fn relations_and_databases_go_and_are_copied() {
     let pages: Vec<_> = [(1663, 5, 16384), (1663, 5, 16385), (1663, 6, 16384), (1664, 5, 16384)]
@@ -342,8 +400,8 @@ fn relations_and_databases_go_and_are_copied() {
             (1663, 5, 16384),
             (1663, 5, 16385),
             (1663, 6, 16384),
-            (1663, 9, 16384),
-            (1663, 9, 16385),
+            (1664, 9, 16384),
+            (1664, 9, 16385),
             (1664, 5, 16384),
         ] {
             for (fork, block) in [(Fork::Main, 0), (Fork::Main, 1), (Fork::Init, 1)] {
@@ -373,7 +431,7 @@ fn relations_and_databases_go_and_are_copied() {
     let create = Fields::new().u32(6).u32(1663);
     let found = left(&plain_record(4, 0x10, 700, None, &create.0));
     assert_eq!(found, without(&|page| (page.0, page.1) == (1663, 6)));
-    let copy = Fields::new().u32(9).u32(1663).u32(5).u32(1663);
+    let copy = Fields::new().u32(9).u32(1664).u32(5).u32(1663);
     let found = left(&plain_record(4, 0x00, 700, None, &copy.0));
     let copied: Vec<_> = found.iter().filter(|page| page.1 == 9).map(|page| page.2).collect();
     assert_eq!(copied, [16384, 16384, 16384, 16385, 16385, 16385]);
@@ -446,6 +504,20 @@ fn reports_of_parts_add_up() {
         feed(&mut checker, 0x1000 + at * 0x100, &plain_record(130, 0, 700, None, &[]));
     }
     assert_eq!(checker.report().unsupported_list.len(), 100);
+    let mut planner = Planner::new(control(PgVersion::V15));
+    let mut batch = Batch::new(1);
+    for _ in 0..101 {
+        let bytes = plain_record(130, 0, 700, None, &[]);
+        let record = Record { lsn: Lsn(0x1000), end: Lsn(0x1080), bytes: &bytes };
+        planner.feed(record, &mut batch).expect("a record");
+        let bytes = insert(None);
+        let record = Record { lsn: Lsn(0x1000), end: Lsn(0x1080), bytes: &bytes };
+        planner.feed(record, &mut batch).expect("a record");
+    }
+    assert_eq!(planner.report().unsupported_list.len(), 100);
+    let mut replayer = Replayer::new(store(&[(REL, 3, at_lsn(inserted(), 1))]), false);
+    let Ok(()) = replayer.run(&batch, 0);
+    assert_eq!((replayer.report().mismatches, replayer.report().mismatch_list.len()), (101, 100));
     let mut pages = self::checker(&[(REL, 3, at_lsn(inserted(), 1))], false);
     for at in 0..101 {
         feed(&mut pages, 0x1000 + at * 0x100, &insert(None));
@@ -485,4 +557,8 @@ fn r5_stock_recovery_fails_its_own_check_of_gist_deletions() {
     let mut other = before;
     other[8188] |= 2;
     assert_eq!(run(other, 0x10), (1, 1, 3));
+    // PAGE_UPDATE does not change flags, and they are compared.
+    let mut flagged = before;
+    flagged[8188] |= 4;
+    assert_eq!(run(flagged, 0x00), (1, 1, 5));
 }

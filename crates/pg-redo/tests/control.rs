@@ -282,6 +282,12 @@ fn commits_advance_the_newest_commit_timestamp() {
     assert_eq!(run(0x80, true, 800, 701), (Changed::Nothing, 800, 1000));
     assert_eq!(run(0x80, true, 700, 699), (Changed::Nothing, 700, 1000));
     assert_eq!(run(0x80, false, 650, 701), (Changed::Nothing, 650, 1000));
+    // Special ids have an order too.
+    let mut state = control(PgVersion::V18);
+    state.newest_commit_ts_xid = 2;
+    let main = Fields::new().u64(5);
+    assert_eq!(observe(&mut state, (XACT, 0), 2, &main), Ok(Changed::Nothing));
+    assert_eq!(observe(&mut state, (XACT, 0), 3, &main), Ok(Changed::Counters));
     assert_eq!(run(0xA0, true, 650, 701), (Changed::Nothing, 650, 1000));
     // Subtransactions advance the next transaction too, whatever becomes of them.
     assert_eq!(run(0xA0, true, 650, 1500), (Changed::Counters, 650, 1501));

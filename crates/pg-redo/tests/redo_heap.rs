@@ -378,6 +378,7 @@ fn r9_map_pages_come_into_being() {
     assert_eq!(run(&visible(3, 3), &new), Some((0xC0, header.clone(), Lsn(0x80))));
     // The flag for catalogs is not a bit of the map. Bits that are so already change nothing.
     assert_eq!(run(&visible(0x07, 0), &map()), Some((0xFF, header.clone(), Lsn(0))));
+    assert_eq!(run(&visible(0x07, 1), &map()), Some((0xFF, header.clone(), Lsn(0))));
     assert_eq!(run(&visible(0x05, 0), &map()), Some((0xFF, header.clone(), Lsn(0x80))));
     assert_eq!(run(&visible(1, 32_672), &map()), None);
     let clear = Piece::new((HEAP, DELETE), Fields::new().u64(0)).role(1).others(&[(0, 3)]);

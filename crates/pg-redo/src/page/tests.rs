@@ -294,6 +294,9 @@ fn compaction_keeps_to_the_page() {
     // Above the line pointers there is room for 8148 bytes.
     assert_eq!(repaired(&[Line::normal(16, 8144)]), Ok(()));
     assert_eq!(repaired(&[Line::normal(16, 8152)]), Err(TOO_LONG));
+    // Two line pointers end at 32, and so may items begin.
+    assert_eq!(repaired(&[Line::normal(40, 8136), Line::normal(32, 8)]), Ok(()));
+    assert_eq!(repaired(&[Line::normal(40, 8136), Line::normal(32, 9)]), Err(TOO_LONG));
     assert_eq!(repaired(&[Line::normal(0, 8184)]), Err(TOO_LONG));
     let half = Line::normal(4000, 4080);
     assert_eq!(repaired(&[half, half]), Err(TOO_LONG), "the same bytes twice");
@@ -409,6 +412,10 @@ fn an_overwritten_item_moves_what_is_below() {
     assert_eq!(grow(8 + 8152 - 40), Ok(()));
     assert_eq!(grow(8 + 8152 - 39), Err(LINE_OUTSIDE));
     assert_eq!(grow(16 * 1024), Err(TOO_LONG));
+    let two = filled(&[8, 8]);
+    let grow = |length| overwrite_item(&mut { two }, 1, &item_of(length, 1));
+    assert_eq!(grow(8 + 8160 - 32), Ok(()));
+    assert_eq!(grow(8 + 8160 - 24), Err(LINE_OUTSIDE));
 }
 
 #[test]
