@@ -145,7 +145,6 @@ impl Layout {
         };
         let word = |from_end: usize| page[PAGE_SIZE - from_end];
         let other_content = match kind.rmgr {
-            rmgr::HEAP | rmgr::HEAP2 => kind.is_visibility_map,
             // Bitmap pages, data pages, and the map from ranges to tuples.
             rmgr::HASH => word(4) & 0x0F == 4,
             rmgr::GIN => word(2) & 1 != 0,

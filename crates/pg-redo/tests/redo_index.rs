@@ -15,6 +15,7 @@ const HASH: u8 = 12;
 const GIN: u8 = 13;
 const GIST: u8 = 14;
 const SPGIST: u8 = 16;
+const BRIN: u8 = 17;
 const GENERIC: u8 = 20;
 
 const CUT_OFF: &str = "the record's data ends too early";
@@ -295,6 +296,35 @@ fn vacuumed_tuples_are_counted_in_four_or_two_bytes() {
 }
 
 #[test]
+fn a_vacuumed_bucket_has_no_dead_tuples_if_the_record_says_so() {
+    let before = with(&tuples(3, 16), |page| put_u16(page, 8188, 2 | 128));
+    for (clears, flags) in [(0, 2 | 128), (1, 2)] {
+        let main = Fields::new().u8(clears).u8(1);
+        let piece = Piece::new((HASH, 0x90), main).role(1).data(Fields::new().u16(2));
+        let found = piece.after(&before).unwrap();
+        assert_eq!((u16_of(&found, 8188), numbers(&found)), (flags, vec![1, 3]));
+    }
+}
+
+#[test]
+fn range_maps_have_1360_entries() {
+    // (8192 - 24 - 8) / 6; an entry is a TID. INSERT: heap block, pages per range, offset; block 0 has the tuple.
+    let run = |heap_block: u32, pages_per_range: u32| {
+        let main = Fields::new().u32(heap_block).u32(pages_per_range).u16(9);
+        let piece = Piece::new((BRIN, 0x10), main).role(1).others(&[(0, 0x0006_0007)]);
+        piece.after(&page_of(8, &[]))
+    };
+    let expected = |at: usize| {
+        Ok(with(&page_of(8, &[]), |page| page[at..at + 6].copy_from_slice(&[6, 0, 7, 0, 9, 0])))
+    };
+    assert!(run(0, 1) == expected(24));
+    assert!(run(1359, 1) == expected(8178));
+    assert!(run(1360, 1) == expected(24));
+    assert!(run(1361 * 128 + 127, 128) == expected(30));
+    assert!(run(5, 0) == Err("ranges have no pages"));
+}
+
+#[test]
 fn bitmaps_end_before_the_special_space() {
     let bitmap =
         |size: u16| Piece::new((HASH, 0x10), Fields::new().u16(size)).init().after(&[0; PAGE_SIZE]);
@@ -302,7 +332,7 @@ fn bitmaps_end_before_the_special_space() {
     assert!(page[24..4120].iter().all(|byte| *byte == 0xFF));
     assert!(page[4120..8176].iter().all(|byte| *byte == 0));
     assert_eq!((u16_of(&page, 12), u16_of(&page, 8188)), (4120, 4));
-    let page = bitmap(8160).unwrap();
+    let page = bitmap(8168).unwrap();
     assert!(page[24..8176].iter().all(|byte| *byte == 0xFF));
     assert_eq!((u16_of(&page, 8188), u16_of(&page, 8190)), (4, 0xFF80));
     assert_eq!((u32_of(&page, 8176), u32_of(&page, 8180)), (u32::MAX, u32::MAX));

@@ -66,6 +66,10 @@ fn a_list_of_one_is_a_plain_tuple() {
     // A tuple has at most 8191 bytes, which with alignment is 8184: 1361 TIDs behind this key.
     assert_eq!(form_posting(&plain_tuple(9), &[1; 1361 * 6]).unwrap().bytes().len(), 8184);
     assert_eq!(reason(form_posting(&plain_tuple(9), &[1; 1362 * 6])), impossible);
+    let mut longest = plain_tuple(9);
+    longest[6..8].copy_from_slice(&[0xFF, 0x1F]);
+    longest.resize(8191, 0xCC);
+    assert_eq!(form_posting(&longest, &tid(9)).unwrap().bytes(), longest);
     // Its key is at least the header, and within the tuple.
     let mut short = plain_tuple(9);
     short[6] = 7;

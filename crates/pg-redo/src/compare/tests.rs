@@ -116,6 +116,7 @@ fn tuples_are_named_by_access_method() {
     );
     assert_eq!(told(rmgr::HEAP2, 0), "line pointer 1: t_xmin is 0x01010107, expected 0x01010101");
     assert_eq!(told(rmgr::GIN, 6), "line pointer 1: t_info is 0x0107, expected 0x0101");
+    assert_eq!(told(rmgr::HEAP, 8), "line pointer 1: t_cid is 0x01010107, expected 0x01010101");
     // t_ctid would end behind the tuple.
     assert_eq!(
         told(rmgr::HEAP, 12),
@@ -175,6 +176,12 @@ fn line_pointers_of_one_page_only_are_told_once() {
         page[4000] = 1;
     });
     assert!(more.starts_with(&text) && more.contains("content: "), "{more}");
+    let three = told_with(16, kind(rmgr::BTREE, 3), |page| {
+        page[10] = 1;
+        page[28..32].copy_from_slice(&[0; 4]);
+        page[4000] = 1;
+    });
+    assert!(three.starts_with("pd_flags is 0x") && three.contains("content: "), "{three}");
     let more = told_with(16, kind(rmgr::BTREE, 3), |page| {
         page[8160] = 7;
         page[4000] = 1;
