@@ -382,6 +382,9 @@ fn r9_map_pages_that_are_missing_come_into_being_unless_they_are_cut() {
     assert_eq!(found, ([1, 0, 1, 1, 0, 0], [missing, page]));
 }
 
+/// Tablespace, database, relation, fork, block.
+type Place = (u32, u32, u32, Fork, u32);
+
 #[test]
 fn relations_and_databases_go_and_are_copied() {
     let pages: Vec<_> = [(1663, 5, 16384), (1663, 5, 16385), (1663, 6, 16384), (1664, 5, 16384)]
@@ -391,7 +394,7 @@ fn relations_and_databases_go_and_are_copied() {
             [(rel, 0, inserted()), (rel, 1, inserted()), (rel.with_fork(Fork::Init), 1, empty())]
         })
         .collect();
-    let left = |record: &[u8]| -> Vec<(u32, u32, u32, Fork, u32)> {
+    let left = |record: &[u8]| -> Vec<Place> {
         let mut checker = checker(&pages, false);
         feed(&mut checker, 0x1000, record);
         let mut store = checker.into_store();
@@ -415,7 +418,7 @@ fn relations_and_databases_go_and_are_copied() {
     };
     let all = left(&plain_record(XLOG, 0x20, 0, None, &[]));
     assert_eq!(all.len(), 12);
-    let without = |gone: &dyn Fn(&(u32, u32, u32, Fork, u32)) -> bool| -> Vec<_> {
+    let without = |gone: &dyn Fn(&Place) -> bool| -> Vec<_> {
         all.iter().copied().filter(|page| !gone(page)).collect()
     };
     let cut = Fields::new().u32(1).u32(1663).u32(5).u32(16384).u32(1);

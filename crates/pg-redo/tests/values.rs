@@ -33,11 +33,11 @@ fn block(id: u8) -> Block {
     }
 }
 
-/// Values of the blocks of relation 16384, by fork and number.
-fn derive_record(
-    version: PgVersion,
-    bytes: &[u8],
-) -> Result<Vec<(Fork, u32, Vec<u8>)>, &'static str> {
+/// Fork, block, value.
+type Values = Vec<(Fork, u32, Vec<u8>)>;
+
+/// Values of the blocks of relation 16384.
+fn derive_record(version: PgVersion, bytes: &[u8]) -> Result<Values, &'static str> {
     let record = Record { lsn: Lsn(0x1000), end: END, bytes };
     let decoded = DecodedRecord::decode(record).unwrap();
     let mut effects = Effects::new();
@@ -61,11 +61,7 @@ fn derive_record(
     Ok(blocks.collect())
 }
 
-fn derive(
-    (rmgr, info): (u8, u8),
-    blocks: &[Block],
-    main: &[u8],
-) -> Result<Vec<(Fork, u32, Vec<u8>)>, &'static str> {
+fn derive((rmgr, info): (u8, u8), blocks: &[Block], main: &[u8]) -> Result<Values, &'static str> {
     derive_record(PgVersion::V17, &record_bytes(rmgr, info, blocks, main))
 }
 
@@ -273,7 +269,7 @@ fn r7_blocks_of_free_space_maps_are_dropped() {
 #[test]
 fn r6_heap_changes_clear_bits_of_maps_they_do_not_refer_to() {
     // Flags of a deletion are in byte 7, of several insertions in the first two.
-    let clear = |found: Vec<(Fork, u32, Vec<u8>)>| {
+    let clear = |found: Values| {
         let clears = found.into_iter().filter(|(fork, ..)| *fork == Fork::Visibility);
         clears.map(|(_, block, value)| (block, value)).collect::<Vec<_>>()
     };
