@@ -7,6 +7,8 @@
 //! mutants apart CRATE          prints a pattern of those that cannot be chosen at run time, for cargo-mutants itself
 //! mutants merge CRATE FILE...  takes their outcomes from its outcomes.json
 //! mutants report CRATE REASONS prints the tables of docs/redo-mutants.md
+//! mutants results LIST         prints a list of what cargo-mutants would do to functions that return `Step` if it knew
+//!                              that this is a `Result`
 //! ```
 
 mod report;
@@ -47,6 +49,10 @@ fn main() -> Result<()> {
             print!("{}", report::report(Path::new(root), Path::new(reasons))?);
             Ok(())
         }
+        ["results", path] => {
+            println!("{}", results(Path::new(path))?);
+            Ok(())
+        }
         _ => bail!("see the top of mutants/src/main.rs"),
     }
 }
@@ -72,6 +78,19 @@ fn apart(root: &Path) -> Result<String> {
     };
     let names: Vec<_> = names.map(|entry| escape(text(&entry["name"]))).collect();
     Ok(format!("^({})$", names.join("|")))
+}
+
+fn results(path: &Path) -> Result<Value> {
+    let mut values: Vec<Value> = serde_json::from_slice(&std::fs::read(path)?)?;
+    values.retain(|value| text(&value["replacement"]).starts_with("Step::new("));
+    for value in &mut values {
+        for field in ["replacement", "name"] {
+            // `Step::new()` is made too, and is nothing of a `Result`.
+            value[field] = text(&value[field]).replacen("Step::new(", "Ok(", 1).into();
+        }
+    }
+    values.retain(|value| text(&value["replacement"]) != "Ok()");
+    Ok(values.into())
 }
 
 pub fn save(root: &Path, entries: &[Value]) -> Result<()> {

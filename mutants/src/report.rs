@@ -127,7 +127,7 @@ pub fn report(root: &Path, reasons_path: &Path) -> Result<String> {
         row(&mut out, file, figures);
     }
     row(&mut out, "**all**", total);
-    out.push_str("\n## Survivors\n");
+    out.push_str("\nSurvivors:\n");
     for (reason, names) in survivors {
         let _ = writeln!(out, "\n{}\n", reasons[reason]);
         for (at, name) in names.iter().enumerate() {
