@@ -140,8 +140,10 @@ pub fn report(root: &Path, reasons_path: &Path) -> Result<String> {
             let _ = writeln!(out, "* `{name}`{times}");
         }
     }
-    for name in by_mutant.keys().filter(|name| !seen.contains(*name)) {
-        eprintln!("a reason for what does not survive: {name}");
+    if !seen.is_empty() {
+        for name in by_mutant.keys().filter(|name| !seen.contains(*name)) {
+            eprintln!("a reason for what does not survive: {name}");
+        }
     }
     if !unexplained.is_empty() {
         bail!("survivors without a reason:\n{}", unexplained.join("\n"));
