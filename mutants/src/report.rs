@@ -103,10 +103,13 @@ pub fn report(root: &Path, reasons_path: &Path) -> Result<String> {
     let mut files: BTreeMap<&str, Figures> = BTreeMap::new();
     let mut total = Figures::default();
     let mut survivors: BTreeMap<usize, Vec<String>> = BTreeMap::new();
-    let mut unexplained = Vec::new();
+    let (mut unexplained, mut not_run) = (Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();
     for entry in &all {
         let outcome = text(&entry["outcome"]);
+        let open = outcome == "apart" || outcome.is_empty();
+        // Until it is run, a mutant is one that no test was seen to catch.
+        let outcome = if open { "missed" } else { outcome };
         let file = text(&entry["file"]);
         add(files.entry(file.strip_prefix("src/").unwrap_or(file)).or_default(), outcome)?;
         add(&mut total, outcome)?;
@@ -115,6 +118,7 @@ pub fn report(root: &Path, reasons_path: &Path) -> Result<String> {
         }
         let name = without_position(text(&entry["name"]));
         match by_mutant.get(&name) {
+            _ if open => not_run.push(text(&entry["name"]).to_owned()),
             Some(reason) => survivors.entry(*reason).or_default().push(name.clone()),
             None => unexplained.push(name.clone()),
         }
@@ -127,7 +131,9 @@ pub fn report(root: &Path, reasons_path: &Path) -> Result<String> {
         row(&mut out, file, figures);
     }
     row(&mut out, "**all**", total);
-    out.push_str("\nSurvivors:\n");
+    if !survivors.is_empty() {
+        out.push_str("\nSurvivors:\n");
+    }
     for (reason, names) in survivors {
         let _ = writeln!(out, "\n{}\n", reasons[reason]);
         for (at, name) in names.iter().enumerate() {
@@ -139,6 +145,10 @@ pub fn report(root: &Path, reasons_path: &Path) -> Result<String> {
             let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
             let _ = writeln!(out, "* `{name}`{times}");
         }
+    }
+    if !not_run.is_empty() {
+        out.push_str("\nNot run yet, and counted as missed:\n\n");
+        not_run.iter().for_each(|name| out.push_str(&format!("* `{name}`\n")));
     }
     if !seen.is_empty() {
         for name in by_mutant.keys().filter(|name| !seen.contains(*name)) {
