@@ -2,7 +2,7 @@
 
 # One after the other, whatever MAKEFLAGS say: each step needs the one before.
 .NOTPARALLEL:
-.PHONY: all build deps test-deps demo test test-all bench fuzz lint clean
+.PHONY: all build deps test-deps demo test test-all bench fuzz mutants lint clean
 # Where rustup puts cargo: 'make deps' may have installed it just now.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 FUZZ_SECONDS ?= 60
@@ -40,6 +40,10 @@ test-all: test-deps build lint
 # Each target for a while; a crash fails.
 fuzz:
 	scripts/fuzz $(FUZZ_SECONDS)
+
+# What the tests of redo notice of mistakes in it: docs/redo-mutants.md.
+mutants: deps
+	scripts/mutants
 
 bench: deps
 	cargo build --workspace --locked --release

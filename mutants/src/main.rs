@@ -1,13 +1,17 @@
 //! Runs the mutants that `cargo mutants --list --json` names, all from one build.
 //!
 //! ```text
-//! mutants weave LIST.json CRATE    writes the mutants into the crate's sources (a copy of them) and builds its tests,
-//!                                  without those that do not compile; numbers and outcomes go to CRATE/mutants.json
-//! mutants run CRATE SECONDS PART [SLICE]
-//!                                  runs the mutants whose name contains PART; after SECONDS it stops
-//! mutants text CRATE               one line for each mutant: outcome, name
+//! mutants weave LIST CRATE     writes the mutants of a list into the crate's sources (a copy of them), without those
+//!                              that do not compile, and builds its tests; CRATE/mutants.json gets numbers and outcomes
+//! mutants run CRATE SECONDS    runs the tests for each mutant that has no outcome; after SECONDS it stops
+//! mutants apart CRATE          prints a pattern of those that cannot be chosen at run time, for cargo-mutants itself
+//! mutants merge CRATE FILE...  takes their outcomes from its outcomes.json
+//! mutants report CRATE REASONS prints the tables of docs/redo-mutants.md
+//! mutants results LIST         prints a list of what cargo-mutants would do to functions that return `Step` if it knew
+//!                              that this is a `Result`
 //! ```
 
+mod report;
 mod run;
 mod weave;
 
@@ -35,14 +39,21 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["weave", list, root] => weave_all(Path::new(list), Path::new(root)),
-        ["run", root, seconds, part] => run::run(Path::new(root), seconds.parse()?, part),
-        ["text", root] => {
-            for entry in entries(Path::new(root))? {
-                println!("{}\t{}", text(&entry["outcome"]), text(&entry["name"]));
-            }
+        ["run", root, seconds] => run::run(Path::new(root), seconds.parse()?),
+        ["apart", root] => {
+            println!("{}", apart(Path::new(root))?);
             Ok(())
         }
-        _ => bail!("usage: mutants weave LIST CRATE | run CRATE SECONDS PART | text CRATE"),
+        ["merge", root, ref paths @ ..] => report::merge(Path::new(root), paths),
+        ["report", root, reasons] => {
+            print!("{}", report::report(Path::new(root), Path::new(reasons))?);
+            Ok(())
+        }
+        ["results", path] => {
+            println!("{}", results(Path::new(path))?);
+            Ok(())
+        }
+        _ => bail!("see the top of mutants/src/main.rs"),
     }
 }
 
@@ -53,6 +64,33 @@ pub fn text(value: &Value) -> &str {
 pub fn entries(root: &Path) -> Result<Vec<Value>> {
     let bytes = std::fs::read(root.join("mutants.json"))?;
     Ok(serde_json::from_slice::<Vec<Value>>(&bytes)?)
+}
+
+/// Names of mutants that need a build of their own, as one regular expression.
+fn apart(root: &Path) -> Result<String> {
+    let names = entries(root)?;
+    let names = names.iter().filter(|entry| text(&entry["outcome"]) == "apart");
+    let escape = |name: &str| {
+        let special = |byte: char| !byte.is_alphanumeric() && !" /_:,<>='\"".contains(byte);
+        name.chars()
+            .flat_map(|c| special(c).then_some('\\').into_iter().chain([c]))
+            .collect::<String>()
+    };
+    let names: Vec<_> = names.map(|entry| escape(text(&entry["name"]))).collect();
+    Ok(format!("^({})$", names.join("|")))
+}
+
+fn results(path: &Path) -> Result<Value> {
+    let mut values: Vec<Value> = serde_json::from_slice(&std::fs::read(path)?)?;
+    values.retain(|value| text(&value["replacement"]).starts_with("Step::new("));
+    for value in &mut values {
+        for field in ["replacement", "name"] {
+            // `Step::new()` is made too, and is nothing of a `Result`.
+            value[field] = text(&value[field]).replacen("Step::new(", "Ok(", 1).into();
+        }
+    }
+    values.retain(|value| text(&value["replacement"]) != "Ok()");
+    Ok(values.into())
 }
 
 pub fn save(root: &Path, entries: &[Value]) -> Result<()> {

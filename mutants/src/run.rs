@@ -19,16 +19,22 @@ enum Outcome {
 }
 
 /// Runs those without an outcome, until the time is over.
-pub fn run(root: &Path, seconds: u64, part: &str) -> Result<()> {
+pub fn run(root: &Path, seconds: u64) -> Result<()> {
     let executables = std::fs::read_to_string(root.join("executables"))?;
     let mut programs = Vec::new();
-    let left_out = std::env::var("LEAVE_OUT").unwrap_or("-".to_owned());
-    for path in executables.lines().filter(|path| !path.contains(&left_out)) {
+    // A slow program that is not worth its time while tests are being written.
+    let left_out = std::env::var("LEAVE_OUT").ok();
+    let wanted =
+        |path: &&str| left_out.as_ref().is_none_or(|left_out| !path.contains(left_out.as_str()));
+    for path in executables.lines().filter(wanted) {
         let start = Instant::now();
         if one(root, path, 0, Duration::from_secs(120))? != Outcome::Passed {
             bail!("{path} fails without a mutant");
         }
         programs.push((start.elapsed(), path));
+    }
+    if programs.is_empty() {
+        bail!("there are no test programs");
     }
     programs.sort_unstable();
     for (time, path) in &programs {
@@ -37,8 +43,7 @@ pub fn run(root: &Path, seconds: u64, part: &str) -> Result<()> {
     let (start, mut ran) = (Instant::now(), 0);
     let mut all = entries(root)?;
     for entry in &mut all {
-        let open = text(&entry["outcome"]).is_empty() && text(&entry["name"]).contains(part);
-        if !open || start.elapsed() > Duration::from_secs(seconds) {
+        if !text(&entry["outcome"]).is_empty() || start.elapsed() > Duration::from_secs(seconds) {
             continue;
         }
         let id = entry["id"].as_u64().unwrap_or(0) as u32;

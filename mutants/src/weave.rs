@@ -13,10 +13,15 @@ use syn::visit::{self, Visit};
 /// What is called to learn the number.
 const ACTIVE: &str = "crate::mutant::active()";
 
-/// Replacements of an expression by number, and what is put in at a position.
+/// Start and end of an expression, in such an order that an outer one is before those in it.
+type Place = (usize, std::cmp::Reverse<usize>);
+/// Numbers of mutants, and what each makes of the expression.
+type Alternatives = Vec<(u32, String)>;
+
+/// Replacements of expressions, and what is put in at a position.
 #[derive(Default)]
 struct Edits {
-    wraps: BTreeMap<(usize, std::cmp::Reverse<usize>), Vec<(u32, String)>>,
+    wraps: BTreeMap<Place, Alternatives>,
     inserts: BTreeMap<usize, String>,
 }
 
@@ -54,7 +59,7 @@ pub fn weave(text: &str, mutants: &[Mutant]) -> Result<(String, Places)> {
     Ok((woven, places))
 }
 
-type Wrap<'a> = (&'a (usize, std::cmp::Reverse<usize>), &'a Vec<(u32, String)>);
+type Wrap<'a> = (&'a Place, &'a Alternatives);
 
 /// Writes a range with its wraps, outermost first, which are in the order of their starts.
 fn emit(

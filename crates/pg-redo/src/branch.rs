@@ -56,6 +56,7 @@ fn parts(version: PgVersion, rmgr: u8, opcode: u8) -> &'static [Part] {
     let new = version >= PgVersion::V17;
     let horizon = version >= PgVersion::V16;
     match (rmgr, opcode) {
+        // Without the highest bit, the end of a transaction has no such word.
         (rmgr::TRANSACTION, 0x80..) => &[Bits(8, 4, XACT_INFO)],
         (rmgr::STORAGE, 0x20) => &[Bits(16, 4, &["heap", "visibility map", "free space map"])],
         (rmgr::HEAP, 0x00 | 0x80) => &[Bits(2, 1, HEAP_INSERT)],
@@ -151,12 +152,7 @@ pub(crate) fn of(version: PgVersion, record: &DecodedRecord<'_>) -> Branch {
         blocks |= form << (block.id * 2);
     }
     let (rmgr, info) = (record.header.rmgr, record.header.opcode());
-    // Without this bit, the end of a transaction has no such word.
-    let parts = match rmgr {
-        rmgr::TRANSACTION if info & 0x80 != 0 => parts(version, rmgr, 0x80),
-        rmgr::TRANSACTION => &[],
-        _ => parts(version, rmgr, info),
-    };
+    let parts = parts(version, rmgr, info);
     let mut flags = 0;
     let mut shift = 0;
     for part in parts {
@@ -188,10 +184,7 @@ pub(crate) fn describe(kind: RecordKind, branch: Branch) -> String {
             let _ = write!(text, "{separator}{id}{suffix}");
         }
     }
-    let parts = match kind.rmgr {
-        rmgr::TRANSACTION => parts(kind.version, kind.rmgr, 0x80),
-        _ => parts(kind.version, kind.rmgr, kind.info),
-    };
+    let parts = parts(kind.version, kind.rmgr, kind.info);
     let names = parts.iter().flat_map(|part| match part {
         Bits(_, _, names) => names.iter(),
         NonZero(_, _, name) => std::slice::from_ref(name).iter(),
@@ -210,34 +203,4 @@ pub(crate) fn describe(kind: RecordKind, branch: Branch) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use pgstrata_ids::Lsn;
-    use pgstrata_pg_wal::Record;
-
-    /// A record with main data only.
-    fn branch(rmgr: u8, info: u8, main: &[u8]) -> String {
-        let mut bytes = vec![0; 24];
-        bytes[0] = (24 + 2 + main.len()) as u8;
-        (bytes[16], bytes[17]) = (info, rmgr);
-        bytes.extend_from_slice(&[255, main.len() as u8]);
-        bytes.extend_from_slice(main);
-        let record = Record { lsn: Lsn(8), end: Lsn(64), bytes: &bytes };
-        let record = DecodedRecord::decode(record).unwrap_or_else(|error| panic!("{error}"));
-        describe(RecordKind::new(PgVersion::V17, rmgr, info), of(PgVersion::V17, &record))
-    }
-
-    #[test]
-    fn flags_are_named() {
-        assert_eq!(
-            branch(rmgr::HEAP, 0x00, &[1, 0, 1 | 32]),
-            "all-visible cleared, all-frozen set"
-        );
-        assert_eq!(branch(rmgr::HEAP, 0x00, &[1, 0, 0]), "");
-        assert_eq!(branch(rmgr::HEAP2, 0x10, &[0, 0x44]), "cleanup lock, dead items");
-        assert_eq!(branch(rmgr::BTREE, 0xC0, &[0, 0, 3, 0]), "updated");
-        let commit = [0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0];
-        assert_eq!(branch(rmgr::TRANSACTION, 0x80, &commit), "subtransactions");
-        assert_eq!(branch(rmgr::TRANSACTION, 0x00, &commit), "");
-    }
-}
+mod tests;

@@ -91,7 +91,8 @@ pub(crate) fn form_posting(base: &[u8], tids: &[u8]) -> Step<NewTuple> {
     let length = if count > 1 { max_align(key + tids.len()) } else { key };
     let key_bytes = base.get(..key).filter(|_| (TUPLE_HEADER..=length).contains(&key));
     let mut bytes = [0; PAGE_SIZE];
-    if length > usize::from(SIZE_MASK) || count == 0 || count > usize::from(POSTING_COUNT) {
+    // A tuple of a possible size has no more TIDs than can be counted.
+    if length > usize::from(SIZE_MASK) || count == 0 {
         return Err(Bad("a posting list has an impossible size"));
     }
     bytes[..key].copy_from_slice(key_bytes.ok_or(Bad("an index tuple is too short"))?);
@@ -179,3 +180,6 @@ impl TidList {
         &self.bytes[..self.length]
     }
 }
+
+#[cfg(test)]
+mod tests;

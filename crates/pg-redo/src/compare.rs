@@ -145,7 +145,6 @@ impl Layout {
         };
         let word = |from_end: usize| page[PAGE_SIZE - from_end];
         let other_content = match kind.rmgr {
-            rmgr::HEAP | rmgr::HEAP2 => kind.is_visibility_map,
             // Bitmap pages, data pages, and the map from ranges to tuples.
             rmgr::HASH => word(4) & 0x0F == 4,
             rmgr::GIN => word(2) & 1 != 0,
@@ -342,76 +341,4 @@ impl std::fmt::Display for Text {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An index page with a special space and two tuples of 16 bytes.
-    fn index_page(special: usize) -> Page {
-        let mut page = [0; PAGE_SIZE];
-        page::init(&mut page, special);
-        for number in [1, 2] {
-            assert!(
-                page::add_item(&mut page, &[number as u8; 16], number, page::Add::Insert).is_ok()
-            );
-        }
-        page
-    }
-
-    fn told(rmgr: u8, block: u32, change: impl Fn(&mut Page)) -> String {
-        let expected = index_page(16);
-        let mut found = expected;
-        change(&mut found);
-        let kind = PageKind { rmgr, block, is_visibility_map: block == 9 };
-        assert_eq!(compare_pages(kind, &expected, &expected), None);
-        compare_pages(kind, &expected, &found).unwrap_or_default()
-    }
-
-    #[test]
-    fn special_fields_are_named_by_access_method() {
-        let at = PAGE_SIZE - 16;
-        let text = told(rmgr::BTREE, 3, |page| page[at + 12] = 0x81);
-        assert_eq!(text, "special space: btpo_flags is 0x0081, expected 0x0000");
-        let text = told(rmgr::HASH, 3, |page| page[at + 4] = 7);
-        assert_eq!(text, "special space: hasho_nextblkno is 0x00000007, expected 0x00000000");
-        let text = told(rmgr::GIST, 3, |page| page[at + 8] = 7);
-        assert_eq!(text, "special space: rightlink is 0x00000007, expected 0x00000000");
-    }
-
-    #[test]
-    fn tuples_and_line_pointers_are_named() {
-        // The second tuple lies below the first.
-        let tuple = PAGE_SIZE - 16 - 32;
-        let text = told(rmgr::BTREE, 3, |page| page[tuple + 6] = 0x40);
-        assert_eq!(text, "line pointer 2: t_info is 0x0240, expected 0x0202");
-        let text = told(rmgr::BTREE, 3, |page| page[tuple + 9] = 0x40);
-        assert_eq!(
-            text,
-            "line pointer 2: data: 1 bytes differ from 8153 to 8153; byte 8153 is 0x40, expected 0x02"
-        );
-        let text = told(rmgr::BTREE, 3, |page| {
-            let line = Line { flags: 3, ..Line::normal(8144, 16) };
-            assert!(page::set_line(page, 2, line).is_ok());
-        });
-        assert_eq!(
-            text,
-            "line pointer 2 is dead at 8144, 16 bytes, expected normal at 8144, 16 bytes"
-        );
-        let text = told(rmgr::BTREE, 3, |page| page::set_lower(page, 28));
-        assert_eq!(
-            text,
-            "pd_lower is 0x001c, expected 0x0020; there are 1 line pointers, expected 2"
-        );
-    }
-
-    #[test]
-    fn metapages_maps_and_the_rest_are_named() {
-        let text = told(rmgr::BTREE, 0, |page| page[HEADER_SIZE + 8] = 9);
-        assert!(text.starts_with("metapage: btm_root is 0x"), "{text}");
-        let text = told(rmgr::HEAP2, 9, |page| page[HEADER_SIZE + 100] ^= 0x30);
-        let block = 9 * (8192 - 24) * 4 + 402;
-        assert_eq!(text, format!("heap block {block} is all visible and frozen, expected none"));
-        // In the hole nothing has a name.
-        let text = told(rmgr::BTREE, 3, |page| page[4000] = 1);
-        assert_eq!(text, "1 bytes differ from 4000 to 4000; byte 4000 is 0x01, expected 0x00");
-    }
-}
+mod tests;

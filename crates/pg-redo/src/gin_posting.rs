@@ -213,3 +213,6 @@ pub(crate) fn recompress(page: &mut Page, data: &[u8]) -> Step<()> {
     out.push(rest)?;
     gin::set_data(page, &out.bytes[..out.length])
 }
+
+#[cfg(test)]
+mod tests;

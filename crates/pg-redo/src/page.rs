@@ -495,48 +495,4 @@ pub(crate) fn special_at(page: &Page, size: usize) -> Step<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A page whose items lie in the given order of their numbers, each behind a gap.
-    fn page_of(items: &[(usize, usize)], order: &[usize]) -> Page {
-        let mut page = [0; PAGE_SIZE];
-        set_lower(&mut page, (HEADER_SIZE + items.len() * LINE_SIZE) as u16);
-        put_u32(&mut page, 16, (8192 | 4) << 16 | 8192).unwrap();
-        let mut at = PAGE_SIZE;
-        for &index in order {
-            let (length, gap) = items[index];
-            at -= max_align(length) + max_align(gap);
-            page[at..at + max_align(length)].fill(index as u8 + 1);
-            let line = Line::normal(at as u16, length as u16);
-            put_u32(&mut page, HEADER_SIZE + index * LINE_SIZE, line.to_word()).unwrap();
-        }
-        set_upper(&mut page, at as u16);
-        page
-    }
-
-    proptest! {
-        #[test]
-        fn both_ways_to_compact_agree(
-            items in prop::collection::vec((1..200usize, 0..60usize), 1..25),
-            seed in any::<u64>(),
-        ) {
-            let order: Vec<usize> = (0..items.len()).collect();
-            let mut shuffled = order.clone();
-            shuffled.sort_by_key(|index| (*index as u64 + 1).wrapping_mul(seed | 1));
-            let (mut a, mut b) = (page_of(&items, &order), page_of(&items, &shuffled));
-            repair_fragmentation(&mut a).unwrap();
-            repair_fragmentation(&mut b).unwrap();
-            let at = usize::from(upper(&a));
-            prop_assert_eq!(&a[..HEADER_SIZE + items.len() * LINE_SIZE], &b[..HEADER_SIZE + items.len() * LINE_SIZE]);
-            prop_assert_eq!(&a[at..], &b[at..]);
-            let mut end = PAGE_SIZE;
-            for (index, (length, _)) in items.iter().enumerate() {
-                end -= max_align(*length);
-                prop_assert!(a[end..end + length].iter().all(|&byte| byte == index as u8 + 1));
-            }
-            prop_assert_eq!(end, at);
-        }
-    }
-}
+mod tests;

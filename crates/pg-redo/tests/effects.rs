@@ -565,6 +565,16 @@ fn values_of_earlier_records_stay_until_they_are_cleared() {
     effects.derive(&decoded, &mut state).expect("known");
     assert_eq!(effects.buf, [1]);
 
+    // Ranges are of 32 bits; a record's values may be twice as long as the record.
+    let mut long = decoded.clone();
+    long.header.total_length = 0x8000_0000;
+    let too_long = effects.derive(&long, &mut state).map_err(|error| error.to_string());
+    assert_eq!(too_long, Err("CLOG/ZEROPAGE at 0/1000: the record is too long".to_owned()));
+    long.header.total_length = 0x7FFF_FFFF;
+    assert_eq!(effects.derive(&long, &mut state), Ok(()));
+    assert_eq!(effects.derive_next(&long, &mut state), Ok(()), "one byte more");
+    assert!(effects.derive_next(&long, &mut state).is_err(), "two bytes more");
+
     // A buffer of up to a megabyte is kept, a larger one is given back.
     effects.buf = Vec::with_capacity(1024 * 1024);
     effects.clear_values();

@@ -155,3 +155,126 @@ impl Fields {
         self
     }
 }
+
+/// A stored piece of a record (`value.rs` has its form), as of a cluster with checksums.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Version of the server.
+    pub version: PgVersion,
+    /// Resource manager and info bits.
+    pub kind: (u8, u8),
+    /// Id of the block in the record.
+    pub role: u8,
+    /// Rebuilt from zeros.
+    pub init: bool,
+    /// Ids and numbers of the record's other blocks.
+    pub others: Vec<(u8, u32)>,
+    /// Main data.
+    pub main: Vec<u8>,
+    /// The block's data.
+    pub data: Vec<u8>,
+}
+
+impl Piece {
+    /// Of version 15, for block 0, without data.
+    pub fn new(kind: (u8, u8), main: Fields) -> Piece {
+        let version = PgVersion::V15;
+        let (others, data) = (Vec::new(), Vec::new());
+        Piece { version, kind, role: 0, init: false, others, main: main.0, data }
+    }
+
+    /// For block `role` of the record.
+    pub fn role(self, role: u8) -> Piece {
+        Piece { role, ..self }
+    }
+
+    /// With data of the block.
+    pub fn data(self, data: Fields) -> Piece {
+        Piece { data: data.0, ..self }
+    }
+
+    /// Beside other blocks.
+    pub fn others(self, others: &[(u8, u32)]) -> Piece {
+        Piece { others: others.to_vec(), ..self }
+    }
+
+    /// Of another version.
+    pub fn version(self, version: PgVersion) -> Piece {
+        Piece { version, ..self }
+    }
+
+    /// Of a page rebuilt from zeros.
+    pub fn init(self) -> Piece {
+        Piece { init: true, ..self }
+    }
+
+    /// The value's bytes. The transaction is 700.
+    pub fn encode(&self) -> Vec<u8> {
+        let tag = 2 | 0x40 | ((self.version.major() - 15) << 4) as u8;
+        let fields = Fields::new()
+            .u8(tag | if self.init { 0x88 } else { 0 })
+            .u8(self.kind.0)
+            .u8(self.kind.1)
+            .u8(self.role)
+            .u32(700)
+            .u8(self.others.len() as u8);
+        let add = |fields: Fields, (id, block): &(u8, u32)| fields.u8(*id).u32(*block);
+        let fields = self.others.iter().fold(fields, add);
+        fields.u8(255).u32(self.main.len() as u32).bytes(&self.main).bytes(&self.data).0
+    }
+
+    /// Applies it to a block that is numbered 3, at this position, or gives the reason why it does not apply.
+    pub fn apply_at(&self, page: &mut Page, end_lsn: Lsn) -> Result<(), &'static str> {
+        match pgstrata_pg_redo::apply_block(page, &self.encode(), 3, end_lsn) {
+            Ok(()) => Ok(()),
+            Err(pgstrata_pg_redo::RedoError::Apply { reason, block: 3, .. }) => Err(reason),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// The page after it, whose LSN is left at zero.
+    pub fn after(&self, before: &Page) -> Result<Page, &'static str> {
+        let mut page = *before;
+        self.apply_at(&mut page, Lsn(0x5_0000_0080))?;
+        assert_eq!(pgstrata_pg_redo::page::lsn(&page), Lsn(0x5_0000_0080));
+        page[..8].copy_from_slice(&before[..8]);
+        Ok(page)
+    }
+}
+
+/// Sets two bytes.
+pub fn put_u16(page: &mut Page, at: usize, value: u16) {
+    page[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Sets four bytes.
+pub fn put_u32(page: &mut Page, at: usize, value: u32) {
+    page[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// A page with a special space of this size, whose items have these bytes. What is free is filled with 0x11: redo must
+/// leave it.
+pub fn page_of(special: usize, items: &[&[u8]]) -> Page {
+    let mut page = [0x11; PAGE_SIZE];
+    page[..24].fill(0);
+    let mut upper = PAGE_SIZE - special;
+    page[upper..].fill(0);
+    put_u16(&mut page, 16, upper as u16);
+    put_u16(&mut page, 18, 0x2004);
+    for (index, item) in items.iter().enumerate() {
+        upper -= item.len().next_multiple_of(8);
+        page[upper..upper + item.len()].copy_from_slice(item);
+        let line = upper as u32 | 1 << 15 | (item.len() as u32) << 17;
+        put_u32(&mut page, 24 + index * 4, line);
+    }
+    put_u16(&mut page, 12, 24 + items.len() as u16 * 4);
+    put_u16(&mut page, 14, upper as u16);
+    page
+}
+
+/// A page with these fields changed.
+pub fn with(page: &Page, change: impl FnOnce(&mut Page)) -> Page {
+    let mut page = *page;
+    change(&mut page);
+    page
+}
