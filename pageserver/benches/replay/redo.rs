@@ -11,8 +11,9 @@ use serde_json::json;
 use crate::memory::{Change, Memory, NONE, Page, apply};
 use crate::{CHUNK, Options, Recording};
 
-/// Values of so many bytes are gathered before their pages are changed.
-const BATCH_BYTES: usize = 2 << 20;
+/// Values of so many bytes are gathered before their pages are changed: with what leads to them, they stay in a core's
+/// second level cache.
+const BATCH_BYTES: usize = 256 << 10;
 
 /// Changes of pages, gathered so that each page's are applied together. The order among pages does not matter, as redo
 /// of a page never looks at another one.
@@ -77,6 +78,7 @@ fn derive(
     effects
 }
 
+#[inline(never)] // For profiles.
 /// From WAL to pages, every record's changes before those of the next.
 fn in_order(recording: &Recording, memory: &mut Memory, control: &mut ControlState) {
     derive(recording, control, |effects, lsn| {
@@ -90,6 +92,7 @@ fn in_order(recording: &Recording, memory: &mut Memory, control: &mut ControlSta
     });
 }
 
+#[inline(never)] // For profiles.
 /// From WAL to pages, some thousands of records at a time.
 fn in_batches(recording: &Recording, memory: &mut Memory, control: &mut ControlState) {
     let mut batch = Batch::default();
