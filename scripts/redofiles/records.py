@@ -60,13 +60,10 @@ class Records:
         kind = self.kind(index)
         return kind in OUTSIDE_KINDS or kind.split("/")[0] in OUTSIDE
 
-    def outside(self):
-        """Counts of the records whose effects are not on pages."""
-        counts = collections.Counter()
-        for index in range(self.first, self.end):
-            if self.is_outside(index):
-                counts[self.kind(index)] += 1
-        return dict(counts)
+    def by_record(self, lsn):
+        """Counts of the run's records by kind, up to the last moment that is compared."""
+        counts = collections.Counter(self.kinds[self.first:self.index(lsn)])
+        return {self.names[number]: count for number, count in counts.items()}
 
     def index(self, lsn):
         """The first record that starts there or later."""
