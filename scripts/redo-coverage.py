@@ -190,7 +190,9 @@ def main(work):
         missing = sorted(possible[version] - met)
         count = len(possible[version])
         print(f"| {version} | {count} | {count - len(missing)} | {', '.join(missing) or 'none'} |")
-    print("\n`XLOG/NOOP` is written by nothing in PostgreSQL (but by pgstrata). A kind with and without `+INIT` counts as two.\n")
+    print("\n`XLOG/NOOP` is written by nothing in PostgreSQL (but by pgstrata). `Heap/HOT_UPDATE+INIT` can't be written: the page of a")
+    print("HOT update has the old version too, and `+INIT` means that the new one is alone (`log_heap_update`). A kind with and")
+    print("without `+INIT` counts as two.\n")
 
     print("## Records\n")
     print("A kind's first row is all of it; the rows below are its branches: the blocks that the record refers to, by their ids")
