@@ -47,8 +47,8 @@ class Side:
         while not self.ended.is_set():
             self.counts[name] += 1
             self.psql(database, "-v", f"n={self.counts[name]}", "-f", SCRIPTS / f"{name}.sql")
-            # Where a script fails at once.
-            self.ended.wait(0.05)
+            # The suite is to have its share, and a script may fail at once.
+            self.ended.wait(0.5)
 
     def __enter__(self):
         command = [f"{CLIENTS}/pgbench", "-n", "-c", "4", "-R", str(RATE), "-T", "86400", "-f", SCRIPTS / "multixact.sql", "side"]
