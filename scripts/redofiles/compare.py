@@ -81,7 +81,7 @@ class Comparison:
         self.pages += pages
 
     def file(self, path, relation):
-        a, b = (self.ours / path).read_bytes(), (self.stock / path).read_bytes()
+        a, b = (self.ours / path).read_bytes(), self.expected(path, relation).read_bytes()
         slru = SLRU.match(path)
         pages = -(-max(len(a), len(b)) // PAGE) if relation or slru else 0
         name = path.rsplit("/", 1)[-1]
@@ -106,6 +106,15 @@ class Comparison:
         elif a != b:
             at = next((at for at, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
             self.differ(path, f"{len(a)} and {len(b)} bytes, the first different one at {at}")
+
+    def expected(self, path, relation):
+        """The file on the other side. Of an unlogged relation's main fork, the init fork that it is a copy of."""
+        if relation and not relation[2]:
+            segment = relation[3] or ""
+            init = self.stock / f"{path.removesuffix(segment)}_init{segment}"
+            if init.exists():
+                return init
+        return self.stock / path
 
     def slru(self, path, a, b):
         length = max(len(a), len(b))
