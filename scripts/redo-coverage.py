@@ -102,13 +102,13 @@ def files_section(reports):
     print("records without images; then, at LSNs all over the run, a base backup from the page server is compared, file by file and")
     print("byte by byte, with what stock PostgreSQL recovers to that LSN. The masks are in the head of that script.\n")
     print(f"**{number(len(rows))} LSNs, {number(files)} files, {number(pages)} pages compared: {number(differences)} differences.**\n")
-    print("| server | suite | records | LSNs | in mid-transaction | with prepared transactions | files | pages | stale bytes in holes | differences | seed |")
-    print("|---" * 11 + "|")
+    print("| server | suite | records | LSNs | in mid-transaction | with prepared transactions | files | pages | differences | seed |")
+    print("|---" * 10 + "|")
     for report in reports:
         lsns = report["lsns"]
         values = [report["records"], len(lsns)]
         values += [sum(row[name] > 0 for row in lsns) for name in ("transactions", "prepared")]
-        values += [sum(row[name] for row in lsns) for name in ("files", "pages", "holes")]
+        values += [sum(row[name] for row in lsns) for name in ("files", "pages")]
         values.append(sum(len(row["differences"]) for row in lsns))
         print(f"| {server(report)} | {report['suite']} | {' | '.join(number(value) for value in values)} | {report['seed']} |")
     print()

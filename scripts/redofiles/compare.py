@@ -45,7 +45,7 @@ def entries(root):
 class Comparison:
     def __init__(self, ours, stock):
         self.ours, self.stock = pathlib.Path(ours), pathlib.Path(stock)
-        self.files = self.pages = self.holes = 0
+        self.files = self.pages = 0
         self.differences = []
         self.kinds = {}
 
@@ -102,7 +102,7 @@ class Comparison:
             if len(a) != len(b):
                 self.differ(path, f"{len(a)} bytes, stock has {len(b)}")
             if a != b:
-                self.blocks(path, a, b, relation[2])
+                self.blocks(path, a, b)
         elif a != b:
             at = next((at for at, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
             self.differ(path, f"{len(a)} and {len(b)} bytes, the first different one at {at}")
@@ -122,7 +122,7 @@ class Comparison:
         for at in range(0, length, PAGE):
             self.bytes(f"{path} page {at // PAGE}", a[at:at + PAGE], b[at:at + PAGE])
 
-    def blocks(self, path, a, b, fork):
+    def blocks(self, path, a, b):
         for at in range(0, min(len(a), len(b)), PAGE):
             ours, stock = bytearray(a[at:at + PAGE]), bytearray(b[at:at + PAGE])
             if ours == stock:
@@ -131,14 +131,6 @@ class Comparison:
             ours[8:10] = stock[8:10] = b"\0\0"
             if ours == stock:
                 continue
-            lower, upper, _, size = struct.unpack_from("<4H", ours, 12)
-            # A page that says nothing about its end has content there: visibility maps, BRIN's range maps.
-            if fork != "_vm" and size == PAGE + 4 and 24 < lower < upper <= PAGE:
-                masked, expected = bytearray(ours), bytearray(stock)
-                masked[lower:upper] = expected[lower:upper] = bytes(upper - lower)
-                if masked == expected:
-                    self.holes += 1
-                    continue
             positions = [f"{high:X}/{low:X}" for page in (ours, stock) for high, low in [struct.unpack_from("<2I", page)]]
             self.bytes(f"{place} (LSN {positions[0]}, stock {positions[1]})", ours, stock)
 
