@@ -8,6 +8,7 @@ use pgstrata_ids::{Fork, Key, Lsn, RelTag, SlruKind};
 use pgstrata_pg_redo::ControlState;
 use pgstrata_pg_wal::{PgVersion, WalWriter};
 
+use crate::origins::{self, ORIGINS_FILE};
 use crate::timeline::Timeline;
 
 const DEFAULT_TABLESPACE: u32 = 1663;
@@ -218,6 +219,9 @@ pub fn walk<'a>(
         };
         each(Entry::File(name, file))?;
     }
+    let origins = timeline.origins(0..=u16::MAX, lsn)?;
+    let origins = origins.into_iter().map(|(node, remote_lsn)| (node, remote_lsn.0));
+    each(Entry::File(ORIGINS_FILE.into(), origins::encode(origins)))?;
     match contents {
         Contents::Skeleton => each(Entry::File(CONTROL_STATE_FILE.into(), state.encode()))?,
         Contents::Whole { wal, shutdown } => {

@@ -14,7 +14,8 @@ use pgstrata_pg_redo::ControlState;
 use pgstrata_pg_wal::{ControlFile, DbState};
 
 use crate::layer::{COMPLETE, PAGE};
-use crate::value::{Database, RelSize, SlruExtent, encode_page};
+use crate::origins::{self, ORIGINS_FILE};
+use crate::value::{Database, RelSize, SlruExtent, encode_page, encode_present};
 
 const BLOCK: usize = 8192;
 const SEGMENT_BLOCKS: u32 = 131_072;
@@ -38,6 +39,8 @@ struct Collector {
     sizes: BTreeMap<RelTag, u32>,
     extents: BTreeMap<SlruKind, SlruExtent>,
     control: Option<ControlFile>,
+    /// Whether the name has an epoch, the number in the name, content.
+    two_phase: Vec<(bool, u64, Vec<u8>)>,
 }
 
 fn stored(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -103,6 +106,8 @@ impl Collector {
                 self.control = Some(ControlFile::decode(&bytes)?);
                 return Ok(());
             }
+            ["pg_twophase", name] => return self.two_phase(name, content),
+            _ if path == ORIGINS_FILE => return self.origins(content),
             ["global", name] => (1664, 0, name),
             ["base", db, name] => match db.parse() {
                 Ok(db) => (1663, db, name),
@@ -160,6 +165,27 @@ impl Collector {
         Ok(())
     }
 
+    /// A transaction that is prepared. Its name is an xid, since 17 with its epoch.
+    fn two_phase(&mut self, name: &str, content: &mut impl Read) -> Result<()> {
+        let xid = u64::from_str_radix(name, 16).context("no transaction's name")?;
+        let mut file = Vec::new();
+        content.read_to_end(&mut file)?;
+        self.two_phase.push((name.len() > 8, xid, file));
+        Ok(())
+    }
+
+    fn origins(&mut self, content: &mut impl Read) -> Result<()> {
+        let mut file = Vec::new();
+        content.read_to_end(&mut file)?;
+        for (node, remote_lsn) in origins::decode(&file)? {
+            let mut progress = [0; 16];
+            progress[..8].copy_from_slice(&remote_lsn.to_le_bytes());
+            let value = stored(|to| encode_present(Some(&progress), to));
+            self.values.insert(Key::origin(node), value);
+        }
+        Ok(())
+    }
+
     fn finish(mut self) -> Result<Imported> {
         let control = self.control.context("the archive has no global/pg_control")?;
         ensure!(
@@ -174,6 +200,11 @@ impl Collector {
         }
         for (kind, extent) in self.extents {
             self.values.insert(Key::slru_extent(kind), stored(|to| extent.encode(to)));
+        }
+        for (has_epoch, xid, file) in self.two_phase {
+            let full_xid = if has_epoch { xid } else { state.full_xid(xid as u32) };
+            let value = stored(|to| encode_present(Some(&file), to));
+            self.values.insert(Key::two_phase(full_xid), value);
         }
         let full = state.encode();
         let value = stored(|to| {

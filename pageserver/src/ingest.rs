@@ -13,6 +13,7 @@ use pgstrata_pg_wal::{DecodedRecord, WalDecoder};
 use rustc_hash::FxHashMap;
 
 use crate::layer::{COMPLETE, Change, PAGE};
+use crate::origins::DO_NOT_REPLICATE;
 use crate::timeline::{Timeline, boundary_key};
 use crate::value::{
     Boundary, BoundaryKind, Database, RelSize, SlruExtent, encode_page, encode_present,
@@ -54,6 +55,7 @@ pub struct Ingest {
     batch: Vec<Change>,
     sizes: FxHashMap<RelTag, RelSize>,
     slrus: FxHashMap<SlruKind, SlruExtent>,
+    origins: FxHashMap<u16, Option<Lsn>>,
     changed_databases: Vec<(u32, u32)>,
     long_chains: Vec<Key>,
     counters: u32,
@@ -81,6 +83,7 @@ impl Ingest {
             batch: Vec::new(),
             sizes: FxHashMap::default(),
             slrus: FxHashMap::default(),
+            origins: FxHashMap::default(),
             changed_databases: Vec::new(),
             long_chains: Vec::new(),
             counters: COUNTERS_BEFORE_FULL,
@@ -263,13 +266,21 @@ impl Ingest {
             Effect::TwoPhaseRemove { full_xid } => {
                 self.put(Key::two_phase(full_xid), lsn, true, |to| encode_present(None, to));
             }
-            Effect::OriginProgress { node, remote_lsn, local_lsn, .. } => {
+            Effect::OriginProgress { node: DO_NOT_REPLICATE, .. } => {}
+            Effect::OriginProgress { node, remote_lsn, local_lsn, force } => {
+                // `replorigin_advance`: back only if the record says so.
+                let before = self.origin(node)?;
+                if !force && before.is_some_and(|before| before >= remote_lsn) {
+                    return Ok(());
+                }
+                self.origins.insert(node, Some(remote_lsn));
                 let mut content = [0; 16];
                 content[..8].copy_from_slice(&remote_lsn.0.to_le_bytes());
                 content[8..].copy_from_slice(&local_lsn.0.to_le_bytes());
                 self.put(Key::origin(node), lsn, true, |to| encode_present(Some(&content), to));
             }
             Effect::OriginDrop { node } => {
+                self.origins.insert(node, None);
                 self.put(Key::origin(node), lsn, true, |to| encode_present(None, to));
             }
             Effect::Commit { time, .. } => self.note(BoundaryKind::Commit, time, lsn, start),
@@ -350,6 +361,17 @@ impl Ingest {
             self.slrus.insert(kind, extent);
         }
         self.slrus.get_mut(&kind).context("just inserted")
+    }
+
+    /// How far a replication origin has come.
+    fn origin(&mut self, node: u16) -> Result<Option<Lsn>> {
+        if let Some(progress) = self.origins.get(&node) {
+            return Ok(*progress);
+        }
+        let found = self.timeline.origins(node..=node, self.timeline.progress.lsn())?;
+        let progress = found.first().map(|(_, remote_lsn)| *remote_lsn);
+        self.origins.insert(node, progress);
+        Ok(progress)
     }
 
     fn put_slru(&mut self, kind: SlruKind, lsn: Lsn) -> Result<()> {

@@ -8,6 +8,7 @@ pub mod import;
 pub mod ingest;
 pub mod layer;
 pub mod metrics;
+pub mod origins;
 pub mod receiver;
 pub mod remote;
 pub mod repository;

@@ -8,7 +8,7 @@
 //! Tablespace    u8 0 dropped, 1 created; location
 //! ControlState  u8 0 full, 1 counters; encoding of the redo crate
 //! CommitTime    u8 kind: 0 commit, 1 prepare, 2 other record; i64 time; u64 record start
-//! Origin        u8 0 dropped, 1 present; u64 remote LSN; i64 commit time
+//! Origin        u8 0 dropped, 1 present; u64 remote LSN; u64 local LSN
 //! RelMap        the file
 //! ```
 //! Little-endian. The high-water mark is the largest size that any relation of this name ever

@@ -1,6 +1,7 @@
 //! Typed reads at an LSN: pages, sizes, directories, SLRUs, control state, record boundaries.
 
 use std::cell::RefCell;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -356,6 +357,18 @@ impl Timeline {
             }
         }
         Ok(found)
+    }
+
+    /// How far replication origins have come, of those whose numbers are in the range.
+    pub fn origins(&self, nodes: RangeInclusive<u16>, lsn: Lsn) -> Result<Vec<(u16, Lsn)>> {
+        let found = self.present(Key::origin(*nodes.start()), Key::origin(*nodes.end()), lsn)?;
+        found
+            .into_iter()
+            .map(|(key, content)| {
+                let remote_lsn = content.first_chunk().context("an origin without its progress")?;
+                Ok((key.c() as u16, Lsn(u64::from_le_bytes(*remote_lsn))))
+            })
+            .collect()
     }
 
     fn boundaries(&self, bucket: u64, lsn: Lsn) -> Result<Vec<(Lsn, Boundary)>> {
