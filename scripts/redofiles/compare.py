@@ -7,6 +7,9 @@ import struct
 from . import control
 
 PAGE = 8192
+PAGE_VERSION = struct.pack("<H", PAGE | 4)
+GIST_SPECIAL, GIST = struct.pack("<H", PAGE - 16), struct.pack("<H", 0xFF81)
+GIST_TUPLES_DELETED = 4
 # Nothing in there comes from the WAL.
 NOT_IN_WAL = re.compile(
     r"(pg_wal|pg_subtrans|pg_stat|pg_stat_tmp|pg_notify|pg_serial|pg_snapshots|pg_dynshmem|pg_replslot"
@@ -129,6 +132,9 @@ class Comparison:
                 continue
             place = f"{path} block {at // PAGE}"
             ours[8:10] = stock[8:10] = b"\0\0"
+            for page in (ours, stock):
+                if page[18:20] == PAGE_VERSION and page[16:18] == GIST_SPECIAL and page[-2:] == GIST:
+                    page[-4] &= ~GIST_TUPLES_DELETED & 0xFF
             if ours == stock:
                 continue
             positions = [f"{high:X}/{low:X}" for page in (ours, stock) for high, low in [struct.unpack_from("<2I", page)]]

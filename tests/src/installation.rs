@@ -27,6 +27,8 @@ fn candidates(major: u32) -> Vec<PathBuf> {
     vec![
         PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")),
         checkout.join(format!(".cache/postgres/{major}/bin")),
+        // Of a checkout that others may not enter.
+        format!("/var/cache/pgstrata/{major}/bin").into(),
     ]
 }
 

@@ -218,7 +218,8 @@ fn compare(ours: &Path, theirs: &Path, unlogged: &BTreeSet<String>) -> (Vec<Stri
 
 #[test]
 fn pages_equal_those_of_a_stock_standby() {
-    with_pg_basebackup(Cluster::of(&Installation::of(15), &[]));
+    let installation = Installation::of(15);
+    with_pg_basebackup(Cluster::of(&installation, &[]));
 }
 
 #[test]
@@ -245,7 +246,8 @@ fn with_pg_basebackup(cluster: Cluster) {
 fn pages_equal_those_of_a_newer_stock_standby() {
     let majors: &[u32] = if thorough() { &[16, 17, 18] } else { &[18] };
     for major in majors {
-        let cluster = Cluster::of(&Installation::of(*major), &[]);
+        let installation = Installation::of(*major);
+        let cluster = Cluster::of(&installation, &[]);
         check_pages(*major, &cluster, &|port, options, target, _| {
             let arguments = "LABEL 'test', CHECKPOINT 'fast', WAL true, MANIFEST 'no'";
             let taken = backup::take(port, options, arguments).unwrap();
