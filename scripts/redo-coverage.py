@@ -17,7 +17,10 @@ SUITES = {
     "contrib": "the regression suites of 15's contrib modules",
 }
 NOTHING = "none needed: it changes nothing that is kept"
+STOPPED = "state: `followed_state_equals_a_stopped_cluster` compares `pg_control` with a stopped server's"
 RECORD_ORACLES = {
+    "XLOG/CHECKPOINT_SHUTDOWN": STOPPED,
+    "XLOG/PARAMETER_CHANGE": STOPPED,
     "Transaction/ASSIGNMENT": NOTHING,
     "Transaction/INVALIDATION": NOTHING,
     "XLOG/NOOP": NOTHING,
