@@ -179,13 +179,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     if fresh || !pageserver_runs {
         check_store(&cluster, arguments.create_bucket)?;
     }
-    settle_ports(&mut cluster)?;
-    // Remembered before anything is started, so that whatever happens now can be taken up again.
-    cluster.save()?;
-
-    start_broker(&cluster)?;
-    let mut troubles = start_safekeepers(&mut cluster)?;
-    start_pageserver(&cluster)?;
+    let mut troubles = start_services(&mut cluster)?;
     if branch::find(&cluster, "main")?.is_none() {
         ensure!(
             !cluster.state.founded,
@@ -222,9 +216,44 @@ fn start_compute(cluster: &mut Cluster, branch: &str, port: Option<u16>) -> Resu
     compute::ensure(cluster, branch, port, read_only).map(drop)
 }
 
+/// Starts what does not run. Returns what is wrong with safekeepers that did not start, if the
+/// others are a majority.
+fn start_services(cluster: &mut Cluster) -> Result<Vec<String>> {
+    const ATTEMPTS: u32 = 5;
+    let mut attempt = 1;
+    loop {
+        let all_may_move = settle_ports(cluster)?;
+        // Remembered before anything is started, so that whatever happens now can be taken up again.
+        cluster.save()?;
+        let outcome = start_services_once(cluster);
+        // Somebody took a port between the look at it and its use. Nobody but the services that are
+        // starting was told of it: with other ports they start again.
+        let taken = match &outcome {
+            Ok(troubles) => troubles.iter().any(|trouble| trouble.contains(PORT_TAKEN)),
+            Err(error) => format!("{error:#}").contains(PORT_TAKEN),
+        };
+        if !taken || !all_may_move || attempt == ATTEMPTS {
+            return outcome;
+        }
+        end_services(cluster);
+        attempt += 1;
+    }
+}
+
+/// As the operating system says it, and so the services.
+const PORT_TAKEN: &str = "Address already in use";
+
+fn start_services_once(cluster: &mut Cluster) -> Result<Vec<String>> {
+    start_broker(cluster)?;
+    let troubles = start_safekeepers(cluster)?;
+    start_pageserver(cluster)?;
+    Ok(troubles)
+}
+
 /// Makes sure that the services can have their ports, which somebody else may have taken while
-/// they were down. Others are chosen only while nothing runs that was told of the old ones.
-fn settle_ports(cluster: &mut Cluster) -> Result<()> {
+/// they were down. Others are chosen only while nothing runs that was told of the old ones: returns
+/// whether that is so.
+fn settle_ports(cluster: &mut Cluster) -> Result<bool> {
     let dir = cluster.dir.clone();
     let runs = |name: &str| Process::new(&dir, name).pid().is_some();
     let state = &mut cluster.state;
@@ -252,7 +281,7 @@ fn settle_ports(cluster: &mut Cluster) -> Result<()> {
             *port = free_ports(1)?[0];
         }
     }
-    Ok(())
+    Ok(!anything_runs)
 }
 
 fn start_broker(cluster: &Cluster) -> Result<()> {
@@ -393,11 +422,16 @@ pub fn down(dir: &Path) -> Result<()> {
     for branch in cluster.state.computes.keys() {
         compute::process(&cluster, branch).end(Signal::SIGTERM, STOP_PATIENCE);
     }
+    end_services(&cluster);
+    Ok(())
+}
+
+/// Ends all but the computes.
+fn end_services(cluster: &Cluster) {
     Process::new(&cluster.dir, "pageserver").end(Signal::SIGTERM, STOP_PATIENCE);
     for place in &cluster.state.safekeepers {
         Process::new(&cluster.dir, &format!("safekeeper-{}", place.id))
             .end(Signal::SIGTERM, STOP_PATIENCE);
     }
     Process::new(&cluster.dir, "storage-broker").end(Signal::SIGTERM, STOP_PATIENCE);
-    Ok(())
 }

@@ -5,6 +5,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use pgstrata_tests::{Cluster, S3Server, connect, pg_bin, processes_of};
 use serde_json::Value;
@@ -114,6 +115,33 @@ fn two_ups_at_once_make_one_cluster() {
     let directory = cluster.dir();
     let directory = directory.to_str().unwrap();
     assert_eq!(processes_of(directory), [], "processes that nobody knows");
+}
+
+#[test]
+fn a_port_that_somebody_takes_while_services_start() {
+    let cluster = Cluster::new();
+    let page_server_port = || -> Option<u16> {
+        let state = std::fs::read(cluster.dir().join("cluster.json")).ok()?;
+        let state: Value = serde_json::from_slice(&state).ok()?;
+        state["pageserver"][0].as_u64().map(|port| port as u16)
+    };
+    // Known as soon as it is chosen, and used when the safekeepers are ready.
+    let taken = std::thread::scope(|scope| {
+        let taker = scope.spawn(|| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                if let Some(port) = page_server_port() {
+                    break TcpListener::bind(("127.0.0.1", port)).unwrap();
+                }
+                assert!(Instant::now() < deadline, "no port was chosen");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        cluster.up();
+        taker.join().unwrap()
+    });
+    assert_ne!(page_server_port(), Some(taken.local_addr().unwrap().port()));
+    connect(&cluster.up()).batch_execute("create table t (a int)").unwrap();
 }
 
 #[test]
