@@ -1,8 +1,8 @@
 """WAL ingest and redo beside stock PostgreSQL's replay of the same bytes, each pinned to one core; page reads in process."""
-import json, os, re, shutil, statistics, subprocess, tarfile, tempfile
+import json, re, shutil, statistics, subprocess, tarfile, tempfile
 from pathlib import Path
 
-from .common import BIN, Server, as_user, directory_for_postgres, initdb, run, sql
+from .common import BIN, Server, directory_for_postgres, initdb, run, sql
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -82,17 +82,9 @@ def regression_suite(uri):
     source = script("fetch-suite")
     port = uri.rsplit(":", 1)[1].split("/")[0]
     with tempfile.TemporaryDirectory(prefix="pgstrata-suite-") as place:
-        suite = Path(place) / "suite"
-        shutil.copytree(source / "src/test/regress", suite, ignore=shutil.ignore_patterns("results", "testtablespace"))
-        (suite / "out").mkdir()
         Path(place).chmod(0o755)
-        if os.getuid() == 0:
-            subprocess.run(["chown", "-R", "postgres:", suite], check=True)
-        command = [suite / "pg_regress", f"--bindir={BIN}", f"--dlpath={suite}", "--inputdir=.", "--outputdir=out",
-                   "--host=127.0.0.1", f"--port={port}", "--user=postgres", "--schedule=parallel_schedule",
-                   "--max-concurrent-tests=20"]
-        # What a newer server prints differs from what the suite expects; it is the WAL that counts.
-        subprocess.run(as_user(command), cwd=suite, capture_output=True)
+        work = directory_for_postgres(Path(place) / "work")
+        subprocess.run([ROOT / "scripts/run-suite", "regress", work, "127.0.0.1", port, source], check=True)
 
 
 def tpcc(transactions, warehouses):
