@@ -97,8 +97,9 @@ pub struct Report {
 pub struct Shared {
     /// The report, but for the commit LSN.
     pub report: Mutex<Report>,
-    /// See [`Report::commit_lsn`].
-    pub commit_lsn: AtomicU64,
+    /// See [`Report::commit_lsn`]. The proposer's own, raised before any client hears of a commit:
+    /// who was told of one and asks afterwards finds it in here.
+    pub commit_lsn: Arc<AtomicU64>,
     /// End cleanly.
     pub stop: AtomicBool,
     /// End at once.
@@ -217,7 +218,7 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
             Arc::clone(&shared.fenced),
         );
         let wake = rustix::io::dup(&memory.event).context("can't duplicate an eventfd")?;
-        proposing = Some(leader.run(source, wake)?);
+        proposing = Some(leader.run(source, wake, Arc::clone(&shared.commit_lsn))?);
     } else {
         // Nothing of a read-only compute's WAL is ever anybody's: its flushes need no quorum.
         memory.map.control().durable_sequence.store(u64::MAX, Ordering::SeqCst);
@@ -422,11 +423,8 @@ fn supervise(
 ) -> Result<Outcome> {
     let mut stopping: Option<Instant> = None;
     loop {
-        if let Some(proposing) = &proposing {
-            shared.commit_lsn.store(proposing.commit_lsn().0, Ordering::Release);
-            if proposing.is_finished() {
-                break;
-            }
+        if proposing.as_ref().is_some_and(Proposing::is_finished) {
+            break;
         }
         if shared.abort.load(Ordering::Acquire) {
             return Ok(Outcome::Stopped);

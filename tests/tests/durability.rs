@@ -229,6 +229,31 @@ fn http_get(address: &str, path: &str) -> String {
     answer.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
+/// "Everything committed so far", of which a branch is made, includes what a client heard of just
+/// now.
+#[test]
+fn a_compute_reports_a_commit_before_its_client_hears_of_it() {
+    let cluster = Cluster::new();
+    let mut client = cluster.client();
+    client.batch_execute("create table t (a int)").unwrap();
+    let status = cluster.status();
+    let processes = status["processes"].as_array().unwrap();
+    let main = processes.iter().find(|process| process["role"] == "compute").unwrap();
+    let http = main["http"].as_str().unwrap();
+    for round in 0..100 {
+        client.execute("insert into t values ($1)", &[&round]).unwrap();
+        // What PostgreSQL takes for flushed is on a quorum.
+        let flushed = client.query_one("select pg_current_wal_flush_lsn()::text", &[]).unwrap();
+        let report: serde_json::Value =
+            serde_json::from_str(&http_get(http, "/v1/status")).unwrap();
+        let (flushed, committed) = (flushed.get(0), report["commit_lsn"].as_str().unwrap());
+        assert!(
+            parse_lsn(flushed) <= parse_lsn(committed),
+            "round {round}: flushed up to {flushed}, reported up to {committed}"
+        );
+    }
+}
+
 #[test]
 fn a_second_compute_fences_the_first() {
     second_compute_fences(&Cluster::new());

@@ -197,11 +197,13 @@ impl Leader {
     }
 
     /// Follows `source` on a thread of its own. `wake` is an eventfd that is signalled whenever
-    /// the source has new WAL.
+    /// the source has new WAL. `commit_lsn` is raised before the source is told, so that whoever
+    /// the source lets go on already finds it there.
     pub fn run(
         mut self,
         mut source: impl WalSource + 'static,
         wake: OwnedFd,
+        commit_lsn: Arc<AtomicU64>,
     ) -> Result<Proposing, ProposerError> {
         let stop_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop_fd = Arc::new(stop_fd.map_err(|error| ProposerError::System {
@@ -212,11 +214,8 @@ impl Leader {
             let added = self.driver.poller.add(fd, token, false);
             added.map_err(ProposerError::system("can't watch an eventfd"))?;
         }
-        let shared = Arc::new(Shared {
-            stop: AtomicBool::new(false),
-            commit_lsn: AtomicU64::new(self.driver.commit_lsn().0),
-            stop_fd,
-        });
+        commit_lsn.store(self.driver.commit_lsn().0, Ordering::Release);
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), commit_lsn, stop_fd });
         let thread = {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
@@ -231,7 +230,7 @@ impl Leader {
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
-    commit_lsn: AtomicU64,
+    commit_lsn: Arc<AtomicU64>,
     stop_fd: Arc<OwnedFd>,
 }
 

@@ -156,6 +156,6 @@ impl Cluster {
         let barrier = generator.record(0);
         leader.append_record(barrier.into(), Duration::from_secs(10)).unwrap();
         let (writer, source, wake) = source(generator, keeps_old);
-        (writer, leader.run(source, wake).unwrap())
+        (writer, leader.run(source, wake, std::sync::Arc::default()).unwrap())
     }
 }
