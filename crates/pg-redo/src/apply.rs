@@ -2,7 +2,7 @@
 
 use crate::error::{Bad, RecordKind, RedoError, Step};
 use crate::page::{self, Page};
-use crate::value::{Piece, Value, ValueKind};
+use crate::value::{self, Piece, Value, ValueKind};
 use crate::{brin, btree, generic, gin, gist, hash, heap, sequence, spgist, visibility};
 use pgstrata_ids::Lsn;
 use pgstrata_pg_wal::rmgr;
@@ -51,6 +51,27 @@ pub fn value_kind(value: &[u8]) -> Result<ValueKind, RedoError> {
         Value::VisibilityClear(_) => ValueKind::VisibilityClear,
         Value::VisibilityTruncate(_) => ValueKind::VisibilityTruncate,
     })
+}
+
+/// What of an older page a change reads, beside its header and line pointers: a hint for those who want to have it in
+/// the caches before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Most of it.
+    Page,
+    /// The item of that number, and where the next item goes.
+    Item(u16),
+    /// Where the next item goes.
+    FreeSpace,
+}
+
+/// What applying a value reads.
+#[inline]
+pub fn reads(value: &[u8]) -> Reads {
+    match value::peek(value) {
+        Some((rmgr, info, main)) => heap::reads(rmgr, info & 0x70, main),
+        None => Reads::FreeSpace,
+    }
 }
 
 /// Rule R3: an image of a page that was never initialised stays all zeros.

@@ -1,5 +1,6 @@
 //! Heap records other than pruning (access/heap/heapam.c, heapam_xlog.c; access/heapam_xlog.h).
 
+use crate::apply::Reads;
 use crate::control::xid_precedes;
 use crate::error::{Bad, Step};
 use crate::heap_prune;
@@ -11,6 +12,7 @@ use pgstrata_ids::PAGE_SIZE;
 use pgstrata_pg_wal::PgVersion;
 use pgstrata_pg_wal::bytes::{Reader, u8_at, u16_at, u32_at};
 use pgstrata_pg_wal::rmgr;
+use std::ops::Range;
 
 const INSERT: u8 = 0x00;
 const DELETE: u8 = 0x10;
@@ -45,6 +47,18 @@ pub(crate) fn is_visibility_map(piece: &Piece<'_>) -> bool {
         (rmgr::HEAP2, HEAP2_VISIBLE) => piece.role == 0,
         (rmgr::HEAP | rmgr::HEAP2, _) => piece.role == 1,
         _ => false,
+    }
+}
+
+/// What redo of a heap page reads; of others, nothing in particular is known.
+#[inline]
+pub(crate) fn reads(rmgr: u8, opcode: u8, main: &[u8]) -> Reads {
+    match (rmgr, opcode) {
+        (rmgr::HEAP, DELETE | UPDATE | HOT_UPDATE | LOCK) => {
+            u16_at(main, 4).map_or(Reads::FreeSpace, Reads::Item)
+        }
+        (rmgr::HEAP2, HEAP2_PRUNE) => Reads::Page,
+        _ => Reads::FreeSpace,
     }
 }
 
@@ -147,29 +161,55 @@ fn redo_visibility(page: &mut Page, piece: &Piece<'_>) -> Step<bool> {
     Ok(changed)
 }
 
-/// A tuple put together before it is added to a page.
-struct Assembled {
-    bytes: [u8; PAGE_SIZE],
-    length: usize,
+/// A tuple of which parts are still to be written, where it lies on its page.
+struct Unfinished {
+    at: usize,
+    end: usize,
 }
 
-impl Assembled {
-    fn new(header: &[u8; HEADER_SIZE]) -> Assembled {
-        let mut bytes = [0; PAGE_SIZE];
-        bytes[..HEADER_SIZE].copy_from_slice(header);
-        Assembled { bytes, length: HEADER_SIZE }
+impl Unfinished {
+    /// Makes room for a tuple of `length` bytes and writes its header.
+    fn new(
+        page: &mut Page,
+        header: &[u8; HEADER_SIZE],
+        length: usize,
+        offset: u16,
+    ) -> Step<Unfinished> {
+        if length > PAGE_SIZE {
+            return Err(Bad("the tuple is longer than a page"));
+        }
+        let at = page::reserve_item(page, length, offset, Add::Heap)?;
+        let mut tuple = Unfinished { at, end: at + length };
+        tuple.push(page, header)?;
+        Ok(tuple)
     }
 
-    fn push(&mut self, data: &[u8]) -> Step<()> {
-        let place = self.bytes.get_mut(self.length..self.length + data.len());
-        place.ok_or(Bad("the tuple is longer than a page"))?.copy_from_slice(data);
-        self.length += data.len();
+    fn room(&mut self, length: usize) -> Step<Range<usize>> {
+        let range = self.at..self.at + length;
+        if range.end > self.end {
+            return Err(Bad("the tuple's parts are longer than the tuple"));
+        }
+        self.at = range.end;
+        Ok(range)
+    }
+
+    fn push(&mut self, page: &mut Page, data: &[u8]) -> Step<()> {
+        let range = self.room(data.len())?;
+        page[range].copy_from_slice(data);
         Ok(())
     }
 
-    fn add_to(&self, page: &mut Page, offset: u16) -> Step<()> {
-        page::add_item(page, &self.bytes[..self.length], offset, Add::Heap)
+    /// From elsewhere on the page.
+    fn push_within(&mut self, page: &mut Page, from: Range<usize>) -> Step<()> {
+        let range = self.room(from.len())?;
+        page.copy_within(from, range.start);
+        Ok(())
     }
+}
+
+/// Adds a tuple of which `data` is what follows the header.
+fn add_tuple(page: &mut Page, header: &[u8; HEADER_SIZE], data: &[u8], offset: u16) -> Step<()> {
+    Unfinished::new(page, header, HEADER_SIZE + data.len(), offset)?.push(page, data)
 }
 
 fn insert(page: &mut Page, piece: &Piece<'_>) -> Step<()> {
@@ -177,9 +217,8 @@ fn insert(page: &mut Page, piece: &Piece<'_>) -> Step<()> {
     let flags = u8_at(piece.main, 2)?;
     let mut data = piece.data_reader();
     let header = LoggedHeader::read(&mut data)?;
-    let mut tuple = Assembled::new(&header.expand(piece.xid, 0, piece.block, offset));
-    tuple.push(data.rest())?;
-    tuple.add_to(page, offset)?;
+    let header = header.expand(piece.xid, 0, piece.block, offset);
+    add_tuple(page, &header, data.rest(), offset)?;
     set_visibility_flag(page, flags);
     Ok(())
 }
@@ -205,9 +244,8 @@ fn multi_insert(page: &mut Page, piece: &Piece<'_>) -> Step<()> {
         }
         let length = usize::from(data.u16()?);
         let header = LoggedHeader::read(&mut data)?;
-        let mut tuple = Assembled::new(&header.expand(piece.xid, 0, piece.block, offset));
-        tuple.push(data.take(length)?)?;
-        tuple.add_to(page, offset)?;
+        let header = header.expand(piece.xid, 0, piece.block, offset);
+        add_tuple(page, &header, data.take(length)?, offset)?;
     }
     if !data.is_empty() {
         return Err(Bad("tuples are longer or shorter than their lengths say"));
@@ -297,29 +335,35 @@ fn update_new(page: &mut Page, piece: &Piece<'_>, record: &UpdateRecord) -> Step
     let prefix = if record.flags & UPDATE_PREFIX != 0 { data.u16()? } else { 0 };
     let suffix = if record.flags & UPDATE_SUFFIX != 0 { data.u16()? } else { 0 };
     let header = LoggedHeader::read(&mut data)?;
-    let (xid, xmax) = (piece.xid, record.new_xmax);
-    let mut new = Assembled::new(&header.expand(xid, xmax, piece.block, record.new_offset));
     // Prefix and suffix are those of the old tuple's data, which is on this page.
-    let old: &[u8] = if prefix != 0 || suffix != 0 {
-        let bytes = page::item(page, record.old_offset)?;
-        let start = usize::from(u8_at(bytes, 22)?);
-        bytes.get(start..).ok_or(Bad("the tuple's header is longer than the tuple"))?
-    } else {
-        &[]
-    };
-    let missing = Bad("the old tuple is shorter than the part it shares");
+    let (prefix, suffix) = (usize::from(prefix), usize::from(suffix));
+    let mut old = 0..0;
+    if prefix != 0 || suffix != 0 {
+        let start = usize::from(u8_at(page::item(page, record.old_offset)?, 22)?);
+        old = page::line(page, record.old_offset)?.range();
+        old.start += start;
+        if old.start > old.end {
+            return Err(Bad("the tuple's header is longer than the tuple"));
+        }
+        if prefix.max(suffix) > old.len() {
+            return Err(Bad("the old tuple is shorter than the part it shares"));
+        }
+    }
+    // The null bitmap and padding come before the prefix.
+    let mut bitmap: &[u8] = &[];
     if prefix != 0 {
-        // The null bitmap and padding come before the prefix.
-        let bitmap = usize::from(header.hoff).checked_sub(HEADER_SIZE);
-        new.push(data.take(bitmap.ok_or(Bad("the tuple's header is too short"))?)?)?;
-        new.push(old.get(..usize::from(prefix)).ok_or(missing)?)?;
+        let length = usize::from(header.hoff).checked_sub(HEADER_SIZE);
+        bitmap = data.take(length.ok_or(Bad("the tuple's header is too short"))?)?;
     }
-    new.push(data.rest())?;
-    if suffix != 0 {
-        let from = old.len().checked_sub(usize::from(suffix)).ok_or(missing)?;
-        new.push(&old[from..])?;
-    }
-    new.add_to(page, record.new_offset)?;
+    let own = data.rest();
+    let length = HEADER_SIZE + bitmap.len() + prefix + own.len() + suffix;
+    let offset = record.new_offset;
+    let header = header.expand(piece.xid, record.new_xmax, piece.block, offset);
+    let mut new = Unfinished::new(page, &header, length, offset)?;
+    new.push(page, bitmap)?;
+    new.push_within(page, old.start..old.start + prefix)?;
+    new.push(page, own)?;
+    new.push_within(page, old.end - suffix..old.end)?;
     if record.flags & UPDATE_NEW_ALL_VISIBLE_CLEARED != 0 {
         page::set_flag(page, ALL_VISIBLE, false);
     }

@@ -43,7 +43,7 @@ mod value;
 mod visibility;
 mod xact;
 
-pub use apply::{apply_block, value_kind};
+pub use apply::{Reads, apply_block, reads, value_kind};
 pub use checker::{CheckError, Checker};
 pub use checksum::{pd_checksum, set_checksum};
 pub use compare::{PageKind, compare, compare_pages};

@@ -17,6 +17,7 @@
 use crate::error::{Bad, Step};
 use pgstrata_ids::{Lsn, PAGE_SIZE};
 use smallvec::SmallVec;
+use std::ops::Range;
 
 /// A data page.
 pub type Page = [u8; PAGE_SIZE];
@@ -198,7 +199,12 @@ impl Line {
         self.length != 0
     }
 
-    pub fn range(self) -> std::ops::Range<usize> {
+    /// Behind the item and the padding after it.
+    pub fn aligned_end(self) -> usize {
+        usize::from(self.offset) + max_align(usize::from(self.length))
+    }
+
+    pub fn range(self) -> Range<usize> {
         usize::from(self.offset)..usize::from(self.offset) + usize::from(self.length)
     }
 }
@@ -259,6 +265,12 @@ pub(crate) enum Add {
 
 /// `PageAddItemExtended`: puts the item below the others. Alignment padding keeps the bytes it had.
 pub(crate) fn add_item(page: &mut Page, data: &[u8], number: u16, how: Add) -> Step<()> {
+    let at = reserve_item(page, data.len(), number, how)?;
+    put(page, at, data)
+}
+
+/// As [`add_item`], without the item's bytes: they are to be written from where it says.
+pub(crate) fn reserve_item(page: &mut Page, length: usize, number: u16, how: Add) -> Step<usize> {
     check_bounds(page)?;
     let count = line_count(page);
     let limit = count + 1;
@@ -278,7 +290,7 @@ pub(crate) fn add_item(page: &mut Page, data: &[u8], number: u16, how: Add) -> S
     let old_lower = lower(page);
     let new_lower =
         if number == limit || shuffle { old_lower + LINE_SIZE as u16 } else { old_lower };
-    let Some(new_upper) = usize::from(upper(page)).checked_sub(max_align(data.len())) else {
+    let Some(new_upper) = usize::from(upper(page)).checked_sub(max_align(length)) else {
         return Err(Bad("the page has no room for the item"));
     };
     if usize::from(new_lower) > new_upper {
@@ -289,10 +301,9 @@ pub(crate) fn add_item(page: &mut Page, data: &[u8], number: u16, how: Add) -> S
         page.copy_within(from..line_at(limit), from + LINE_SIZE);
     }
     set_lower(page, new_lower);
-    set_line(page, number, Line::normal(new_upper as u16, data.len() as u16))?;
-    put(page, new_upper, data)?;
+    set_line(page, number, Line::normal(new_upper as u16, length as u16))?;
     set_upper(page, new_upper as u16);
-    Ok(())
+    Ok(new_upper)
 }
 
 /// An item that survives compaction: where its line pointer goes, and where its bytes are.
@@ -308,7 +319,7 @@ impl Kept {
     }
 
     fn end(&self) -> usize {
-        self.start() + max_align(usize::from(self.line.length))
+        self.line.aligned_end()
     }
 }
 
@@ -323,21 +334,34 @@ fn compact(page: &mut Page, kept: &[Kept]) -> Step<()> {
     let in_order = kept.first().is_none_or(|item| item.end() <= upper)
         && kept.windows(2).all(|pair| pair[1].end() <= pair[0].start());
     let old = if in_order { None } else { Some(*page) };
-    for item in kept {
-        let (from, until) = (item.start(), item.end());
-        upper = upper.checked_sub(until - from).ok_or(Bad("items are longer than the page"))?;
+    let floor = usize::from(lower(page));
+    let mut rest = kept;
+    while let Some(first) = rest.first() {
+        // Neighbours stay neighbours: they move together.
+        let until = first.end();
+        let mut from = first.start();
+        let mut count = 1;
+        while let Some(next) = rest.get(count).filter(|next| next.end() == from) {
+            from = next.start();
+            count += 1;
+        }
         if until > PAGE_SIZE {
             return Err(Bad("a line pointer points outside of the page"));
         }
-        if upper < usize::from(lower(page)) {
-            return Err(Bad("items are longer than the page"));
-        }
+        let to = upper.checked_sub(until - from).filter(|to| *to >= floor);
+        let to = to.ok_or(Bad("items are longer than the page"))?;
         match &old {
-            Some(old) => put(page, upper, &old[from..until])?,
-            None if upper == from => {}
-            None => page.copy_within(from..until, upper),
+            Some(old) => put(page, to, &old[from..until])?,
+            None if to == from => {}
+            None => page.copy_within(from..until, to),
         }
-        put_u32(page, line_at(item.number), Line { offset: upper as u16, ..item.line }.to_word())?;
+        let (together, others) = rest.split_at(count);
+        for item in together {
+            upper -= item.end() - item.start();
+            let line = Line { offset: upper as u16, ..item.line };
+            put_u32(page, line_at(item.number), line.to_word())?;
+        }
+        rest = others;
     }
     set_upper(page, upper as u16);
     Ok(())
@@ -347,24 +371,75 @@ fn compact(page: &mut Page, kept: &[Kept]) -> Step<()> {
 pub(crate) fn repair_fragmentation(page: &mut Page) -> Step<()> {
     check_bounds(page)?;
     let count = line_count(page);
-    let mut kept = KeptItems::new();
+    let end_of_lines = line_at(count + 1);
     let (mut last_used, mut unused) = (0, 0);
-    for number in 1..=count {
-        let line = line(page, number)?;
-        if line.is_used() {
-            if line.has_storage() {
-                kept.push(Kept { number, line });
-            }
-            last_used = number;
-        } else {
-            set_line(page, number, Line::UNUSED)?;
+    // Whether tuples lie in the order of their line pointers, from the special space down.
+    let (mut in_order, mut before) = (true, usize::from(special(page)));
+    let lines = page[HEADER_SIZE..end_of_lines].as_chunks_mut::<LINE_SIZE>().0;
+    for (number, bytes) in (1..).zip(lines) {
+        let line = Line::from_word(u32::from_le_bytes(*bytes));
+        if !line.is_used() {
+            *bytes = [0; LINE_SIZE];
             unused += 1;
+            continue;
+        }
+        last_used = number;
+        if line.has_storage() {
+            in_order &= line.aligned_end() <= before;
+            before = usize::from(line.offset);
         }
     }
-    compact(page, &kept)?;
+    if in_order && before >= end_of_lines {
+        compact_lines(page, end_of_lines, |page, from, to| {
+            page.copy_within(from, to);
+            Ok(())
+        })?;
+    } else {
+        let old = *page;
+        compact_lines(page, end_of_lines, |page, from, to| {
+            let from = old.get(from).ok_or(Bad("a line pointer points outside of the page"))?;
+            put(page, to, from)
+        })?;
+    }
     let cut = count - last_used;
     set_lower(page, lower(page) - cut * LINE_SIZE as u16);
     set_flag(page, HAS_FREE_LINES, unused > cut);
+    Ok(())
+}
+
+/// [`compact`] of all items, by `copy` of the bytes in a range to a place. Items that are neighbours and stay so are
+/// copied together.
+#[inline]
+fn compact_lines(
+    page: &mut Page,
+    end_of_lines: usize,
+    copy: impl Fn(&mut Page, Range<usize>, usize) -> Step<()>,
+) -> Step<()> {
+    let mut upper = usize::from(special(page));
+    let mut together = upper..upper;
+    for at in (HEADER_SIZE..end_of_lines).step_by(LINE_SIZE) {
+        let line = Line::from_word(get_u32(page, at)?);
+        if !line.has_storage() {
+            continue;
+        }
+        let (start, end) = (usize::from(line.offset), line.aligned_end());
+        if end != together.start {
+            if together.start != upper {
+                copy(page, together.clone(), upper)?;
+            }
+            together.end = end;
+        }
+        together.start = start;
+        let room = upper.checked_sub(end - start).filter(|upper| *upper >= end_of_lines);
+        upper = room.ok_or(Bad("items are longer than the page"))?;
+        if upper != start {
+            put_u32(page, at, Line { offset: upper as u16, ..line }.to_word())?;
+        }
+    }
+    if together.start != upper {
+        copy(page, together, upper)?;
+    }
+    set_upper(page, upper as u16);
     Ok(())
 }
 

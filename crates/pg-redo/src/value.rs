@@ -124,6 +124,16 @@ impl<'a> Value<'a> {
     }
 }
 
+/// Resource manager, info bits and main data of a piece, without taking it apart: `None` if it is another kind of value,
+/// or has much main data.
+#[inline]
+pub(crate) fn peek(value: &[u8]) -> Option<(u8, u8, &[u8])> {
+    let &[tag, rmgr, info, _, _, _, _, _, others, ..] = value else { return None };
+    let (&length, main) = value.get(9 + 5 * usize::from(others)..)?.split_first()?;
+    let is_piece = tag & KIND_MASK == KIND_PIECE && length != LONG_MAIN;
+    is_piece.then_some((rmgr, info, main.get(..length.into())?))
+}
+
 fn decode_image<'a>(reader: &mut Reader<'a>) -> Step<BlockImage<'a>> {
     let info = reader.u8()?;
     let hole_offset = reader.u16()?;

@@ -6,8 +6,8 @@ mod support;
 
 use pgstrata_ids::{Fork, Lsn, PAGE_SIZE, RelTag};
 use pgstrata_pg_redo::{
-    Effect, Effects, Page, RecordKind, RedoError, ValueKind, apply_block, is_complete, page,
-    value_kind,
+    Effect, Effects, Page, Reads, RecordKind, RedoError, ValueKind, apply_block, is_complete, page,
+    reads, value_kind,
 };
 use pgstrata_pg_wal::{DecodedRecord, PgVersion, Record};
 use support::{Block, Fields, Piece, control, page_of, put_u16, record_bytes, with};
@@ -232,6 +232,25 @@ fn r5_some_pages_change_further_after_their_image() {
     assert!(page == expected);
     let kind = RecordKind { version: PgVersion::V17, rmgr: HASH, info: 0x60 };
     assert_eq!(value_kind(&value), Ok(ValueKind::Piece(kind)));
+}
+
+#[test]
+fn what_a_change_reads_is_known_before_it_is_applied() {
+    let reads_of = |kind, main: &[u8]| reads(&derive(kind, &[block(0)], main).unwrap()[0].2);
+    // HOT update and delete of tuple 7; what lies behind it does not matter.
+    assert_eq!(reads_of((HEAP, 0x40), &[1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 9, 0]), Reads::Item(7));
+    assert_eq!(reads_of((HEAP, 0x10), &[1, 0, 0, 0, 7, 0, 0, 0]), Reads::Item(7));
+    assert_eq!(reads_of((HEAP2, 0x10), &[0; 9]), Reads::Page);
+    assert_eq!(reads_of((HEAP, 0x00), &[7, 0, 0]), Reads::FreeSpace);
+    assert_eq!(reads_of((BTREE, 0x00), &[7, 0]), Reads::FreeSpace);
+    // Whatever the bytes are: it is a hint.
+    let update = &derive((HEAP, 0x40), &[block(0)], &[0; 14]).unwrap()[0].2;
+    for length in 0..update.len() {
+        let cut = reads(&update[..length]);
+        assert!(cut == Reads::FreeSpace || cut == Reads::Item(0), "{length}: {cut:?}");
+    }
+    let image = [9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(reads(&image), Reads::FreeSpace);
 }
 
 #[test]

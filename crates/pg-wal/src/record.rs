@@ -106,20 +106,73 @@ pub struct DecodedRecord<'a> {
     pub top_level_xid: Option<u32>,
 }
 
-/// A block header whose payload has not been located yet.
-struct PendingBlock {
-    id: u8,
-    rel: RelTag,
-    block: u32,
-    will_init: bool,
-    image: Option<ImageHeader>,
-    data_length: usize,
-}
-
 impl<'a> DecodedRecord<'a> {
     /// Takes a record apart.
+    #[inline]
     pub fn decode(record: Record<'a>) -> Result<DecodedRecord<'a>, WalError> {
-        decode(record).map_err(|malformed| WalErrorKind::Malformed(malformed.0).at(record.lsn))
+        // Filled where it lies: it is too large to be moved about for every record.
+        let mut decoded = DecodedRecord {
+            lsn: record.lsn,
+            end: record.end,
+            header: RecordHeader { total_length: 0, xid: 0, prev: Lsn::INVALID, info: 0, rmgr: 0 },
+            blocks: SmallVec::new(),
+            main_data: &[],
+            origin: None,
+            top_level_xid: None,
+        };
+        match decoded.fill(record.bytes) {
+            Ok(()) => Ok(decoded),
+            Err(malformed) => Err(WalErrorKind::Malformed(malformed.0).at(record.lsn)),
+        }
+    }
+
+    fn fill(&mut self, bytes: &'a [u8]) -> Result<(), Malformed> {
+        let mut reader = Reader::new(bytes);
+        self.header = decode_header(&mut reader)?;
+        if self.header.total_length as usize != bytes.len() {
+            return Err(Malformed("length field differs from the record's length"));
+        }
+        let mut main_length = 0;
+        // Payload follows the headers; when all that is left is payload, the headers are over.
+        let mut payload = 0;
+        while reader.rest().len() > payload {
+            match reader.u8()? {
+                ID_DATA_SHORT => {
+                    main_length = usize::from(reader.u8()?);
+                    payload += main_length;
+                    break;
+                }
+                ID_DATA_LONG => {
+                    main_length = reader.u32()? as usize;
+                    payload = payload.checked_add(main_length).ok_or(Truncated)?;
+                    break;
+                }
+                ID_ORIGIN => self.origin = Some(reader.u16()?),
+                ID_TOP_LEVEL_XID => self.top_level_xid = Some(reader.u32()?),
+                id if id <= ID_BLOCK_LAST => {
+                    let before = self.blocks.last();
+                    if before.is_some_and(|before| before.id >= id) {
+                        return Err(Malformed("block references are out of order"));
+                    }
+                    let before = before.map(|before| before.rel);
+                    let block = decode_block_header(&mut reader, id, before, bytes)?;
+                    payload += block.data.len() + block.image.map_or(0, |image| image.bytes.len());
+                    self.blocks.push(block);
+                }
+                _ => return Err(Malformed("unknown fragment id")),
+            }
+        }
+        if reader.rest().len() != payload {
+            return Err(Malformed("fragment lengths do not add up to the record's length"));
+        }
+        for block in &mut self.blocks {
+            if let Some(image) = &mut block.image {
+                image.bytes = reader.take(image.bytes.len())?;
+            }
+            block.data = reader.take(block.data.len())?;
+        }
+        self.main_data = reader.take(main_length)?;
+        Ok(())
     }
 
     /// The block reference with this id.
@@ -142,68 +195,6 @@ impl From<Truncated> for Malformed {
     }
 }
 
-fn decode<'a>(record: Record<'a>) -> Result<DecodedRecord<'a>, Malformed> {
-    let mut reader = Reader::new(record.bytes);
-    let header = decode_header(&mut reader)?;
-    if header.total_length as usize != record.bytes.len() {
-        return Err(Malformed("length field differs from the record's length"));
-    }
-    let mut pending: SmallVec<[PendingBlock; 4]> = SmallVec::new();
-    let mut main_length = 0;
-    let mut origin = None;
-    let mut top_level_xid = None;
-    // Payload follows the headers; when all that is left is payload, the headers are over.
-    let mut payload = 0;
-    while reader.rest().len() > payload {
-        match reader.u8()? {
-            ID_DATA_SHORT => {
-                main_length = usize::from(reader.u8()?);
-                payload += main_length;
-                break;
-            }
-            ID_DATA_LONG => {
-                main_length = reader.u32()? as usize;
-                payload = payload.checked_add(main_length).ok_or(Truncated)?;
-                break;
-            }
-            ID_ORIGIN => origin = Some(reader.u16()?),
-            ID_TOP_LEVEL_XID => top_level_xid = Some(reader.u32()?),
-            id if id <= ID_BLOCK_LAST => {
-                if pending.last().is_some_and(|last| last.id >= id) {
-                    return Err(Malformed("block references are out of order"));
-                }
-                let block = decode_block_header(&mut reader, id, pending.last())?;
-                payload += block.data_length + block.image.map_or(0, |image| image.length);
-                pending.push(block);
-            }
-            _ => return Err(Malformed("unknown fragment id")),
-        }
-    }
-    if reader.rest().len() != payload {
-        return Err(Malformed("fragment lengths do not add up to the record's length"));
-    }
-    let mut blocks = SmallVec::new();
-    for block in &pending {
-        let image = match block.image {
-            Some(image) => Some(image.with_bytes(reader.take(image.length)?)),
-            None => None,
-        };
-        let data = reader.take(block.data_length)?;
-        let PendingBlock { id, rel, block, will_init, .. } = *block;
-        blocks.push(BlockRef { id, rel, block, will_init, image, data });
-    }
-    let main_data = reader.take(main_length)?;
-    Ok(DecodedRecord {
-        lsn: record.lsn,
-        end: record.end,
-        header,
-        blocks,
-        main_data,
-        origin,
-        top_level_xid,
-    })
-}
-
 fn decode_header(reader: &mut Reader<'_>) -> Result<RecordHeader, Truncated> {
     let total_length = reader.u32()?;
     let xid = reader.u32()?;
@@ -214,23 +205,31 @@ fn decode_header(reader: &mut Reader<'_>) -> Result<RecordHeader, Truncated> {
     Ok(RecordHeader { total_length, xid, prev, info, rmgr })
 }
 
-fn decode_block_header(
-    reader: &mut Reader<'_>,
+/// A block reference whose image and data have their lengths, but do not lie where they should: that is known when all
+/// headers are read. Until then they are the first bytes of `record`.
+fn decode_block_header<'a>(
+    reader: &mut Reader<'a>,
     id: u8,
-    before: Option<&PendingBlock>,
-) -> Result<PendingBlock, Malformed> {
+    before: Option<RelTag>,
+    record: &'a [u8],
+) -> Result<BlockRef<'a>, Malformed> {
+    let some = |length: usize| record.get(..length).ok_or(Truncated);
     let flags = reader.u8()?;
     let fork = Fork::from_number(flags & FORK_MASK).ok_or(Malformed("unknown fork"))?;
-    let data_length = usize::from(reader.u16()?);
-    if (flags & HAS_DATA != 0) != (data_length != 0) {
+    let data = some(usize::from(reader.u16()?))?;
+    if (flags & HAS_DATA != 0) == data.is_empty() {
         return Err(Malformed("a block's data flag contradicts its data length"));
     }
-    let image = if flags & HAS_IMAGE != 0 { Some(ImageHeader::decode(reader)?) } else { None };
+    let mut image = None;
+    if flags & HAS_IMAGE != 0 {
+        let header = ImageHeader::decode(reader)?;
+        image = Some(header.with_bytes(some(header.length)?));
+    }
     let rel = if flags & SAME_REL != 0 {
-        before.ok_or(Malformed("first block refers to the relation before it"))?.rel.with_fork(fork)
+        before.ok_or(Malformed("first block refers to the relation before it"))?.with_fork(fork)
     } else {
         RelTag { spc: reader.u32()?, db: reader.u32()?, rel: reader.u32()?, fork }
     };
     let block = reader.u32()?;
-    Ok(PendingBlock { id, rel, block, will_init: flags & WILL_INIT != 0, image, data_length })
+    Ok(BlockRef { id, rel, block, will_init: flags & WILL_INIT != 0, image, data })
 }
