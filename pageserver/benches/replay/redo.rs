@@ -4,58 +4,78 @@ use std::time::Instant;
 
 use pgstrata_ids::Lsn;
 use pgstrata_pageserver::import::Imported;
-use pgstrata_pg_redo::{ControlState, Effects, ValueRange};
+use pgstrata_pg_redo::{ControlState, Effects, Reads, ValueRange, reads};
 use pgstrata_pg_wal::{DecodedRecord, WalDecoder};
 use serde_json::json;
 
-use crate::memory::{Change, Memory, NONE, Page, apply};
+use crate::memory::{Change, Memory, Page, apply};
 use crate::{CHUNK, Options, Recording};
 
 /// Values of so many bytes are gathered before their pages are changed: with what leads to them, they stay in a core's
-/// second level cache.
-const BATCH_BYTES: usize = 256 << 10;
+/// own caches.
+const BATCH_BYTES: usize = 128 << 10;
 
-/// Changes of pages, gathered so that each page's are applied together. The order among pages does not matter, as redo
-/// of a page never looks at another one.
+/// So many changes before its turn, a page's header and line pointers are asked for; they tell where the rest is.
+const HEADER_AHEAD: usize = 12;
+
+/// So many changes before its turn, the parts of the page that the change reads are asked for.
+const ITEMS_AHEAD: usize = 4;
+
+/// Changes of pages, in the order of the WAL.
 #[derive(Default)]
 struct Batch {
-    changes: Vec<(Change, u32)>,
-    /// First and last change of each page that has any.
-    ends: Vec<(u32, u32)>,
-    touched: Vec<u32>,
+    changes: Vec<Change>,
 }
 
 impl Batch {
-    #[inline]
-    fn push(&mut self, change: Change) {
-        let (place, at) = (change.place as usize, self.changes.len() as u32);
-        if self.ends.len() <= place {
-            self.ends.resize((place + 1).max(2 * self.ends.len()), (NONE, NONE));
-        }
-        let (first, last) = &mut self.ends[place];
-        match *first {
-            NONE => {
-                *first = at;
-                self.touched.push(change.place);
-            }
-            _ => self.changes[*last as usize].1 = at,
-        }
-        *last = at;
-        self.changes.push((change, NONE));
-    }
-
+    /// Memory is slow beside redo, and a change by itself would wait for its page, the line pointer and the item in
+    /// turn: here, waits of one change go on beside work on others.
     fn apply(&mut self, pages: &mut [Page], values: &[u8]) {
-        for place in self.touched.drain(..) {
-            let (mut at, _) = std::mem::replace(&mut self.ends[place as usize], (NONE, NONE));
-            let page = &mut pages[place as usize];
-            while at != NONE {
-                let (change, next) = &self.changes[at as usize];
-                apply(page, change, values);
-                at = *next;
+        for (at, change) in self.changes.iter().enumerate() {
+            if let Some(later) = self.changes.get(at + HEADER_AHEAD) {
+                let page = &pages[later.place as usize];
+                (0..4).for_each(|line| prefetch(page, line * 64));
             }
+            if let Some(later) = self.changes.get(at + ITEMS_AHEAD) {
+                let ValueRange { start, end } = later.value;
+                let reads = reads(&values[start as usize..end as usize]);
+                prefetch_items(&pages[later.place as usize], reads);
+            }
+            apply(&mut pages[change.place as usize], change, values);
         }
         self.changes.clear();
     }
+}
+
+fn prefetch_items(page: &Page, reads: Reads) {
+    let upper = usize::from(u16::from_le_bytes([page[14], page[15]]));
+    match reads {
+        Reads::Page => (upper..8192).step_by(64).for_each(|at| prefetch(page, at)),
+        Reads::Item(number) => {
+            let line = (20 + 4 * usize::from(number)) % 8192;
+            let offset = usize::from(u16::from_le_bytes([page[line], page[line + 1]]) & 0x7FFF);
+            prefetch(page, offset);
+            prefetch(page, offset + 64);
+        }
+        Reads::FreeSpace => {}
+    }
+    if reads != Reads::Page {
+        prefetch(page, upper + 8192 - 64);
+        prefetch(page, upper + 8192 - 128);
+    }
+}
+
+/// Asks for a byte of the page, modulo its length.
+#[inline]
+fn prefetch(page: &Page, at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing, whatever its address is; this one is within the page, too.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(page.as_ptr().add(at % 8192).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (page, at);
 }
 
 /// Decodes and derives; `each` is given every record's effects, and what it leaves of their values stays.
@@ -93,11 +113,11 @@ fn in_order(recording: &Recording, memory: &mut Memory, control: &mut ControlSta
 }
 
 #[inline(never)] // For profiles.
-/// From WAL to pages, some thousands of records at a time.
+/// From WAL to pages, the changes of some thousand records at a time.
 fn in_batches(recording: &Recording, memory: &mut Memory, control: &mut ControlState) {
     let mut batch = Batch::default();
     let rest = derive(recording, control, |effects, lsn| {
-        let copies = memory.changes(effects, lsn, |_, change| batch.push(change));
+        let copies = memory.changes(effects, lsn, |_, change| batch.changes.push(change));
         if copies || effects.buf.len() >= BATCH_BYTES {
             batch.apply(memory.arena.pages(), &effects.buf);
             effects.buf.clear();
@@ -117,7 +137,8 @@ struct Kept {
 }
 
 impl Kept {
-    fn collect(recording: &Recording, mut memory: Memory, mut control: ControlState) -> Kept {
+    fn collect(recording: &Recording, memory: &Memory, mut control: ControlState) -> Kept {
+        let mut memory = memory.copy();
         let mut changes = Vec::new();
         let effects = derive(recording, &mut control, |effects, lsn| {
             let copies = memory.changes(effects, lsn, |_, change| changes.push(change));
@@ -190,7 +211,7 @@ pub fn all(options: &Options) {
     assert!(one.arena.pages() == other.arena.pages(), "the order among pages matters");
     drop(other);
 
-    let kept = Kept::collect(&recording, memory, control);
+    let kept = Kept::collect(&recording, &memory, control);
     let mut pages = kept.fresh.clone();
     recording.report("apply in order", timed(|| kept.apply_all(&mut pages)));
     assert!(pages == one.arena.pages(), "applying apart from deriving matters");
@@ -208,7 +229,7 @@ pub fn all(options: &Options) {
 /// One page from an older one and so many pieces, as a read does: a copy of the page, then each piece.
 pub fn rebuild(options: &Options) {
     let (memory, control, recording) = read(options);
-    let kept = Kept::collect(&recording, memory, control).by_page();
+    let kept = Kept::collect(&recording, &memory, control).by_page();
     for pieces in [10, 100, 1000] {
         let mut pages = kept.fresh.clone();
         let mut times = Vec::new();
