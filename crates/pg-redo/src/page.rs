@@ -16,7 +16,6 @@
 
 use crate::error::{Bad, Step};
 use pgstrata_ids::{Lsn, PAGE_SIZE};
-use smallvec::SmallVec;
 use std::ops::Range;
 
 /// A data page.
@@ -306,111 +305,75 @@ pub(crate) fn reserve_item(page: &mut Page, length: usize, number: u16, how: Add
     Ok(new_upper)
 }
 
-/// An item that survives compaction: where its line pointer goes, and where its bytes are.
-#[derive(Clone, Copy)]
-struct Kept {
-    number: u16,
-    line: Line,
+/// Whether items lie in the order of their line pointers, from the special space down and above the line pointers.
+struct Order {
+    holds: bool,
+    before: usize,
 }
 
-impl Kept {
-    fn start(&self) -> usize {
-        usize::from(self.line.offset)
+impl Order {
+    fn new(page: &Page) -> Order {
+        Order { holds: true, before: usize::from(special(page)) }
     }
 
-    fn end(&self) -> usize {
-        self.line.aligned_end()
+    /// The next line pointer.
+    fn see(&mut self, line: Line) {
+        if line.has_storage() {
+            self.holds &= line.aligned_end() <= self.before;
+            self.before = usize::from(line.offset);
+        }
+    }
+
+    fn holds_from(&self, end_of_lines: usize) -> bool {
+        self.holds && self.before >= end_of_lines
     }
 }
-
-/// Items of a heap page, and of most others, without memory from elsewhere; none of it is cleared.
-type KeptItems = SmallVec<[Kept; 512]>;
 
 /// Puts the items against the special space in line-pointer order, the lowest number at the highest address. Both code
 /// paths of `compactify_tuples` give this result, and so do both of ours.
-fn compact(page: &mut Page, kept: &[Kept]) -> Step<()> {
-    // Items that lie in this order already, as most do, only move up, each into room that those before it left.
-    let mut upper = usize::from(special(page));
-    let in_order = kept.first().is_none_or(|item| item.end() <= upper)
-        && kept.windows(2).all(|pair| pair[1].end() <= pair[0].start());
-    let old = if in_order { None } else { Some(*page) };
-    let floor = usize::from(lower(page));
-    let mut rest = kept;
-    while let Some(first) = rest.first() {
-        // Neighbours stay neighbours: they move together.
-        let until = first.end();
-        let mut from = first.start();
-        let mut count = 1;
-        while let Some(next) = rest.get(count).filter(|next| next.end() == from) {
-            from = next.start();
-            count += 1;
-        }
-        if until > PAGE_SIZE {
-            return Err(Bad("a line pointer points outside of the page"));
-        }
-        let to = upper.checked_sub(until - from).filter(|to| *to >= floor);
-        let to = to.ok_or(Bad("items are longer than the page"))?;
-        match &old {
-            Some(old) => put(page, to, &old[from..until])?,
-            None if to == from => {}
-            None => page.copy_within(from..until, to),
-        }
-        let (together, others) = rest.split_at(count);
-        for item in together {
-            upper -= item.end() - item.start();
-            let line = Line { offset: upper as u16, ..item.line };
-            put_u32(page, line_at(item.number), line.to_word())?;
-        }
-        rest = others;
+fn compact(page: &mut Page, order: &Order) -> Step<()> {
+    let end_of_lines = line_at(line_count(page) + 1);
+    if order.holds_from(end_of_lines) {
+        // Items only move up, each into room that those before it left.
+        return compact_by(page, end_of_lines, |page, from, to| {
+            page.copy_within(from, to);
+            Ok(())
+        });
     }
-    set_upper(page, upper as u16);
-    Ok(())
+    let old = *page;
+    compact_by(page, end_of_lines, |page, from, to| {
+        let from = old.get(from).ok_or(Bad("a line pointer points outside of the page"))?;
+        put(page, to, from)
+    })
 }
 
 /// `PageRepairFragmentation`: compacts the tuples and cuts trailing unused line pointers.
 pub(crate) fn repair_fragmentation(page: &mut Page) -> Step<()> {
     check_bounds(page)?;
     let count = line_count(page);
-    let end_of_lines = line_at(count + 1);
     let (mut last_used, mut unused) = (0, 0);
-    // Whether tuples lie in the order of their line pointers, from the special space down.
-    let (mut in_order, mut before) = (true, usize::from(special(page)));
-    let lines = page[HEADER_SIZE..end_of_lines].as_chunks_mut::<LINE_SIZE>().0;
+    let mut order = Order::new(page);
+    let lines = page[HEADER_SIZE..line_at(count + 1)].as_chunks_mut::<LINE_SIZE>().0;
     for (number, bytes) in (1..).zip(lines) {
         let line = Line::from_word(u32::from_le_bytes(*bytes));
-        if !line.is_used() {
+        if line.is_used() {
+            last_used = number;
+            order.see(line);
+        } else {
             *bytes = [0; LINE_SIZE];
             unused += 1;
-            continue;
-        }
-        last_used = number;
-        if line.has_storage() {
-            in_order &= line.aligned_end() <= before;
-            before = usize::from(line.offset);
         }
     }
-    if in_order && before >= end_of_lines {
-        compact_lines(page, end_of_lines, |page, from, to| {
-            page.copy_within(from, to);
-            Ok(())
-        })?;
-    } else {
-        let old = *page;
-        compact_lines(page, end_of_lines, |page, from, to| {
-            let from = old.get(from).ok_or(Bad("a line pointer points outside of the page"))?;
-            put(page, to, from)
-        })?;
-    }
+    compact(page, &order)?;
     let cut = count - last_used;
     set_lower(page, lower(page) - cut * LINE_SIZE as u16);
     set_flag(page, HAS_FREE_LINES, unused > cut);
     Ok(())
 }
 
-/// [`compact`] of all items, by `copy` of the bytes in a range to a place. Items that are neighbours and stay so are
-/// copied together.
+/// [`compact`] by `copy` of the bytes in a range to a place. Neighbours that stay neighbours are copied together.
 #[inline]
-fn compact_lines(
+fn compact_by(
     page: &mut Page,
     end_of_lines: usize,
     copy: impl Fn(&mut Page, Range<usize>, usize) -> Step<()>,
@@ -501,20 +464,23 @@ pub(crate) fn delete_items(
         return (0..count).rev().try_for_each(|at| delete_item(page, numbers(at)));
     }
     check_bounds(page)?;
-    let mut kept = KeptItems::new();
-    let mut next = 0;
+    let (mut next, mut last) = (0, 0);
+    let mut order = Order::new(page);
     for number in 1..=line_count(page) {
         if next < count && numbers(next) == number {
             next += 1;
             continue;
         }
-        kept.push(Kept { number: kept.len() as u16 + 1, line: line(page, number)? });
+        let line = line(page, number)?;
+        order.see(line);
+        last += 1;
+        set_line(page, last, line)?;
     }
     if next != count {
         return Err(Bad("items to delete are missing or out of order"));
     }
-    set_lower(page, (HEADER_SIZE + kept.len() * LINE_SIZE) as u16);
-    compact(page, &kept)
+    set_lower(page, line_at(last + 1) as u16);
+    compact(page, &order)
 }
 
 /// `PageIndexTupleDeleteNoCompact`: other items keep their numbers.
