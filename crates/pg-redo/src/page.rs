@@ -305,7 +305,7 @@ pub(crate) fn reserve_item(page: &mut Page, length: usize, number: u16, how: Add
     Ok(new_upper)
 }
 
-/// Whether items lie in the order of their line pointers, from the special space down and above the line pointers.
+/// Whether items lie in the order of their line pointers, from the special space down.
 struct Order {
     holds: bool,
     before: usize,
@@ -323,17 +323,13 @@ impl Order {
             self.before = usize::from(line.offset);
         }
     }
-
-    fn holds_from(&self, end_of_lines: usize) -> bool {
-        self.holds && self.before >= end_of_lines
-    }
 }
 
 /// Puts the items against the special space in line-pointer order, the lowest number at the highest address. Both code
 /// paths of `compactify_tuples` give this result, and so do both of ours.
 fn compact(page: &mut Page, order: &Order) -> Step<()> {
     let end_of_lines = line_at(line_count(page) + 1);
-    if order.holds_from(end_of_lines) {
+    if order.holds {
         // Items only move up, each into room that those before it left.
         return compact_by(page, end_of_lines, |page, from, to| {
             page.copy_within(from, to);

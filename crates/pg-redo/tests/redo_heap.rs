@@ -231,12 +231,12 @@ fn shared_parts_come_from_the_old_tuple() {
     assert_eq!(run(0x60, both).map(data).unwrap()[..4], [0, 0xA1, 0xB1, 0xA2]);
     let short = Fields::new().u16(1).bytes(&header(22).0);
     assert_eq!(run(0x20, short).err(), Some("the tuple's header is too short"));
-    let old = with(&page(), |page| page[TUPLE + 22] = 27);
-    let longer = "the tuple's header is longer than the tuple";
-    assert_eq!(
-        Piece::new((HEAP, UPDATE), main(0x20)).data(prefix(1)).after(&old).err(),
-        Some(longer)
-    );
+    let with_header = |length: u8| {
+        let old = with(&page(), |page| page[TUPLE + 22] = length);
+        Piece::new((HEAP, UPDATE), main(0x20)).data(prefix(1)).after(&old).err()
+    };
+    assert_eq!(with_header(27), Some("the tuple's header is longer than the tuple"));
+    assert_eq!(with_header(26), Some(missing));
 }
 
 #[test]

@@ -254,6 +254,22 @@ fn split_pages_follow_right_if_the_parent_is_not_told_yet() {
 }
 
 #[test]
+fn updates_of_gist_leaves_note_that_tuples_went() {
+    let run = |flags: u16, main: Fields, data: Fields| {
+        let before = with(&tuples(4, 16), |page| put_u16(page, 8188, flags));
+        let found = Piece::new((GIST, 0x00), main).data(data).after(&before).unwrap();
+        (numbers(&found), u16_of(&found, 8188))
+    };
+    let delete = |flags: u16| run(flags, Fields::new().u16(1).u16(0), Fields::new().u16(2)).1;
+    assert_eq!([delete(1), delete(0), delete(1 | 4), delete(8)], [1 | 4, 0, 1 | 4, 8]);
+    // One for one is an overwrite, and an insertion alone takes nothing away.
+    let data = Fields::new().u16(2).bytes(&tuple(9));
+    assert_eq!(run(1, Fields::new().u16(1).u16(1), data), (vec![1, 9, 3, 4], 1));
+    let data = Fields::new().bytes(&tuple(9));
+    assert_eq!(run(1, Fields::new().u16(0).u16(1), data), (vec![1, 2, 3, 4, 9], 1));
+}
+
+#[test]
 fn deletions_from_gist_list_as_many_as_they_say() {
     let before = with(&tuples(4, 16), |page| put_u16(page, 8188, 1 | 16));
     let run = |version: PgVersion, main: Fields| {

@@ -249,8 +249,14 @@ fn what_a_change_reads_is_known_before_it_is_applied() {
         let cut = reads(&update[..length]);
         assert!(cut == Reads::FreeSpace || cut == Reads::Item(0), "{length}: {cut:?}");
     }
-    let image = [9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // The old tuple's page of an update to another one: the number of that page comes before the main data.
+    let main = [1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 9, 0];
+    let both = derive((HEAP, 0x20), &[block(0), block(1)], &main).unwrap();
+    assert_eq!(both.iter().map(|value| reads(&value.2)).collect::<Vec<_>>(), [Reads::Item(7); 2]);
+    // An image whose bytes would do for a delete.
+    let image = [9, HEAP, 0x10, 0, 0, 0, 0, 0, 0, 8, 1, 0, 0, 0, 7, 0, 0, 0];
     assert_eq!(reads(&image), Reads::FreeSpace);
+    assert_eq!(reads(&[&[2], &image[1..]].concat()), Reads::Item(7));
 }
 
 #[test]
