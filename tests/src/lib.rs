@@ -303,9 +303,17 @@ pub fn unprivileged(program: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that the kernel gives to no outgoing connection
+/// meanwhile: those of other tests are many.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let first_outgoing: u16 = range.split_ascii_whitespace().next().unwrap().parse().unwrap();
+    loop {
+        let port = rand::random_range(10_000..first_outgoing);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Whether tests have to switch users for PostgreSQL.
@@ -349,7 +357,7 @@ impl Default for S3Server {
 impl S3Server {
     /// Starts one on a free port.
     pub fn start() -> S3Server {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let program =
             std::env::var("PGSTRATA_MOTO_SERVER").unwrap_or_else(|_| "moto_server".into());
         let child = Command::new(&program)

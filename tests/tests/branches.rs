@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use pgstrata_tests::workload::{Moment, note_moment, permanent, step};
-use pgstrata_tests::{Cluster, S3Server, connect, pg_program, thorough};
+use pgstrata_tests::{Cluster, S3Server, connect, free_port, pg_program, thorough};
 use postgres::Client;
 
 fn moments(cluster: &Cluster) {
@@ -137,7 +137,7 @@ fn a_base_backup_of_the_past_starts_by_itself() {
         );
         pg_program("pg_verifybackup", &["-n", target]);
         let socket = format!("-c unix_socket_directories={target}");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let free = free_port();
         let options = format!("{socket} -c port={free} -c listen_addresses=127.0.0.1");
         let log = format!("{target}/log");
         pg_program("pg_ctl", &["-D", target, "-w", "-l", &log, "-o", &options, "start"]);

@@ -129,8 +129,16 @@ impl Drop for S3Server {
     }
 }
 
+/// One that the kernel gives to no outgoing connection, until the server has it.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let first_outgoing: u16 = range.split_ascii_whitespace().next().unwrap().parse().unwrap();
+    loop {
+        let port = rand::random_range(10_000..first_outgoing);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn start_s3() -> (S3Server, String) {
