@@ -4,15 +4,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pgstrata_blob::{CasOutcome, Location, PutOutcome, Store};
-use pgstrata_tests::S3_ENVIRONMENT;
 use pgstrata_tests::other_s3::{Condition, OtherS3};
+use pgstrata_tests::{S3_ENVIRONMENT, free_port};
 
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -125,18 +125,6 @@ impl Drop for S3Server {
         if let Some(child) = &mut self.0 {
             let _ = child.kill();
             let _ = child.wait();
-        }
-    }
-}
-
-/// One that the kernel gives to no outgoing connection, until the server has it.
-fn free_port() -> u16 {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
-    let first_outgoing: u16 = range.split_ascii_whitespace().next().unwrap().parse().unwrap();
-    loop {
-        let port = rand::random_range(10_000..first_outgoing);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
         }
     }
 }

@@ -20,16 +20,6 @@ enum Name {
     Slru(u32),
 }
 
-impl Name {
-    /// Its place among the names that were looked up last.
-    fn slot(self) -> usize {
-        match self {
-            Name::Relation(tag) => (tag.rel as usize + 5 * tag.fork as usize) % 16,
-            Name::Slru(kind) => kind as usize % 16,
-        }
-    }
-}
-
 /// Its pages: as the data directory had them, and where those lie that redo has touched.
 #[derive(Clone, Default)]
 struct Pages {
@@ -92,8 +82,8 @@ impl Arena {
 /// All pages.
 pub struct Memory {
     names: FxHashMap<Name, u32>,
-    /// What was looked up last, of every so many names.
-    recent: [Option<(Name, u32)>; 16],
+    /// What was looked up last.
+    recent: Option<(Name, u32)>,
     files: Vec<Pages>,
     /// Pages that a copy has room for.
     room: usize,
@@ -106,7 +96,7 @@ impl Memory {
         let mut imported = read_archive(File::open(data).unwrap()).unwrap();
         let mut memory = Memory {
             names: FxHashMap::default(),
-            recent: [None; 16],
+            recent: None,
             files: Vec::new(),
             arena: Arena::new(1),
             room: 0,
@@ -134,12 +124,12 @@ impl Memory {
     pub fn copy(&self) -> Memory {
         let arena = Arena::new(self.room);
         let (names, files) = (self.names.clone(), self.files.clone());
-        Memory { names, recent: [None; 16], files, room: self.room, arena }
+        Memory { names, recent: None, files, room: self.room, arena }
     }
 
     #[inline]
     fn file(&mut self, name: Name) -> u32 {
-        match self.recent[name.slot()] {
+        match self.recent {
             Some((recent, file)) if recent == name => file,
             _ => self.find(name),
         }
@@ -150,7 +140,7 @@ impl Memory {
             self.files.push(Pages::default());
             self.files.len() as u32 - 1
         });
-        self.recent[name.slot()] = Some((name, file));
+        self.recent = Some((name, file));
         file
     }
 
@@ -237,7 +227,7 @@ impl Memory {
 
     /// Drops files: who makes them again gets new pages.
     fn forget(&mut self, matches: impl Fn(RelTag) -> bool) {
-        self.recent = [None; 16];
+        self.recent = None;
         self.names.retain(|name, _| !matches!(name, Name::Relation(tag) if matches(*tag)));
     }
 
