@@ -198,9 +198,9 @@ impl Line {
         self.length != 0
     }
 
-    /// Behind the item and the padding after it.
-    pub fn aligned_end(self) -> usize {
-        usize::from(self.offset) + max_align(usize::from(self.length))
+    /// Length of the item and the padding after it.
+    pub fn aligned_length(self) -> usize {
+        max_align(self.length.into())
     }
 
     pub fn range(self) -> Range<usize> {
@@ -305,42 +305,75 @@ pub(crate) fn reserve_item(page: &mut Page, length: usize, number: u16, how: Add
     Ok(new_upper)
 }
 
-/// Whether items lie in the order of their line pointers, from the special space down.
-struct Order {
-    holds: bool,
-    before: usize,
-}
-
-impl Order {
-    fn new(page: &Page) -> Order {
-        Order { holds: true, before: usize::from(special(page)) }
-    }
-
-    /// The next line pointer.
-    fn see(&mut self, line: Line) {
-        if line.has_storage() {
-            self.holds &= line.aligned_end() <= self.before;
-            self.before = usize::from(line.offset);
-        }
-    }
-}
-
 /// Puts the items against the special space in line-pointer order, the lowest number at the highest address. Both code
-/// paths of `compactify_tuples` give this result, and so do both of ours.
-fn compact(page: &mut Page, order: &Order) -> Step<()> {
+/// paths of `compactify_tuples` give this result.
+///
+/// Which line pointers are dead is as good as random, so there are no branches on that, which no processor foresees.
+fn compact(page: &mut Page) -> Step<()> {
     let end_of_lines = line_at(line_count(page) + 1);
-    if order.holds {
-        // Items only move up, each into room that those before it left.
-        return compact_by(page, end_of_lines, |page, from, to| {
-            page.copy_within(from, to);
-            Ok(())
-        });
+    // The first items often are where they belong.
+    let mut at_rest = usize::from(special(page));
+    let mut first = HEADER_SIZE;
+    while first < end_of_lines {
+        let line = Line::from_word(get_u32(page, first)?);
+        let upper = if line.has_storage() { line.offset.into() } else { at_rest };
+        if at_rest - upper.min(at_rest) != line.aligned_length() {
+            break;
+        }
+        at_rest = upper;
+        first += LINE_SIZE;
     }
-    let old = *page;
-    compact_by(page, end_of_lines, |page, from, to| {
-        let from = old.get(from).ok_or(Bad("a line pointer points outside of the page"))?;
-        put(page, to, from)
-    })
+    let (items, lines) = (upper(page).into()..at_rest, first..end_of_lines);
+    match items.len() {
+        0..=2048 => compact_items::<2048>(page, items, lines),
+        2049..=4096 => compact_items::<4096>(page, items, lines),
+        _ => compact_items::<PAGE_SIZE>(page, items, lines),
+    }
+}
+
+/// Puts those items against the end of the range in which they lie whose line pointers are at `lines`. The range is of
+/// `N` bytes at most.
+#[inline(never)] // So much of the stack is for those who need it.
+fn compact_items<const N: usize>(
+    page: &mut Page,
+    items: Range<usize>,
+    lines: Range<usize>,
+) -> Step<()> {
+    const OUTSIDE: Bad = Bad("a line pointer points outside of the items");
+    const TOO_LONG: Bad = Bad("items are longer than the page");
+    let start_of_old = items.end.saturating_sub(N);
+    let old: [u8; N] = *page[start_of_old..].first_chunk().ok_or(OUTSIDE)?;
+    let copy = |page: &mut Page, from: &Range<usize>, to| {
+        if from.start < items.start || from.end > items.end {
+            return Err(OUTSIDE);
+        }
+        let from = from.start - start_of_old..from.end - start_of_old;
+        put(page, to, old.get(from).ok_or(OUTSIDE)?)
+    };
+    let enough = |upper: &usize| *upper >= lines.end;
+    let mut upper = Some(items.end).filter(enough).ok_or(TOO_LONG)?;
+    // Neighbours that stay neighbours are copied together.
+    let mut together = upper..upper;
+    for at in lines.clone().step_by(LINE_SIZE) {
+        let line = Line::from_word(get_u32(page, at)?);
+        let (stored, start, length) =
+            (line.has_storage(), usize::from(line.offset), line.aligned_length());
+        if stored & (start + length != together.start) {
+            if together.start != upper {
+                copy(page, &together, upper)?;
+            }
+            together = start..start + length;
+        }
+        together.start = if stored { start } else { together.start };
+        upper = upper.checked_sub(length).filter(enough).ok_or(TOO_LONG)?;
+        let moved = Line { offset: if stored { upper as u16 } else { line.offset }, ..line };
+        put_u32(page, at, moved.to_word())?;
+    }
+    if together.start != upper {
+        copy(page, &together, upper)?;
+    }
+    set_upper(page, upper as u16);
+    Ok(())
 }
 
 /// `PageRepairFragmentation`: compacts the tuples and cuts trailing unused line pointers.
@@ -348,57 +381,18 @@ pub(crate) fn repair_fragmentation(page: &mut Page) -> Step<()> {
     check_bounds(page)?;
     let count = line_count(page);
     let (mut last_used, mut unused) = (0, 0);
-    let mut order = Order::new(page);
     let lines = page[HEADER_SIZE..line_at(count + 1)].as_chunks_mut::<LINE_SIZE>().0;
     for (number, bytes) in (1..).zip(lines) {
-        let line = Line::from_word(u32::from_le_bytes(*bytes));
-        if line.is_used() {
-            last_used = number;
-            order.see(line);
-        } else {
-            *bytes = [0; LINE_SIZE];
-            unused += 1;
-        }
+        let word = u32::from_le_bytes(*bytes);
+        let used = Line::from_word(word).is_used();
+        *bytes = if used { word } else { 0 }.to_le_bytes();
+        last_used = if used { number } else { last_used };
+        unused += u16::from(!used);
     }
-    compact(page, &order)?;
+    compact(page)?;
     let cut = count - last_used;
     set_lower(page, lower(page) - cut * LINE_SIZE as u16);
     set_flag(page, HAS_FREE_LINES, unused > cut);
-    Ok(())
-}
-
-/// [`compact`] by `copy` of the bytes in a range to a place. Neighbours that stay neighbours are copied together.
-#[inline]
-fn compact_by(
-    page: &mut Page,
-    end_of_lines: usize,
-    copy: impl Fn(&mut Page, Range<usize>, usize) -> Step<()>,
-) -> Step<()> {
-    let mut upper = usize::from(special(page));
-    let mut together = upper..upper;
-    for at in (HEADER_SIZE..end_of_lines).step_by(LINE_SIZE) {
-        let line = Line::from_word(get_u32(page, at)?);
-        if !line.has_storage() {
-            continue;
-        }
-        let (start, end) = (usize::from(line.offset), line.aligned_end());
-        if end != together.start {
-            if together.start != upper {
-                copy(page, together.clone(), upper)?;
-            }
-            together.end = end;
-        }
-        together.start = start;
-        let room = upper.checked_sub(end - start).filter(|upper| *upper >= end_of_lines);
-        upper = room.ok_or(Bad("items are longer than the page"))?;
-        if upper != start {
-            put_u32(page, at, Line { offset: upper as u16, ..line }.to_word())?;
-        }
-    }
-    if together.start != upper {
-        copy(page, together, upper)?;
-    }
-    set_upper(page, upper as u16);
     Ok(())
 }
 
@@ -461,14 +455,12 @@ pub(crate) fn delete_items(
     }
     check_bounds(page)?;
     let (mut next, mut last) = (0, 0);
-    let mut order = Order::new(page);
     for number in 1..=line_count(page) {
         if next < count && numbers(next) == number {
             next += 1;
             continue;
         }
         let line = line(page, number)?;
-        order.see(line);
         last += 1;
         set_line(page, last, line)?;
     }
@@ -476,7 +468,7 @@ pub(crate) fn delete_items(
         return Err(Bad("items to delete are missing or out of order"));
     }
     set_lower(page, line_at(last + 1) as u16);
-    compact(page, &order)
+    compact(page)
 }
 
 /// `PageIndexTupleDeleteNoCompact`: other items keep their numbers.

@@ -144,10 +144,10 @@ impl Memory {
         file
     }
 
-    /// Where a page lies; brings it there from the base when it is touched first. `None` if it does not exist and is
-    /// not to be made.
+    /// Where a page lies. When it is touched first, it is brought there from the base, unless what it held does not
+    /// matter, as in PostgreSQL. `None` if it does not exist and is not to be made.
     #[inline]
-    fn place(&mut self, name: Name, number: u32, make: bool) -> Option<u32> {
+    fn place(&mut self, name: Name, number: u32, make: bool, complete: bool) -> Option<u32> {
         let file = self.file(name);
         let file = &mut self.files[file as usize];
         let at = number as usize;
@@ -158,7 +158,7 @@ impl Memory {
         if base.is_none() && !make {
             return None;
         }
-        let place = self.arena.push(base);
+        let place = self.arena.push(base.filter(|_| !complete));
         if file.places.len() <= at {
             file.places.resize((at + 1).max(file.places.len() * 2), NONE);
         }
@@ -178,12 +178,13 @@ impl Memory {
         let mut copies = false;
         let empty = ValueRange { start: 0, end: 0 };
         for effect in &effects.items {
-            let (name, block, kind, value, make) = match *effect {
-                Effect::Block { rel, block, value, extends, .. } => {
-                    (Name::Relation(rel), block, ChangeKind::Block, value, extends)
+            let (name, block, kind, value, make, complete) = match *effect {
+                Effect::Block { rel, block, value, complete, extends } => {
+                    (Name::Relation(rel), block, ChangeKind::Block, value, extends, complete)
                 }
-                Effect::SlruPage { kind, page, value, .. } => {
-                    (Name::Slru(kind as u32), page as u32, ChangeKind::Slru, value, true)
+                Effect::SlruPage { kind, page, value, complete } => {
+                    let name = Name::Slru(kind as u32);
+                    (name, page as u32, ChangeKind::Slru, value, true, complete)
                 }
                 Effect::RelTruncate { rel, blocks } => {
                     for (place, block) in self.cut(Name::Relation(rel), blocks) {
@@ -209,7 +210,7 @@ impl Memory {
                 }
                 _ => continue,
             };
-            if let Some(place) = self.place(name, block, make) {
+            if let Some(place) = self.place(name, block, make, complete) {
                 each(self, Change { place, block, kind, lsn, value });
             }
         }

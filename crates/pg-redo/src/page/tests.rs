@@ -281,40 +281,55 @@ fn repair_cuts_trailing_unused_line_pointers() {
 
 #[test]
 fn compaction_keeps_to_the_page() {
-    let repaired = |lines: &[Line]| {
+    // Items of 24 bytes are from 8152 to 8176, where the special space begins.
+    let repaired = |upper: u16, lines: &[Line]| {
         let mut page = filled(&vec![8; lines.len()]);
         for (index, line) in lines.iter().enumerate() {
             set_line(&mut page, index as u16 + 1, *line).unwrap();
         }
+        set_upper(&mut page, upper);
         repair_fragmentation(&mut page)
     };
-    assert_eq!(repaired(&[Line::normal(8184, 8)]), Ok(()), "in the special space");
-    assert_eq!(repaired(&[Line::normal(8184, 9)]), Err(LINE_OUTSIDE));
-    assert_eq!(repaired(&[Line::normal(32, 8136)]), Ok(()));
+    let not_an_item = Err(Bad("a line pointer points outside of the items"));
+    assert_eq!(repaired(8160, &[Line::normal(8160, 8)]), Ok(()));
+    assert_eq!(repaired(8160, &[Line::normal(8152, 8)]), not_an_item, "before all items");
+    assert_eq!(repaired(8160, &[Line::normal(8160, 17)]), not_an_item, "into the special space");
+    assert_eq!(repaired(8160, &[Line::normal(8184, 8)]), not_an_item, "in the special space");
+    assert_eq!(repaired(8160, &[Line::normal(8184, 9)]), not_an_item, "outside of the page");
+    // The first is where it belongs, and no other may be there.
+    let (rest, other) = (Line::normal(8160, 16), Line::normal(8160, 8));
+    assert_eq!(repaired(8144, &[rest, Line::normal(8144, 8)]), Ok(()));
+    assert_eq!(repaired(8144, &[rest, other]), not_an_item);
+    assert_eq!(repaired(8144, &[other, rest]), Ok(()), "none of them is where it belongs");
     // Above the line pointers there is room for 8148 bytes.
-    assert_eq!(repaired(&[Line::normal(16, 8144)]), Ok(()));
-    assert_eq!(repaired(&[Line::normal(16, 8152)]), Err(TOO_LONG));
+    assert_eq!(repaired(32, &[Line::normal(32, 8136)]), Ok(()));
+    assert_eq!(repaired(32, &[Line::normal(32, 8144)]), Ok(()));
+    assert_eq!(repaired(28, &[Line::normal(24, 8152)]), Err(TOO_LONG));
     // Two line pointers end at 32, and so may items begin.
-    assert_eq!(repaired(&[Line::normal(40, 8136), Line::normal(32, 8)]), Ok(()));
-    assert_eq!(repaired(&[Line::normal(40, 8136), Line::normal(32, 9)]), Err(TOO_LONG));
-    assert_eq!(repaired(&[Line::normal(0, 8184)]), Err(TOO_LONG));
+    assert_eq!(repaired(32, &[Line::normal(40, 8128), Line::normal(32, 16)]), Ok(()));
+    assert_eq!(repaired(32, &[Line::normal(40, 8128), Line::normal(32, 17)]), Err(TOO_LONG));
     let half = Line::normal(4000, 4080);
-    assert_eq!(repaired(&[half, half]), Err(TOO_LONG), "the same bytes twice");
-    assert_eq!(repaired(&[Line::normal(4000, 4072), Line::normal(4000, 4064)]), Ok(()));
+    assert_eq!(repaired(32, &[half, half]), Err(TOO_LONG), "the same bytes twice");
+    assert_eq!(repaired(32, &[Line::normal(4000, 4072), Line::normal(4000, 4064)]), Ok(()));
 }
 
 #[test]
-fn overlapping_items_are_copied_as_they_were() {
-    // Not in the order of compaction, so that none may overwrite another's bytes.
-    let mut page = filled(&[16, 8, 8]);
-    set_line(&mut page, 1, Line::normal(8144, 8)).unwrap();
-    set_line(&mut page, 3, Line::normal(8160, 16)).unwrap();
-    page[8160..8176].copy_from_slice(&[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]);
-    repair_fragmentation(&mut page).unwrap();
-    assert_eq!(layout(&page), [(8168, 8), (8160, 8), (8144, 16)]);
-    assert_eq!(page[8168..8176], [3; 8]);
-    assert_eq!(page[8160..8168], [2; 8]);
-    assert_eq!(page[8144..8160], [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]);
+fn items_are_copied_as_they_were() {
+    // Each would overwrite the next, if it were moved before.
+    for lengths in [[600, 504, 400], [1600, 1400, 1000], [3000, 2504, 2400]] {
+        let mut page = filled(&lengths);
+        let old = contents(&page);
+        let lines = [3, 1, 2].map(|number| line(&page, number).unwrap());
+        for (number, line) in (1..).zip(lines) {
+            set_line(&mut page, number, line).unwrap();
+        }
+        repair_fragmentation(&mut page).unwrap();
+        assert_eq!(contents(&page), [old[2], old[0], old[1]]);
+        for (number, byte) in [(1, 3), (2, 1), (3, 2)] {
+            assert!(item(&page, number).unwrap().iter().all(|found| *found == byte));
+        }
+        assert_eq!(usize::from(upper(&page)), 8176 - lengths.iter().sum::<usize>());
+    }
 }
 
 #[test]
@@ -452,25 +467,46 @@ fn a_copy_has_the_special_space_only() {
 }
 
 proptest! {
+    /// Whatever the order in which items lie, whatever is dead.
     #[test]
-    fn both_ways_to_compact_agree(
-        items in prop::collection::vec((1..200usize, 0..60usize), 1..25),
+    fn compaction_keeps_what_is_alive(
+        items in prop::collection::vec((1..250usize, 0..60usize, 0..6), 1..25),
         seed in any::<u64>(),
+        shuffle in any::<bool>(),
     ) {
-        let order: Vec<usize> = (0..items.len()).collect();
-        let mut shuffled = order.clone();
-        shuffled.sort_by_key(|index| (*index as u64 + 1).wrapping_mul(seed | 1));
-        let (mut a, mut b) = (page_of(&items, &order), page_of(&items, &shuffled));
-        repair_fragmentation(&mut a).unwrap();
-        repair_fragmentation(&mut b).unwrap();
-        let at = usize::from(upper(&a));
-        prop_assert_eq!(&a[..HEADER_SIZE + items.len() * LINE_SIZE], &b[..HEADER_SIZE + items.len() * LINE_SIZE]);
-        prop_assert_eq!(&a[at..], &b[at..]);
-        let mut end = PAGE_SIZE;
-        for (index, (length, _)) in items.iter().enumerate() {
-            end -= max_align(*length);
-            prop_assert!(a[end..end + length].iter().all(|&byte| byte == index as u8 + 1));
+        let mut order: Vec<usize> = (0..items.len()).collect();
+        if shuffle {
+            order.sort_by_key(|index| (*index as u64 + 1).wrapping_mul(seed | 1));
         }
-        prop_assert_eq!(end, at);
+        let sizes: Vec<(usize, usize)> = items.iter().map(|(length, gap, _)| (*length, *gap)).collect();
+        let mut page = page_of(&sizes, &order);
+        for (number, (_, _, kind)) in (1..).zip(&items) {
+            match kind {
+                0 => set_line(&mut page, number, Line::UNUSED).unwrap(),
+                1 => set_line(&mut page, number, Line::DEAD).unwrap(),
+                2 => set_line(&mut page, number, Line::redirect(7)).unwrap(),
+                _ => {}
+            }
+        }
+        repair_fragmentation(&mut page).unwrap();
+        let mut end = PAGE_SIZE;
+        let last_used = items.iter().rposition(|(_, _, kind)| *kind != 0).map_or(0, |at| at + 1);
+        prop_assert_eq!(usize::from(line_count(&page)), last_used);
+        for (number, (length, _, kind)) in (1..).zip(&items).take(last_used) {
+            let found = line(&page, number).unwrap();
+            match kind {
+                0 => prop_assert_eq!(found, Line::UNUSED),
+                1 => prop_assert_eq!(found, Line::DEAD),
+                2 => prop_assert_eq!(found, Line::redirect(7)),
+                _ => {
+                    end -= max_align(*length);
+                    prop_assert_eq!(found, Line::normal(end as u16, *length as u16));
+                    prop_assert!(page[end..end + length].iter().all(|&byte| byte == number as u8));
+                }
+            }
+        }
+        prop_assert_eq!(end, usize::from(upper(&page)));
+        let unused = items[..last_used].iter().any(|(_, _, kind)| *kind == 0);
+        prop_assert_eq!(flags(&page) & HAS_FREE_LINES != 0, unused);
     }
 }
