@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use pgstrata_compute_shared::path::SegmentId;
-use pgstrata_compute_shared::{SEGMENT_BLOCKS, SLOTS, SharedMap, block, segment};
+use pgstrata_compute_shared::{Found, SEGMENT_BLOCKS, SLOTS, SharedMap, block, segment};
 use pgstrata_ids::{Fork, RelTag};
 
 use crate::pages::PageClient;
@@ -93,12 +93,12 @@ impl Segments {
         self.data.join(directory).join(name)
     }
 
-    /// Puts a segment into the table. Returns its entry.
-    pub fn resolve(&self, id: &SegmentId) -> io::Result<u32> {
+    /// Puts a segment into the table. Says what it is.
+    pub fn resolve(&self, id: &SegmentId) -> io::Result<Found> {
         // Asked before the lock is taken: the page server may be slow.
         let tag = tag(id).ok_or_else(|| io::Error::other("an unknown fork"))?;
         if let Some(found) = self.map.find(id) {
-            return Ok(found.entry);
+            return Ok(found);
         }
         // The free space map is only a hint, and the page server does not keep it.
         let known = match tag.fork {
@@ -112,16 +112,17 @@ impl Segments {
         };
         let mut table = self.table.lock();
         if let Some(found) = self.map.find(id) {
-            return Ok(found.entry);
+            return Ok(found);
         }
         let gone = table.dropped.contains(&(id.spc, id.db));
         match (known, template) {
             (Some(blocks), _) if !gone => self.place(&mut table, id, blocks),
             (None, Some(blocks)) if !gone => {
                 self.copy_template(id, tag, blocks)?;
-                self.insert(id, segment::LOCAL, 0, 0)
+                self.insert(id, segment::KEPT, 0, 0)?;
+                Ok(Found::Local)
             }
-            _ => self.insert(id, segment::LOCAL, 0, 0),
+            _ => Ok(self.local(id)),
         }
     }
 
@@ -131,14 +132,20 @@ impl Segments {
             .ok_or_else(|| io::Error::other("too many relation segments for one compute"))
     }
 
+    /// A segment of which the page server has nothing.
+    fn local(&self, id: &SegmentId) -> Found {
+        self.map.insert_local(id);
+        Found::Local
+    }
+
     /// Makes the sparse file of a segment of a relation of `total` blocks.
-    fn place(&self, table: &mut Table, id: &SegmentId, total: u32) -> io::Result<u32> {
+    fn place(&self, table: &mut Table, id: &SegmentId, total: u32) -> io::Result<Found> {
         let first = u64::from(id.segment) * u64::from(SEGMENT_BLOCKS);
         let blocks = u64::from(total).saturating_sub(first).min(SEGMENT_BLOCKS.into()) as u32;
         // A relation that ends exactly at a segment's end may or may not have an empty segment
         // behind it; PostgreSQL makes one when it needs it.
         if blocks == 0 && id.segment > 0 {
-            return self.insert(id, segment::LOCAL, 0, 0);
+            return Ok(self.local(id));
         }
         if table.next_slot as usize >= SLOTS {
             return Err(io::Error::other("too many relation segments for one compute"));
@@ -149,10 +156,12 @@ impl Segments {
         file.set_len(u64::from(blocks) * BLOCK_SIZE)?;
         let slot = table.next_slot;
         table.next_slot += 1;
-        let entry = self.insert(id, segment::MAPPED, slot, blocks)?;
         let mapped = Mapped { file, window: Mutex::default() };
-        self.open.write().insert(entry, Arc::new(mapped));
-        Ok(entry)
+        // Who finds the entry looks for the file next.
+        let mut open = self.open.write();
+        let entry = self.insert(id, segment::MAPPED, slot, blocks)?;
+        open.insert(entry, Arc::new(mapped));
+        Ok(Found::Mapped(entry))
     }
 
     /// An unlogged relation starts as its init fork says.
@@ -199,13 +208,8 @@ impl Segments {
 
     /// Brings blocks into the local file, and some that are likely to be wanted next.
     pub fn fill(&self, id: &SegmentId, first: u32, count: u32) -> io::Result<()> {
-        let Some(found) = self.map.find(id) else {
-            return Err(io::Error::other("a segment that was never resolved"));
-        };
-        if found.state != segment::MAPPED {
-            return Ok(());
-        }
-        let entry = found.entry;
+        // One that is unlinked meanwhile has nothing to be filled.
+        let Some(Found::Mapped(entry)) = self.map.find(id) else { return Ok(()) };
         let Some(mapped) = self.open.read().get(&entry).cloned() else {
             return Err(io::Error::other("a segment without a file"));
         };

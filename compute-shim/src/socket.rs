@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
-use pgstrata_compute_shared::{REQUEST_SIZE, Reply, Request, RequestKind};
+use pgstrata_compute_shared::{Found, NO_ENTRY, REQUEST_SIZE, Reply, Request, RequestKind};
 
 use crate::segments::Segments;
 
@@ -58,7 +58,10 @@ fn connection(mut stream: UnixStream, segments: &Segments) {
 fn answer(segments: &Segments, request: &Request) -> io::Result<u32> {
     let id = &request.id;
     match request.kind {
-        RequestKind::Resolve => segments.resolve(id),
+        RequestKind::Resolve => match segments.resolve(id)? {
+            Found::Mapped(entry) => Ok(entry),
+            Found::Local => Ok(NO_ENTRY),
+        },
         RequestKind::Fill | RequestKind::Prefetch => {
             segments.fill(id, request.block, request.count).map(|()| 0)
         }

@@ -3,9 +3,8 @@
 #![allow(clippy::missing_safety_doc)] // Their contracts are those of the C library's functions.
 
 use libc::{c_char, c_int, c_void, iovec, mode_t, off_t, size_t, ssize_t};
-use pgstrata_compute_shared::RequestKind;
 use pgstrata_compute_shared::path::Named;
-use pgstrata_compute_shared::segment;
+use pgstrata_compute_shared::{Found, RequestKind};
 
 use crate::daemon;
 use crate::files;
@@ -293,8 +292,8 @@ unsafe fn prepare(path: *const c_char) -> (Named, Option<u32>, c_int) {
     let name = unsafe { paths::named(state, path) };
     let Named::Relation(id) = name else { return (name, None, 0) };
     match paths::resolve(state, id) {
-        Ok((entry, segment::MAPPED)) => (name, Some(entry), 0),
-        Ok(_) => (name, None, 0),
+        Ok(Found::Mapped(entry)) => (name, Some(entry), 0),
+        Ok(Found::Local) => (name, None, 0),
         Err(error) => (name, None, error),
     }
 }
@@ -329,7 +328,7 @@ pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
     // SAFETY: as above.
     let result = unsafe { libc::syscall(libc::SYS_unlink, path) as c_int };
     if let (Some(state), Some(entry), 0) = (state(), entry, result) {
-        state.map().set_local(entry);
+        state.map().set_unlinked(entry);
     }
     result
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use pgstrata_compute_shared::path::SegmentId;
-use pgstrata_compute_shared::{REPLY_SIZE, Reply, Request, RequestKind};
+use pgstrata_compute_shared::{Found, NO_ENTRY, REPLY_SIZE, Reply, Request, RequestKind};
 
 use crate::state::{SOCKET, SOCKET_OWNER, State};
 use crate::sys;
@@ -112,11 +112,14 @@ fn ask(state: State, request: Request) -> Reply {
     lost
 }
 
-/// Puts a segment into the table. The entry, or an error number.
-pub fn resolve(state: State, id: SegmentId) -> Result<u32, i32> {
+/// Puts a segment into the table. What it is, or an error number.
+pub fn resolve(state: State, id: SegmentId) -> Result<Found, i32> {
     let request = Request { kind: RequestKind::Resolve, id, block: 0, count: 0 };
-    let reply = ask(state, request);
-    if reply.errno == 0 { Ok(reply.entry) } else { Err(reply.errno) }
+    match ask(state, request) {
+        Reply { errno: 0, entry: NO_ENTRY } => Ok(Found::Local),
+        Reply { errno: 0, entry } => Ok(Found::Mapped(entry)),
+        Reply { errno, .. } => Err(errno),
+    }
 }
 
 /// Brings blocks into the local file. 0, or an error number.

@@ -3,8 +3,8 @@
 use std::ffi::CStr;
 
 use libc::c_char;
+use pgstrata_compute_shared::Found;
 use pgstrata_compute_shared::path::{Named, SegmentId, parse};
-use pgstrata_compute_shared::segment;
 
 use crate::daemon;
 use crate::state::{State, Tracked};
@@ -27,22 +27,20 @@ pub fn real(state: State, name: Named, path: *const c_char) -> *const c_char {
     if name == Named::Control { state.control_file().as_ptr() } else { path }
 }
 
-/// A segment's entry and state, after making sure that its file is in place if the page server
-/// knows it.
-pub fn resolve(state: State, id: SegmentId) -> Result<(u32, u32), i32> {
-    if let Some(found) = state.map().find(&id) {
-        return Ok((found.entry, found.state));
+/// What a segment is, after making sure that its file is in place if the page server knows it.
+pub fn resolve(state: State, id: SegmentId) -> Result<Found, i32> {
+    match state.map().find(&id) {
+        Some(found) => Ok(found),
+        None => daemon::resolve(state, id),
     }
-    let entry = daemon::resolve(state, id)?;
-    Ok((entry, state.map().state(entry)))
 }
 
 /// What a descriptor of this name is to be tracked as. An error number if the daemon can't say.
 pub fn tracking(state: State, name: Named) -> Result<Tracked, i32> {
     match name {
         Named::Relation(id) => match resolve(state, id)? {
-            (entry, segment::MAPPED) => Ok(Tracked::Relation(entry)),
-            _ => Ok(Tracked::Nothing),
+            Found::Mapped(entry) => Ok(Tracked::Relation(entry)),
+            Found::Local => Ok(Tracked::Nothing),
         },
         Named::Wal { high, low, .. } => {
             let size =

@@ -6,20 +6,21 @@
 //! ```text
 //! offset               what
 //!      0               Control: the WAL hand-over
-//!   4096               SEGMENTS x Segment: an open-addressed table of relation segments
+//!   4096               SEGMENTS x Segment: an open-addressed table of the page server's relation segments
+//!   LOCALS_OFFSET      LOCALS x Local: a cache of names of which the page server has nothing
 //!   BLOCKS_OFFSET      SLOTS x 131072 bytes: one block-state byte per block of a segment
 //! ```
 //! The file is sparse: a segment that was never opened costs nothing, a small one 4 KiB.
 //!
-//! Segments are only added, and only by the daemon; block states change by compare-and-swap from
-//! any process. See [`block`] for the states and who may change which.
+//! Both tables are written by the daemon only. Segments are only added; names in the cache give way to others. Block
+//! states change by compare-and-swap from any process. See [`block`] for the states and who may change which.
 
 mod map;
 mod message;
 pub mod path;
 
 pub use map::{Control, Found, SharedMap};
-pub use message::{REPLY_SIZE, REQUEST_SIZE, Reply, Request, RequestKind};
+pub use message::{NO_ENTRY, REPLY_SIZE, REQUEST_SIZE, Reply, Request, RequestKind};
 
 /// Environment variable: descriptor of the shared memory file.
 pub const ENV_MEMORY: &str = "PGSTRATA_SHIM_MEMORY_FD";
@@ -44,8 +45,16 @@ pub const SLOTS: usize = 1 << 17;
 pub const SEGMENTS_OFFSET: usize = 4096;
 /// Bytes of a table entry.
 pub const SEGMENT_SIZE: usize = 32;
+/// Names of segments of which the page server has nothing that are remembered, at most.
+pub const LOCALS: usize = 1 << 18;
+/// In how many places a name may be.
+pub const LOCAL_WAYS: usize = 8;
+/// Bytes of such a name.
+pub const LOCAL_SIZE: usize = 20;
+/// Where the cache of these names begins.
+pub const LOCALS_OFFSET: usize = SEGMENTS_OFFSET + SEGMENTS * SEGMENT_SIZE;
 /// Where the block states begin.
-pub const BLOCKS_OFFSET: usize = SEGMENTS_OFFSET + SEGMENTS * SEGMENT_SIZE;
+pub const BLOCKS_OFFSET: usize = LOCALS_OFFSET + LOCALS * LOCAL_SIZE;
 /// Size of the memory file.
 pub const MEMORY_SIZE: usize = BLOCKS_OFFSET + SLOTS * SEGMENT_BLOCKS as usize;
 
@@ -70,12 +79,12 @@ pub mod block {
     pub const WRITTEN: u8 = 3;
 }
 
-/// States of a segment of the table.
+/// States of an entry of the segment table. MAPPED becomes KEPT when PostgreSQL has unlinked the file.
 pub mod segment {
     /// The entry is free.
     pub const EMPTY: u32 = 0;
-    /// The local file is all there is: created here, or dropped here, or never known.
-    pub const LOCAL: u32 = 1;
     /// The local file is sparse, and has block states.
-    pub const MAPPED: u32 = 2;
+    pub const MAPPED: u32 = 1;
+    /// The local file is all there is, if any, although the page server knows of one.
+    pub const KEPT: u32 = 2;
 }

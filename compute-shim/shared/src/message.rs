@@ -3,7 +3,7 @@
 //! ```text
 //! request, 32 bytes: u32 kind, u32 tablespace, u32 database, u32 relation, u32 fork,
 //!                    u32 segment, u32 first block, u32 blocks     (native byte order)
-//! reply, 8 bytes:    i32 errno (0: done), u32 table entry
+//! reply, 8 bytes:    i32 errno (0: done), u32 table entry of a mapped segment (none: 2^32 - 1)
 //! ```
 
 use crate::path::SegmentId;
@@ -88,9 +88,12 @@ impl Request {
 pub struct Reply {
     /// 0, or the error that the library reports to PostgreSQL.
     pub errno: i32,
-    /// The segment's entry in the table.
+    /// The segment's entry in the table if it is mapped, or [`NO_ENTRY`].
     pub entry: u32,
 }
+
+/// The segment's local file is all there is.
+pub const NO_ENTRY: u32 = u32::MAX;
 
 impl Reply {
     /// The message's bytes.
