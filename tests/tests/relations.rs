@@ -25,7 +25,7 @@ fn relations_come_and_go_without_end() {
     client.batch_execute("set synchronous_commit = off").unwrap();
     client.batch_execute(CHURN).unwrap();
     // More names than there is room for, or a taste of it.
-    let rounds = if thorough() { 40_000 } else { 300 };
+    let rounds = if thorough() { 30_000 } else { 300 };
     client.batch_execute(&format!("call churn({rounds})")).unwrap();
     client.batch_execute("checkpoint; create table coming as table staying").unwrap();
     for table in ["staying", "coming"] {
