@@ -17,6 +17,7 @@ use pgstrata_quorum::{Configuration, ProposerId};
 use serde::Serialize;
 
 use crate::data_directory::DataDirectory;
+use crate::dynamic_memory::DynamicMemory;
 use crate::memory::Memory;
 use crate::pages::PageClient;
 use crate::postgres::{Postgres, Settings};
@@ -25,6 +26,8 @@ use crate::segments::Segments;
 use crate::socket;
 use crate::wal_source::PgWal;
 
+/// Files in it are in memory.
+const MEMORY_DIRECTORY: &str = "/dev/shm";
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -183,6 +186,11 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         fetch.join().unwrap_or_else(|_| bail!("fetching the skeleton panicked"))
     })?;
     let state = data.unpack(&skeleton[..])?;
+    let dynamic_memory = DynamicMemory::new(Path::new(MEMORY_DIRECTORY))
+        .and_then(|memory| memory.place(&data_path).map(|()| memory));
+    if let Err(error) = &dynamic_memory {
+        tracing::warn!("dynamic shared memory is on disk: {MEMORY_DIRECTORY}: {error}");
+    }
     steps.done("skeleton");
     let start = clean_start(config, &data, leader.as_mut(), &state, barrier_start, barrier_end)?;
     steps.done("checkpoint");
@@ -246,6 +254,7 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     }
     let outcome = supervise(&mut postgres, proposing, shared);
     postgres.kill();
+    drop(dynamic_memory);
     let _ = std::fs::remove_file(&socket_path);
     outcome
 }

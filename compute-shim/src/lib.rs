@@ -6,6 +6,7 @@
 pub mod branch;
 pub mod compute;
 pub mod data_directory;
+pub mod dynamic_memory;
 pub mod http;
 pub mod memory;
 pub mod pages;

@@ -25,6 +25,8 @@ const REQUIRED: &[(&str, &str)] = &[
     ("restart_after_crash", "off"),
     ("data_sync_retry", "off"),
     ("archive_mode", "off"),
+    // In files of a directory that goes with the compute (see `dynamic_memory`).
+    ("dynamic_shared_memory_type", "mmap"),
     // New segments appear empty, without a write of 16 MiB each.
     ("wal_recycle", "off"),
     ("wal_init_zero", "off"),

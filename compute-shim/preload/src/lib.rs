@@ -14,6 +14,7 @@ mod calls;
 mod daemon;
 mod files;
 mod paths;
+mod shm;
 mod state;
 mod sys;
 mod wal;
