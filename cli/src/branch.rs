@@ -44,6 +44,13 @@ pub fn committed(cluster: &Cluster, name: &str, timeline: &str) -> Option<Lsn> {
     best
 }
 
+/// The same, of a branch by its name.
+pub fn committed_now(cluster: &Cluster, name: &str) -> Result<Option<Lsn>> {
+    let row = get(cluster, name)?;
+    let timeline = row.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
+    Ok(committed(cluster, name, timeline))
+}
+
 fn listed(cluster: &Cluster, row: &Value) -> Value {
     let field = |name: &str| row.get(name).cloned().unwrap_or(Value::Null);
     let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -217,9 +224,7 @@ pub fn rename(cluster: &mut Cluster, old: &str, new: &str) -> Result<()> {
 
 /// `lsn`.
 pub fn lsn(cluster: &Cluster, branch: &str, at: Option<&At>, as_json: bool) -> Result<()> {
-    let row = get(cluster, branch)?;
-    let timeline = row.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
-    let committed = committed(cluster, branch, timeline);
+    let committed = committed_now(cluster, branch)?;
     let address = cluster.pageserver_http();
     let pageserver = Service::pageserver(&address);
     if let Some(lsn) = committed {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use pgstrata_ids::Lsn;
 use serde_json::Value;
 
+use crate::branch;
 use crate::cluster::Cluster;
 use crate::http::Service;
 use crate::table;
@@ -35,9 +36,13 @@ pub fn run(cluster: &Cluster, verb: &PageVerb) -> Result<()> {
     let PageVerb::Get { branch, rel, block, at } = verb;
     let (block, at) = (block.to_string(), at.map(|lsn| lsn.to_string()));
     let mut query = vec![("name", branch.as_str()), ("rel", rel), ("block", &block)];
-    if let Some(lsn) = &at {
-        query.push(("lsn", lsn));
-    }
+    // What is committed now, and not what the page server has ingested so far.
+    let committed = match at {
+        Some(_) => None,
+        None => branch::committed_now(cluster, branch)?.map(|lsn| lsn.to_string()),
+    };
+    query.extend(at.as_deref().map(|lsn| ("lsn", lsn)));
+    query.extend(committed.as_deref().map(|lsn| ("at_least", lsn)));
     let address = cluster.pageserver_http();
     let page = Service::pageserver(&address).get_bytes("/v1/branch/page", &query)?;
     std::io::stdout().write_all(&page)?;

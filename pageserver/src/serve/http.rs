@@ -379,6 +379,8 @@ struct PageQuery {
     rel: String,
     block: u32,
     lsn: Option<String>,
+    /// Wait until this LSN, known to be committed, is ingested (for "now").
+    at_least: Option<String>,
 }
 
 fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
@@ -405,6 +407,9 @@ async fn page(State(service): State<Service>, Query(query): Query<PageQuery>) ->
     blocking(move || {
         let timeline = service.repository.branch(&query.name)?;
         let rel = parse_rel(&query.rel)?;
+        if let Some(lsn) = &query.at_least {
+            timeline.wait(parse_lsn(lsn)?, PATIENCE).map_err(anyhow::Error::msg)?;
+        }
         let lsn = match &query.lsn {
             None => checked_lsn(&timeline, timeline.progress.lsn())?,
             Some(lsn) => checked_lsn(&timeline, parse_lsn(lsn)?)?,
