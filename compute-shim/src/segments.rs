@@ -208,8 +208,12 @@ impl Segments {
 
     /// Brings blocks into the local file, and some that are likely to be wanted next.
     pub fn fill(&self, id: &SegmentId, first: u32, count: u32) -> io::Result<()> {
-        // One that is unlinked meanwhile has nothing to be filled.
-        let Some(Found::Mapped(entry)) = self.map.find(id) else { return Ok(()) };
+        let entry = match self.map.find(id) {
+            Some(Found::Mapped(entry)) => entry,
+            // It was unlinked meanwhile.
+            Some(Found::Local) => return Ok(()),
+            None => return Err(io::Error::other("a segment that was never resolved")),
+        };
         let Some(mapped) = self.open.read().get(&entry).cloned() else {
             return Err(io::Error::other("a segment without a file"));
         };
