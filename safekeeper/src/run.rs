@@ -28,7 +28,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let node = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
     let lock = lock_directory(&args)?;
     let latch = Latch::default();
-    let preparer = Preparer::start().context("can't start a thread")?;
+    let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
     let context = OpenContext { node, disk, preparer, latch: latch.clone() };
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
 

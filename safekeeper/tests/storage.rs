@@ -5,6 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
 use pgstrata_ids::{Lsn, NodeId, Term};
@@ -12,7 +13,7 @@ use pgstrata_quorum::{
     Append, Configuration, Elected, ProposerId, TermHistory, TermStart, VoteRequest,
 };
 use pgstrata_safekeeper::latch::Latch;
-use pgstrata_safekeeper::segment::Preparer;
+use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
 use pgstrata_safekeeper::timelines::Timelines;
@@ -46,7 +47,7 @@ impl World {
         let context = OpenContext {
             node: NodeId(1),
             disk: Arc::new(self.disk.clone()),
-            preparer: Preparer::start().unwrap(),
+            preparer: Preparer::start(self.latch.clone()).unwrap(),
             latch: self.latch.clone(),
         };
         Timelines::open(context, self.directory.path()).unwrap()
@@ -74,6 +75,13 @@ impl World {
         let history = TermHistory::new(vec![start]).unwrap();
         timeline.elected(&Elected { term: Term(1), history }).unwrap();
         timeline
+    }
+
+    /// Waits until the segment after the one in use is made, which has syncs of its own.
+    fn wait_for_next_segment(&self) {
+        let number = self.generator.at.segment_number(SEGMENT_SIZE) + 1;
+        let path = self.timeline_directory().join(parameters(START).segment_name(number));
+        wait_until("the next segment", || path.exists());
     }
 
     fn append(&mut self, timeline: &Timeline, size: usize) -> Result<Lsn, StorageError> {
@@ -104,6 +112,14 @@ fn vote(timeline: &Timeline, term: u64) -> Result<Answer, StorageError> {
     timeline.vote(&VoteRequest { term: Term(term), proposer, configuration: configuration() })
 }
 
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no {what} after a minute");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn flip(path: &Path, at: u64) {
     use std::os::unix::fs::FileExt;
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
@@ -117,6 +133,7 @@ fn after_a_failed_sync_nothing_is_acknowledged_or_tried_again() {
     let mut world = World::new();
     let timeline = world.led();
     let acknowledged = world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
     world.disk.fail(Fail::Sync);
     assert!(matches!(world.append(&timeline, 1000), Err(StorageError::Failed { .. })));
     assert!(world.latch.reason().unwrap().contains("injected"));
@@ -134,10 +151,35 @@ fn after_a_failed_sync_nothing_is_acknowledged_or_tried_again() {
 }
 
 #[test]
+fn a_failed_sync_of_a_segment_made_ahead_latches() {
+    for fail in [Fail::Sync, Fail::Write] {
+        let world = World::new();
+        let preparer = Preparer::start(world.latch.clone()).unwrap();
+        let disk = Arc::new(world.disk.clone());
+        let files = SegmentFiles::new(disk, world.directory.path(), parameters(START));
+        let files = Arc::new(files);
+        world.disk.fail(fail);
+        preparer.request(&files, 1);
+        wait_until("latch", || world.latch.reason().is_some());
+        assert!(world.latch.reason().unwrap().contains("injected"));
+        // The disk is well again; still no segment is made.
+        world.disk.fail(Fail::Nothing);
+        let syncs = world.disk.syncs();
+        preparer.request(&files, 1);
+        preparer.request(&files, 2);
+        drop(preparer);
+        // The thread has ended once it has let go of the last request.
+        wait_until("end of the thread", || Arc::weak_count(&files) == 0);
+        assert_eq!((world.disk.syncs(), files.numbers().unwrap()), (syncs, Vec::new()));
+    }
+}
+
+#[test]
 fn a_failed_write_latches_too() {
     let mut world = World::new();
     let timeline = world.led();
     world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
     world.disk.fail(Fail::Write);
     assert!(matches!(world.append(&timeline, 1000), Err(StorageError::Failed { .. })));
     assert!(world.latch.reason().is_some());

@@ -20,6 +20,7 @@ pub use reader::SegmentReader;
 pub use recovery::{RecoveredLog, last_record_before, recover};
 pub use writer::LogWriter;
 
+use crate::latch::Latch;
 use crate::storage_error::StorageError;
 
 /// Zeros written at once when a segment is made, in bytes.
@@ -150,10 +151,12 @@ impl SegmentFiles {
 pub struct Preparer(SyncSender<(Weak<SegmentFiles>, u64)>);
 
 impl Preparer {
-    /// Starts the thread; it ends when the last handle is dropped.
-    pub fn start() -> std::io::Result<Preparer> {
+    /// Starts the thread; it ends when the last handle is dropped. A failed write or sync throws
+    /// `latch`; no segment is begun once it is thrown.
+    pub fn start(latch: Latch) -> std::io::Result<Preparer> {
         let (sender, receiver) = sync_channel(PREPARE_QUEUE);
-        std::thread::Builder::new().name("segments".into()).spawn(move || prepare(&receiver))?;
+        let run = move || prepare(&receiver, &latch);
+        std::thread::Builder::new().name("segments".into()).spawn(run)?;
         Ok(Preparer(sender))
     }
 
@@ -163,12 +166,20 @@ impl Preparer {
     }
 }
 
-fn prepare(requests: &Receiver<(Weak<SegmentFiles>, u64)>) {
+fn prepare(requests: &Receiver<(Weak<SegmentFiles>, u64)>, latch: &Latch) {
     for (files, number) in requests {
         let Some(files) = files.upgrade() else { continue };
-        if let Err(error) = files.open_or_make(number) {
-            // Whoever needs the segment meets the error again and answers for it.
-            tracing::warn!(%error, "a WAL segment could not be made ahead of its use");
+        if latch.reason().is_some() {
+            continue;
+        }
+        match files.open_or_make(number) {
+            Ok(_) => {}
+            // Whoever needs the segment meets the full disk again, and refuses what needs it.
+            Err(error @ StorageError::DiskFull { .. }) => {
+                tracing::warn!(%error, "a WAL segment could not be made ahead of its use");
+            }
+            // Made again, the segment could seem to be well on a disk that drops what it is given.
+            Err(error) => latch.throw(&error.to_string()),
         }
     }
 }
