@@ -5,6 +5,7 @@
 //! the objects mean, nor when one may be deleted.
 
 mod bucket;
+mod durable;
 mod environment;
 mod error;
 mod local;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::durable::DurableDirectories;
 use crate::store::{CasOutcome, ObjectInfo, PutOutcome, Version};
 
 /// Temporary files start with this, and are never listed as objects.
@@ -24,20 +25,23 @@ static TEMPORARY_SERIAL: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 pub(crate) struct LocalDirectory {
-    root: PathBuf,
+    directories: DurableDirectories,
 }
 
 impl LocalDirectory {
     pub(crate) fn open(root: &Path) -> io::Result<LocalDirectory> {
-        fs::create_dir_all(root)?;
-        let root = root.canonicalize()?;
+        Self::over(DurableDirectories::open(root)?)
+    }
+
+    fn over(directories: DurableDirectories) -> io::Result<LocalDirectory> {
         // Writability is checked now, where the message can name the store, not at first use.
-        OpenOptions::new().create(true).truncate(false).write(true).open(root.join(LOCK_FILE))?;
-        Ok(LocalDirectory { root })
+        let lock = directories.root().join(LOCK_FILE);
+        OpenOptions::new().create(true).truncate(false).write(true).open(lock)?;
+        Ok(LocalDirectory { directories })
     }
 
     pub(crate) fn file(&self, path: &str) -> PathBuf {
-        self.root.join(path)
+        self.directories.root().join(path)
     }
 
     pub(crate) fn get(&self, path: &str) -> io::Result<Bytes> {
@@ -56,7 +60,7 @@ impl LocalDirectory {
         let target = self.file(path);
         let temporary = self.write_temporary(&target, bytes)?;
         fs::rename(&temporary, &target).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-        sync_parent(&target)
+        self.directories.sync_parent(&target)
     }
 
     pub(crate) fn put_if_absent(&self, path: &str, bytes: &[u8]) -> io::Result<PutOutcome> {
@@ -65,11 +69,13 @@ impl LocalDirectory {
         // A hard link fails if the name exists, which rename does not.
         let linked = fs::hard_link(&temporary, &target);
         fs::remove_file(&temporary)?;
-        match linked {
-            Ok(()) => sync_parent(&target).map(|()| PutOutcome::Created),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(PutOutcome::Exists),
-            Err(error) => Err(error),
-        }
+        let outcome = match linked {
+            Ok(()) => PutOutcome::Created,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => PutOutcome::Exists,
+            Err(error) => return Err(error),
+        };
+        self.directories.sync_parent(&target)?;
+        Ok(outcome)
     }
 
     pub(crate) fn compare_and_swap(
@@ -78,6 +84,7 @@ impl LocalDirectory {
         expected: Option<&Version>,
         bytes: &[u8],
     ) -> io::Result<CasOutcome> {
+        self.directories.check()?;
         let lock = OpenOptions::new().write(true).open(self.file(LOCK_FILE))?;
         flock(&lock, FlockOperation::LockExclusive)?;
         let current = match fs::read(self.file(path)) {
@@ -91,6 +98,10 @@ impl LocalDirectory {
             _ => false,
         };
         if !matches {
+            // The caller goes by what is there instead.
+            if current.is_some() {
+                self.directories.sync_parent(&self.file(path))?;
+            }
             return Ok(CasOutcome::Conflict);
         }
         self.put(path, bytes)?;
@@ -98,11 +109,12 @@ impl LocalDirectory {
     }
 
     pub(crate) fn delete(&self, path: &str) -> io::Result<()> {
+        self.directories.check()?;
         let target = self.file(path);
         match fs::remove_file(&target) {
-            Ok(()) => sync_parent(&target),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Err(_) if !target.parent().is_some_and(Path::is_dir) => Ok(()),
+            _ => self.directories.sync_parent(&target),
         }
     }
 
@@ -131,7 +143,7 @@ impl LocalDirectory {
                 };
                 if metadata.is_dir() {
                     pending.push(entry.path());
-                } else if let Ok(path) = entry.path().strip_prefix(&self.root) {
+                } else if let Ok(path) = entry.path().strip_prefix(self.directories.root()) {
                     let path = path.to_string_lossy().into_owned();
                     found.push(ObjectInfo { path, size: metadata.len() });
                 }
@@ -142,8 +154,8 @@ impl LocalDirectory {
     }
 
     fn write_temporary(&self, target: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
-        let parent = target.parent().unwrap_or(&self.root);
-        self.create_directories(parent)?;
+        let parent = target.parent().unwrap_or(self.directories.root());
+        self.directories.make(parent)?;
         let serial = TEMPORARY_SERIAL.fetch_add(1, Ordering::Relaxed);
         let name = format!("{TEMPORARY_PREFIX}{}-{serial}", std::process::id());
         let temporary = parent.join(name);
@@ -161,26 +173,103 @@ impl LocalDirectory {
             }
         }
     }
-
-    /// Makes the directory and its missing parents, each durable in its own parent.
-    fn create_directories(&self, directory: &Path) -> io::Result<()> {
-        if directory.is_dir() {
-            return Ok(());
-        }
-        if let Some(parent) = directory.parent() {
-            self.create_directories(parent)?;
-        }
-        match fs::create_dir(directory) {
-            Ok(()) => sync_parent(directory),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failed helper fails the test.
+mod tests {
+    use super::*;
+    use crate::durable::watched;
+
+    struct World(tempfile::TempDir);
+
+    impl World {
+        fn new() -> World {
+            World(tempfile::tempdir().unwrap())
+        }
+
+        fn open(&self) -> LocalDirectory {
+            let root = self.0.path().join("a/store");
+            let directories = DurableDirectories::open_with(&root, watched::sync).unwrap();
+            LocalDirectory::over(directories).unwrap()
+        }
+
+        fn synced(&self) -> Vec<String> {
+            watched::synced(self.0.path())
+        }
+    }
+
+    #[test]
+    fn each_process_makes_all_directories_of_an_object_durable_once() {
+        let world = World::new();
+        let store = world.open();
+        // Each directory that was made, in its parent; the root once more.
+        assert_eq!(world.synced(), ["a", "", "a"]);
+        store.put("t/wal/1", b"one").unwrap();
+        assert_eq!(world.synced(), ["a/store", "a/store/t", "a/store/t/wal"]);
+        store.put("t/wal/2", b"two").unwrap();
+        assert_eq!(world.synced(), ["a/store/t/wal"]);
+        // Another process can't know how far this one came.
+        let other = world.open();
+        assert_eq!(world.synced(), ["a"]);
+        other.put_if_absent("t/wal/3", b"three").unwrap();
+        assert_eq!(world.synced(), ["a/store", "a/store/t", "a/store/t/wal"]);
+        // Somebody removed the directory: it is made again.
+        fs::remove_dir_all(store.file("t")).unwrap();
+        store.put("t/wal/1", b"one").unwrap();
+        assert_eq!(world.synced(), ["a/store", "a/store/t", "a/store/t/wal"]);
+    }
+
+    #[test]
+    fn what_another_did_is_durable_before_it_is_told() {
+        let world = World::new();
+        let store = world.open();
+        store.put("object", b"one").unwrap();
+        world.synced();
+        assert_eq!(store.put_if_absent("object", b"two").unwrap(), PutOutcome::Exists);
+        assert_eq!(world.synced(), ["a/store"]);
+        let other = Version::Content(Bytes::from_static(b"two"));
+        let swapped = store.compare_and_swap("object", Some(&other), b"three").unwrap();
+        assert_eq!((swapped, world.synced()), (CasOutcome::Conflict, vec!["a/store".to_owned()]));
+        store.delete("object").unwrap();
+        store.delete("object").unwrap();
+        assert_eq!(world.synced(), ["a/store", "a/store"]);
+        store.delete("no/such/directory").unwrap();
+        assert!(world.synced().is_empty());
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_written_until_the_store_is_opened_again() {
+        type Write = fn(&LocalDirectory) -> io::Result<()>;
+        let writes: [Write; 5] = [
+            |store| store.put("object", b"two"),
+            |store| store.put("new/object", b"two"),
+            |store| store.put_if_absent("object", b"two").map(drop),
+            |store| {
+                let one = Version::Content(Bytes::from_static(b"one"));
+                store.compare_and_swap("object", Some(&one), b"two").map(drop)
+            },
+            |store| store.delete("object"),
+        ];
+        for write in writes {
+            let world = World::new();
+            let store = world.open();
+            store.put("object", b"one").unwrap();
+            watched::fail(true);
+            let failed = write(&store).unwrap_err().to_string();
+            assert!(failed.contains("injected"), "{failed}");
+            // The disk is well again, but who knows what it lost.
+            watched::fail(false);
+            world.synced();
+            let left = fs::read(store.file("object")).ok();
+            for write in writes {
+                let refused = write(&store).unwrap_err().to_string();
+                assert!(refused.contains("injected") && refused.contains("restart"), "{refused}");
+            }
+            assert_eq!((world.synced(), fs::read(store.file("object")).ok()), (vec![], left));
+            world.open().put("object", b"two").unwrap();
+            assert_eq!(store.get("object").unwrap(), "two");
+            world.synced();
+        }
     }
 }
