@@ -127,7 +127,8 @@ fn split(page: &mut Page, piece: &Piece<'_>, role: u8) -> Step<()> {
     let right_link = match (is_root, is_last) {
         (true, _) => INVALID_BLOCK,
         (false, true) => original_right,
-        (false, false) => piece.needed_block(role + 1)?,
+        // A stored value may claim any role; no record has block 255.
+        (false, false) => piece.needed_block(role.saturating_add(1))?,
     };
 
     page::init(page, SPECIAL_SIZE);
