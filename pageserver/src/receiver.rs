@@ -1,5 +1,6 @@
 //! Follows a safekeeper: PostgreSQL's replication protocol in, ingest out, in one thread.
 
+use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -19,6 +20,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(100);
 /// While somebody waits for more WAL, a safekeeper that sends none is left after so long.
 const WANTED_PATIENCE: Duration = Duration::from_millis(150);
+/// A safekeeper that does not answer at all is left after so long, or sooner while somebody waits for more WAL.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// One that did not do is asked after the others for so long.
+const AVOIDED: Duration = Duration::from_secs(10);
 /// A safekeeper that says nothing at all for so long, or stops inside a message, is given up.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How often a branch whose ancestor is behind looks whether it is to stop.
@@ -66,13 +71,19 @@ fn follow_with(
     mut ingest: Ingest,
 ) -> Result<(), IngestError> {
     let mut pause = Duration::from_millis(20);
+    let mut failed: HashMap<String, Instant> = HashMap::new();
     while !timeline.is_stopping() {
         let before = ingest.position();
-        for address in safekeepers.candidates(timeline) {
+        failed.retain(|_, at| at.elapsed() < AVOIDED);
+        let mut candidates = safekeepers.candidates(timeline);
+        // Those that failed last come last: one that hangs would be the best by what is known of it.
+        candidates.sort_by_key(|address| failed.get(address).copied());
+        for address in candidates {
             match stream(timeline, &mut ingest, &address) {
                 Ok(()) => {}
                 Err(Ended::Stream(error)) => {
                     tracing::debug!(timeline = %timeline.info.id, address, "{error:#}");
+                    failed.insert(address, Instant::now());
                 }
                 Err(Ended::Ingest(error)) => return Err(error),
             }
@@ -196,10 +207,10 @@ impl Connection {
         body.push(0);
         let length = (body.len() as u32 + 4).to_be_bytes();
         connection.writer.write_all(&[&length[..], &body].concat())?;
-        connection.expect(b'Z')?;
+        connection.expect(b'Z', timeline)?;
         connection
             .send(b'Q', format!("START_REPLICATION PHYSICAL {from} TIMELINE 1\0").as_bytes())?;
-        connection.expect(b'W')?;
+        connection.expect(b'W', timeline)?;
         Ok(connection)
     }
 
@@ -218,10 +229,14 @@ impl Connection {
     }
 
     /// Skips messages until one of this kind; an error response is an error.
-    fn expect(&mut self, wanted: u8) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+    fn expect(&mut self, wanted: u8, timeline: &Timeline) -> Result<()> {
+        let since = Instant::now();
         let mut body = Vec::new();
-        while Instant::now() < deadline {
+        let is_over = |elapsed: Duration| {
+            elapsed > ANSWER_PATIENCE
+                || (elapsed > WANTED_PATIENCE && timeline.progress.is_wanted())
+        };
+        while !is_over(since.elapsed()) {
             match self.read_any(&mut body)? {
                 Some(kind) if kind == wanted => return Ok(()),
                 Some(b'E') => bail!("{}", error_text(&body)),

@@ -12,7 +12,8 @@ pub const MAX_CHUNK: usize = 512 << 10;
 /// WAL kept in memory for safekeepers that lag, in bytes. What is older is read again.
 pub const MAX_BACKLOG: u64 = 64 << 20;
 
-/// WAL sent and not yet committed before the source isn't asked for more, in bytes.
+/// WAL sent and not yet committed before the source isn't asked for more, in bytes. A record that is longer is sent all
+/// the same: nothing of it is committed before its end.
 pub const MAX_UNCOMMITTED: u64 = 48 << 20;
 
 /// Who proposes what to whom.
@@ -46,6 +47,12 @@ pub trait WalSource: Send {
     /// if there are none yet. The first piece starts where the proposer's log ended when it was
     /// handed the source.
     fn poll_wal(&mut self, max_bytes: usize) -> io::Result<Option<WalChunk>>;
+
+    /// Whether [`WalSource::poll_wal`] should be called again soon although it returned nothing: it does a part of what
+    /// there is to do in each call.
+    fn has_more(&self) -> bool {
+        false
+    }
 
     /// Bytes that were returned before, from `from` to at most `to`, for a safekeeper that missed
     /// them. An error or no bytes means that they aren't here any more; they are then read from

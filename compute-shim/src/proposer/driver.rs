@@ -1,6 +1,7 @@
 //! The loop: sockets, the proposer core between them, and the log to send.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, NodeId, Term};
@@ -28,6 +29,9 @@ const MAX_CATCH_UP_QUEUED: usize = 2 << 20;
 /// Pause after a donor could not be read.
 const REFILL_PAUSE: Duration = Duration::from_millis(200);
 
+/// Seconds after which a commit that waits is a problem.
+const STALLED_AFTER: u64 = 5;
+
 const REFILL_TOKEN: u64 = u64::MAX;
 /// The token of the source's wake-up.
 pub const WAKE_TOKEN: u64 = u64::MAX - 1;
@@ -49,6 +53,8 @@ pub struct Driver {
     fenced: Option<Term>,
     commit_lsn: Lsn,
     commit_changed_at: Instant,
+    /// When the log grew after everything in it was committed.
+    appended_at: Instant,
     refill: Option<Refill>,
     refill_after: Instant,
     donor_turn: usize,
@@ -83,6 +89,7 @@ impl Driver {
             fenced: None,
             commit_lsn: Lsn::INVALID,
             commit_changed_at: now,
+            appended_at: now,
             refill: None,
             refill_after: now,
             donor_turn: 0,
@@ -111,20 +118,32 @@ impl Driver {
         self.backlog.end()
     }
 
-    /// Members' addresses, those that have most first.
-    pub fn addresses_by_flush(&self) -> Vec<(NodeId, String)> {
-        let mut links: Vec<&Link> = self.links.iter().collect();
-        let donor = self.election.as_ref().map(|election| election.donor);
-        links.sort_by_key(|link| {
-            std::cmp::Reverse((Some(link.node) == donor, self.core.flush_lsn_of(link.node)))
-        });
-        links.iter().map(|link| (link.node, link.address.clone())).collect()
+    /// Members that have the elected log up to `lsn`, and their addresses.
+    pub fn holders(&self, lsn: Lsn) -> Vec<(NodeId, SocketAddr)> {
+        let donor = self.election.as_ref().filter(|election| lsn <= election.start_lsn);
+        let donor = donor.map(|election| election.donor);
+        let has = |node| Some(node) == donor || self.core.flush_lsn_of(node) >= Some(lsn);
+        let links = self.links.iter().filter(|link| has(link.node));
+        links.filter_map(|link| Some((link.node, link.resolved?))).collect()
     }
 
     /// Whether so many members refuse that the others are no quorum, however long one waits.
     pub fn is_refused(&self) -> bool {
         let refuses = |node| self.links.iter().any(|link| link.node == node && link.refuses);
         !self.config.configuration.is_quorum(|node| !refuses(node))
+    }
+
+    /// Why nothing can be committed now, if so: too few members are there, or what was sent has waited for long.
+    pub fn problem(&self) -> Option<String> {
+        let is_there = |node| self.links.iter().any(|link| link.node == node && link.is_greeted());
+        if !self.config.configuration.is_quorum(is_there) {
+            return Some(format!("no quorum of safekeepers is connected: {}", self.describe()));
+        }
+        // Within a record there is nothing to be committed yet.
+        let waits = self.core.end_lsn() > self.commit_lsn;
+        let seconds = self.commit_changed_at.max(self.appended_at).elapsed().as_secs();
+        (waits && seconds >= STALLED_AFTER)
+            .then(|| format!("no commit was possible for {seconds} s: {}", self.describe()))
     }
 
     /// What is wrong with each member, for messages.
@@ -152,9 +171,11 @@ impl Driver {
         }
     }
 
-    /// True if more may be appended now.
+    /// True if more may be appended now. Commits come at record boundaries only: within a record whose start is
+    /// committed there is nothing to wait for.
     pub fn has_room(&self) -> bool {
-        self.backlog.end().saturating_sub(self.commit_lsn) < MAX_UNCOMMITTED
+        let is_within_record = self.core.end_lsn() <= self.commit_lsn;
+        self.backlog.end().saturating_sub(self.commit_lsn) < MAX_UNCOMMITTED || is_within_record
     }
 
     /// Extends the log; sent by the next turn.
@@ -170,6 +191,9 @@ impl Driver {
             );
             return Err(ProposerError::Source(io::Error::other(text)));
         };
+        if self.core.end_lsn() <= self.commit_lsn {
+            self.appended_at = Instant::now();
+        }
         self.core.appended(chunk.record_end);
         let term = self.core.term();
         let mut chunk = chunk;
@@ -385,8 +409,8 @@ impl Driver {
         let donor = donors[self.donor_turn % donors.len()];
         let wanted = (self.config.parameters.tenant, self.config.parameters.timeline);
         let (range, term) = ((next, end), self.core.term());
-        let address = donor.address.clone();
-        match Refill::start(target, &address, wanted, range, term, &self.poller, REFILL_TOKEN) {
+        let Some(address) = donor.resolved else { return };
+        match Refill::start(target, address, wanted, range, term, &self.poller, REFILL_TOKEN) {
             Ok(refill) => self.refill = Some(refill),
             Err(error) => {
                 tracing::warn!(%address, %error, "can't read WAL for a lagging safekeeper")

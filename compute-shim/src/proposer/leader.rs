@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use pgstrata_ids::{Lsn, NodeId, Term};
 use pgstrata_wal_client::SafekeeperClient;
 use rustix::event::{EventfdFlags, eventfd};
@@ -22,8 +24,14 @@ const TURN: Duration = Duration::from_millis(50);
 /// Longest wait for one answer of a safekeeper that WAL is read from.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest wait until any safekeeper has answered, which may have to catch up first.
+const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Longest wait for members that are slow to take the commit LSN.
 const ANNOUNCE_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How often it is looked at whether commits are possible.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
 
 /// Pieces taken from the source before sockets are looked at again.
 const MAX_PIECES_PER_TURN: usize = 8;
@@ -84,9 +92,9 @@ pub fn elect(config: ProposerConfig, timeout: Duration) -> Result<Leader, Propos
         donor: election.donor,
     };
     if elected.start_lsn > config.parameters.start_lsn {
-        elected.prev_record_lsn = ask(&config, &driver, elected.start_lsn, |client| {
-            client.last_record(elected.start_lsn)
-        })?;
+        let start_lsn = elected.start_lsn;
+        elected.prev_record_lsn =
+            ask(&config, &mut driver, start_lsn, move |client| client.last_record(start_lsn))?;
     }
     Ok(Leader { driver, config, elected })
 }
@@ -97,28 +105,55 @@ fn pause_before_retry(config: &ProposerConfig, term: Term) {
     std::thread::sleep(Duration::from_millis(5 + spread));
 }
 
-/// Asks safekeepers in turn, those that have most first, until one answers.
-fn ask<T>(
+/// Asks every safekeeper that has the log up to `lsn`, all at once, and takes the first answer: one that hangs keeps
+/// nobody waiting, and the links to all are served meanwhile.
+fn ask<T: Send + 'static>(
     config: &ProposerConfig,
-    driver: &Driver,
-    at: Lsn,
-    mut question: impl FnMut(&mut SafekeeperClient) -> io::Result<T>,
+    driver: &mut Driver,
+    lsn: Lsn,
+    question: impl Fn(&mut SafekeeperClient) -> io::Result<T> + Clone + Send + 'static,
 ) -> Result<T, ProposerError> {
     let (tenant, timeline) = (config.parameters.tenant, config.parameters.timeline);
+    let deadline = Instant::now() + ASK_TIMEOUT;
+    let (sender, answers) = channel();
+    let mut asked: Vec<NodeId> = Vec::new();
     let mut details = String::new();
-    for (node, address) in driver.addresses_by_flush() {
-        let answer = SafekeeperClient::connect(&address, READ_TIMEOUT).and_then(|mut client| {
-            client.open(tenant, timeline)?;
-            question(&mut client)
-        });
-        match answer {
-            Ok(answer) => return Ok(answer),
-            Err(error) => {
-                let _ = write!(details, "safekeeper {node} at {address}: {error}; ");
+    loop {
+        for (node, address) in driver.holders(lsn) {
+            if asked.contains(&node) {
+                continue;
+            }
+            asked.push(node);
+            let (sender, question) = (sender.clone(), question.clone());
+            let thread = std::thread::Builder::new().name("ask".into());
+            let spawned = thread.spawn(move || {
+                let answer = SafekeeperClient::connect(&address.to_string(), READ_TIMEOUT);
+                let answer = answer.and_then(|mut client| {
+                    client.open(tenant, timeline)?;
+                    question(&mut client)
+                });
+                // Nobody waits any more if another one was faster.
+                let _ = sender.send((node, answer));
+            });
+            spawned.map_err(ProposerError::system("can't start a thread"))?;
+        }
+        driver.turn(None, Duration::from_millis(1))?;
+        if let Some(term) = driver.fenced() {
+            return Err(ProposerError::Fenced(term));
+        }
+        while let Ok((node, answer)) = answers.try_recv() {
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let _ = write!(details, "safekeeper {node}: {error}; ");
+                }
             }
         }
+        if Instant::now() >= deadline {
+            let _ = write!(details, "{}", driver.describe());
+            return Err(ProposerError::Unreadable { at: lsn, details });
+        }
     }
-    Err(ProposerError::Unreadable { at, details })
 }
 
 impl Leader {
@@ -186,7 +221,7 @@ impl Leader {
     /// it is all in memory.
     pub fn read_wal(&mut self, from: Lsn, to: Lsn) -> Result<Vec<u8>, ProposerError> {
         let term = self.elected.term;
-        ask(&self.config, &self.driver, from, |client| {
+        ask(&self.config, &mut self.driver, to, move |client| {
             let mut bytes = Vec::new();
             let end = client.read_wal(from, to, term, &mut bytes)?;
             match end == to {
@@ -215,7 +250,8 @@ impl Leader {
             added.map_err(ProposerError::system("can't watch an eventfd"))?;
         }
         commit_lsn.store(self.driver.commit_lsn().0, Ordering::Release);
-        let shared = Arc::new(Shared { stop: AtomicBool::new(false), commit_lsn, stop_fd });
+        let (stop, problem) = (AtomicBool::new(false), Mutex::default());
+        let shared = Arc::new(Shared { stop, commit_lsn, stop_fd, problem });
         let thread = {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
@@ -232,6 +268,7 @@ struct Shared {
     stop: AtomicBool,
     commit_lsn: Arc<AtomicU64>,
     stop_fd: Arc<OwnedFd>,
+    problem: Mutex<Option<String>>,
 }
 
 /// The running proposer. Dropping it stops the thread.
@@ -250,6 +287,11 @@ impl Proposing {
     /// True if the thread has ended by itself; [`Proposing::stop`] then says why.
     pub fn is_finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Why nothing can be committed now, if so.
+    pub fn problem(&self) -> Option<String> {
+        self.shared.problem.lock().clone()
     }
 
     /// Stops the thread: what isn't committed by now may or may not become so. An error says why
@@ -283,6 +325,7 @@ fn follow(
     shared: &Shared,
 ) -> Result<(), ProposerError> {
     let mut reported = driver.commit_lsn();
+    let mut looked_at = Instant::now();
     while !shared.stop.load(Ordering::Acquire) {
         let mut more = false;
         for piece in 0..MAX_PIECES_PER_TURN {
@@ -295,6 +338,8 @@ fn follow(
             driver.append(chunk)?;
             more = piece + 1 == MAX_PIECES_PER_TURN;
         }
+        more |= source.has_more();
+        // Timers bound the wait.
         let wait = if more { Duration::ZERO } else { Duration::from_secs(1) };
         driver.turn(Some(source), wait)?;
         if std::mem::take(&mut driver.woken) {
@@ -304,6 +349,10 @@ fn follow(
         if let Some(term) = driver.fenced() {
             source.on_fenced(term);
             return Err(ProposerError::Fenced(term));
+        }
+        if looked_at.elapsed() > LOOK_AFTER {
+            looked_at = Instant::now();
+            *shared.problem.lock() = driver.problem();
         }
         let commit_lsn = driver.commit_lsn();
         if commit_lsn > reported {

@@ -1,14 +1,15 @@
 //! One member: the connection to it, when to try again, and how far it was sent the log.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, NodeId};
-use pgstrata_wal_client::resolve;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Greeting, Message};
 
 use super::connection::Connection;
+use super::lookup::Lookup;
 use super::poller::Poller;
 
 /// First and longest pause before connecting again.
@@ -31,6 +32,9 @@ const RECEIVE_BUFFER: usize = 16 << 10;
 pub struct Link {
     pub node: NodeId,
     pub address: String,
+    /// What the address was last found to be.
+    pub resolved: Option<SocketAddr>,
+    lookup: Lookup,
     pub connection: Option<Connection>,
     pub input: FrameBuffer,
     /// Where the next byte to send is; `None` until the member follows this term.
@@ -52,7 +56,9 @@ impl Link {
     pub fn new(node: NodeId, address: String) -> Link {
         Link {
             node,
+            lookup: Lookup::new(address.clone()),
             address,
+            resolved: None,
             connection: None,
             input: FrameBuffer::new(RECEIVE_BUFFER),
             next_lsn: None,
@@ -72,7 +78,11 @@ impl Link {
         if self.connection.is_some() || now < self.retry_at {
             return;
         }
-        let opened = resolve(&self.address).and_then(Connection::open).and_then(|connection| {
+        // A name that is still being looked up is asked for again in the next turn.
+        let Some(found) = self.lookup.poll() else { return };
+        let opened = found.and_then(|address| {
+            self.resolved = Some(address);
+            let connection = Connection::open(address)?;
             poller.add(&connection, token, true)?;
             Ok(connection)
         });

@@ -14,6 +14,7 @@ mod connection;
 mod driver;
 mod leader;
 mod link;
+mod lookup;
 mod poller;
 mod refill;
 

@@ -1,10 +1,10 @@
 //! Reading what a lagging member misses from another safekeeper, within the same loop.
 
 use std::io;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
-use pgstrata_wal_client::resolve;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Message, decode};
 
@@ -45,14 +45,14 @@ impl Refill {
     /// Starts to read `[at, end)` from the donor at `address`.
     pub fn start(
         target: usize,
-        address: &str,
+        address: SocketAddr,
         wanted: (TenantId, TimelineId),
         range: (Lsn, Lsn),
         term: Term,
         poller: &Poller,
         token: u64,
     ) -> io::Result<Refill> {
-        let connection = Connection::open(resolve(address)?)?;
+        let connection = Connection::open(address)?;
         poller.add(&connection, token, true)?;
         let input = FrameBuffer::new(RECEIVE_BUFFER);
         let (at, end) = range;
