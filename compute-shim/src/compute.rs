@@ -14,6 +14,7 @@ use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
 use pgstrata_pg_redo::ControlState;
 use pgstrata_pg_wal::{PgVersion, WalWriter};
 use pgstrata_quorum::{Configuration, ProposerId};
+use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::data_directory::DataDirectory;
@@ -23,15 +24,20 @@ use crate::pages::PageClient;
 use crate::postgres::{Postgres, Settings};
 use crate::proposer::{Leader, ProposerConfig, ProposerError, Proposing, elect};
 use crate::segments::Segments;
-use crate::socket;
 use crate::wal_source::PgWal;
+use crate::{settings, socket};
 
 /// Files in it are in memory.
 const MEMORY_DIRECTORY: &str = "/dev/shm";
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(30);
+const ELECTION_RETRY: Duration = Duration::from_secs(5);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same while nothing can be committed: what a server writes as it ends is not needed.
+const STALLED_STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Relation segments that are open at once, however many may be.
+const MAX_OPEN: usize = 8192;
 /// The longest path that a Unix socket can have.
 const SOCKET_PATH_LIMIT: usize = 100;
 
@@ -60,14 +66,14 @@ pub struct ComputeConfig {
     pub pageserver_http: String,
     /// Serve queries only, as of this LSN, without proposing anything.
     pub read_only_at: Option<Lsn>,
-    /// More PostgreSQL settings, `name=value`.
-    pub settings: Vec<String>,
+    /// More PostgreSQL settings, by name and value.
+    pub settings: Vec<(String, String)>,
 }
 
 /// What a compute tells about itself.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// `starting`, `running`, `stopping`, `fenced`.
+    /// `starting`, `running`, `stopping`, `fenced`, or `restarting` after it ran and something failed.
     pub state: String,
     /// The branch's name.
     pub branch: String,
@@ -93,6 +99,10 @@ pub struct Report {
     pub steps: Vec<(String, u64)>,
     /// Whether it only answers queries.
     pub read_only: bool,
+    /// Settings that are not followed, and why; a line each.
+    pub warnings: Vec<String>,
+    /// Why it does not run, or can't commit, if so.
+    pub failure: Option<String>,
 }
 
 /// Shared with the HTTP interface.
@@ -109,6 +119,15 @@ pub struct Shared {
     pub abort: AtomicBool,
     /// A newer compute was elected.
     pub fenced: Arc<AtomicBool>,
+    /// It has accepted connections once.
+    pub was_running: AtomicBool,
+}
+
+impl Shared {
+    /// Whether it was told to end.
+    pub fn is_told_to_end(&self) -> bool {
+        self.stop.load(Ordering::Acquire) || self.abort.load(Ordering::Acquire)
+    }
 }
 
 /// How a compute ended.
@@ -138,8 +157,10 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let data_path = config.dir.join("data");
     {
         let mut report = shared.report.lock();
+        let was_running = shared.was_running.load(Ordering::Acquire);
         *report = Report {
-            state: "starting".into(),
+            state: if was_running { "restarting" } else { "starting" }.into(),
+            failure: report.failure.take(),
             branch: config.branch.clone(),
             timeline_id: config.parameters.timeline.to_string(),
             uri: format!("postgresql://postgres@127.0.0.1:{}/postgres", config.port),
@@ -159,7 +180,7 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
 
     let mut leader = match config.read_only_at {
         Some(_) => None,
-        None => match campaign(config) {
+        None => match campaign(config, shared) {
             Ok(leader) => Some(leader),
             Err(ProposerError::Fenced(_)) => return Ok(Outcome::Fenced),
             Err(error) => return Err(error.into()),
@@ -203,7 +224,9 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         start.pages_lsn,
     ));
     let catalog_directory = format!("PG_{}_{}", version.major(), version.catalog_version());
-    let segments = Arc::new(Segments::new(memory.map, pages, data_path.clone(), catalog_directory));
+    let segments = Segments::new(memory.map, pages, &data_path, catalog_directory, max_open())
+        .with_context(|| format!("can't open {}", data_path.display()))?;
+    let segments = Arc::new(segments);
     let socket_path = socket_path(&config.dir);
     remove_stale_sockets(&config.dir, &socket_path)?;
     let listener = UnixListener::bind(&socket_path)
@@ -232,6 +255,16 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         memory.map.control().durable_sequence.store(u64::MAX, Ordering::SeqCst);
     }
     shared.report.lock().start_lsn = start.pages_lsn.to_string();
+    let sizes = settings::sizes(&state.control);
+    let decided = settings::decide(&settings::Situation {
+        version,
+        read_only: config.read_only_at.is_some(),
+        sizes,
+        prepared: data.has_prepared_transactions()?,
+        files: &data.settings(sizes)?,
+        given: &config.settings,
+    });
+    shared.report.lock().warnings.clone_from(&decided.warnings);
     let settings = Settings {
         bin: config.pg_bin.clone(),
         data: data_path,
@@ -239,9 +272,9 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         socket: socket_path.clone(),
         log: config.dir.join("postgres.log"),
         port: config.port,
-        version,
-        standby_of: config.read_only_at.map(|_| state.control),
-        extra: config.settings.clone(),
+        read_only: config.read_only_at.is_some(),
+        given: config.settings.clone(),
+        decided,
     };
     let mut postgres = Postgres::start(&settings, &memory)?;
     postgres.wait_ready(READY_TIMEOUT)?;
@@ -249,6 +282,8 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     {
         let mut report = shared.report.lock();
         report.state = "running".into();
+        report.failure = None;
+        shared.was_running.store(true, Ordering::Release);
         report.postgres_pid = Some(postgres.pid());
         report.start_ms = steps.since.elapsed().as_millis() as u64;
     }
@@ -257,6 +292,12 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     drop(dynamic_memory);
     let _ = std::fs::remove_file(&socket_path);
     outcome
+}
+
+/// Relation segments that are open at once: the rest of the descriptors are for backends and the page server.
+fn max_open() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 4).unwrap_or(MAX_OPEN).clamp(16, MAX_OPEN)
 }
 
 /// Notes when the steps of the start were done.
@@ -297,7 +338,12 @@ fn socket_path(dir: &Path) -> PathBuf {
     }
 }
 
-fn campaign(config: &ComputeConfig) -> Result<Leader, ProposerError> {
+fn campaign(config: &ComputeConfig, shared: &Shared) -> Result<Leader, ProposerError> {
+    // One that ran before goes on trying.
+    let timeout = match shared.was_running.load(Ordering::Acquire) {
+        true => ELECTION_RETRY,
+        false => ELECTION_TIMEOUT,
+    };
     let members = config.safekeepers.iter().map(|(node, _)| *node).collect();
     let configuration = Configuration::new(1, members)
         .map_err(|error| ProposerError::Source(std::io::Error::other(format!("{error:?}"))))?;
@@ -307,7 +353,7 @@ fn campaign(config: &ComputeConfig) -> Result<Leader, ProposerError> {
         safekeepers: config.safekeepers.clone(),
         id: ProposerId(rand::random()),
     };
-    elect(proposer, ELECTION_TIMEOUT)
+    elect(proposer, timeout)
 }
 
 fn writer(config: &ComputeConfig, version: PgVersion) -> WalWriter {
@@ -425,6 +471,18 @@ fn clean_start(
     Ok(CleanStart { pages_lsn: at, checkpoint: placed.start, end: placed.end })
 }
 
+/// Says in the report what keeps commits waiting; once in the log.
+fn report_problem(shared: &Shared, problem: Option<String>) {
+    let mut report = shared.report.lock();
+    match (&report.failure, &problem) {
+        (None, None) => return,
+        (None, Some(text)) => tracing::warn!("{text}"),
+        (Some(_), None) => tracing::info!("commits are possible again"),
+        (Some(_), Some(_)) => {}
+    }
+    report.failure = problem;
+}
+
 fn supervise(
     postgres: &mut Postgres,
     proposing: Option<Proposing>,
@@ -438,6 +496,9 @@ fn supervise(
         if shared.abort.load(Ordering::Acquire) {
             return Ok(Outcome::Stopped);
         }
+        let problem = proposing.as_ref().and_then(Proposing::problem);
+        let patience = if problem.is_some() { STALLED_STOP_TIMEOUT } else { STOP_TIMEOUT };
+        report_problem(shared, problem);
         if let Some(status) = postgres.try_wait()? {
             if stopping.is_some() {
                 return Ok(Outcome::Stopped);
@@ -451,8 +512,8 @@ fn supervise(
                 stopping = Some(Instant::now());
                 postgres.stop_fast();
             }
-            Some(since) if since.elapsed() > STOP_TIMEOUT => {
-                tracing::warn!("postgres did not end in {STOP_TIMEOUT:?}: it is killed");
+            Some(since) if since.elapsed() > patience => {
+                tracing::warn!("postgres did not end in {patience:?}: it is killed");
                 return Ok(Outcome::Stopped);
             }
             _ => {}

@@ -10,6 +10,8 @@ use pgstrata_compute_shared::CONTROL_FILE;
 use pgstrata_ids::Lsn;
 use pgstrata_pg_redo::ControlState;
 
+use crate::{conf, settings};
+
 /// The skeleton's file with the encoded control state.
 const CONTROL_STATE_FILE: &str = "pgstrata.control_state";
 /// Files that people may have edited, kept from start to start.
@@ -17,8 +19,6 @@ const KEPT: &[&str] = &["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf"
 const POSTGRESQL_CONF: &str = "\
 # Written once by the compute shim; your changes stay as long as this directory does.
 # Settings that pgstrata needs are given on the command line and can't be changed here.
-max_connections = 100
-max_prepared_transactions = 64
 shared_buffers = 128MB
 max_wal_size = 4GB
 checkpoint_timeout = 15min
@@ -37,6 +37,8 @@ host replication all ::1/128 trust
 /// A data directory under construction.
 pub struct DataDirectory {
     path: PathBuf,
+    /// There was no `postgresql.conf` before.
+    is_first: bool,
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -88,7 +90,25 @@ impl DataDirectory {
             let old = kept.iter().find(|(kept, _)| *kept == name);
             write(&path.join(name), old.map_or(default, |(_, content)| content))?;
         }
-        Ok(DataDirectory { path: path.to_owned() })
+        let is_first = kept.iter().all(|(kept, _)| *kept != "postgresql.conf");
+        Ok(DataDirectory { path: path.to_owned(), is_first })
+    }
+
+    /// Completes the first `postgresql.conf` of this directory, and reads what the files ask for.
+    pub fn settings(&self, sizes: settings::Sizes) -> Result<Vec<conf::Entry>> {
+        if self.is_first {
+            let text = format!("{POSTGRESQL_CONF}{}", settings::first_sizes(sizes));
+            write(&self.path.join("postgresql.conf"), text.as_bytes())?;
+        }
+        Ok(conf::read(&self.path))
+    }
+
+    /// Whether transactions are prepared that have not ended.
+    pub fn has_prepared_transactions(&self) -> Result<bool> {
+        let path = self.path.join("pg_twophase");
+        let mut entries =
+            fs::read_dir(&path).with_context(|| format!("can't list {}", path.display()))?;
+        Ok(entries.next().is_some())
     }
 
     /// Unpacks a skeleton. Returns the control state that came with it.

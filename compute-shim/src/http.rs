@@ -21,10 +21,14 @@ async fn status(State(shared): State<Arc<Shared>>) -> Json<Report> {
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
-    let state = shared.report.lock().state.clone();
-    match state.as_str() {
-        "running" => (StatusCode::OK, "ok\n".into()),
-        other => (StatusCode::SERVICE_UNAVAILABLE, format!("{other}\n")),
+    let (state, failure) = {
+        let report = shared.report.lock();
+        (report.state.clone(), report.failure.clone())
+    };
+    match (state.as_str(), failure) {
+        ("running", None) => (StatusCode::OK, "ok\n".into()),
+        (state, None) => (StatusCode::SERVICE_UNAVAILABLE, format!("{state}\n")),
+        (state, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{state}: {why}\n")),
     }
 }
 

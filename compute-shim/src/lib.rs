@@ -5,6 +5,7 @@
 
 pub mod branch;
 pub mod compute;
+pub mod conf;
 pub mod data_directory;
 pub mod dynamic_memory;
 pub mod http;
@@ -13,5 +14,6 @@ pub mod pages;
 pub mod postgres;
 pub mod proposer;
 pub mod segments;
+pub mod settings;
 pub mod socket;
 pub mod wal_source;

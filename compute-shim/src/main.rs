@@ -13,9 +13,16 @@ use pgstrata_compute_shim::branch::Branch;
 use pgstrata_compute_shim::compute::{ComputeConfig, Outcome, Shared, run};
 use pgstrata_compute_shim::http;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Exit status of a compute whose branch has a newer compute.
 const EXIT_FENCED: u8 = 3;
+
+/// Pauses before a compute that ran is started again: the first, and the longest after several that did not last.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// A run that lasted so long had a good start.
+const LONG_RUN: Duration = Duration::from_secs(60);
 
 /// Runs a stock PostgreSQL on a branch.
 ///
@@ -58,8 +65,8 @@ struct Arguments {
     #[arg(long)]
     read_only_at: Option<Lsn>,
     /// A PostgreSQL setting, name=value; may be repeated
-    #[arg(long = "set")]
-    settings: Vec<String>,
+    #[arg(long = "set", value_parser = setting)]
+    settings: Vec<(String, String)>,
 }
 
 /// A branch described by whoever starts this, so that a name needs no asking.
@@ -111,6 +118,11 @@ impl Given {
             start_prev: self.start_prev?,
         })
     }
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected name=value")?;
+    Ok((name.trim().to_ascii_lowercase(), value.to_owned()))
 }
 
 fn safekeeper(text: &str) -> Result<(NodeId, String), String> {
@@ -192,7 +204,16 @@ fn lock(dir: &std::path::Path) -> Result<std::fs::File> {
     Ok(file)
 }
 
+/// Lets this process, and PostgreSQL after it, have as many descriptors as whoever runs it allows.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!("the limit on descriptors stays at {:?}: {error}", limit.current);
+    }
+}
+
 fn start(arguments: Arguments) -> Result<Outcome> {
+    raise_descriptor_limit();
     let http_listener = TcpListener::bind(arguments.listen_http)
         .with_context(|| format!("can't listen on {}", arguments.listen_http))?;
     let address = http_listener.local_addr()?;
@@ -203,20 +224,35 @@ fn start(arguments: Arguments) -> Result<Outcome> {
     http::serve(http_listener, Arc::clone(&shared))?;
     println!("{}", serde_json::json!({ "ready": true, "http": address.to_string() }));
 
-    let mut deaths: Vec<Instant> = Vec::new();
+    let mut pause = FIRST_PAUSE;
     loop {
-        match run(&config, &shared)? {
-            Outcome::PostgresDied => {
-                // PostgreSQL's own crash recovery is never used: the next start is from the
-                // quorum. One that keeps dying is not helped by that.
-                deaths.retain(|death| death.elapsed() < Duration::from_secs(60));
-                deaths.push(Instant::now());
-                if deaths.len() > 5 {
-                    bail!("postgres died {} times within a minute", deaths.len());
-                }
-            }
-            outcome => return Ok(outcome),
+        let since = Instant::now();
+        // PostgreSQL's own crash recovery is never used: the next start is from the quorum.
+        let failure = match run(&config, &shared) {
+            Ok(Outcome::PostgresDied) => "postgres ended by itself; its log says why".to_owned(),
+            Ok(outcome) => return Ok(outcome),
+            // Whoever started it hears of a first start that fails.
+            Err(error) if !shared.was_running.load(Ordering::Acquire) => return Err(error),
+            Err(error) => format!("{error:#}").replace('\n', " "),
+        };
+        if since.elapsed() > LONG_RUN {
+            pause = FIRST_PAUSE;
         }
+        tracing::error!("{failure}; the compute starts again in {pause:?}");
+        {
+            let mut report = shared.report.lock();
+            report.state = "restarting".into();
+            report.failure = Some(failure);
+            report.postgres_pid = None;
+        }
+        let deadline = Instant::now() + pause;
+        while Instant::now() < deadline {
+            if shared.is_told_to_end() {
+                return Ok(Outcome::Stopped);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 

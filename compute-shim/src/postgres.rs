@@ -2,65 +2,18 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use pgstrata_compute_shared::{ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_SOCKET};
-use pgstrata_pg_wal::{ControlFile, PgVersion};
+use pgstrata_compute_shared::{ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_READ_ONLY, ENV_SOCKET};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::memory::Memory;
-
-/// Settings that correctness rests on; given last, so nothing overrides them.
-const REQUIRED: &[(&str, &str)] = &[
-    // A sync of WAL is a commit to the quorum.
-    ("fsync", "on"),
-    ("wal_sync_method", "fdatasync"),
-    // Pages can't tear in storage that is only appended to.
-    ("full_page_writes", "off"),
-    // The directory is thrown away: nothing is ever recovered in place.
-    ("restart_after_crash", "off"),
-    ("data_sync_retry", "off"),
-    ("archive_mode", "off"),
-    // In files of a directory that goes with the compute (see `dynamic_memory`).
-    ("dynamic_shared_memory_type", "mmap"),
-    // New segments appear empty, without a write of 16 MiB each.
-    ("wal_recycle", "off"),
-    ("wal_init_zero", "off"),
-];
-
-/// Settings that correctness rests on and that only some versions know.
-fn by_version(version: PgVersion) -> &'static [(&'static str, &'static str)] {
-    match version {
-        PgVersion::V15 | PgVersion::V16 | PgVersion::V17 => &[],
-        // io_uring does not go through the C library's functions. I/O workers do: they read like
-        // any backend, with vectored reads.
-        PgVersion::V18 => &[("io_method", "worker")],
-    }
-}
-
-/// Settings of a read-only compute, which is a hot standby.
-const READ_ONLY: &[(&str, &str)] = &[
-    // Tablespaces are directories here, not links: a compute's files are all below its data
-    // directory. A standby takes that for damage unless it is allowed (CheckTablespaceDirectory
-    // in access/transam/xlogrecovery.c). Nobody can create a tablespace in it.
-    ("allow_in_place_tablespaces", "on"),
-];
-
-/// A hot standby refuses to start with less room than its primary had
-/// (CheckRequiredParameterValues in access/transam/xlogrecovery.c).
-fn standby_limits(control: &ControlFile) -> [(&'static str, i32); 5] {
-    [
-        ("max_connections", control.max_connections),
-        ("max_worker_processes", control.max_worker_processes),
-        ("max_wal_senders", control.max_wal_senders),
-        ("max_prepared_transactions", control.max_prepared_xacts),
-        ("max_locks_per_transaction", control.max_locks_per_xact),
-    ]
-}
+use crate::settings::Decided;
 
 /// What `postgres` is started with.
 pub struct Settings {
@@ -76,12 +29,12 @@ pub struct Settings {
     pub log: PathBuf,
     /// Port on 127.0.0.1.
     pub port: u16,
-    /// PostgreSQL's version.
-    pub version: PgVersion,
-    /// What the cluster ran with, if this is a hot standby.
-    pub standby_of: Option<ControlFile>,
-    /// More settings, `name=value`.
-    pub extra: Vec<String>,
+    /// It only answers queries.
+    pub read_only: bool,
+    /// What whoever started the compute asked for, by name and value.
+    pub given: Vec<(String, String)>,
+    /// What overrides that.
+    pub decided: Decided,
 }
 
 /// A running server.
@@ -97,7 +50,11 @@ const SOCKET_PATH_LIMIT: usize = 90;
 impl Postgres {
     /// Starts the server. It is killed by the kernel if the calling thread ends.
     pub fn start(settings: &Settings, memory: &Memory) -> Result<Postgres> {
-        let log = open_log(&settings.log)?;
+        let mut log = open_log(&settings.log)?;
+        for warning in &settings.decided.warnings {
+            tracing::warn!("{warning}");
+            writeln!(log, "pgstrata: WARNING: {warning}")?;
+        }
         // setpriv asks the kernel to end the server with us: one that outlived its shim would go
         // on answering reads while another compute writes the branch.
         let mut command = Command::new("setpriv");
@@ -114,35 +71,22 @@ impl Postgres {
             setting.push(value);
             command.arg("-c").arg(setting);
         };
+        for (name, value) in &settings.given {
+            option(name, value.as_ref());
+        }
+        for (name, value) in &settings.decided.options {
+            option(name, value.as_ref());
+        }
+        option("data_directory", settings.data.as_os_str());
         option("unix_socket_directories", &sockets);
-        option("listen_addresses", "127.0.0.1".as_ref());
         option("port", settings.port.to_string().as_ref());
-        for setting in &settings.extra {
-            let (name, value) = setting
-                .split_once('=')
-                .with_context(|| format!("'{setting}' is not name=value"))?;
-            option(name, value.as_ref());
-        }
-        for (name, value) in REQUIRED {
-            option(name, value.as_ref());
-        }
-        for (name, value) in by_version(settings.version) {
-            option(name, value.as_ref());
-        }
-        if let Some(control) = &settings.standby_of {
-            for (name, value) in READ_ONLY {
-                option(name, value.as_ref());
-            }
-            for (name, value) in standby_limits(control) {
-                option(name, value.to_string().as_ref());
-            }
-        }
         command
             .env("LD_PRELOAD", &settings.preload)
             .env(ENV_MEMORY, memory.file.as_raw_fd().to_string())
             .env(ENV_EVENT, memory.event.as_raw_fd().to_string())
             .env(ENV_SOCKET, &settings.socket)
             .env(ENV_DATA, &settings.data)
+            .env(ENV_READ_ONLY, if settings.read_only { "1" } else { "0" })
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

@@ -3,20 +3,28 @@
 //! A segment is resolved once, when PostgreSQL first names it: if the page server knows the
 //! relation, a sparse file of the right size takes its place in the data directory. Its blocks
 //! arrive when they are read. What PostgreSQL writes stays here until the compute ends.
+//!
+//! Files are found through a descriptor of the run's own data directory: a thread that outlives the run works on what
+//! was removed, and never on the files of the next one. Few files are open at any time, whatever the number of relations.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use pgstrata_compute_shared::path::SegmentId;
-use pgstrata_compute_shared::{Found, SEGMENT_BLOCKS, SLOTS, SharedMap, block, segment};
+use pgstrata_compute_shared::{
+    BLOCK_STATES, Found, SEGMENT_BLOCKS, STATES_UNIT, SharedMap, block, segment,
+};
 use pgstrata_ids::{Fork, RelTag};
+use quick_cache::sync::Cache;
+use rustix::fs::{Mode, OFlags, openat};
 
 use crate::pages::PageClient;
 
@@ -33,6 +41,7 @@ struct Window {
     size: u32,
 }
 
+/// An open segment.
 struct Mapped {
     file: File,
     window: Mutex<Window>,
@@ -42,17 +51,22 @@ struct Mapped {
 struct Table {
     /// Database directories that were removed here.
     dropped: HashSet<(u32, u32)>,
-    next_slot: u32,
+    /// Bytes of block states that are taken.
+    states: u64,
 }
 
 /// The relation segments of a running compute.
 pub struct Segments {
     map: SharedMap,
     pages: Arc<PageClient>,
-    data: PathBuf,
+    /// The data directory, which stays this one whatever is put in its place.
+    data: OwnedFd,
     catalog_directory: String,
     table: Mutex<Table>,
-    open: RwLock<HashMap<u32, Arc<Mapped>>>,
+    /// Inode numbers of the mapped segments' files, by entry.
+    inodes: RwLock<HashMap<u32, u64>>,
+    /// Those that are open.
+    open: Cache<u32, Arc<Mapped>>,
 }
 
 fn tag(id: &SegmentId) -> Option<RelTag> {
@@ -61,25 +75,29 @@ fn tag(id: &SegmentId) -> Option<RelTag> {
 }
 
 impl Segments {
-    /// Of the data directory `data`. `catalog_directory` is the version's directory below a
-    /// tablespace, such as `PG_15_202209061`.
+    /// Of the data directory `data`, with at most `max_open` segments open. `catalog_directory` is the version's
+    /// directory below a tablespace, such as `PG_15_202209061`.
     pub fn new(
         map: SharedMap,
         pages: Arc<PageClient>,
-        data: PathBuf,
+        data: &Path,
         catalog_directory: String,
-    ) -> Segments {
-        Segments {
+        max_open: usize,
+    ) -> io::Result<Segments> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Segments {
             map,
             pages,
-            data,
+            data: rustix::fs::open(data, flags, Mode::empty())?,
             catalog_directory,
             table: Mutex::default(),
-            open: RwLock::default(),
-        }
+            inodes: RwLock::default(),
+            open: Cache::new(max_open),
+        })
     }
 
-    fn path(&self, id: &SegmentId) -> PathBuf {
+    /// Below the data directory.
+    fn path(&self, id: &SegmentId) -> String {
         let directory = match id.spc {
             1664 => "global".to_owned(),
             1663 => format!("base/{}", id.db),
@@ -90,7 +108,32 @@ impl Segments {
         if id.segment > 0 {
             name.push_str(&format!(".{}", id.segment));
         }
-        self.data.join(directory).join(name)
+        format!("{directory}/{name}")
+    }
+
+    fn open_at(&self, id: &SegmentId, flags: OFlags) -> io::Result<File> {
+        let flags = flags | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        Ok(File::from(openat(&self.data, self.path(id), flags, mode)?))
+    }
+
+    /// The open file of a mapped segment. `None` if the file was unlinked.
+    fn mapped(&self, entry: u32, id: &SegmentId) -> io::Result<Option<Arc<Mapped>>> {
+        if let Some(mapped) = self.open.get(&entry) {
+            return Ok(Some(mapped));
+        }
+        let file = match self.open_at(id, OFlags::empty()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // Another file may have taken its name.
+        if self.inodes.read().get(&entry) != Some(&file.metadata()?.ino()) {
+            return Ok(None);
+        }
+        let mapped = Arc::new(Mapped { file, window: Mutex::default() });
+        self.open.insert(entry, Arc::clone(&mapped));
+        Ok(Some(mapped))
     }
 
     /// Puts a segment into the table. Says what it is.
@@ -105,6 +148,11 @@ impl Segments {
             Fork::FreeSpace => None,
             _ => self.pages.size(tag)?,
         };
+        self.resolve_as(id, tag, known)
+    }
+
+    /// Puts a segment of a relation into the table of which the page server has `known` blocks.
+    fn resolve_as(&self, id: &SegmentId, tag: RelTag, known: Option<u32>) -> io::Result<Found> {
         let template = if known.is_none() && tag.fork == Fork::Main && id.segment == 0 {
             self.pages.size(tag.with_fork(Fork::Init))?
         } else {
@@ -147,27 +195,29 @@ impl Segments {
         if blocks == 0 && id.segment > 0 {
             return Ok(self.local(id));
         }
-        if table.next_slot as usize >= SLOTS {
-            return Err(io::Error::other("too many relation segments for one compute"));
+        let states = u64::from(blocks).next_multiple_of(STATES_UNIT);
+        let first_state = table.states;
+        if first_state + states > BLOCK_STATES {
+            return Err(io::Error::other("the relations that one compute has read are too large"));
         }
-        let path = self.path(id);
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = self.open_at(id, OFlags::CREATE | OFlags::TRUNC)?;
         file.set_len(u64::from(blocks) * BLOCK_SIZE)?;
-        let slot = table.next_slot;
-        table.next_slot += 1;
-        let mapped = Mapped { file, window: Mutex::default() };
+        let inode = file.metadata()?.ino();
         // Who finds the entry looks for the file next.
-        let mut open = self.open.write();
-        let entry = self.insert(id, segment::MAPPED, slot, blocks)?;
-        open.insert(entry, Arc::new(mapped));
+        let mut inodes = self.inodes.write();
+        let unit = (first_state / STATES_UNIT) as u32;
+        let entry = self.insert(id, segment::MAPPED, unit, blocks)?;
+        table.states += states;
+        inodes.insert(entry, inode);
+        drop(inodes);
+        self.open.insert(entry, Arc::new(Mapped { file, window: Mutex::default() }));
         Ok(Found::Mapped(entry))
     }
 
     /// An unlogged relation starts as its init fork says.
     fn copy_template(&self, id: &SegmentId, tag: RelTag, blocks: u32) -> io::Result<()> {
         let init = tag.with_fork(Fork::Init);
-        let file = File::create(self.path(id))?;
+        let file = self.open_at(id, OFlags::CREATE | OFlags::TRUNC)?;
         let mut at = 0;
         while at < blocks {
             let pages = self.pages.pages(init, at, BATCH.min(blocks - at))?;
@@ -187,7 +237,9 @@ impl Segments {
             loop {
                 let fork = rel.fork as u8;
                 let id = SegmentId { spc, db, rel: rel.rel, fork, segment };
-                self.resolve(&id)?;
+                if self.map.find(&id).is_none() && rel.fork != Fork::FreeSpace {
+                    self.resolve_as(&id, rel, Some(blocks))?;
+                }
                 segment += 1;
                 if u64::from(segment) * u64::from(SEGMENT_BLOCKS) >= u64::from(blocks) {
                     break;
@@ -214,9 +266,7 @@ impl Segments {
             Some(Found::Local) => return Ok(()),
             None => return Err(io::Error::other("a segment that was never resolved")),
         };
-        let Some(mapped) = self.open.read().get(&entry).cloned() else {
-            return Err(io::Error::other("a segment without a file"));
-        };
+        let Some(mapped) = self.mapped(entry, id)? else { return Ok(()) };
         let known = self.map.blocks(entry);
         let end = first.saturating_add(count).min(known);
         let ahead = self.window(&mapped, first, end).min(known);
@@ -298,24 +348,5 @@ impl Segments {
             )));
         }
         mapped.file.write_all_at(&pages, u64::from(first) * BLOCK_SIZE)
-    }
-
-    /// Bytes that the local relation files take.
-    pub fn local_bytes(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        let open = self.open.read();
-        open.values()
-            .filter_map(|mapped| mapped.file.metadata().ok())
-            .map(|metadata| metadata.blocks() * 512)
-            .sum()
-    }
-
-    /// The directory of the relation files, made if missing.
-    pub fn make_directory(&self, spc: u32, db: u32) -> io::Result<()> {
-        let id = SegmentId { spc, db, rel: 1, fork: 0, segment: 0 };
-        match self.path(&id).parent() {
-            Some(parent) => fs::create_dir_all(parent),
-            None => Ok(()),
-        }
     }
 }

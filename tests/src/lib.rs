@@ -20,8 +20,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Directory of the programs built beside this test.
+/// Directory of the programs built beside this test, or of those that `PGSTRATA_TEST_PROGRAMS` names: to see what a
+/// test says of another build.
 pub fn programs() -> PathBuf {
+    if let Some(path) = std::env::var_os("PGSTRATA_TEST_PROGRAMS") {
+        return path.into();
+    }
     let test = std::env::current_exe().unwrap();
     test.ancestors().nth(2).unwrap().to_owned()
 }
@@ -45,6 +49,7 @@ pub struct Cluster {
     postgres: PathBuf,
     environment: Vec<(String, String)>,
     options: Vec<String>,
+    descriptors: Option<u32>,
 }
 
 /// Connects, waiting for the server if it is about to come.
@@ -120,6 +125,7 @@ impl Cluster {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             options: options.iter().map(|option| (*option).to_owned()).collect(),
+            descriptors: None,
         }
     }
 
@@ -135,8 +141,21 @@ impl Cluster {
         self.directory.path().join("cluster")
     }
 
+    /// Processes that are started from now on may have so many descriptors.
+    pub fn limit_descriptors(&mut self, count: u32) {
+        self.descriptors = Some(count);
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(programs().join("pgstrata"));
+        let program = programs().join("pgstrata");
+        let mut command = match self.descriptors {
+            None => Command::new(program),
+            Some(count) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={count}:{count}")).arg(program);
+                command
+            }
+        };
         command.arg("--dir").arg(self.dir()).args(arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
@@ -183,6 +202,12 @@ impl Cluster {
     /// A connection to main's compute.
     pub fn client(&self) -> Client {
         connect(&self.up())
+    }
+
+    /// Stops main's compute and starts it again.
+    pub fn restart(&self) -> Client {
+        self.cli(&["compute", "stop", "main"]);
+        self.client()
     }
 
     /// Starts a compute on a branch and connects.

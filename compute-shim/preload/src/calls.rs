@@ -348,6 +348,28 @@ pub unsafe extern "C" fn rmdir(path: *const c_char) -> c_int {
     unsafe { libc::syscall(libc::SYS_rmdir, path) as c_int }
 }
 
+/// A directory that opens and can't be read. Functions that sum up sizes take one that can't be opened for an empty one
+/// (db_dir_size in utils/adt/dbsize.c).
+unsafe fn unreadable(path: *const c_char, error: c_int) -> *mut libc::DIR {
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the caller vouches for the path; fdopendir takes over the descriptor, which stays one of the process's
+    // own after it was made to be another file.
+    unsafe {
+        let fd = sys::open(path, flags, 0);
+        let null = sys::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0);
+        let directory = if fd < 0 || null < 0 { std::ptr::null_mut() } else { libc::fdopendir(fd) };
+        if !directory.is_null() {
+            sys::numbers(libc::SYS_dup3, null.into(), fd.into(), libc::O_CLOEXEC.into(), 0);
+        } else {
+            sys::fail(error);
+        }
+        if null >= 0 {
+            sys::close(null);
+        }
+        directory
+    }
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut libc::DIR {
     if let Some(state) = state()
@@ -360,8 +382,9 @@ pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut libc::DIR {
         if let Named::Database { spc, db } = name {
             let error = daemon::database(state, RequestKind::ListDatabase, spc, db);
             if error != 0 {
-                sys::fail(error);
-                return std::ptr::null_mut();
+                sys::complain("a database's directory can't be listed: the shim's log says why");
+                // SAFETY: the caller's contract is opendir's.
+                return unsafe { unreadable(path, error) };
             }
         }
     }
@@ -381,6 +404,13 @@ unsafe fn stat_call(
     let (name, _, error) = unsafe { prepare(path) };
     if error != 0 {
         return sys::fail(error);
+    }
+    if let Some(state) = state()
+        && state.is_read_only()
+        && name == Named::Promote
+    {
+        // Whoever put it there: the startup process does not find it.
+        return sys::fail(libc::ENOENT);
     }
     let real = state().map_or(path, |state| paths::real(state, name, path));
     call(real) as c_int
@@ -529,16 +559,33 @@ pub unsafe extern "C" fn copy_file_range(
     }
 }
 
-/// Only the control file's name needs care: the postmaster looks whether it can be opened. The
-/// stream's own reads do not come through here, which is right for a file that is no relation.
+/// A stream's own reads and writes do not come through here, so a relation segment that is read by one has to be there
+/// as a whole, and is written by none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut libc::FILE {
     type Fopen = unsafe extern "C" fn(*const c_char, *const c_char) -> *mut libc::FILE;
-    let real_path = match state() {
+    let mut real_path = path;
+    if let Some(state) = state() {
         // SAFETY: the caller's contract is fopen's.
-        Some(state) => paths::real(state, unsafe { paths::named(state, path) }, path),
-        None => path,
-    };
+        let name = unsafe { paths::named(state, path) };
+        // SAFETY: as above.
+        let reads = unsafe { *mode.cast::<u8>() == b'r' && *mode.add(1).cast::<u8>() != b'+' };
+        let error = match (name, paths::tracking(state, name)) {
+            (Named::Promote, _) if state.is_read_only() && !reads => {
+                sys::complain("a read-only compute can't be promoted; make a branch of it instead");
+                libc::EROFS
+            }
+            (_, Ok(Tracked::Relation(entry))) if reads => files::before_stream(state, entry),
+            (_, Ok(Tracked::Relation(_))) => libc::ENOTSUP,
+            (_, Ok(_)) => 0,
+            (_, Err(error)) => error,
+        };
+        if error != 0 {
+            sys::fail(error);
+            return std::ptr::null_mut();
+        }
+        real_path = paths::real(state, name, path);
+    }
     // SAFETY: the name is a C string; the C library has a function of this name and type.
     unsafe {
         let next = libc::dlsym(libc::RTLD_NEXT, c"fopen".as_ptr());

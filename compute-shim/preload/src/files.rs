@@ -48,6 +48,11 @@ pub fn before_read(state: State, entry: u32, offset: off_t, count: size_t) -> i3
     0
 }
 
+/// Makes sure that all blocks of a segment are in the local file. 0, or an error number.
+pub fn before_stream(state: State, entry: u32) -> i32 {
+    before_read(state, entry, 0, SEGMENT_BLOCKS as size_t * BLOCK_SIZE as size_t)
+}
+
 /// Marks blocks as this compute's own, before they are written.
 pub fn before_write(state: State, entry: u32, offset: off_t, count: size_t) {
     mark(state, entry, blocks(offset, count));

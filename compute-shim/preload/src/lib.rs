@@ -13,6 +13,7 @@
 mod calls;
 mod daemon;
 mod files;
+mod interrupts;
 mod paths;
 mod shm;
 mod state;

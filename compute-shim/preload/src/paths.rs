@@ -4,10 +4,13 @@ use std::ffi::CStr;
 
 use libc::c_char;
 use pgstrata_compute_shared::Found;
-use pgstrata_compute_shared::path::{Named, SegmentId, parse};
+use pgstrata_compute_shared::path::{Named, SegmentId, canonical, parse};
 
 use crate::daemon;
 use crate::state::{State, Tracked};
+
+/// Bytes of a path that may be written in more than one way. Longer ones name nothing of ours.
+const CANONICAL: usize = 1024;
 
 /// What a path names.
 ///
@@ -18,7 +21,8 @@ pub unsafe fn named(state: State, path: *const c_char) -> Named {
         return Named::Other;
     }
     // SAFETY: the caller vouches for the path.
-    parse(unsafe { CStr::from_ptr(path) }.to_bytes(), state.data())
+    let path = unsafe { CStr::from_ptr(path) }.to_bytes();
+    parse(canonical(path, &mut [0; CANONICAL]), state.data())
 }
 
 /// The path that the kernel is to see: the control file has another name on disk. Absolute,

@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 use pgstrata_compute_shared::{
-    CONTROL_FILE, ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_SOCKET, SharedMap,
+    CONTROL_FILE, ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_READ_ONLY, ENV_SOCKET, SharedMap,
 };
 
-use crate::sys;
+use crate::{interrupts, sys};
 
 /// PostgreSQL overwrites its environment for process titles, so everything is copied out of it
 /// before `main` runs.
@@ -21,6 +21,7 @@ struct Settings {
     socket: [u8; PATH_MAX],
     socket_length: usize,
     control_file: [u8; PATH_MAX],
+    read_only: bool,
     postmaster: i32,
 }
 
@@ -61,6 +62,11 @@ impl State {
     /// The control file's real path.
     pub fn control_file(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.0.control_file).unwrap_or(c"")
+    }
+
+    /// Whether the server only answers queries: nobody keeps what it would write.
+    pub fn is_read_only(&self) -> bool {
+        self.0.read_only
     }
 
     /// Whether the postmaster still lives: the kernel ends it when the daemon ends, and then its
@@ -127,6 +133,7 @@ fn settings() -> Option<Settings> {
         data_length,
         socket,
         socket_length,
+        read_only: variable(c_name(ENV_READ_ONLY, &mut [0; 64])?)? == b"1",
         postmaster: sys::getpid(),
     })
 }
@@ -142,6 +149,7 @@ extern "C" fn start() {
     }
     match settings() {
         Some(settings) => {
+            interrupts::find_variables();
             if SETTINGS.set(settings).is_ok() {
                 // SAFETY: both handlers are functions of this library, which is never unloaded.
                 unsafe { libc::pthread_atfork(Some(before_fork), None, Some(after_fork)) };

@@ -26,6 +26,11 @@ pub fn written(state: State, segment: u64, end_offset: u64) {
 /// Returns when everything written before is durable on a quorum. It never returns otherwise: a
 /// compute that lost its branch, or its daemon, must not tell anybody that it committed.
 pub fn sync(state: State) {
+    if state.is_read_only() {
+        // However it came to write: a standby does not, until it is promoted.
+        sys::complain("a read-only compute can't be promoted, nobody keeps its WAL: it ends");
+        exit();
+    }
     let control = state.map().control();
     let target = control.write_sequence.load(Ordering::SeqCst);
     if control.durable_sequence.load(Ordering::Acquire) >= target

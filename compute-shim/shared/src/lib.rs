@@ -8,9 +8,9 @@
 //!      0               Control: the WAL hand-over
 //!   4096               SEGMENTS x Segment: an open-addressed table of the page server's relation segments
 //!   LOCALS_OFFSET      LOCALS x Local: a cache of names of which the page server has nothing
-//!   BLOCKS_OFFSET      SLOTS x 131072 bytes: one block-state byte per block of a segment
+//!   BLOCKS_OFFSET      BLOCK_STATES bytes: one for each block that the page server has of a segment
 //! ```
-//! The file is sparse: a segment that was never opened costs nothing, a small one 4 KiB.
+//! The file is sparse: a segment that was never opened costs nothing, a small one less than 100 bytes.
 //!
 //! Both tables are written by the daemon only. Segments are only added; names in the cache give way to others. Block
 //! states change by compare-and-swap from any process. See [`block`] for the states and who may change which.
@@ -30,6 +30,8 @@ pub const ENV_EVENT: &str = "PGSTRATA_SHIM_EVENT_FD";
 pub const ENV_SOCKET: &str = "PGSTRATA_SHIM_SOCKET";
 /// Environment variable: the data directory.
 pub const ENV_DATA: &str = "PGSTRATA_SHIM_DATA";
+/// Environment variable: `1` if the compute only answers queries.
+pub const ENV_READ_ONLY: &str = "PGSTRATA_SHIM_READ_ONLY";
 
 /// The name that `global/pg_control` really has. A server that is started without the preload
 /// library does not find its control file and stops, instead of serving zeros as data.
@@ -38,9 +40,11 @@ pub const CONTROL_FILE: &str = "global/pg_control.pgstrata";
 /// Blocks of a relation segment (stock builds: 1 GiB).
 pub const SEGMENT_BLOCKS: u32 = 131_072;
 /// Entries of the segment table.
-pub const SEGMENTS: usize = 1 << 18;
-/// Segments that can have block states.
-pub const SLOTS: usize = 1 << 17;
+pub const SEGMENTS: usize = 1 << 22;
+/// Blocks that can have states: 128 TiB of relations.
+pub const BLOCK_STATES: u64 = 1 << 34;
+/// The states of a segment begin at a multiple of this many.
+pub const STATES_UNIT: u64 = 64;
 /// Where the segment table begins.
 pub const SEGMENTS_OFFSET: usize = 4096;
 /// Bytes of a table entry.
@@ -56,7 +60,7 @@ pub const LOCALS_OFFSET: usize = SEGMENTS_OFFSET + SEGMENTS * SEGMENT_SIZE;
 /// Where the block states begin.
 pub const BLOCKS_OFFSET: usize = LOCALS_OFFSET + LOCALS * LOCAL_SIZE;
 /// Size of the memory file.
-pub const MEMORY_SIZE: usize = BLOCKS_OFFSET + SLOTS * SEGMENT_BLOCKS as usize;
+pub const MEMORY_SIZE: usize = BLOCKS_OFFSET + BLOCK_STATES as usize;
 
 /// States of a block of a mapped segment.
 ///

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::path::SegmentId;
 use crate::{
-    BLOCKS_OFFSET, LOCAL_SIZE, LOCAL_WAYS, LOCALS, LOCALS_OFFSET, MEMORY_SIZE, SEGMENT_BLOCKS,
-    SEGMENT_SIZE, SEGMENTS, SEGMENTS_OFFSET, SLOTS, segment,
+    BLOCK_STATES, BLOCKS_OFFSET, LOCAL_SIZE, LOCAL_WAYS, LOCALS, LOCALS_OFFSET, MEMORY_SIZE,
+    SEGMENT_SIZE, SEGMENTS, SEGMENTS_OFFSET, STATES_UNIT, segment,
 };
 
 /// The WAL hand-over. `write_sequence` counts WAL writes; a flush waits until the daemon says
@@ -44,7 +44,8 @@ struct Segment {
     fork_segment: AtomicU32,
     /// Blocks at or after this one were never the page server's.
     blocks: AtomicU32,
-    slot: AtomicU32,
+    /// Where its block states begin, in units.
+    states: AtomicU32,
     /// Published last.
     state: AtomicU32,
     unused: AtomicU32,
@@ -131,17 +132,12 @@ impl SharedMap {
         unsafe { &*self.base.add(SEGMENTS_OFFSET + entry * SEGMENT_SIZE).cast::<Segment>() }
     }
 
-    /// The state of a block of a mapped segment.
+    /// The state of a block of a mapped segment: one of those that the page server had.
     pub fn block(&self, entry: u32, block: u32) -> &AtomicU8 {
-        let slot = self.segment(entry).slot.load(Ordering::Relaxed) as usize % SLOTS;
-        let block = (block % SEGMENT_BLOCKS) as usize;
-        // SAFETY: slot and block are reduced to the region's bounds.
-        unsafe {
-            &*self
-                .base
-                .add(BLOCKS_OFFSET + slot * SEGMENT_BLOCKS as usize + block)
-                .cast::<AtomicU8>()
-        }
+        let unit = u64::from(self.segment(entry).states.load(Ordering::Relaxed));
+        let state = (unit * STATES_UNIT + u64::from(block)) % BLOCK_STATES;
+        // SAFETY: the position is reduced to the region's bounds.
+        unsafe { &*self.base.add(BLOCKS_OFFSET + state as usize).cast::<AtomicU8>() }
     }
 
     fn local(&self, set: usize, way: usize) -> &Local {
@@ -188,7 +184,8 @@ impl SharedMap {
 
     /// Adds a segment of which the page server knows; it stays. Only the daemon may call this, one call at a time.
     /// `None`: the table is full.
-    pub fn insert(&self, id: &SegmentId, state: u32, slot: u32, blocks: u32) -> Option<u32> {
+    /// Its block states begin at unit `states`.
+    pub fn insert(&self, id: &SegmentId, state: u32, states: u32, blocks: u32) -> Option<u32> {
         let start = hash(id) as usize;
         for probe in 0..SEGMENTS {
             let entry = ((start + probe) % SEGMENTS) as u32;
@@ -201,7 +198,7 @@ impl SharedMap {
             free.rel.store(id.rel, Ordering::Relaxed);
             free.fork_segment.store(fork_segment(id), Ordering::Relaxed);
             free.blocks.store(blocks, Ordering::Relaxed);
-            free.slot.store(slot, Ordering::Relaxed);
+            free.states.store(states, Ordering::Relaxed);
             free.state.store(state, Ordering::Release);
             return Some(entry);
         }

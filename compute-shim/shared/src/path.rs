@@ -38,6 +38,8 @@ pub enum Named {
     },
     /// The control file.
     Control,
+    /// The file that asks a standby to end its recovery (`PROMOTE_SIGNAL_FILE`).
+    Promote,
     /// Anything else.
     Other,
 }
@@ -105,6 +107,37 @@ fn in_database(spc: u32, rest: &[u8]) -> Named {
     }
 }
 
+/// Writes `path` without empty parts, `.` and `..`, where it has any, and returns it as it is otherwise. One that does not
+/// fit is returned as it is too.
+pub fn canonical<'a>(path: &'a [u8], buffer: &'a mut [u8]) -> &'a [u8] {
+    let is_plain = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    if below.split(|&byte| byte == b'/').all(is_plain) || path.len() > buffer.len() {
+        return path;
+    }
+    let root = path.len() - below.len();
+    buffer[..root].copy_from_slice(&path[..root]);
+    let mut end = root;
+    for part in below.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                let parent = buffer[root..end].iter().rposition(|&byte| byte == b'/');
+                end = parent.map_or(root, |at| root + at);
+            }
+            _ => {
+                if end > root {
+                    buffer[end] = b'/';
+                    end += 1;
+                }
+                buffer[end..end + part.len()].copy_from_slice(part);
+                end += part.len();
+            }
+        }
+    }
+    &buffer[..end]
+}
+
 /// What `path` names; `data` is the data directory's absolute path without a slash at its end.
 /// Relative paths are below the data directory, which PostgreSQL makes its working directory.
 pub fn parse(path: &[u8], data: &[u8]) -> Named {
@@ -121,7 +154,9 @@ pub fn parse(path: &[u8], data: &[u8]) -> Named {
     if first == b"global" && below.unwrap_or_default().is_empty() {
         return Named::Database { spc: GLOBAL_TABLESPACE, db: 0 };
     }
-    let Some(below) = below else { return Named::Other };
+    let Some(below) = below else {
+        return if first == b"promote" { Named::Promote } else { Named::Other };
+    };
     match first {
         b"base" => in_database(DEFAULT_TABLESPACE, below),
         b"global" if below == b"pg_control" => Named::Control,
@@ -194,6 +229,28 @@ mod tests {
     }
 
     #[test]
+    fn l14_one_file_has_one_name() {
+        let canonical = |path: &str| {
+            let mut buffer = [0; 64];
+            String::from_utf8(canonical(path.as_bytes(), &mut buffer).to_vec()).unwrap()
+        };
+        for (path, plain) in [
+            ("base/5/1259", "base/5/1259"),
+            ("base//5/./1259", "base/5/1259"),
+            ("./base/5/1259/", "base/5/1259"),
+            ("base/5/../5/1259", "base/5/1259"),
+            ("/data/x/../x//base/5/1259", "/data/x/base/5/1259"),
+            ("/../base", "/base"),
+            ("a/../../base", "base"),
+            ("", ""),
+        ] {
+            assert_eq!(canonical(path), plain, "{path}");
+        }
+        let long = "x//".repeat(40);
+        assert_eq!(canonical(&long), long);
+    }
+
+    #[test]
     fn directories_wal_and_control() {
         assert_eq!(parsed("base/5"), Named::Database { spc: 1663, db: 5 });
         assert_eq!(parsed("base/5/"), Named::Database { spc: 1663, db: 5 });
@@ -205,6 +262,9 @@ mod tests {
             assert_eq!(parsed(path), Named::Database { spc: 1664, db: 0 });
         }
         assert_eq!(parsed("global/pg_control"), Named::Control);
+        for path in ["promote", "./promote", "/data/x/promote"] {
+            assert_eq!(parsed(path), Named::Promote);
+        }
         assert_eq!(
             parsed("pg_wal/0000000100000002000000AB"),
             Named::Wal { timeline: 1, high: 2, low: 0xAB }
