@@ -1,12 +1,15 @@
 //! `branch` and `lsn`.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use pgstrata_ids::Lsn;
 use serde_json::{Map, Value, json};
 
 use crate::cluster::Cluster;
 use crate::http::Service;
-use crate::{compute, http, table};
+use crate::status::Answers;
+use crate::{compute, table};
 
 /// A branch's row, as the page server has it; `None` if there is none.
 pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
@@ -21,18 +24,16 @@ pub fn get(cluster: &Cluster, name: &str) -> Result<Value> {
 }
 
 /// How far a branch is known to be committed: what its compute says, else what safekeepers say.
-pub fn committed(cluster: &Cluster, name: &str, timeline: &str) -> Option<Lsn> {
-    let report = compute::report(cluster, name);
+pub fn committed(answers: &Answers, name: &str, timeline: &str) -> Option<Lsn> {
     let parse = |value: &Value| value.as_str()?.parse::<Lsn>().ok();
-    let from_compute = report.as_ref().and_then(|report| parse(report.get("commit_lsn")?));
+    let report = answers.of(&format!("compute-{name}"));
+    let from_compute = report.and_then(|report| parse(report.get("commit_lsn")?));
     if from_compute.is_some_and(Lsn::is_valid) {
         return from_compute;
     }
     let mut best = None;
-    for place in &cluster.state.safekeepers {
-        let status = http::try_get(&format!("127.0.0.1:{}", place.http), "/v1/status");
-        let timelines = status.as_ref().and_then(|status| status.get("timelines")?.as_array());
-        for entry in timelines.into_iter().flatten() {
+    for said in answers.all() {
+        for entry in said.get("timelines").and_then(Value::as_array).into_iter().flatten() {
             let id = entry.get("timeline_id").or_else(|| entry.get("timeline"));
             if id.and_then(Value::as_str) == Some(timeline)
                 && let Some(lsn) = entry.get("commit_lsn").and_then(parse)
@@ -48,14 +49,14 @@ pub fn committed(cluster: &Cluster, name: &str, timeline: &str) -> Option<Lsn> {
 pub fn committed_now(cluster: &Cluster, name: &str) -> Result<Option<Lsn>> {
     let row = get(cluster, name)?;
     let timeline = row.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
-    Ok(committed(cluster, name, timeline))
+    Ok(committed(&Answers::ask(cluster), name, timeline))
 }
 
-fn listed(cluster: &Cluster, row: &Value) -> Value {
+fn listed(answers: &Answers, row: &Value) -> Value {
     let field = |name: &str| row.get(name).cloned().unwrap_or(Value::Null);
     let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let last: Option<Lsn> = text("last_record_lsn").parse().ok();
-    let commit = committed(cluster, &text("name"), &text("timeline_id")).max(last);
+    let commit = committed(answers, &text("name"), &text("timeline_id")).max(last);
     let mut listed = Map::new();
     for name in ["name", "timeline_id", "tenant_id", "ancestor", "ancestor_lsn", "last_record_lsn"]
     {
@@ -68,17 +69,22 @@ fn listed(cluster: &Cluster, row: &Value) -> Value {
     Value::Object(listed)
 }
 
-/// Every branch, as listings show them.
-pub fn rows(cluster: &Cluster) -> Result<Vec<Value>> {
+/// Every branch, as the page server has them, asked with a deadline if there is one.
+pub fn rows_of_pageserver(cluster: &Cluster, timeout: Option<Duration>) -> Result<Vec<Value>> {
     let address = cluster.pageserver_http();
-    let rows: Vec<Value> =
-        Service::pageserver(&address).get("/v1/branches", &[("sizes", "true")])?;
-    Ok(rows.iter().map(|row| listed(cluster, row)).collect())
+    let mut service = Service::pageserver(&address);
+    service.timeout = timeout.unwrap_or(service.timeout);
+    service.get("/v1/branches", &[("sizes", "true")])
+}
+
+/// Rows of branches, as listings show them.
+pub fn listed_all(rows: &[Value], answers: &Answers) -> Vec<Value> {
+    rows.iter().map(|row| listed(answers, row)).collect()
 }
 
 /// `branch list`.
 pub fn list(cluster: &Cluster, as_json: bool) -> Result<()> {
-    let rows = rows(cluster)?;
+    let rows = listed_all(&rows_of_pageserver(cluster, None)?, &Answers::ask(cluster));
     if as_json {
         println!("{}", Value::Array(rows));
         return Ok(());
@@ -125,7 +131,7 @@ fn create_request(cluster: &Cluster, name: &str, from: &str, at: Option<&At>) ->
     let mut request = json!({ "name": name, "from": from });
     // "Now" includes everything that a client was told is committed; and what was committed by
     // the time asked for must have arrived before the answer can be trusted.
-    let committed = || committed(cluster, from, timeline).map(|lsn| lsn.to_string());
+    let committed = || committed(&Answers::ask(cluster), from, timeline).map(|lsn| lsn.to_string());
     match at {
         Some(At::Lsn(lsn)) => request["lsn"] = json!(lsn.to_string()),
         Some(At::Time(time)) => {
@@ -145,7 +151,7 @@ pub fn create(
     at: Option<&At>,
     as_json: bool,
 ) -> Result<()> {
-    let row = listed(cluster, &create_request(cluster, name, from, at)?);
+    let row = listed(&Answers::ask(cluster), &create_request(cluster, name, from, at)?);
     match as_json {
         true => println!("{row}"),
         false => println!(

@@ -11,12 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::{Uid, User, chown};
+use nix::unistd::{Uid, User};
 use pgstrata_pg_wal::PgVersion;
 use serde::{Deserialize, Serialize};
 
+use crate::files;
+
 const STATE_FILE: &str = "cluster.json";
 const LOCK_FILE: &str = "lock";
+/// Bytes of a state file, at most: room for tens of thousands of branches.
+const STATE_LIMIT: u64 = 64 << 20;
 /// Version of the state file that this program writes, and the newest that it reads.
 pub const STATE_VERSION: u32 = 1;
 /// Ports below are where well-known services are.
@@ -190,13 +194,7 @@ impl Cluster {
     /// The cluster in `dir`, if there is one.
     pub fn find(dir: &Path) -> Result<Option<Cluster>> {
         let path = dir.join(STATE_FILE);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", path.display()));
-            }
-        };
+        let Some(bytes) = files::read(&path, STATE_LIMIT)? else { return Ok(None) };
         // The version comes first: what a newer one added would be lost when this one writes.
         if let Ok(VersionOnly { version }) = serde_json::from_slice(&bytes)
             && version > STATE_VERSION
@@ -286,10 +284,8 @@ impl Cluster {
             }
             false => std::env::temp_dir().join(format!("pgstrata-computes-{}", self.state.tenant)),
         };
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("can't create {}", directory.display()))?;
-        chown(&directory, Some(user.uid), Some(user.gid))
-            .with_context(|| format!("can't give {} to '{}'", directory.display(), user.name))?;
+        // Ours alone: whoever could put names into it could have us follow them.
+        files::own_directory(&directory, 0o755, None)?;
         Ok(directory)
     }
 
@@ -322,11 +318,8 @@ impl Cluster {
     /// The directory of a branch's compute, made if missing.
     pub fn compute_directory(&self, branch: &str) -> Result<PathBuf> {
         let path = self.compute_path(branch)?;
-        fs::create_dir_all(&path)
-            .with_context(|| format!("can't create the directory {}", path.display()))?;
-        if let Some(user) = self.postgres_user()? {
-            chown(&path, Some(user.uid), Some(user.gid))?;
-        }
+        let user = self.postgres_user()?;
+        files::own_directory(&path, 0o700, user.as_ref())?;
         Ok(path)
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, ComputePlace, free_ports, is_free};
 use crate::process::Process;
+use crate::status::{self, Answers};
 use crate::{branch, http, up};
 
 const START_PATIENCE: Duration = Duration::from_secs(120);
@@ -28,7 +29,7 @@ pub fn process(cluster: &Cluster, branch: &str) -> Process {
 pub fn report(cluster: &Cluster, branch: &str) -> Option<Value> {
     let place = cluster.state.computes.get(branch)?;
     process(cluster, branch).pid()?;
-    http::try_get(&format!("127.0.0.1:{}", place.http), "/v1/status")
+    http::try_get(&format!("127.0.0.1:{}", place.http), "/v1/status", Duration::from_secs(2))
 }
 
 /// Starts the branch's compute unless it runs. Returns what it says about itself.
@@ -123,7 +124,10 @@ fn wait_running(cluster: &Cluster, name: &str, process: &Process) -> Result<Valu
         }
         ensure!(
             Instant::now() < deadline,
-            "the compute of branch '{name}' did not start in {START_PATIENCE:?}; see {}",
+            "the compute of branch '{name}' did not start in {START_PATIENCE:?}{}; see {}",
+            report(cluster, name)
+                .and_then(|report| Some(format!(": {}", report.get("failure")?.as_str()?)))
+                .unwrap_or_default(),
             process.log().display()
         );
         std::thread::sleep(Duration::from_millis(3));
@@ -196,19 +200,20 @@ pub fn stop(cluster: &mut Cluster, branch: &str, immediate: bool) -> Result<()> 
 }
 
 /// The computes that were started and not stopped.
-pub fn rows(cluster: &Cluster) -> Vec<Value> {
+pub fn rows(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
     cluster
         .state
         .computes
         .iter()
         .map(|(name, place)| {
             let process = process(cluster, name);
-            let report = report(cluster, name);
-            let from_report = |field: &str| report.as_ref().and_then(|report| report.get(field));
+            let report = answers.of(&format!("compute-{name}"));
+            let from_report = |field: &str| report.and_then(|report| report.get(field));
             let state = match (process.pid(), from_report("state")) {
                 (None, _) => json!("dead"),
                 (Some(_), Some(state)) => state.clone(),
-                (Some(_), None) => json!("starting"),
+                // One that is just being started listens already.
+                (Some(_), None) => json!("silent"),
             };
             json!({
                 "branch": name,
@@ -223,6 +228,11 @@ pub fn rows(cluster: &Cluster) -> Vec<Value> {
                 "start_lsn": from_report("start_lsn"),
                 "term": from_report("term"),
                 "read_only": place.read_only_at.is_some(),
+                "failure": match (process.pid(), report) {
+                    (Some(_), None) => json!(status::no_answer()),
+                    _ => json!(from_report("failure")),
+                },
+                "warnings": from_report("warnings"),
             })
         })
         .collect()

@@ -1,16 +1,16 @@
 //! `found`: the first branch of a page server that has none, for those who start the services
 //! themselves; `up` does the same on its own.
 
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use nix::unistd::{Uid, User, chown};
+use nix::unistd::{Uid, User};
 use serde_json::Value;
 
 use crate::cluster::{ensure_user, find_postgres};
+use crate::files;
 use crate::http::Service;
 
 /// Arguments of `found`.
@@ -49,57 +49,61 @@ pub fn found(arguments: &FoundArguments) -> Result<()> {
         _ => None,
     };
     let temporary = tempfile::Builder::new().prefix("pgstrata-found-").tempdir()?;
-    if let Some(user) = &user {
-        chown(temporary.path(), Some(user.uid), Some(user.gid))?;
-    }
-    let archive =
-        initdb(&pg_bin, &temporary.path().join("data"), user.as_ref(), arguments.data_checksums)?;
+    let archive = initdb(&pg_bin, temporary.path(), user.as_ref(), arguments.data_checksums)?;
     let tenant = pgstrata_ids::TenantId(rand::random()).to_string();
     import(&arguments.pageserver_http, &tenant, name, &archive)?;
     println!("branch {name} was made");
     Ok(())
 }
 
-/// A new database, as stock PostgreSQL makes it, as a tar. The directory is gone on return.
+/// A new database, as stock PostgreSQL makes it, as a tar, made in `parent`, which becomes `user`'s. Everything in it is
+/// read by that user as well: who could put links into it reads nothing by them that he could not read himself.
 pub fn initdb(
     pg_bin: &Path,
-    directory: &Path,
+    parent: &Path,
     user: Option<&User>,
     data_checksums: bool,
 ) -> Result<Vec<u8>> {
-    let _ = fs::remove_dir_all(directory);
-    let mut command = Command::new(pg_bin.join("initdb"));
+    let directory = parent.join("data");
+    let as_user = |program: &Path| {
+        let mut command = Command::new(program);
+        command.current_dir("/").env("LC_ALL", "C.UTF-8");
+        if let Some(user) = user {
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", "/");
+        }
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe {
+            command.pre_exec(|| {
+                nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+                    .map_err(std::io::Error::from)
+            })
+        };
+        command
+    };
+    files::own_directory(parent, 0o700, user)?;
+    let mut command = as_user(&pg_bin.join("initdb"));
     command
         .arg("-D")
-        .arg(directory)
+        .arg(&directory)
         .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-N"])
-        .args(data_checksums.then_some("--data-checksums"))
-        .current_dir("/")
-        .env("LC_ALL", "C.UTF-8");
-    if let Some(user) = user {
-        command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", "/");
-    }
+        .args(data_checksums.then_some("--data-checksums"));
     let output = command.output().context("can't run initdb")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         bail!("initdb failed: {}", text.lines().last().unwrap_or("without a word"));
     }
-    let archive = archive(directory)?;
-    fs::remove_dir_all(directory)?;
-    Ok(archive)
+    let mut command = as_user(Path::new("tar"));
+    command.args(["--format=ustar", "--sort=name", "-cf", "-", "-C"]).arg(&directory).args(PARTS);
+    let output = command.output().context("can't run tar")?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("tar failed: {}", text.lines().last().unwrap_or("without a word"));
+    }
+    Ok(output.stdout)
 }
 
-/// A tar of what the page server wants of a data directory.
-fn archive(directory: &Path) -> Result<Vec<u8>> {
-    let mut archive = tar::Builder::new(Vec::new());
-    archive.mode(tar::HeaderMode::Deterministic);
-    for name in ["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"] {
-        archive
-            .append_dir_all(name, directory.join(name))
-            .with_context(|| format!("can't read {}/{name}", directory.display()))?;
-    }
-    Ok(archive.into_inner()?)
-}
+/// What the page server wants of a data directory.
+const PARTS: &[&str] = &["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"];
 
 /// Makes a tar of a data directory a tenant's first branch.
 pub fn import(pageserver_http: &str, tenant: &str, name: &str, archive: &[u8]) -> Result<()> {

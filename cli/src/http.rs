@@ -7,6 +7,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::{Agent, Body, http::Response};
 
+/// Bytes of an answer, at most.
+const BODY_LIMIT: u64 = 1 << 30;
+
 /// Runs asynchronous work from this synchronous program.
 pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
@@ -46,7 +49,7 @@ impl<'a> Service<'a> {
             format!("{} can't be asked; is it up? ('pgstrata status' tells)", self.name)
         })?;
         let status = response.status();
-        let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
+        let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec()?;
         if !status.is_success() {
             let text = serde_json::from_slice::<Value>(&body)
                 .ok()
@@ -102,6 +105,6 @@ impl<'a> Service<'a> {
 }
 
 /// A GET that may fail quickly, for what is only good to know.
-pub fn try_get(address: &str, path: &str) -> Option<Value> {
-    Service { name: "it", address, timeout: Duration::from_secs(2) }.get(path, &[]).ok()
+pub fn try_get(address: &str, path: &str, timeout: Duration) -> Option<Value> {
+    Service { name: "it", address, timeout }.get(path, &[]).ok()
 }

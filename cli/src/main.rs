@@ -3,6 +3,7 @@
 mod branch;
 mod cluster;
 mod compute;
+mod files;
 mod found;
 mod http;
 mod page;
@@ -191,7 +192,8 @@ fn run(arguments: Arguments) -> Result<bool> {
                 compute::stop(&mut cluster, &branch, immediate)
             }
             ComputeVerb::List { json } => {
-                let rows = compute::rows(&open()?);
+                let cluster = open()?;
+                let rows = compute::rows(&cluster, &status::Answers::ask(&cluster));
                 match json {
                     true => println!("{}", serde_json::Value::Array(rows)),
                     false => table::print(&["branch", "state", "uri", "start_ms"], &rows),

@@ -1,6 +1,7 @@
 //! Background processes of a cluster: started, found again, ended.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
+
+use crate::files;
+
+/// Bytes of the file with its process id, and of what it says when it is ready, at most.
+const NOTE_LIMIT: u64 = 1024;
+const READY_LIMIT: u64 = 1 << 20;
 
 /// A process of a cluster, by name.
 pub struct Process {
@@ -33,6 +41,28 @@ fn start_time(pid: u32) -> Option<u64> {
         return None;
     }
     fields.get(19)?.parse().ok()
+}
+
+/// Writes this process's id and start time, as [`Process::noted`] reads them. For a process that was just forked: it
+/// allocates nothing.
+fn note_self(mut to: &File) -> std::io::Result<()> {
+    use nix::fcntl::{OFlag, open};
+    let mut stat = [0; 1024];
+    let stat_file = open(c"/proc/self/stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let length = nix::unistd::read(&stat_file, &mut stat)?;
+    let stat = &stat[..length];
+    // As in `start_time`.
+    let after = stat.iter().rposition(|&byte| byte == b')').map_or(length, |at| at + 1);
+    let mut fields = stat[after..].split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+    let since = fields.nth(19).unwrap_or(b"0");
+    let mut line = [0; 64];
+    let mut rest = &mut line[..];
+    write!(rest, "{} ", std::process::id())?;
+    rest.write_all(since)?;
+    rest.write_all(b"\n")?;
+    let unused = rest.len();
+    let length = line.len() - unused;
+    to.write_all(&line[..length])
 }
 
 impl Process {
@@ -62,7 +92,8 @@ impl Process {
     }
 
     fn noted(&self) -> Option<(u32, u64)> {
-        let text = fs::read_to_string(self.pid_file()).ok()?;
+        let bytes = files::read(&self.pid_file(), NOTE_LIMIT).ok()??;
+        let text = String::from_utf8(bytes).ok()?;
         let (pid, since) = text.trim().split_once(' ')?;
         Some((pid.parse().ok()?, since.parse().ok()?))
     }
@@ -80,10 +111,14 @@ impl Process {
             .with_context(|| format!("can't write {}", self.ready_file().display()))?;
         command.stdin(Stdio::null()).stdout(ready).stderr(log).process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
+        let noted = File::create(self.pid_file())
+            .with_context(|| format!("can't write {}", self.pid_file().display()))?;
+        // The process notes itself before it becomes the program: whatever happens to us meanwhile, none runs that is
+        // not noted.
+        // SAFETY: the closure makes system calls and uses the stack only.
+        unsafe { command.pre_exec(move || note_self(&noted)) };
         let child = command.spawn().with_context(|| format!("can't start {program}"))?;
         let pid = child.id();
-        let since = start_time(pid).unwrap_or(0);
-        fs::write(self.pid_file(), format!("{pid} {since}\n"))?;
         // Reap it if it ends while we are here; afterwards init does.
         std::thread::spawn(move || {
             let mut child = child;
@@ -96,7 +131,8 @@ impl Process {
     pub fn wait_ready(&self, patience: Duration) -> Result<serde_json::Value> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Ok(text) = fs::read_to_string(self.ready_file())
+            if let Ok(Some(bytes)) = files::read(&self.ready_file(), READY_LIMIT)
+                && let Ok(text) = String::from_utf8(bytes)
                 && let Some(line) = text.lines().find(|line| line.contains("\"ready\""))
             {
                 return Ok(serde_json::from_str(line)?);
@@ -148,5 +184,28 @@ impl Process {
         let _ = fs::remove_file(self.pid_file());
         let _ = fs::remove_file(self.ready_file());
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h16_a_process_is_noted_before_it_does_anything() {
+        let directory = tempfile::tempdir().unwrap();
+        for attempt in 0..20 {
+            let process = Process::new(directory.path(), &format!("p{attempt}"));
+            let mut command = Command::new("sh");
+            let script =
+                "read -r pid since < \"$0\"; echo \"{\\\"ready\\\": $pid}\"; exec sleep 60";
+            command.args(["-c", script]).arg(process.pid_file());
+            let pid = process.start(&mut command).unwrap();
+            let line = process.wait_ready(Duration::from_secs(20)).unwrap();
+            assert_eq!(line["ready"], pid);
+            assert_eq!(process.pid(), Some(pid));
+            process.end(Signal::SIGKILL, Duration::from_secs(20));
+            assert_eq!(process.pid(), None);
+        }
     }
 }

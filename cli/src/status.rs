@@ -1,5 +1,8 @@
 //! `status`.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -20,16 +23,72 @@ fn process_row(cluster: &Cluster, name: &str, role: &str, listen: u16, http: u16
     })
 }
 
-/// What a running safekeeper can't serve, and why.
-fn damaged(port: u16) -> Option<String> {
-    let status = http::try_get(&format!("127.0.0.1:{port}"), "/v1/status")?;
-    let entries = status.get("damaged")?.as_array()?;
+/// Longest wait for what a process says of itself. All are asked at once.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Processes that are asked at once, at most.
+const ASKED_AT_ONCE: usize = 64;
+
+/// What the processes of a cluster say of themselves, all asked at the same time.
+#[derive(Default)]
+pub struct Answers {
+    by_process: HashMap<String, Value>,
+}
+
+impl Answers {
+    /// Asks the safekeepers and computes that run.
+    pub fn ask(cluster: &Cluster) -> Answers {
+        let state = &cluster.state;
+        let safekeepers = state.safekeepers.iter();
+        let safekeepers = safekeepers.map(|place| (format!("safekeeper-{}", place.id), place.http));
+        let computes = state.computes.iter();
+        let computes = computes.map(|(branch, place)| (format!("compute-{branch}"), place.http));
+        let asked: Vec<_> = safekeepers
+            .chain(computes)
+            .filter(|(name, _)| Process::new(&cluster.dir, name).pid().is_some())
+            .collect();
+        let mut answers = Answers::default();
+        for some in asked.chunks(ASKED_AT_ONCE) {
+            let said: Vec<_> = std::thread::scope(|scope| {
+                let ask =
+                    |port: u16| http::try_get(&format!("127.0.0.1:{port}"), "/v1/status", PATIENCE);
+                let threads: Vec<_> =
+                    some.iter().map(|(_, port)| scope.spawn(move || ask(*port))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap_or(None)).collect()
+            });
+            let named = some.iter().zip(said);
+            answers
+                .by_process
+                .extend(named.filter_map(|((name, _), said)| Some((name.clone(), said?))));
+        }
+        answers
+    }
+
+    /// What anybody said.
+    pub fn all(&self) -> impl Iterator<Item = &Value> {
+        self.by_process.values()
+    }
+
+    /// What a process said; `None` if it does not run, or did not answer in time.
+    pub fn of(&self, process: &str) -> Option<&Value> {
+        self.by_process.get(process)
+    }
+}
+
+/// What a running safekeeper can't serve, and why; or that it does not answer.
+fn failure(said: Option<&Value>) -> Option<String> {
+    let Some(said) = said else { return Some(no_answer()) };
+    let entries = said.get("damaged")?.as_array()?;
     let reasons: Vec<_> = entries.iter().filter_map(|entry| entry.get("error")?.as_str()).collect();
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
+/// For a process that runs.
+pub fn no_answer() -> String {
+    format!("it does not answer within {} s", PATIENCE.as_secs())
+}
+
 /// Everything that belongs to the cluster.
-pub fn processes(cluster: &Cluster) -> Vec<Value> {
+pub fn processes(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
     let state = &cluster.state;
     let mut rows =
         vec![process_row(cluster, "storage-broker", "storage-broker", state.broker, state.broker)];
@@ -38,7 +97,9 @@ pub fn processes(cluster: &Cluster) -> Vec<Value> {
         let mut row = process_row(cluster, &name, "safekeeper", place.wal, place.http);
         row["pg"] = json!(format!("127.0.0.1:{}", place.pg));
         row["zone"] = json!(place.zone);
-        row["failure"] = json!(damaged(place.http));
+        if row["pid"].is_u64() {
+            row["failure"] = json!(failure(answers.of(&name)));
+        }
         rows.push(row);
     }
     let (http, pages, pg) = state.pageserver;
@@ -48,23 +109,34 @@ pub fn processes(cluster: &Cluster) -> Vec<Value> {
     rows.push(row);
     for (branch, place) in &state.computes {
         let name = format!("compute-{branch}");
-        rows.push(process_row(cluster, &name, "compute", place.port, place.http));
+        let mut row = process_row(cluster, &name, "compute", place.port, place.http);
+        if row["pid"].is_u64() && answers.of(&name).is_none() {
+            row["failure"] = json!(no_answer());
+        }
+        rows.push(row);
     }
     rows
 }
 
 /// `status`.
 pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
-    let processes = processes(cluster);
-    let computes = compute::rows(cluster);
+    // The page server is asked while the others are, with the same deadline.
+    let (answers, branches) = std::thread::scope(|scope| {
+        let rows = scope.spawn(|| branch::rows_of_pageserver(cluster, Some(PATIENCE)));
+        let answers = Answers::ask(cluster);
+        (answers, rows.join().unwrap_or_else(|_| anyhow::bail!("asking for branches panicked")))
+    });
+    let processes = processes(cluster, &answers);
+    let computes = compute::rows(cluster, &answers);
     // A cluster whose page server is down still has a status.
-    let branches = branch::rows(cluster);
+    let branches = branches.map(|rows| branch::listed_all(&rows, &answers));
     if as_json {
         let document = json!({
             "dir": cluster.dir.display().to_string(),
             "object_store": cluster.state.object_store,
             "processes": processes,
-            "branches": branches.unwrap_or_default(),
+            "branches": branches.as_deref().unwrap_or_default(),
+            "branches_failure": branches.as_ref().err().map(|error| format!("{error:#}")),
             "computes": computes,
         });
         println!("{document}");
@@ -87,5 +159,14 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     }
     table::line("");
     table::print(&["branch", "state", "uri", "start_ms"], &computes);
+    for row in &computes {
+        let Some(branch) = row["branch"].as_str() else { continue };
+        if let Some(failure) = row["failure"].as_str() {
+            table::line(&format!("{branch}: {failure}"));
+        }
+        for warning in row["warnings"].as_array().into_iter().flatten() {
+            table::line(&format!("{branch}: {}", warning.as_str().unwrap_or_default()));
+        }
+    }
     Ok(())
 }

@@ -1,8 +1,6 @@
 //! `up` and `down`.
 
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +15,7 @@ use crate::cluster::{
     is_free, major_version,
 };
 use crate::process::Process;
-use crate::{branch, compute, found, http};
+use crate::{branch, compute, files, found, http};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
@@ -379,10 +377,30 @@ fn start_pageserver(cluster: &Cluster) -> Result<()> {
 
 /// Makes the first branch: `initdb`, as stock PostgreSQL does it, imported into the page server.
 fn create_main(cluster: &Cluster, data_checksums: bool) -> Result<()> {
-    let directory = cluster.computes_directory()?.join(".initdb");
+    // A name of its own for each attempt: what an earlier one started may still be at work.
+    let directory = tempfile::Builder::new()
+        .prefix(INITDB_PREFIX)
+        .tempdir_in(cluster.computes_directory()?)
+        .context("can't create a directory for initdb")?;
     let user = cluster.postgres_user()?;
-    let archive = found::initdb(&cluster.state.pg_bin, &directory, user.as_ref(), data_checksums)?;
-    found::import(&cluster.pageserver_http(), &cluster.state.tenant, "main", &archive)
+    let archive =
+        found::initdb(&cluster.state.pg_bin, directory.path(), user.as_ref(), data_checksums)?;
+    found::import(&cluster.pageserver_http(), &cluster.state.tenant, "main", &archive)?;
+    remove_old_attempts(cluster)
+}
+
+const INITDB_PREFIX: &str = ".initdb-";
+
+/// Removes what attempts left that were killed.
+fn remove_old_attempts(cluster: &Cluster) -> Result<()> {
+    for entry in fs::read_dir(cluster.computes_directory()?)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(INITDB_PREFIX) {
+            // Where one is still at work it fails, and the next time removes the rest.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Makes a command run as PostgreSQL's user, if we are root.
@@ -399,21 +417,9 @@ pub fn readable_copy(cluster: &Cluster, path: &Path) -> Result<PathBuf> {
         return Ok(path.to_owned());
     }
     let directory = cluster.computes_directory()?.join(".bin");
-    fs::create_dir_all(&directory)?;
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
     let name = path.file_name().context("a program without a name")?;
-    let copy = directory.join(name);
-    let mut content = Vec::new();
-    fs::File::open(path)?.read_to_end(&mut content)?;
-    if fs::read(&copy).is_ok_and(|present| present == content) {
-        return Ok(copy);
-    }
-    // Renamed into place: the old one may be running.
-    let temporary = directory.join(format!(".{}.tmp", name.to_string_lossy()));
-    fs::write(&temporary, &content)?;
-    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
-    fs::rename(&temporary, &copy)?;
-    Ok(copy)
+    files::place_program(&directory, &name.to_string_lossy(), &fs::read(path)?)?;
+    Ok(directory.join(name))
 }
 
 /// Ends everything: computes first, so that their last WAL is taken in.

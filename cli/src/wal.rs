@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
+use crate::status::Answers;
 use crate::{branch, http};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -93,7 +94,7 @@ impl BranchWal {
         let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
         let number = |field: &str| row.get(field).and_then(Value::as_u64).unwrap_or_default();
         let last: Lsn = text("last_record_lsn").parse()?;
-        let committed = branch::committed(cluster, name, text("timeline_id"));
+        let committed = branch::committed(&Answers::ask(cluster), name, text("timeline_id"));
         let ancestor = match row.get("ancestor").and_then(Value::as_str) {
             Some(ancestor) => Some(Box::new(BranchWal::open(cluster, ancestor)?)),
             None => None,

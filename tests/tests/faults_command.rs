@@ -1,0 +1,113 @@
+//! What was found wrong with the command once: the names of the tests are those of the faults.
+
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use pgstrata_tests::{Cluster, programs, running_as_root, signal, unprivileged};
+use rustix::process::Signal;
+
+#[test]
+fn s1_nothing_that_postgresqls_user_makes_is_followed() {
+    if !running_as_root() {
+        // There is nobody less privileged then.
+        return;
+    }
+    let cluster = Cluster::new();
+    cluster.up();
+    let computes = cluster.dir().join("computes");
+    let victim = tempfile::tempdir().unwrap();
+    for name in ["evil", ".bin/evil"] {
+        let link = computes.join(name);
+        let arguments = ["-s", victim.path().to_str().unwrap(), link.to_str().unwrap()];
+        let made = unprivileged("/usr/bin/ln".as_ref(), &arguments).output().unwrap();
+        assert!(!made.status.success(), "{name} could be made");
+    }
+    // A link that is there all the same, from before the directory was ours.
+    std::os::unix::fs::symlink(victim.path(), computes.join("evil")).unwrap();
+    cluster.cli(&["branch", "create", "evil"]);
+    let line = cluster.refusal(&["compute", "start", "evil"], 1);
+    assert!(line.contains("link") && line.contains("remove it"), "{line}");
+    assert_eq!(std::fs::metadata(victim.path()).unwrap().uid(), 0);
+}
+
+#[test]
+fn s4_a_state_file_that_is_no_file_is_refused_at_once() {
+    let cluster = Cluster::new();
+    cluster.up();
+    let path = cluster.dir().join("cluster.json");
+    let kept = cluster.dir().join("cluster.json.kept");
+    std::fs::rename(&path, &kept).unwrap();
+    let fifo = Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(fifo.success());
+    let since = Instant::now();
+    for arguments in [&["up"][..], &["status"], &["down"]] {
+        let line = cluster.refusal(arguments, 1);
+        assert!(line.contains("cluster.json") && line.contains("no regular file"), "{line}");
+    }
+    assert!(since.elapsed() < Duration::from_secs(10));
+    std::fs::rename(&kept, &path).unwrap();
+    cluster.up();
+}
+
+#[test]
+fn h17_status_tells_what_hangs_and_does_not_hang_itself() {
+    let cluster = Cluster::new();
+    cluster.up();
+    for number in 0..4 {
+        cluster.cli(&["branch", "create", &format!("b{number}")]);
+    }
+    cluster.cli(&["compute", "start", "b0"]);
+    for name in ["safekeeper-2", "compute-b0", "pageserver"] {
+        let pid = cluster.pid(name);
+        signal(pid, Signal::STOP);
+        let since = Instant::now();
+        let status = cluster.status();
+        let text = cluster.cli(&["status"]);
+        let took = since.elapsed();
+        signal(pid, Signal::CONT);
+        assert!(
+            took < Duration::from_secs(8),
+            "two calls of status took {took:?} while {name} hung"
+        );
+        assert!(text.contains("not answer") || text.contains("can't be asked"), "{name}: {text}");
+        if name == "pageserver" {
+            assert!(status["branches_failure"].is_string(), "{status}");
+            continue;
+        }
+        let row = status["processes"].as_array().unwrap().iter().find(|row| row["name"] == name);
+        let failure = row.unwrap()["failure"].to_string();
+        assert!(failure.contains("does not answer"), "{name}: {failure}");
+        assert_eq!(status["branches"].as_array().unwrap().len(), 5);
+    }
+}
+
+#[test]
+fn h16_one_process_has_a_directory() {
+    let cluster = Cluster::new();
+    cluster.up();
+    let dir = cluster.dir();
+    let objects = dir.join("objects");
+    let start = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(programs().join(program));
+        command.arg("--object-store").arg(&objects).args(arguments);
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let any = "127.0.0.1:0";
+    let pageserver = dir.join("pageserver");
+    let listen = ["--listen-http", any, "--listen-pages", any, "--listen-pg", any];
+    let text =
+        start("pageserver", &[&["--dir", pageserver.to_str().unwrap()], &listen[..]].concat());
+    assert!(text.contains("another page server is running in"), "{text}");
+    let safekeeper = dir.join("safekeeper-1");
+    let listen = ["--listen-http", any, "--listen-wal", any, "--listen-pg", any, "--id", "1"];
+    let text =
+        start("safekeeper", &[&["--dir", safekeeper.to_str().unwrap()], &listen[..]].concat());
+    assert!(text.contains("another safekeeper is running in"), "{text}");
+    // And the ones that were there serve.
+    cluster.client().batch_execute("create table t as select 1").unwrap();
+}
