@@ -140,7 +140,7 @@ impl Timelines {
             )));
         }
         if !greeting.addresses.is_empty() {
-            timeline.update_marks(|marks| marks.addresses.clone_from(&greeting.addresses));
+            timeline.note_addresses(&greeting.addresses);
         }
         Ok(timeline)
     }

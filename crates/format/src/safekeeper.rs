@@ -5,7 +5,7 @@
 //! ```text
 //! offset  size  field
 //!      0     8  magic: "pgsSKid\n" (identity) or "pgsSKctl" (control)
-//!      8     2  format version (1)
+//!      8     2  format version: identity 1, control 2
 //!     10     2  reserved, 0
 //!     12     4  length of the body in bytes
 //!     16     4  CRC-32C of the body
@@ -30,14 +30,18 @@
 //!    108     8  commit LSN
 //!    116     8  flush LSN when this was written
 //!    124     8  available LSN: WAL before it was trimmed
-//!    132     8  archived LSN: whole segments before it are in object storage
-//!    140     8  remote consistent LSN: the page server no longer needs what is before it
+//!    132     8  archived LSN: this node has seen whole segments before it in object storage
+//!    140     8  remote consistent LSN: the page server no longer needs what is before it; at most
+//!               the commit LSN
 //!    148     8  configuration number
 //!    156     4  number of members, then 8 bytes of node id each
 //!            4  number of incoming members, then 8 bytes each
 //!            4  number of term history entries, then 16 bytes each: term, LSN
 //!            4  number of addresses, then each: node id 8, length 2, text
 //! ```
+//!
+//! Version 1 of the control file was the same, but its last two positions were what others said.
+//! They are not believed: the archive is looked at again.
 
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters};
 use pgstrata_quorum::{
@@ -48,13 +52,13 @@ use crate::FormatError;
 use crate::bytes::Reader;
 
 const HEADER_SIZE: usize = 24;
-const VERSION: u16 = 1;
-const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n" };
-const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl" };
+const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n", version: 1 };
+const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl", version: 2 };
 
 struct Kind {
     what: &'static str,
     magic: [u8; 8],
+    version: u16,
 }
 
 /// Everything about one timeline that a safekeeper keeps besides WAL.
@@ -85,7 +89,7 @@ pub fn encode_identity(node: NodeId) -> Vec<u8> {
 
 /// The node of an `identity` file.
 pub fn decode_identity(bytes: &[u8]) -> Result<NodeId, FormatError> {
-    let mut reader = IDENTITY.open(bytes)?;
+    let (_, mut reader) = IDENTITY.open(bytes)?;
     let node = NodeId(reader.u64()?);
     IDENTITY.end(&reader)?;
     Ok(node)
@@ -94,7 +98,7 @@ pub fn decode_identity(bytes: &[u8]) -> Result<NodeId, FormatError> {
 impl Kind {
     fn encode(&self, body: &[u8]) -> Vec<u8> {
         let mut out = self.magic.to_vec();
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&self.version.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(&(body.len() as u32).to_le_bytes());
         out.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
@@ -104,7 +108,8 @@ impl Kind {
         out
     }
 
-    fn open<'a>(&self, bytes: &'a [u8]) -> Result<Reader<'a>, FormatError> {
+    /// The version, and the body.
+    fn open<'a>(&self, bytes: &'a [u8]) -> Result<(u16, Reader<'a>), FormatError> {
         let what = self.what;
         if bytes.iter().all(|&byte| byte == 0) {
             return Err(FormatError::Unwritten { what });
@@ -122,8 +127,8 @@ impl Kind {
         if crc32c::crc32c(&header[..20]) != header_crc {
             return Err(FormatError::corrupt(what, "the header's checksum is wrong"));
         }
-        if version > VERSION {
-            return Err(FormatError::NewerVersion { what, found: version, known: VERSION });
+        if version > self.version {
+            return Err(FormatError::NewerVersion { what, found: version, known: self.version });
         }
         let Some(body) = body.get(..length as usize) else {
             let detail = format!("{} of {length} bytes after the header", body.len());
@@ -132,7 +137,7 @@ impl Kind {
         if crc32c::crc32c(body) != body_crc {
             return Err(FormatError::corrupt(what, "the checksum is wrong"));
         }
-        Ok(Reader::new(what, body))
+        Ok((version, Reader::new(what, body)))
     }
 
     fn end(&self, reader: &Reader<'_>) -> Result<(), FormatError> {
@@ -189,7 +194,7 @@ impl TimelineControl {
 
     /// The contents of a `control` file, which must belong to `node`.
     pub fn decode(bytes: &[u8], node: NodeId) -> Result<TimelineControl, FormatError> {
-        let mut reader = CONTROL.open(bytes)?;
+        let (version, mut reader) = CONTROL.open(bytes)?;
         let owner = reader.u64()?;
         if owner != node.0 {
             return Err(FormatError::WrongOwner {
@@ -204,8 +209,13 @@ impl TimelineControl {
         let commit_lsn = Lsn(reader.u64()?);
         let flush_lsn = Lsn(reader.u64()?);
         let available_lsn = Lsn(reader.u64()?);
-        let archived_lsn = Lsn(reader.u64()?);
-        let remote_consistent_lsn = Lsn(reader.u64()?);
+        let mut archived_lsn = Lsn(reader.u64()?);
+        let mut remote_consistent_lsn = Lsn(reader.u64()?);
+        if version < 2 {
+            let size = u64::from(parameters.segment_size);
+            archived_lsn = available_lsn.segment_start(size).min(archived_lsn);
+            remote_consistent_lsn = remote_consistent_lsn.min(commit_lsn);
+        }
         let configuration = configuration(&mut reader)?;
         let history = history(&mut reader)?;
         let addresses = addresses(&mut reader)?;

@@ -57,10 +57,24 @@ fn each_damage_has_its_own_error() {
     let other = TimelineControl::decode(&bytes, NodeId(4));
     assert!(matches!(other, Err(FormatError::WrongOwner { .. })));
     let mut newer = bytes.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     let crc = crc32c::crc32c(&newer[..20]);
     newer[20..24].copy_from_slice(&crc.to_le_bytes());
-    assert!(matches!(decode(&newer), Err(FormatError::NewerVersion { found: 2, .. })));
+    assert!(matches!(decode(&newer), Err(FormatError::NewerVersion { found: 3, .. })));
+}
+
+#[test]
+fn l9_positions_of_the_first_version_are_not_believed() {
+    let mut believed = control(4, false, 2);
+    believed.archived_lsn = Lsn::MAX;
+    believed.remote_consistent_lsn = Lsn::MAX;
+    let mut bytes = believed.encode();
+    bytes[8] = 1;
+    let crc = crc32c::crc32c(&bytes[..20]);
+    bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+    let read = TimelineControl::decode(&bytes, NodeId(3)).unwrap();
+    assert_eq!(read.archived_lsn, read.available_lsn);
+    assert_eq!(read.remote_consistent_lsn, read.state.commit_lsn);
 }
 
 proptest! {

@@ -29,9 +29,9 @@ use crate::storage_error::StorageError;
 pub struct Marks {
     /// First byte still on disk.
     pub available_lsn: Lsn,
-    /// Whole segments before it are in object storage.
+    /// This node has seen that whole segments before it are in object storage.
     pub archived_lsn: Lsn,
-    /// The page server no longer needs what is before it.
+    /// The page server no longer needs what is before it; never more than is committed here.
     pub remote_consistent_lsn: Lsn,
     /// Where the members' WAL ports were last known to be.
     pub addresses: Vec<(NodeId, String)>,
@@ -93,9 +93,24 @@ impl Timeline {
         self.marks.lock().clone()
     }
 
-    /// Changes how far others are; written down later.
-    pub fn update_marks(&self, update: impl FnOnce(&mut Marks)) {
-        update(&mut self.marks.lock());
+    /// This node has seen that everything before `lsn` is archived; written down later.
+    pub fn note_archived(&self, lsn: Lsn) {
+        let lsn = lsn.min(self.commit_lsn());
+        let mut marks = self.marks.lock();
+        marks.archived_lsn = marks.archived_lsn.max(lsn);
+    }
+
+    /// A page server says that it no longer needs what is before `lsn`; written down later. It
+    /// can't be done with what isn't committed.
+    pub fn note_consistent(&self, lsn: Lsn) {
+        let lsn = lsn.min(self.commit_lsn());
+        let mut marks = self.marks.lock();
+        marks.remote_consistent_lsn = marks.remote_consistent_lsn.max(lsn);
+    }
+
+    /// Where members' WAL ports are; written down later.
+    pub fn note_addresses(&self, addresses: &[(NodeId, String)]) {
+        self.marks.lock().addresses = addresses.to_vec();
     }
 
     /// True while a proposer that won an election is connected.
@@ -250,9 +265,12 @@ impl Timeline {
         last_record_before(&self.files, end)
     }
 
-    /// Removes segments that end at or before `lsn`, keeping that of the commit LSN.
-    pub fn trim(&self, lsn: Lsn) -> Result<u64, StorageError> {
+    /// Removes segments that this node has seen archived and the page server no longer needs,
+    /// keeping that of the commit LSN.
+    pub fn trim(&self) -> Result<u64, StorageError> {
         let size = self.files.segment_size();
+        let marks = self.marks();
+        let lsn = marks.archived_lsn.min(marks.remote_consistent_lsn);
         let keep = lsn.min(self.stored_commit_lsn()).segment_start(size);
         let available_lsn = keep.max(self.parameters().start_lsn);
         if available_lsn <= self.marks.lock().available_lsn {
