@@ -347,10 +347,11 @@ impl Acceptor {
         }
     }
 
+    /// A cut makes nothing durable: what is left was so before, or waits for a sync as before.
     fn truncated(&mut self, lsn: Lsn) {
         self.write_lsn = lsn;
-        self.boundary_lsn = lsn;
-        self.flush_lsn = lsn;
+        self.boundary_lsn = self.boundary_lsn.min(lsn);
+        self.flush_lsn = self.flush_lsn.min(lsn);
         self.commit_lsn = self.commit_lsn.min(lsn);
     }
 
@@ -550,5 +551,68 @@ impl Acceptor {
             return;
         }
         debug_assert_eq!(self.invariants(), Ok(()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TermStart;
+
+    fn history(entries: &[(u64, u64)]) -> TermHistory {
+        let entries =
+            entries.iter().map(|&(term, lsn)| TermStart { term: Term(term), lsn: Lsn(lsn) });
+        TermHistory::new(entries.collect()).unwrap()
+    }
+
+    fn three() -> Configuration {
+        Configuration::new(1, vec![NodeId(1), NodeId(2), NodeId(3)]).unwrap()
+    }
+
+    fn acceptor() -> Acceptor {
+        Acceptor::restore(NodeId(1), ControlState::empty(Lsn(8), three()), Lsn(8)).unwrap()
+    }
+
+    /// An acceptor that follows `term`, whose log begins with it.
+    fn following(term: u64) -> Acceptor {
+        let mut acceptor = acceptor();
+        let elected = Elected { term: Term(term), history: history(&[(term, 8)]) };
+        acceptor.elected(&elected, &mut Vec::new());
+        acceptor
+    }
+
+    fn appended(acceptor: &mut Acceptor, term: u64, start: u64, end: u64) {
+        let append = Append {
+            term: Term(term),
+            start: Lsn(start),
+            length: end - start,
+            record_end: Lsn(end),
+            commit_lsn: Lsn(8),
+        };
+        acceptor.append(&append, &mut Vec::new());
+    }
+
+    #[test]
+    fn l18_a_cut_makes_nothing_durable() {
+        let mut acceptor = following(1);
+        appended(&mut acceptor, 1, 8, 24);
+        appended(&mut acceptor, 1, 24, 40);
+        assert_eq!((acceptor.write_lsn(), acceptor.flush_lsn()), (Lsn(40), Lsn(8)));
+        // Another member has the first record of term 1, and committed ones of term 2 after it.
+        let range = PeerRange {
+            history: history(&[(1, 8), (2, 24)]),
+            commit_lsn: Lsn(56),
+            start: Lsn(24),
+            length: 16,
+        };
+        let mut outputs = Vec::new();
+        acceptor.peer_range(&range, &mut outputs);
+        assert!(outputs.contains(&AcceptorOutput::Truncate(Lsn(24))), "{outputs:?}");
+        assert_eq!((acceptor.write_lsn(), acceptor.flush_lsn()), (Lsn(40), Lsn(8)));
+        acceptor.peer_range(&PeerRange { start: Lsn(40), ..range }, &mut outputs);
+        outputs.clear();
+        acceptor.flush(&mut outputs);
+        assert_eq!(outputs[0], AcceptorOutput::Sync);
+        assert_eq!((acceptor.flush_lsn(), acceptor.commit_lsn()), (Lsn(56), Lsn(56)));
     }
 }
