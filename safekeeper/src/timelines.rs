@@ -165,6 +165,11 @@ impl Timelines {
         }
         let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());
         let created = Timeline::create(&self.context, &directory, greeting);
+        let created = created.inspect_err(|error| {
+            if !matches!(error, StorageError::DiskFull { .. }) {
+                self.context.latch.throw(&error.to_string());
+            }
+        });
         let timeline =
             Arc::new(created.map_err(|error| RefusedReason::Storage(error.to_string()))?);
         tracing::info!(timeline = %key.1, start_lsn = %greeting.parameters.start_lsn, "timeline created");

@@ -185,6 +185,102 @@ fn a_failed_write_latches_too() {
     assert!(world.latch.reason().is_some());
 }
 
+/// Bytes that were written and not synced when somebody else asks for a vote.
+fn append_unsynced(world: &mut World, timeline: &Timeline) {
+    let start = world.generator.at;
+    let bytes = world.generator.record(1000);
+    let end = world.generator.at;
+    let length = bytes.len() as u64;
+    let append = Append { term: Term(1), start, length, record_end: end, commit_lsn: start };
+    timeline.batch().append(&append, &bytes).unwrap();
+}
+
+#[test]
+fn l8_a_sync_that_finds_no_space_in_a_vote_is_not_tried_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    append_unsynced(&mut world, &timeline);
+    world.disk.fail(Fail::SyncFull);
+    assert!(vote(&timeline, 2).is_err());
+    assert!(world.latch.reason().is_some());
+    world.disk.fail(Fail::Nothing);
+    let syncs = world.disk.syncs();
+    assert!(matches!(vote(&timeline, 2), Err(StorageError::Latched(_))));
+    assert_eq!(world.disk.syncs(), syncs);
+}
+
+#[test]
+fn l8_a_name_that_could_not_be_synced_is_not_tried_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    // The new control file has its name by then: whether it is the durable one nobody knows.
+    world.disk.fail(Fail::NamesFull);
+    assert!(vote(&timeline, 2).is_err());
+    assert!(world.latch.reason().is_some());
+}
+
+#[test]
+fn l7_nothing_is_acknowledged_in_a_segment_whose_name_may_be_lost() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let disk = world.disk.clone();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    // From now on segments get their names, but these don't become durable.
+    disk.fail(Fail::HoldNames);
+    std::thread::scope(|scope| {
+        let world = &mut world;
+        let timeline = &timeline;
+        let appending = scope.spawn(move || {
+            while world.generator.at.segment_number(SEGMENT_SIZE) < 3 {
+                world.append(timeline, 100_000).unwrap();
+            }
+        });
+        let number = |name: u64| parameters(START).segment_name(name);
+        let named = timeline.files().directory().join(number(3));
+        wait_until("name of the segment", || named.exists());
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!appending.is_finished(), "acknowledged before the name was durable");
+        assert!(timeline.flush_lsn() < Lsn(3 * SEGMENT_SIZE));
+        disk.fail(Fail::Nothing);
+        appending.join().unwrap();
+    });
+    let acknowledged = timeline.flush_lsn();
+    assert!(acknowledged > Lsn(3 * SEGMENT_SIZE));
+    drop(timeline);
+    disk.lose_unsynced_names().unwrap();
+    assert_eq!(world.open().only().unwrap().flush_lsn(), acknowledged);
+}
+
+#[test]
+fn l7_names_are_durable_before_a_log_counts_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    while world.generator.at.segment_number(SEGMENT_SIZE) < 3 {
+        world.append(&timeline, 100_000).unwrap();
+    }
+    world.wait_for_next_segment();
+    // Until its name is synced too.
+    std::thread::sleep(Duration::from_millis(200));
+    drop(timeline);
+    // Without one to remove, opening has no other reason to sync names.
+    std::fs::remove_file(world.timeline_directory().join(parameters(START).segment_name(4)))
+        .unwrap();
+    // As after a crash between a rename and the sync: the name is there, and may still be lost.
+    let path = world.timeline_directory().join(parameters(START).segment_name(3));
+    let unsynced = path.with_extension("unsynced");
+    std::fs::rename(&path, &unsynced).unwrap();
+    pgstrata_env::Disk::rename(&world.disk, &unsynced, &path).unwrap();
+    let flush_lsn = world.open().only().unwrap().flush_lsn();
+    world.disk.lose_unsynced_names().unwrap();
+    assert!(flush_lsn > Lsn(3 * SEGMENT_SIZE));
+    assert!(path.exists(), "the log was counted, and its name was lost");
+}
+
 #[test]
 fn a_full_disk_refuses_and_goes_on_reading() {
     let mut world = World::new();

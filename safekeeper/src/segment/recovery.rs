@@ -41,6 +41,8 @@ pub fn recover(
         }
         _ => {}
     }
+    // A crash may have come between a segment's rename and the sync of its name.
+    files.sync_directory()?;
     for number in files.numbers()?.into_iter().rev() {
         settle(files, number)?;
         if number <= files.number_of(known_lsn) {
@@ -78,7 +80,7 @@ fn settle(files: &SegmentFiles, number: u64) -> Result<(), StorageError> {
         );
         return Err(StorageError::Damaged { path, reason });
     }
-    file.sync_all().map_err(StorageError::wrap("sync", &path))?;
+    file.sync_all().map_err(StorageError::unsynced("sync", &path))?;
     file.evict().map_err(StorageError::wrap("evict", &path))
 }
 
@@ -139,7 +141,7 @@ fn clear_after(files: &SegmentFiles, end: Lsn) -> Result<u64, StorageError> {
     let Some(garbage) = rest.iter().rposition(|&byte| byte != 0) else { return Ok(removed * size) };
     rest[..=garbage].fill(0);
     file.write_at(&rest[..=garbage], offset).map_err(StorageError::wrap("clear", &path))?;
-    file.sync_data().map_err(StorageError::wrap("sync", &path))?;
+    file.sync_data().map_err(StorageError::unsynced("sync", &path))?;
     Ok(removed * size + garbage as u64 + 1)
 }
 

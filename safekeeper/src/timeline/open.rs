@@ -54,7 +54,7 @@ impl Timeline {
         let wrap = || StorageError::wrap("create directory", directory);
         disk.create_directory(directory).map_err(wrap())?;
         for above in directory.ancestors().skip(1).take(2) {
-            disk.sync_directory(above).map_err(StorageError::wrap("sync directory", above))?;
+            disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
         }
         let start_lsn = greeting.parameters.start_lsn;
         let control = TimelineControl {
