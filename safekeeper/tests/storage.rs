@@ -329,6 +329,104 @@ fn a_torn_tail_is_cut_to_the_last_whole_record() {
     assert!(timeline.last_record_before(whole).unwrap().is_some());
 }
 
+/// Opens what is left when the note of the durable end was lost, too.
+fn forget_note(world: &World) {
+    std::fs::remove_file(world.timeline_directory().join("flushed")).unwrap();
+}
+
+fn assert_damaged(world: &World, by: &str) {
+    let timelines = world.open();
+    assert_eq!(timelines.all().len(), 0, "{by}: it is counted as whole");
+    assert!(timelines.damaged()[0].1.contains("damaged"), "{}", timelines.damaged()[0].1);
+}
+
+#[test]
+fn l6_rot_in_the_acknowledged_tail_is_no_torn_end() {
+    let mut world = World::new();
+    let timeline = world.led();
+    for _ in 0..5 {
+        world.append(&timeline, 1000).unwrap();
+    }
+    let end = timeline.flush_lsn();
+    drop(timeline);
+    let segment = world.timeline_directory().join(parameters(START).segment_name(1));
+    // The first record, one in the middle, and the last.
+    for at in [300, 2500, (end - START) - 10] {
+        flip(&segment, at);
+        assert_damaged(&world, &format!("rot at {at}"));
+        flip(&segment, at);
+        assert_eq!(world.open().only().unwrap().flush_lsn(), end);
+    }
+    // The same without the note: all the bytes of the record are there, and they are wrong.
+    for at in [300, 2500, (end - START) - 10] {
+        let note = world.timeline_directory().join("flushed");
+        if note.exists() {
+            forget_note(&world);
+        }
+        flip(&segment, at);
+        assert_damaged(&world, &format!("rot at {at}, no note"));
+        flip(&segment, at);
+    }
+    assert_eq!(world.open().only().unwrap().flush_lsn(), end);
+}
+
+#[test]
+fn l6_what_a_crash_leaves_of_a_write_is_a_torn_end() {
+    use std::os::unix::fs::FileExt;
+    for note_is_lost in [false, true] {
+        let mut world = World::new();
+        let timeline = world.led();
+        let whole = world.append(&timeline, 1000).unwrap();
+        let torn = world.generator.record(5000);
+        let mut batch = timeline.batch();
+        let length = torn.len() as u64;
+        let append =
+            Append { term: Term(1), start: whole, length, record_end: whole, commit_lsn: whole };
+        batch.append(&append, &torn).unwrap();
+        drop(batch);
+        drop(timeline);
+        // A sector in the middle did not reach the disk, those after it did.
+        let segment = world.timeline_directory().join(parameters(START).segment_name(1));
+        let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+        file.write_all_at(&[0; 512], 6 * 512).unwrap();
+        if note_is_lost {
+            forget_note(&world);
+        }
+        assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
+    }
+}
+
+#[test]
+fn l6_a_hole_far_before_the_end_is_damage() {
+    use std::os::unix::fs::FileExt;
+    let mut world = World::new();
+    let timeline = world.led();
+    while world.generator.at < Lsn(8 * SEGMENT_SIZE) {
+        world.append(&timeline, 100_000).unwrap();
+    }
+    drop(timeline);
+    let segment = world.timeline_directory().join(parameters(START).segment_name(2));
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    file.write_all_at(&[0; 4096], 8192).unwrap();
+    forget_note(&world);
+    assert_damaged(&world, "a hole");
+}
+
+#[test]
+fn l6_a_cut_is_no_damage() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let kept = world.append(&timeline, 1000).unwrap();
+    world.append(&timeline, 1000).unwrap();
+    vote(&timeline, 2).unwrap();
+    let entry = |term, lsn| TermStart { term: Term(term), lsn };
+    let history = TermHistory::new(vec![entry(1, START), entry(2, kept)]).unwrap();
+    timeline.elected(&Elected { term: Term(2), history }).unwrap();
+    assert_eq!(timeline.flush_lsn(), kept);
+    drop(timeline);
+    assert_eq!(world.open().only().unwrap().flush_lsn(), kept);
+}
+
 #[test]
 fn damage_below_what_was_durable_gives_one_clear_error() {
     let mut world = World::new();

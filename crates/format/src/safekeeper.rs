@@ -40,6 +40,14 @@
 //!            4  number of addresses, then each: node id 8, length 2, text
 //! ```
 //!
+//! `flushed`, written over in place and synced now and then:
+//!
+//! ```text
+//!      0     8  magic: "pgsSKflu"
+//!      8     8  LSN: everything before it was durable when this was written
+//!     16     4  CRC-32C of bytes 0..16
+//! ```
+//!
 //! Version 1 of the control file was the same, but its last two positions were what others said.
 //! They are not believed: the archive is looked at again.
 
@@ -93,6 +101,29 @@ pub fn decode_identity(bytes: &[u8]) -> Result<NodeId, FormatError> {
     let node = NodeId(reader.u64()?);
     IDENTITY.end(&reader)?;
     Ok(node)
+}
+
+/// Size of what is written to a `flushed` file, in bytes: less than any disk's sector.
+pub const FLUSHED_SIZE: usize = 20;
+
+const FLUSHED_MAGIC: [u8; 8] = *b"pgsSKflu";
+
+/// The bytes of a `flushed` file.
+pub fn encode_flushed(lsn: Lsn) -> [u8; FLUSHED_SIZE] {
+    let mut out = [0; FLUSHED_SIZE];
+    out[..8].copy_from_slice(&FLUSHED_MAGIC);
+    out[8..16].copy_from_slice(&lsn.0.to_le_bytes());
+    let crc = crc32c::crc32c(&out[..16]);
+    out[16..].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// The LSN of a `flushed` file; `None` if there is none or it can't be read: it is only ever a
+/// reason to trust less.
+pub fn decode_flushed(bytes: &[u8]) -> Option<Lsn> {
+    let bytes: &[u8; FLUSHED_SIZE] = bytes.first_chunk()?;
+    let lsn = Lsn(u64::from_le_bytes(*bytes[8..].first_chunk()?));
+    (encode_flushed(lsn) == *bytes).then_some(lsn)
 }
 
 impl Kind {

@@ -46,6 +46,19 @@ fn golden_identity() {
 }
 
 #[test]
+fn golden_flushed() {
+    let bytes = encode_flushed(Lsn(0x0102));
+    assert_eq!(bytes[..16], *b"pgsSKflu\x02\x01\0\0\0\0\0\0");
+    assert_eq!(decode_flushed(&bytes), Some(Lsn(0x0102)));
+    for at in 0..bytes.len() {
+        let mut damaged = bytes;
+        damaged[at] ^= 1;
+        assert_eq!(decode_flushed(&damaged), None);
+        assert_eq!(decode_flushed(&bytes[..at]), None);
+    }
+}
+
+#[test]
 fn each_damage_has_its_own_error() {
     let bytes = control(4, true, 2).encode();
     let decode = |bytes: &[u8]| TimelineControl::decode(bytes, NodeId(3));

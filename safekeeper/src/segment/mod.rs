@@ -4,6 +4,7 @@
 //! before it gets its name, so that appending only overwrites: `fdatasync` then has no metadata
 //! to journal and can't run out of space.
 
+mod flushed;
 mod reader;
 mod recovery;
 mod writer;
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 use pgstrata_env::{Disk, DiskFile};
 use pgstrata_ids::{Lsn, TimelineParameters};
 
+pub use flushed::FlushedNote;
 pub use reader::SegmentReader;
 pub use recovery::{RecoveredLog, last_record_before, recover};
 pub use writer::LogWriter;

@@ -9,11 +9,15 @@ use pgstrata_quorum::{Acceptor, AcceptorOutput, Append, ControlState};
 use pgstrata_wire::safekeeper::{Message, RefusedReason};
 
 use crate::latch::Latch;
-use crate::segment::LogWriter;
+use crate::segment::{FlushedNote, LogWriter};
 use crate::storage_error::StorageError;
 
 /// What an input is answered with, if at all.
 pub type Answer = Option<Message<'static>>;
+
+/// Bytes of a record that isn't whole yet are synced when there are so many, in bytes, so that
+/// recovery can tell from what follows a bad record that it was durable.
+pub const SYNC_EVERY: u64 = 1 << 20;
 
 /// What must change together, under one lock.
 #[derive(Debug)]
@@ -25,6 +29,9 @@ pub struct Core {
     pub disk: Arc<dyn Disk>,
     pub control_path: PathBuf,
     pub latch: Latch,
+    pub note: FlushedNote,
+    /// Bytes written since the last sync.
+    pub unsynced: u64,
     /// Kept between inputs so that the hot path doesn't allocate.
     pub outputs: Vec<AcceptorOutput>,
 }
@@ -50,6 +57,10 @@ impl Core {
         act(&mut self.acceptor, &mut outputs);
         let mut destroyed = false;
         let result = self.perform(&outputs, payload, &mut destroyed);
+        let result = result.and_then(|answer| {
+            self.note.raise(self.acceptor.flush_lsn())?;
+            Ok(answer)
+        });
         self.outputs = outputs;
         result.inspect_err(|error| self.latch.throw(&error.to_string()))
     }
@@ -73,6 +84,15 @@ impl Core {
             Ok(_) => {}
         }
         result
+    }
+
+    /// Syncs what isn't acknowledged yet if there is much of it.
+    pub fn sync_long_record(&mut self) -> Result<(), StorageError> {
+        if self.unsynced < SYNC_EVERY {
+            return Ok(());
+        }
+        self.unsynced = 0;
+        self.log.sync().inspect_err(|error| self.latch.throw(&error.to_string()))
     }
 
     /// Makes room for what the append will write. A full disk is refused here, before the
@@ -107,14 +127,19 @@ impl Core {
                         self.store(TimelineControl { flush_lsn: *lsn, ..self.stored.clone() })?;
                     }
                     *destroyed = true;
+                    self.note.lower(*lsn)?;
                     self.log.truncate(*lsn)?;
                 }
                 AcceptorOutput::Write { at, skip } => {
                     let bytes = payload.get(*skip as usize..).unwrap_or_default();
                     *destroyed = true;
                     self.log.write(*at, bytes)?;
+                    self.unsynced += bytes.len() as u64;
                 }
-                AcceptorOutput::Sync => self.log.sync()?,
+                AcceptorOutput::Sync => {
+                    self.log.sync()?;
+                    self.unsynced = 0;
+                }
                 AcceptorOutput::Vote(vote) => answer = Some(Message::Vote(vote.clone())),
                 AcceptorOutput::Ack(ack) => answer = Some(Message::Ack(*ack)),
                 AcceptorOutput::Refuse(refusal) => {

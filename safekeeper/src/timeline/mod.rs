@@ -18,8 +18,8 @@ use pgstrata_quorum::{
 use pgstrata_wire::safekeeper::Status;
 use tokio::sync::watch;
 
-pub use self::core::Answer;
 use self::core::Core;
+pub use self::core::{Answer, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened};
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
@@ -185,6 +185,7 @@ impl Timeline {
         core.reserve(&append)?;
         let mut answer =
             core.promise(payload, |acceptor, outputs| acceptor.peer_range(range, outputs))?;
+        core.sync_long_record()?;
         if answer.is_none() && last {
             answer = core.act(&[], |acceptor, outputs| acceptor.flush(outputs))?;
         }
@@ -213,6 +214,19 @@ impl Timeline {
             stored.remote_consistent_lsn = marks.remote_consistent_lsn;
             stored.addresses = marks.addresses;
         })
+    }
+
+    /// Makes the note of how far the log is durable survive a loss of power. Appends go on
+    /// meanwhile.
+    pub fn sync_note(&self) -> Result<(), StorageError> {
+        let (note, latch) = {
+            let core = self.core.lock();
+            if core.latch.reason().is_some() {
+                return Ok(());
+            }
+            (core.note.clone(), core.latch.clone())
+        };
+        note.sync().inspect_err(|error| latch.throw(&error.to_string()))
     }
 
     /// The commit LSN that a restart would begin with.
@@ -311,6 +325,7 @@ impl Batch<'_> {
     /// calls [`Timeline::wake_readers`].
     pub fn finish(mut self) -> Result<Answer, StorageError> {
         let answer = self.core.act(&[], |acceptor, outputs| acceptor.flush(outputs));
+        let answer = answer.and_then(|answer| self.core.sync_long_record().map(|()| answer));
         self.timeline.publish(&self.core);
         self.timeline.appended.store(true, Ordering::Release);
         answer

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::core::Core;
 use super::{Marks, Timeline};
 use crate::latch::Latch;
-use crate::segment::{LogWriter, Preparer, SegmentFiles, recover};
+use crate::segment::{FlushedNote, LogWriter, Preparer, SegmentFiles, recover};
 use crate::storage_error::StorageError;
 
 /// Largest control file that is read, in bytes.
@@ -82,8 +82,10 @@ impl Timeline {
         let control = read_control(context, &path)?;
         let files =
             SegmentFiles::new(Arc::clone(&context.disk), directory, control.parameters.clone());
+        let note = FlushedNote::open(context.disk.as_ref(), directory)?;
         let known_lsn = control.state.commit_lsn;
-        let recovered = recover(&files, known_lsn, control.flush_lsn.max(known_lsn))?;
+        let durable_lsn = control.flush_lsn.max(known_lsn).max(note.lsn());
+        let recovered = recover(&files, known_lsn, durable_lsn)?;
         let timeline = Timeline::assemble(context, directory, control, recovered.flush_lsn)?;
         Ok(Opened { timeline, removed_bytes: recovered.removed_bytes })
     }
@@ -116,6 +118,8 @@ impl Timeline {
             disk: Arc::clone(&context.disk),
             control_path: directory.join("control"),
             latch: context.latch.clone(),
+            note: FlushedNote::open(context.disk.as_ref(), directory)?,
+            unsynced: 0,
             outputs: Vec::new(),
         };
         Ok(Timeline {
