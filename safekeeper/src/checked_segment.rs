@@ -27,6 +27,20 @@ pub fn checker(parameters: &TimelineParameters, start: Lsn) -> WalChecker {
         .with_version(PgVersion::from_major(parameters.pg_version))
 }
 
+/// A checker for what follows the record boundary `lsn`; `last_record` is the start of the record
+/// before it, if that is known.
+pub fn checker_after(
+    parameters: &TimelineParameters,
+    lsn: Lsn,
+    last_record: Option<Lsn>,
+) -> WalChecker {
+    let checker = checker(parameters, lsn).at_boundary();
+    match last_record {
+        Some(prev) => checker.with_prev(prev),
+        None => checker,
+    }
+}
+
 impl CheckedSegment {
     /// Reads segment `number` and checks it. `commit_lsn` is a record boundary at or after its
     /// end. `reached` is where the segment before it was left, if it was checked just now, and

@@ -76,6 +76,25 @@ fn one_of_three_may_die_and_is_caught_up_when_it_returns() {
 }
 
 #[test]
+fn l5_one_that_lags_the_election_is_sent_no_zeros() {
+    let mut cluster = Cluster::start(3);
+    // Which never hears of the timeline from its peers.
+    cluster.nodes[2].kill();
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    let before = writer.commit(100, 10_000);
+    proposing.stop().unwrap();
+    let (second, proposing) = cluster.lead(&parameters(START), true);
+    second.commit(10, 1000);
+    // It misses what was there before the running proposer's own WAL begins.
+    cluster.nodes[2].start();
+    let end = second.commit(1, 10);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, Duration::from_secs(20));
+    assert!(read_all(&cluster.nodes[2].wal, first, before) == writer.bytes());
+    proposing.stop().unwrap();
+}
+
+#[test]
 fn without_a_majority_commits_wait_and_then_go_on() {
     let mut cluster = Cluster::start(3);
     let (writer, proposing) = cluster.lead(&parameters(START), true);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
 use pgstrata_ids::{Lsn, NodeId, Term};
 use pgstrata_quorum::{
-    Append, Configuration, Elected, ProposerId, TermHistory, TermStart, VoteRequest,
+    Append, Configuration, Elected, PeerRange, ProposerId, TermHistory, TermStart, VoteRequest,
 };
 use pgstrata_safekeeper::latch::Latch;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
@@ -18,7 +18,7 @@ use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
 use pgstrata_safekeeper::timelines::Timelines;
 use pgstrata_sim::{Fail, FaultyDisk};
-use pgstrata_wire::safekeeper::{Greeting, Message};
+use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 
@@ -327,6 +327,77 @@ fn a_torn_tail_is_cut_to_the_last_whole_record() {
     timeline.reader().read(whole, &mut rest).unwrap();
     assert_eq!(rest, vec![0; 3000], "nothing half-written is left");
     assert!(timeline.last_record_before(whole).unwrap().is_some());
+}
+
+/// What the timeline says to these bytes, and the end of its durable log then.
+fn send(timeline: &Timeline, start: Lsn, bytes: &[u8], record_end: Lsn) -> (Answer, Lsn) {
+    let length = bytes.len() as u64;
+    let append = Append { term: Term(1), start, length, record_end, commit_lsn: START };
+    let mut batch = timeline.batch();
+    let mut answer = batch.append(&append, bytes).unwrap();
+    if answer.is_none() {
+        answer = batch.finish().unwrap();
+    }
+    (answer, timeline.flush_lsn())
+}
+
+fn is_invalid(answer: &Answer) -> bool {
+    matches!(answer, Some(Message::Refused(RefusedReason::InvalidWal(_))))
+}
+
+#[test]
+fn l5_what_is_no_wal_is_not_taken() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let at = world.append(&timeline, 1000).unwrap();
+    let good = world.generator.record(20_000);
+    let end = world.generator.at;
+    for damage in [0, 8, 16, 500, 19_999] {
+        let mut bad = good.clone();
+        bad[damage] ^= 1;
+        let (answer, flush_lsn) = send(&timeline, at, &bad, end);
+        assert!(is_invalid(&answer), "{damage}: {answer:?}");
+        assert_eq!(flush_lsn, at);
+    }
+    let (answer, flush_lsn) = send(&timeline, at, &vec![0; 20_000], end);
+    assert!(is_invalid(&answer), "zeros: {answer:?}");
+    assert_eq!(flush_lsn, at);
+    // A record that follows none of this log.
+    let mut stray = WalGenerator::new(parameters(START), at, Lsn(8));
+    let bytes = stray.record(10);
+    assert!(is_invalid(&send(&timeline, at, &bytes, stray.at).0));
+    // Half a record is stored, and is no boundary, whatever its sender says.
+    let half = at + 8000;
+    assert_eq!(send(&timeline, at, &good[..8000], half).1, at);
+    // The sender's end is not needed for a whole one.
+    assert_eq!(send(&timeline, half, &good[8000..], at).1, end);
+    drop(timeline);
+    let timeline = world.open().only().unwrap();
+    assert_eq!(timeline.flush_lsn(), end);
+    assert_eq!(timeline.last_record_before(end).unwrap().unwrap(), world.generator.prev);
+}
+
+#[test]
+fn l5_what_a_peer_gives_is_looked_at() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let at = world.append(&timeline, 1000).unwrap();
+    let good = world.generator.record(20_000);
+    let end = world.generator.at;
+    let start = TermStart { term: Term(1), lsn: START };
+    let history = TermHistory::new(vec![start]).unwrap();
+    let length = good.len() as u64;
+    let range = PeerRange { history, commit_lsn: end, start: at, length };
+    let mut bad = good.clone();
+    bad[9000] ^= 1;
+    let answer = timeline.peer_range(&range, &bad, true).unwrap();
+    assert!(is_invalid(&answer), "{answer:?}");
+    let short = PeerRange { commit_lsn: Lsn(end.0 - 8), length: length - 8, ..range.clone() };
+    let answer = timeline.peer_range(&short, &good[..good.len() - 8], true).unwrap();
+    assert!(is_invalid(&answer), "inside a record: {answer:?}");
+    assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (at, START));
+    timeline.peer_range(&range, &good, true).unwrap();
+    assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (end, end));
 }
 
 /// Opens what is left when the note of the durable end was lost, too.

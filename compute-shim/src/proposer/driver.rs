@@ -301,6 +301,11 @@ impl Driver {
         if link.needs_peer || connection.queued() >= MAX_CATCH_UP_QUEUED {
             return Ok(());
         }
+        // What earlier terms wrote is not the source's to give: its file may have zeros there.
+        if self.election.as_ref().is_none_or(|election| next < election.start_lsn) {
+            link.needs_peer = true;
+            return Ok(());
+        }
         let to = self.backlog.base().min(next + MAX_CHUNK as u64);
         let bytes = match source {
             Some(source) => source.read_range(next, to).unwrap_or_default(),

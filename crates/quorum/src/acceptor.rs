@@ -170,6 +170,23 @@ impl Acceptor {
         self.write_lsn
     }
 
+    /// The last record boundary of what is written.
+    pub fn boundary_lsn(&self) -> Lsn {
+        self.boundary_lsn
+    }
+
+    /// How many of an append's bytes are here already, if others are new and would be taken now:
+    /// for a driver that looks at bytes before the acceptor counts on them.
+    pub fn takes(&self, append: &Append) -> Option<u64> {
+        let end = append.start.checked_add(append.length)?;
+        let adopted = self.control.history.last().is_some_and(|last| last.term == append.term);
+        let taken = adopted
+            && append.term >= self.control.term
+            && append.start <= self.write_lsn
+            && end > self.write_lsn;
+        taken.then(|| self.write_lsn - append.start)
+    }
+
     /// End of the durable log.
     pub fn flush_lsn(&self) -> Lsn {
         self.flush_lsn

@@ -37,6 +37,8 @@ pub struct RecoveredLog {
     pub flush_lsn: Lsn,
     /// Bytes that followed it and were removed.
     pub removed_bytes: u64,
+    /// Start of the last valid record, if it is here.
+    pub last_record: Option<Lsn>,
 }
 
 /// Finds the end of the log and removes what follows. `known_lsn` is a record boundary that was
@@ -80,7 +82,11 @@ pub fn recover(
         return Err(damaged(why));
     }
     let removed_bytes = clear_after(files, flush_lsn)?;
-    Ok(RecoveredLog { flush_lsn, removed_bytes })
+    let last_record = match decoder.last_record() {
+        Some(lsn) => Some(lsn),
+        None => last_record_before(files, flush_lsn)?,
+    };
+    Ok(RecoveredLog { flush_lsn, removed_bytes, last_record })
 }
 
 /// What shows that the bytes at `end`, which are no valid record, were durable once; `None` if

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use pgstrata_env::{Disk, replace_file};
 use pgstrata_format::safekeeper::TimelineControl;
+use pgstrata_ids::Lsn;
+use pgstrata_pg_wal::WalChecker;
 use pgstrata_quorum::{Acceptor, AcceptorOutput, Append, ControlState};
 use pgstrata_wire::safekeeper::{Message, RefusedReason};
 
+use crate::checked_segment::checker_after;
 use crate::latch::Latch;
-use crate::segment::{FlushedNote, LogWriter};
+use crate::segment::{FlushedNote, LogWriter, SegmentFiles, last_record_before};
 use crate::storage_error::StorageError;
 
 /// What an input is answered with, if at all.
@@ -29,11 +32,19 @@ pub struct Core {
     pub disk: Arc<dyn Disk>,
     pub control_path: PathBuf,
     pub latch: Latch,
+    pub files: Arc<SegmentFiles>,
+    /// Has seen every byte of the log up to the acceptor's write LSN.
+    pub checker: WalChecker,
     pub note: FlushedNote,
     /// Bytes written since the last sync.
     pub unsynced: u64,
     /// Kept between inputs so that the hot path doesn't allocate.
     pub outputs: Vec<AcceptorOutput>,
+}
+
+fn invalid(why: &dyn std::fmt::Display) -> Message<'static> {
+    let text = format!("what was sent is not valid WAL, and was not stored: {why}");
+    Message::Refused(RefusedReason::InvalidWal(text))
 }
 
 impl Core {
@@ -65,6 +76,58 @@ impl Core {
         result.inspect_err(|error| self.latch.throw(&error.to_string()))
     }
 
+    /// Takes an append's bytes if they are WAL that continues the log; where its records end, they
+    /// say themselves.
+    pub fn append(&mut self, append: &Append, payload: &[u8]) -> Result<Answer, StorageError> {
+        self.reserve(append)?;
+        let mut append = Append { record_end: Lsn::INVALID, ..*append };
+        if let Some(skip) = self.acceptor.takes(&append) {
+            let new = payload.get(skip as usize..).unwrap_or_default();
+            let mut checker = self.checker.clone();
+            if let Err(error) = checker.check(new) {
+                return Ok(Some(invalid(&error)));
+            }
+            append.record_end = checker.position();
+            self.checker = checker;
+        }
+        let answer = self.act(payload, |acceptor, outputs| acceptor.append(&append, outputs))?;
+        debug_assert_eq!(self.checker.feed_position(), self.acceptor.write_lsn());
+        Ok(answer)
+    }
+
+    /// The checker after these outputs: an error if they would write what is no WAL, or count on
+    /// a boundary that none was found at.
+    fn check(
+        &self,
+        outputs: &[AcceptorOutput],
+        payload: &[u8],
+    ) -> Result<Result<WalChecker, Answer>, StorageError> {
+        let mut checker = self.checker.clone();
+        for output in outputs {
+            match output {
+                AcceptorOutput::Truncate(lsn) => {
+                    let last_record = match *lsn == checker.position() {
+                        true => checker.last_record(),
+                        false => last_record_before(&self.files, *lsn)?,
+                    };
+                    checker = checker_after(self.files.parameters(), *lsn, last_record);
+                }
+                AcceptorOutput::Write { skip, .. } => {
+                    let new = payload.get(*skip as usize..).unwrap_or_default();
+                    if let Err(error) = checker.check(new) {
+                        return Ok(Err(Some(invalid(&error))));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let boundary_lsn = self.acceptor.boundary_lsn();
+        if boundary_lsn > checker.position() {
+            return Ok(Err(Some(invalid(&format!("no record ends at {boundary_lsn}")))));
+        }
+        Ok(Ok(checker))
+    }
+
     /// A step that may promise something: a vote, an election, a peer's history. If the disk is
     /// too full to write the promise down, it isn't made, and the acceptor is as before.
     pub fn promise(
@@ -76,12 +139,24 @@ impl Core {
         let before = self.acceptor.clone();
         let mut outputs = Vec::new();
         act(&mut self.acceptor, &mut outputs);
+        let checker = match self.check(&outputs, payload) {
+            Ok(Ok(checker)) => checker,
+            // Nothing was done yet.
+            Ok(Err(refusal)) => {
+                self.acceptor = before;
+                return Ok(refusal);
+            }
+            Err(error) => {
+                self.acceptor = before;
+                return Err(error);
+            }
+        };
         let mut destroyed = false;
         let result = self.perform(&outputs, payload, &mut destroyed);
         match &result {
             Err(StorageError::DiskFull { .. }) if !destroyed => self.acceptor = before,
             Err(error) => self.latch.throw(&error.to_string()),
-            Ok(_) => {}
+            Ok(_) => self.checker = checker,
         }
         result
     }

@@ -317,8 +317,7 @@ pub struct Batch<'a> {
 impl Batch<'_> {
     /// Takes one append's bytes. An answer is a refusal.
     pub fn append(&mut self, append: &Append, payload: &[u8]) -> Result<Answer, StorageError> {
-        self.core.reserve(append)?;
-        self.core.act(payload, |acceptor, outputs| acceptor.append(append, outputs))
+        self.core.append(append, payload)
     }
 
     /// Makes all of them durable; the answer is the acknowledgement. The caller sends it, then

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::core::Core;
 use super::{Marks, Timeline};
+use crate::checked_segment::checker_after;
 use crate::latch::Latch;
 use crate::segment::{FlushedNote, LogWriter, Preparer, SegmentFiles, recover};
 use crate::storage_error::StorageError;
@@ -67,7 +68,7 @@ impl Timeline {
             remote_consistent_lsn: start_lsn,
             addresses: greeting.addresses.clone(),
         };
-        let timeline = Timeline::assemble(context, directory, control, start_lsn)?;
+        let timeline = Timeline::assemble(context, directory, control, start_lsn, None)?;
         {
             let mut core = timeline.core.lock();
             let stored = core.stored.clone();
@@ -86,7 +87,13 @@ impl Timeline {
         let known_lsn = control.state.commit_lsn;
         let durable_lsn = control.flush_lsn.max(known_lsn).max(note.lsn());
         let recovered = recover(&files, known_lsn, durable_lsn)?;
-        let timeline = Timeline::assemble(context, directory, control, recovered.flush_lsn)?;
+        let timeline = Timeline::assemble(
+            context,
+            directory,
+            control,
+            recovered.flush_lsn,
+            recovered.last_record,
+        )?;
         Ok(Opened { timeline, removed_bytes: recovered.removed_bytes })
     }
 
@@ -95,6 +102,7 @@ impl Timeline {
         directory: &Path,
         stored: TimelineControl,
         flush_lsn: Lsn,
+        last_record: Option<Lsn>,
     ) -> Result<Timeline, StorageError> {
         let state = stored.state.clone();
         let acceptor = Acceptor::restore(context.node, state, flush_lsn).map_err(|error| {
@@ -118,6 +126,8 @@ impl Timeline {
             disk: Arc::clone(&context.disk),
             control_path: directory.join("control"),
             latch: context.latch.clone(),
+            checker: checker_after(files.parameters(), flush_lsn, last_record),
+            files: Arc::clone(&files),
             note: FlushedNote::open(context.disk.as_ref(), directory)?,
             unsynced: 0,
             outputs: Vec::new(),

@@ -175,6 +175,7 @@ fn refused(fields: &mut Fields<'_>) -> Decoded<RefusedReason> {
         7 => return Ok(RefusedReason::UnknownTimeline),
         8 => return Ok(RefusedReason::Storage(text)),
         9 => return Ok(RefusedReason::Unavailable(text)),
+        10 => return Ok(RefusedReason::InvalidWal(text)),
         _ => return Err(DecodeError::Impossible("refusal")),
     };
     Ok(RefusedReason::Quorum(quorum))

@@ -91,6 +91,9 @@ pub enum RefusedReason {
     /// The WAL asked for isn't here (yet, or any more).
     #[error("{0}")]
     Unavailable(String),
+    /// The bytes are no WAL that continues the log; none of them was stored.
+    #[error("{0}")]
+    InvalidWal(String),
 }
 
 /// Any message of the port; WAL bytes are borrowed from the frame.

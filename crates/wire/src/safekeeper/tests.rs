@@ -123,7 +123,12 @@ proptest! {
             round_trip(Message::Refused(RefusedReason::Quorum(refusal)));
         }
         round_trip(Message::Refused(RefusedReason::UnknownTimeline));
-        for reason in [RefusedReason::Mismatch, RefusedReason::Storage, RefusedReason::Unavailable] {
+        for reason in [
+            RefusedReason::Mismatch,
+            RefusedReason::Storage,
+            RefusedReason::Unavailable,
+            RefusedReason::InvalidWal,
+        ] {
             round_trip(Message::Refused(reason("because".into())));
         }
     }
@@ -150,7 +155,7 @@ fn golden_ack() {
     let mut bytes = Vec::new();
     let ack = Ack { term: Term(3), flush_lsn: Lsn(0x0102), commit_lsn: Lsn(0x01) };
     encode(&Message::Ack(ack), &mut bytes);
-    assert_eq!(bytes[..8], [67, 1, 0, 0, 24, 0, 0, 0]);
+    assert_eq!(bytes[..8], [67, 2, 0, 0, 24, 0, 0, 0]);
     let body = [3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(bytes[frame::HEADER_SIZE..], body);
 }
