@@ -12,6 +12,7 @@ pub mod checked_segment;
 pub mod http;
 pub mod identity;
 pub mod latch;
+pub mod members;
 pub mod pg;
 pub mod run;
 pub mod segment;

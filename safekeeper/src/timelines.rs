@@ -139,6 +139,10 @@ impl Timelines {
                 timeline.parameters()
             )));
         }
+        // A second quorum under the same number is refused before it can ask for anything.
+        if let Err(refusal) = timeline.check_configuration(&greeting.configuration) {
+            return Err(RefusedReason::Quorum(refusal));
+        }
         if !greeting.addresses.is_empty() {
             timeline.note_addresses(&greeting.addresses);
         }

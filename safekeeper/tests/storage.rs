@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
-use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_ids::{Incarnation, Lsn, NodeId, Term};
 use pgstrata_quorum::{
     Append, Configuration, Elected, PeerRange, ProposerId, TermHistory, TermStart, VoteRequest,
 };
+use pgstrata_safekeeper::identity::Identity;
 use pgstrata_safekeeper::latch::Latch;
+use pgstrata_safekeeper::members::Members;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
@@ -44,9 +46,14 @@ impl World {
     }
 
     fn open(&self) -> Timelines {
+        let disk = Arc::new(self.disk.clone());
+        let own = Identity { node: NodeId(1), incarnation: Incarnation([1; 16]) };
+        let members =
+            Members::open(own, disk.clone(), self.directory.path(), self.latch.clone()).unwrap();
         let context = OpenContext {
-            node: NodeId(1),
-            disk: Arc::new(self.disk.clone()),
+            node: own.node,
+            members: Arc::new(members),
+            disk,
             preparer: Preparer::start(self.latch.clone()).unwrap(),
             latch: self.latch.clone(),
         };

@@ -1,11 +1,12 @@
-//! A safekeeper's own small files: `identity` of the node, `control` of each timeline.
+//! A safekeeper's own small files: `identity` of the node, `members` that it has met, `control` of
+//! each timeline.
 //!
-//! Both have one header; all integers are little endian.
+//! All have one header; all integers are little endian.
 //!
 //! ```text
 //! offset  size  field
-//!      0     8  magic: "pgsSKid\n" (identity) or "pgsSKctl" (control)
-//!      8     2  format version: identity 1, control 2
+//!      0     8  magic: "pgsSKid\n" (identity), "pgsSKmem" (members), "pgsSKctl" (control)
+//!      8     2  format version: identity 2, control 2, members 1
 //!     10     2  reserved, 0
 //!     12     4  length of the body in bytes
 //!     16     4  CRC-32C of the body
@@ -14,6 +15,10 @@
 //!
 //! identity body
 //!      0     8  node id
+//!      8    16  incarnation; version 1 had none
+//!
+//! members body
+//!      0     4  number of safekeepers, then each: node id 8, incarnation 16
 //!
 //! control body
 //!      0     8  node id of the owner
@@ -51,7 +56,11 @@
 //! Version 1 of the control file was the same, but its last two positions were what others said.
 //! They are not believed: the archive is looked at again.
 
-use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters};
+use std::collections::BTreeMap;
+
+use pgstrata_ids::{
+    Incarnation, Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
+};
 use pgstrata_quorum::{
     Configuration, ControlState, MAX_HISTORY, MAX_MEMBERS, ProposerId, TermHistory, TermStart,
 };
@@ -60,7 +69,8 @@ use crate::FormatError;
 use crate::bytes::Reader;
 
 const HEADER_SIZE: usize = 24;
-const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n", version: 1 };
+const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n", version: 2 };
+const MEMBERS: Kind = Kind { what: "safekeeper members file", magic: *b"pgsSKmem", version: 1 };
 const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl", version: 2 };
 
 struct Kind {
@@ -90,17 +100,49 @@ pub struct TimelineControl {
     pub addresses: Vec<(NodeId, String)>,
 }
 
+/// Most safekeepers in a `members` file.
+pub const MAX_MEMBERS_MET: usize = 1000;
+
 /// The bytes of an `identity` file.
-pub fn encode_identity(node: NodeId) -> Vec<u8> {
-    IDENTITY.encode(&node.0.to_le_bytes())
+pub fn encode_identity(node: NodeId, incarnation: Incarnation) -> Vec<u8> {
+    let mut body = node.0.to_le_bytes().to_vec();
+    body.extend_from_slice(&incarnation.0);
+    IDENTITY.encode(&body)
 }
 
-/// The node of an `identity` file.
-pub fn decode_identity(bytes: &[u8]) -> Result<NodeId, FormatError> {
-    let (_, mut reader) = IDENTITY.open(bytes)?;
+/// The node of an `identity` file, and its incarnation if it has one: directories of the first
+/// version were made without.
+pub fn decode_identity(bytes: &[u8]) -> Result<(NodeId, Option<Incarnation>), FormatError> {
+    let (version, mut reader) = IDENTITY.open(bytes)?;
     let node = NodeId(reader.u64()?);
+    let incarnation = match version {
+        0 | 1 => None,
+        _ => Some(Incarnation(reader.array()?)),
+    };
     IDENTITY.end(&reader)?;
-    Ok(node)
+    Ok((node, incarnation))
+}
+
+/// The bytes of a `members` file.
+pub fn encode_members(members: &BTreeMap<NodeId, Incarnation>) -> Vec<u8> {
+    let mut body = (members.len() as u32).to_le_bytes().to_vec();
+    for (node, incarnation) in members {
+        body.extend_from_slice(&node.0.to_le_bytes());
+        body.extend_from_slice(&incarnation.0);
+    }
+    MEMBERS.encode(&body)
+}
+
+/// The contents of a `members` file.
+pub fn decode_members(bytes: &[u8]) -> Result<BTreeMap<NodeId, Incarnation>, FormatError> {
+    let (_, mut reader) = MEMBERS.open(bytes)?;
+    let count = count(&mut reader, MAX_MEMBERS_MET)?;
+    let member = |reader: &mut Reader<'_>| -> Result<_, FormatError> {
+        Ok((NodeId(reader.u64()?), Incarnation(reader.array()?)))
+    };
+    let members = (0..count).map(|_| member(&mut reader)).collect::<Result<_, _>>()?;
+    MEMBERS.end(&reader)?;
+    Ok(members)
 }
 
 /// Size of what is written to a `flushed` file, in bytes: less than any disk's sector.

@@ -199,9 +199,8 @@ impl Acceptor {
 
     /// Answers a vote request.
     pub fn vote(&mut self, request: &VoteRequest, outputs: &mut Outputs) {
-        let current = self.control.configuration.number();
-        if request.configuration.number() < current {
-            outputs.push(AcceptorOutput::Refuse(Refusal::StaleConfiguration { current }));
+        if let Err(refusal) = self.check_configuration(&request.configuration) {
+            outputs.push(AcceptorOutput::Refuse(refusal));
             return;
         }
         if !request.configuration.contains(self.node) {
@@ -227,6 +226,18 @@ impl Acceptor {
             history: self.control.history.up_to(self.flush_lsn),
         }));
         self.check();
+    }
+
+    /// Whether votes may be counted by these members, as far as numbers tell.
+    pub fn check_configuration(&self, other: &Configuration) -> Result<(), Refusal> {
+        let own = &self.control.configuration;
+        match other.number().cmp(&own.number()) {
+            std::cmp::Ordering::Less => Err(Refusal::StaleConfiguration { current: own.number() }),
+            std::cmp::Ordering::Equal if !other.has_the_members_of(own) => {
+                Err(Refusal::OtherMembers { number: own.number() })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn may_vote(&self, term: Term) -> bool {
@@ -607,6 +618,26 @@ mod tests {
             commit_lsn: Lsn(8),
         };
         acceptor.append(&append, &mut Vec::new());
+    }
+
+    #[test]
+    fn l10_other_members_under_the_same_number_get_no_vote() {
+        let mut acceptor = acceptor();
+        let mut ask = |number: u64, members: &[u64]| {
+            let members = members.iter().map(|&node| NodeId(node)).collect();
+            let configuration = Configuration::new(number, members).unwrap();
+            let proposer = ProposerId([1; 16]);
+            let mut outputs = Vec::new();
+            let term = Term(acceptor.term().0 + 1);
+            acceptor.vote(&VoteRequest { term, proposer, configuration }, &mut outputs);
+            outputs.pop().unwrap()
+        };
+        let refused = AcceptorOutput::Refuse(Refusal::OtherMembers { number: 1 });
+        for members in [&[1][..], &[1, 4], &[1, 2, 3, 4], &[1, 2, 4]] {
+            assert_eq!(ask(1, members), refused);
+        }
+        // In another order they are the same.
+        assert!(matches!(ask(1, &[3, 1, 2]), AcceptorOutput::Vote(vote) if vote.granted));
     }
 
     #[test]

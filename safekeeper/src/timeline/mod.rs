@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{
-    Append, Configuration, Elected, Holding, PeerRange, TermHistory, VoteRequest,
+    Append, Configuration, Elected, Holding, PeerRange, Refusal, TermHistory, VoteRequest,
 };
 use pgstrata_wire::safekeeper::Status;
 use tokio::sync::watch;
@@ -261,6 +261,11 @@ impl Timeline {
     /// The members.
     pub fn configuration(&self) -> Configuration {
         self.core.lock().acceptor.configuration().clone()
+    }
+
+    /// Whether a proposer may count votes by these members.
+    pub fn check_configuration(&self, other: &Configuration) -> Result<(), Refusal> {
+        self.core.lock().acceptor.check_configuration(other)
     }
 
     /// The members, unless the log is just being written.

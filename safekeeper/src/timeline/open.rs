@@ -16,6 +16,7 @@ use super::core::Core;
 use super::{Marks, Timeline};
 use crate::checked_segment::checker_after;
 use crate::latch::Latch;
+use crate::members::Members;
 use crate::segment::{FlushedNote, LogWriter, Preparer, SegmentFiles, recover};
 use crate::storage_error::StorageError;
 
@@ -27,6 +28,8 @@ const MAX_CONTROL_SIZE: u64 = 4 << 20;
 pub struct OpenContext {
     /// Who we are.
     pub node: NodeId,
+    /// Who the others are.
+    pub members: Arc<Members>,
     /// Where files are kept.
     pub disk: Arc<dyn Disk>,
     /// Makes segments ahead of their use.

@@ -130,6 +130,12 @@ impl Connection {
                 self.proposer = Some(timeline.proposer_connected());
                 self.answer(answer)?;
             }
+            Message::Members(members) => {
+                self.timeline()?;
+                if let Err(reason) = self.timelines.context().members.meet(&members) {
+                    self.refuse(reason)?;
+                }
+            }
             Message::Open(tenant, timeline) => match self.timelines.get((tenant, timeline)) {
                 Ok(timeline) => {
                     let status = timeline.status();
@@ -152,8 +158,11 @@ impl Connection {
             Err(reason) => return self.refuse(reason),
         };
         self.proposer = None;
+        let members = &self.timelines.context().members;
         let reply = GreetingReply {
             node: self.timelines.context().node,
+            incarnation: members.own().incarnation,
+            known: members.known(&greeting.configuration),
             term: timeline.term(),
             flush_lsn: timeline.flush_lsn(),
             commit_lsn: timeline.commit_lsn(),

@@ -1,6 +1,8 @@
 //! Round trips of every message, and any bytes at all.
 
-use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_ids::{
+    Incarnation, Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
+};
 use pgstrata_quorum::{
     Ack, Append, Configuration, Elected, ProposerId, Refusal, TermHistory, TermStart, Vote,
     VoteRequest,
@@ -103,7 +105,12 @@ proptest! {
         let [node, term, flush, commit, other] = numbers;
         let (node, term, flush_lsn, commit_lsn) =
             (NodeId(node), Term(term), Lsn(flush), Lsn(commit));
-        round_trip(Message::GreetingReply(GreetingReply { node, term, flush_lsn, commit_lsn }));
+        let incarnation = Incarnation([7; 16]);
+        let known = vec![(NodeId(other), incarnation)];
+        round_trip(Message::Members(known.clone()));
+        round_trip(Message::GreetingReply(GreetingReply {
+            node, incarnation, known, term, flush_lsn, commit_lsn,
+        }));
         let asked = Term(other);
         let vote = Vote { asked, granted, term, flush_lsn, commit_lsn, history: history.clone() };
         round_trip(Message::Vote(vote));
@@ -118,6 +125,7 @@ proptest! {
             Refusal::Fenced { promised: term },
             Refusal::StaleConfiguration { current: other },
             Refusal::NotMember,
+            Refusal::OtherMembers { number: other },
             Refusal::CommittedDiffers { divergence: flush_lsn, commit_lsn },
         ] {
             round_trip(Message::Refused(RefusedReason::Quorum(refusal)));
