@@ -10,7 +10,9 @@ use common::cluster::Cluster;
 use common::wal::{SEGMENT_SIZE, parameters};
 use pgstrata_compute_shim::proposer::{ProposerError, SafekeeperClient, elect};
 use pgstrata_ids::{Lsn, NodeId, Term};
-use pgstrata_quorum::Configuration;
+use pgstrata_quorum::{Configuration, VoteRequest};
+use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::safekeeper::{Greeting, Message, encode};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 
@@ -141,6 +143,40 @@ fn l10_an_emptied_directory_does_not_vote() {
     assert!(refused.to_string().contains("another directory"), "{refused}");
     cluster.nodes[1].start();
     assert!(cluster.elect(&parameters).elected().start_lsn >= end);
+}
+
+#[test]
+fn s2_an_absurd_term_does_not_end_a_branch() {
+    use std::io::Write;
+    let cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let end = writer.commit(10, 1000);
+    proposing.stop().unwrap();
+    let config = cluster.config(&parameters);
+    for (node, times) in cluster.nodes.iter().zip([1, 3, 0]) {
+        for _ in 0..times {
+            let mut bytes = Vec::new();
+            let greeting = Greeting {
+                parameters: parameters.clone(),
+                configuration: config.configuration.clone(),
+                addresses: Vec::new(),
+                proposer: config.id,
+            };
+            encode(&Message::Greeting(greeting), &mut bytes);
+            let (term, proposer) = (Term(u64::MAX), config.id);
+            let configuration = config.configuration.clone();
+            let request = VoteRequest { term, proposer, configuration };
+            encode(&Message::VoteRequest(request), &mut bytes);
+            let mut stream = std::net::TcpStream::connect(&node.wal).unwrap();
+            stream.write_all(&bytes).unwrap();
+            let mut input = FrameBuffer::new(1 << 16);
+            // Until it closes: after a refusal it does.
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            while input.fill(&mut stream).unwrap_or(false) {}
+        }
+    }
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
 }
 
 #[test]

@@ -407,6 +407,34 @@ fn l5_what_a_peer_gives_is_looked_at() {
     assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (end, end));
 }
 
+#[test]
+fn l11_the_last_record_stays_when_its_segment_is_archived() {
+    let mut world = World::new();
+    let timeline = world.led();
+    // One that begins in a segment and ends in the next, and is the last.
+    while world.generator.at < Lsn(3 * SEGMENT_SIZE - 50_000) {
+        world.append(&timeline, 40_000).unwrap();
+    }
+    let end = world.append(&timeline, 100_000).unwrap();
+    let last = world.generator.prev;
+    assert_eq!((last.segment_number(SEGMENT_SIZE), end.segment_number(SEGMENT_SIZE)), (2, 3));
+    let (term, record_end) = (Term(1), Lsn::INVALID);
+    let tells = Append { term, start: end, length: 0, record_end, commit_lsn: end };
+    let mut batch = timeline.batch();
+    batch.append(&tells, &[]).unwrap();
+    batch.finish().unwrap();
+    assert_eq!(timeline.commit_lsn(), end);
+    timeline.checkpoint().unwrap();
+    timeline.note_archived(end);
+    timeline.note_consistent(end);
+    timeline.trim().unwrap();
+    assert!(timeline.marks().available_lsn > START, "nothing was trimmed");
+    assert_eq!(timeline.last_record_before(end).unwrap(), Some(last));
+    drop(timeline);
+    let timeline = world.open().only().unwrap();
+    assert_eq!(timeline.last_record_before(end).unwrap(), Some(last));
+}
+
 /// Opens what is left when the note of the durable end was lost, too.
 fn forget_note(world: &World) {
     std::fs::remove_file(world.timeline_directory().join("flushed")).unwrap();

@@ -15,6 +15,10 @@ use crate::{
     VoteRequest,
 };
 
+/// How far one message raises the promised term at most: no cluster holds so many elections, and
+/// it takes two thousand million messages to use up all terms.
+const MAX_TERM_STEP: u64 = 1 << 32;
+
 /// What an acceptor must not forget.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ControlState {
@@ -207,6 +211,9 @@ impl Acceptor {
             outputs.push(AcceptorOutput::Refuse(Refusal::NotMember));
             return;
         }
+        if self.refuses_step(request.term, outputs) {
+            return;
+        }
         let again =
             request.term == self.control.term && self.control.voted_for == Some(request.proposer);
         let granted = again || self.may_vote(request.term);
@@ -238,6 +245,20 @@ impl Acceptor {
             }
             _ => Ok(()),
         }
+    }
+
+    /// One absurd term must not use up all that are left. It is not simply refused, as others may
+    /// have promised it, step by step, and then nobody could win here and there.
+    fn refuses_step(&mut self, asked: Term, outputs: &mut Outputs) -> bool {
+        let promised = Term(self.control.term.0.saturating_add(MAX_TERM_STEP));
+        if asked <= promised {
+            return false;
+        }
+        self.control.term = promised;
+        self.control.voted_for = None;
+        outputs.push(AcceptorOutput::Persist(self.control()));
+        outputs.push(AcceptorOutput::Refuse(Refusal::TermTooFar { asked, promised }));
+        true
     }
 
     fn may_vote(&self, term: Term) -> bool {
@@ -273,6 +294,9 @@ impl Acceptor {
     pub fn elected(&mut self, elected: &Elected, outputs: &mut Outputs) {
         if let Err(refusal) = self.check_elected(elected) {
             outputs.push(AcceptorOutput::Refuse(refusal));
+            return;
+        }
+        if self.refuses_step(elected.term, outputs) {
             return;
         }
         let divergence = self.divergence(elected);
@@ -492,6 +516,9 @@ impl Acceptor {
         if range.commit_lsn <= self.flush_lsn {
             return;
         }
+        if self.refuses_step(newest.term, outputs) {
+            return;
+        }
         if let Err(refusal) =
             self.adopt_committed(&committed, range.commit_lsn, newest.term, outputs)
         {
@@ -638,6 +665,35 @@ mod tests {
         }
         // In another order they are the same.
         assert!(matches!(ask(1, &[3, 1, 2]), AcceptorOutput::Vote(vote) if vote.granted));
+    }
+
+    fn asked(acceptor: &mut Acceptor, term: u64) -> AcceptorOutput {
+        let (proposer, configuration) = (ProposerId([1; 16]), three());
+        let mut outputs = Vec::new();
+        acceptor.vote(&VoteRequest { term: Term(term), proposer, configuration }, &mut outputs);
+        outputs.pop().unwrap()
+    }
+
+    #[test]
+    fn s2_one_message_does_not_use_up_all_terms() {
+        let too_far = |asked: u64, promised: u64| {
+            let (asked, promised) = (Term(asked), Term(promised));
+            AcceptorOutput::Refuse(Refusal::TermTooFar { asked, promised })
+        };
+        let mut one = acceptor();
+        assert_eq!(asked(&mut one, u64::MAX), too_far(u64::MAX, MAX_TERM_STEP));
+        let elected = Elected { term: Term(u64::MAX), history: history(&[(u64::MAX, 8)]) };
+        let mut outputs = Vec::new();
+        one.elected(&elected, &mut outputs);
+        assert_eq!(outputs.pop().unwrap(), too_far(u64::MAX, 2 * MAX_TERM_STEP));
+        // Another one of which nothing absurd was asked follows in as many steps.
+        let next = one.term().0 + 1;
+        let mut other = acceptor();
+        assert_eq!(asked(&mut other, next), too_far(next, MAX_TERM_STEP));
+        assert_eq!(asked(&mut other, next), too_far(next, 2 * MAX_TERM_STEP));
+        for acceptor in [&mut one, &mut other] {
+            assert!(matches!(asked(acceptor, next), AcceptorOutput::Vote(vote) if vote.granted));
+        }
     }
 
     #[test]

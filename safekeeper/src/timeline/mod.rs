@@ -44,6 +44,8 @@ pub struct Timeline {
     files: Arc<SegmentFiles>,
     core: Mutex<Core>,
     marks: Mutex<Marks>,
+    /// A commit LSN, and the start of the last record before it.
+    last_committed: Mutex<Option<(Lsn, Lsn)>>,
     term: AtomicU64,
     flush_lsn: AtomicU64,
     commit_lsn: AtomicU64,
@@ -284,13 +286,30 @@ impl Timeline {
         last_record_before(&self.files, end)
     }
 
+    /// The start of the last record before the stored commit LSN; the commit LSN itself if it is
+    /// not here (a log that an older version trimmed) or there is none.
+    fn last_committed_record(&self) -> Result<Lsn, StorageError> {
+        let commit_lsn = self.stored_commit_lsn();
+        if let Some((_, start)) = self.last_committed.lock().filter(|known| known.0 == commit_lsn) {
+            return Ok(start);
+        }
+        let start = self.last_record_before(commit_lsn)?.unwrap_or(commit_lsn);
+        *self.last_committed.lock() = Some((commit_lsn, start));
+        Ok(start)
+    }
+
     /// Removes segments that this node has seen archived and the page server no longer needs,
-    /// keeping that of the commit LSN.
+    /// keeping that of the last committed record's start: the next record links back to it.
     pub fn trim(&self) -> Result<u64, StorageError> {
         let size = self.files.segment_size();
         let marks = self.marks();
         let lsn = marks.archived_lsn.min(marks.remote_consistent_lsn);
         let keep = lsn.min(self.stored_commit_lsn()).segment_start(size);
+        let available_lsn = keep.max(self.parameters().start_lsn);
+        if available_lsn <= self.marks.lock().available_lsn {
+            return Ok(0);
+        }
+        let keep = keep.min(self.last_committed_record()?.segment_start(size));
         let available_lsn = keep.max(self.parameters().start_lsn);
         if available_lsn <= self.marks.lock().available_lsn {
             return Ok(0);

@@ -183,6 +183,7 @@ fn refused(fields: &mut Fields<'_>) -> Decoded<RefusedReason> {
         // The text named what was wrong with our own message; the log over there has it.
         5 => Refusal::Malformed("the other side could not use it"),
         11 => Refusal::OtherMembers { number: first },
+        12 => Refusal::TermTooFar { asked: Term(first), promised: Term(second) },
         6 => return Ok(RefusedReason::Mismatch(text)),
         7 => return Ok(RefusedReason::UnknownTimeline),
         8 => return Ok(RefusedReason::Storage(text)),

@@ -165,6 +165,9 @@ fn refused(reason: &RefusedReason, out: &mut Vec<u8>) {
         }
         RefusedReason::Quorum(Refusal::Malformed(what)) => (5, [0, 0], *what),
         RefusedReason::Quorum(Refusal::OtherMembers { number }) => (11, [*number, 0], ""),
+        RefusedReason::Quorum(Refusal::TermTooFar { asked, promised }) => {
+            (12, [asked.0, promised.0], "")
+        }
         RefusedReason::Mismatch(text) => (6, [0, 0], text),
         RefusedReason::UnknownTimeline => (7, [0, 0], ""),
         RefusedReason::Storage(text) => (8, [0, 0], text),

@@ -125,6 +125,7 @@ proptest! {
             Refusal::Fenced { promised: term },
             Refusal::StaleConfiguration { current: other },
             Refusal::NotMember,
+            Refusal::TermTooFar { asked: Term(other), promised: term },
             Refusal::OtherMembers { number: other },
             Refusal::CommittedDiffers { divergence: flush_lsn, commit_lsn },
         ] {
