@@ -345,7 +345,18 @@ impl Acceptor {
             return last.min(self.flush_lsn);
         }
         let ours = &self.control.history;
-        ours.divergence(self.flush_lsn, &elected.history, Lsn::MAX, self.control.start_lsn)
+        let base = self.agreed(&elected.history);
+        ours.divergence(self.flush_lsn, &elected.history, Lsn::MAX, base)
+    }
+
+    /// Up to where the log agrees with that of a winner of which no entry is shared: where both
+    /// begin, or, if entries were merged there, what is known to be committed here, which every
+    /// winner has.
+    fn agreed(&self, other: &TermHistory) -> Lsn {
+        match other.may_be_compacted() || self.control.history.may_be_compacted() {
+            true => self.commit_lsn,
+            false => self.control.start_lsn,
+        }
     }
 
     #[cfg(any(test, feature = "explorer"))]
@@ -519,9 +530,7 @@ impl Acceptor {
         if self.refuses_step(newest.term, outputs) {
             return;
         }
-        if let Err(refusal) =
-            self.adopt_committed(&committed, range.commit_lsn, newest.term, outputs)
-        {
+        if let Err(refusal) = self.adopt_committed(range, &committed, newest.term, outputs) {
             outputs.push(AcceptorOutput::Refuse(refusal));
             return;
         }
@@ -540,15 +549,17 @@ impl Acceptor {
     /// Makes the own history agree with a committed one.
     fn adopt_committed(
         &mut self,
+        range: &PeerRange,
         committed: &TermHistory,
-        commit_lsn: Lsn,
         newest: Term,
         outputs: &mut Outputs,
     ) -> Result<(), Refusal> {
-        if self.control.history.up_to(commit_lsn) == *committed {
+        let commit_lsn = range.commit_lsn;
+        // The newest entry names all before it, merged or not.
+        if self.control.history.up_to(commit_lsn).last() == committed.last() {
             return Ok(());
         }
-        let base = self.control.start_lsn;
+        let base = self.agreed(&range.history);
         let ours = &self.control.history;
         let divergence = ours.divergence(self.write_lsn, committed, commit_lsn, base);
         // A later winner has everything committed; a history of one that doesn't is no winner's.
@@ -694,6 +705,81 @@ mod tests {
         for acceptor in [&mut one, &mut other] {
             assert!(matches!(asked(acceptor, next), AcceptorOutput::Vote(vote) if vote.granted));
         }
+    }
+
+    #[test]
+    fn l12_old_terms_are_merged_and_a_branch_goes_on() {
+        use crate::{MAX_HISTORY, Proposer, ProposerOutput, Vote};
+        // As many terms as a message holds, of 8 bytes each.
+        let most = MAX_HISTORY as u64;
+        let entries: Vec<(u64, u64)> = (1..=most).map(|term| (term, 8 * term)).collect();
+        let full = history(&entries);
+        let end = Lsn(8 * most + 8);
+        let member = |node: u64, flush: Lsn, commit: Lsn| {
+            let control = ControlState {
+                term: Term(most),
+                history: full.up_to(flush),
+                commit_lsn: commit,
+                ..ControlState::empty(Lsn(8), three())
+            };
+            Acceptor::restore(NodeId(node), control, flush).unwrap()
+        };
+        let mut proposer = Proposer::new(ProposerId([1; 16]), three(), Term(1));
+        let mut outputs = Vec::new();
+        for node in 1..=3 {
+            proposer.connected(NodeId(node), Term(most), &mut outputs);
+        }
+        for node in 1..=2 {
+            let vote = Vote {
+                asked: Term(most + 1),
+                granted: true,
+                term: Term(most + 1),
+                flush_lsn: end,
+                commit_lsn: Lsn(end.0 - 16),
+                history: full.clone(),
+            };
+            proposer.vote(NodeId(node), vote, &mut outputs);
+        }
+        let elected = outputs.iter().find_map(|output| match output {
+            ProposerOutput::AnnounceElected(_, elected) => Some(elected.clone()),
+            _ => None,
+        });
+        let elected = elected.unwrap();
+        let entries = elected.history.entries();
+        assert!(TermHistory::new(entries.to_vec()).is_ok(), "{} entries", entries.len());
+        assert!(entries.len() < 10_000);
+        // Who has it all, who lags a little, who lags behind everything that is still told apart,
+        // and one of those with a tail that nobody else has.
+        let far = Lsn(8 * 1000);
+        for (flush, commit, expected) in [
+            (end, Lsn(end.0 - 8), end),
+            (Lsn(end.0 - 80), Lsn(end.0 - 160), Lsn(end.0 - 80)),
+            (far, far, far),
+            (far, Lsn(far.0 - 80), Lsn(far.0 - 80)),
+        ] {
+            let mut acceptor = member(1, flush, commit);
+            outputs.clear();
+            let mut outputs = Vec::new();
+            acceptor.elected(&elected, &mut outputs);
+            let Some(AcceptorOutput::Ack(ack)) = outputs.last() else { panic!("{outputs:?}") };
+            assert_eq!(ack.flush_lsn, expected);
+            assert!(acceptor.commit_lsn() == commit);
+            assert_eq!(acceptor.invariants(), Ok(()));
+        }
+        // One that has the merged history and one that has not agree with each other.
+        let ours = full.divergence(end, &elected.history, end, Lsn(8));
+        assert_eq!((ours, elected.history.divergence(end, &full, end, Lsn(8))), (end, end));
+        let mut behind = member(1, Lsn(end.0 - 8), Lsn(8));
+        let range = PeerRange {
+            history: elected.history.clone(),
+            commit_lsn: end,
+            start: Lsn(end.0 - 8),
+            length: 8,
+        };
+        let mut outputs = Vec::new();
+        behind.peer_range(&range, &mut outputs);
+        behind.flush(&mut outputs);
+        assert_eq!((behind.flush_lsn(), behind.commit_lsn()), (end, end), "{outputs:?}");
     }
 
     #[test]
