@@ -1,10 +1,13 @@
 //! Full WAL segments in object storage: ordinary PostgreSQL segments, zstd-compressed.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pgstrata_blob::{BlobError, Location, Store};
+use pgstrata_blob::{BlobError, Location, PutOutcome, Store};
 use pgstrata_ids::{Lsn, TimelineParameters};
+
+use crate::checked_segment::CheckedSegment;
 
 /// Compression level: fast, since WAL compresses well at any.
 const ZSTD_LEVEL: i32 = 3;
@@ -31,20 +34,41 @@ impl Archive {
         Store::open(location, s3_endpoint).map(|store| Archive { store })
     }
 
-    /// Stores a full segment. If it is there already, it is the same one: the same position of a
-    /// timeline never has other committed bytes.
+    /// Stores a segment. If an object of its name is there already, that is read, and must be the
+    /// same: the same position of a timeline never has other committed bytes.
     pub async fn put(
         &self,
         parameters: &TimelineParameters,
-        number: u64,
-        segment: &[u8],
+        segment: &CheckedSegment,
     ) -> Result<(), String> {
-        let name = object_name(parameters, number);
-        let compressed = zstd::bulk::compress(segment, ZSTD_LEVEL)
-            .map_err(|error| format!("can't compress {name}: {error}"))?;
+        let name = object_name(parameters, segment.number);
+        let bytes = Arc::clone(&segment.bytes);
+        let compressed = off_runtime(move || compress(&bytes)).await;
+        let compressed = compressed.map_err(|error| format!("can't compress {name}: {error}"))?;
         match self.store.put_if_absent(&name, Bytes::from(compressed)).await {
-            Ok(_) => Ok(()),
+            Ok(PutOutcome::Created) => Ok(()),
+            Ok(PutOutcome::Exists) => match self.holds(parameters, segment).await? {
+                true => Ok(()),
+                false => Err(format!("{name} was there, and is gone again")),
+            },
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Whether the segment is archived, by reading it. An object that differs is an error.
+    pub async fn holds(
+        &self,
+        parameters: &TimelineParameters,
+        segment: &CheckedSegment,
+    ) -> Result<bool, String> {
+        match self.get(parameters, segment.number).await? {
+            None => Ok(false),
+            Some(found) if found == *segment.bytes => Ok(true),
+            Some(_) => Err(format!(
+                "{} differs from the WAL that is committed here: it is not counted as archived. \
+                 Move it away, and it is written again",
+                object_name(parameters, segment.number)
+            )),
         }
     }
 
@@ -61,13 +85,28 @@ impl Archive {
             Err(error) => return Err(error.to_string()),
         };
         let size = parameters.segment_size as usize;
-        let segment = zstd::bulk::decompress(&compressed, size)
+        let segment = off_runtime(move || zstd::bulk::decompress(&compressed, size))
+            .await
             .map_err(|error| format!("{name} is damaged: {error}"))?;
         match segment.len() == size {
             true => Ok(Some(segment)),
             false => Err(format!("{name} is damaged: {} bytes, not {size}", segment.len())),
         }
     }
+}
+
+/// One zstd frame with a checksum.
+fn compress(segment: &[u8]) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
+    compressor.include_checksum(true)?;
+    compressor.compress(segment)
+}
+
+/// Does what takes long away from the threads that serve connections.
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Reads archived WAL, keeping the last segment in memory.

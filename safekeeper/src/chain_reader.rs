@@ -86,6 +86,11 @@ impl ChainReader {
         }
     }
 
+    /// The first byte of the timeline that wrote the byte at `at`.
+    pub fn start_of(&self, at: Lsn) -> Result<Lsn, ReadError> {
+        self.resolve(at).map(|place| place.from)
+    }
+
     fn resolve(&self, at: Lsn) -> Result<Place, ReadError> {
         let mut timeline = Arc::clone(&self.leaf);
         let mut to = Lsn::MAX;

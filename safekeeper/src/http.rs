@@ -83,6 +83,7 @@ async fn status(State(state): State<HttpState>) -> Json<Value> {
         .collect();
     Json(json!({
         "id": state.timelines.context().node.0,
+        "incarnation": state.timelines.context().members.own().incarnation.to_string(),
         "zone": &*state.zone,
         "timelines": timelines,
         "damaged": damaged,

@@ -5,26 +5,38 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use pgstrata_env::{Disk, replace_file};
 use pgstrata_format::safekeeper::{decode_identity, encode_identity};
-use pgstrata_ids::{NodeId, TenantId};
+use pgstrata_ids::{Incarnation, NodeId, TenantId};
 
-/// Reads the node id of `directory`, or makes the directory `wanted`'s if it is new.
+/// Which safekeeper a directory is, and which life of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The node id that somebody gave it.
+    pub node: NodeId,
+    /// Random, made with the directory.
+    pub incarnation: Incarnation,
+}
+
+/// Reads the identity of `directory`, or makes the directory `wanted`'s if it is new.
 pub fn load_or_create(
     disk: &dyn Disk,
     directory: &Path,
     wanted: Option<NodeId>,
-) -> anyhow::Result<NodeId> {
+) -> anyhow::Result<Identity> {
     let path = directory.join("identity");
     if path.exists() {
         let bytes =
             std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-        let node = decode_identity(&bytes).with_context(|| path.display().to_string())?;
+        let (node, incarnation) =
+            decode_identity(&bytes).with_context(|| path.display().to_string())?;
         if let Some(wanted) = wanted.filter(|wanted| *wanted != node) {
             bail!(
                 "{} belongs to safekeeper {node}, not {wanted}: check --dir and --id",
                 directory.display()
             );
         }
-        return Ok(node);
+        // Directories of the first version have none yet, and have forgotten nothing.
+        let Some(incarnation) = incarnation else { return write(disk, &path, node) };
+        return Ok(Identity { node, incarnation });
     }
     let Some(node) = wanted else {
         bail!("{} is new: give this safekeeper a node id with --id", directory.display());
@@ -42,9 +54,15 @@ pub fn load_or_create(
             directory.display()
         );
     }
-    replace_file(disk, &path, &encode_identity(node))
+    write(disk, &path, node)
+}
+
+/// Begins a life of the directory.
+fn write(disk: &dyn Disk, path: &Path, node: NodeId) -> anyhow::Result<Identity> {
+    let incarnation = Incarnation(rand::random());
+    replace_file(disk, path, &encode_identity(node, incarnation))
         .with_context(|| format!("can't write {}", path.display()))?;
-    Ok(node)
+    Ok(Identity { node, incarnation })
 }
 
 #[cfg(test)]
@@ -60,8 +78,9 @@ mod tests {
         let load = |id: Option<u64>| load_or_create(&RealDisk, &inside, id.map(NodeId));
         assert!(load(None).is_err());
         assert!(load(Some(0)).is_err());
-        assert_eq!(load(Some(4)).unwrap(), NodeId(4));
-        assert_eq!(load(None).unwrap(), NodeId(4));
+        let first = load(Some(4)).unwrap();
+        assert_eq!(first.node, NodeId(4));
+        assert_eq!(load(None).unwrap(), first);
         assert!(load(Some(5)).unwrap_err().to_string().contains("belongs to safekeeper 4"));
         std::fs::write(inside.join("identity"), b"rubbish").unwrap();
         assert!(load(Some(4)).is_err());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use pgstrata_blob::Location;
-use pgstrata_env::RealDisk;
+use pgstrata_env::{Disk, RealDisk};
 use pgstrata_ids::NodeId;
 use pgstrata_wire::broker::Addresses;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +16,7 @@ use crate::args::Args;
 use crate::background::{Background, Known};
 use crate::http::HttpState;
 use crate::latch::Latch;
+use crate::members::Members;
 use crate::pg::PgState;
 use crate::segment::Preparer;
 use crate::timeline::OpenContext;
@@ -25,11 +26,14 @@ use crate::{http, identity, pg, wal};
 /// Runs until SIGTERM or SIGINT, or until writing fails.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let disk = Arc::new(RealDisk);
-    let node = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
+    let own = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
+    let node = own.node;
     let lock = lock_directory(&args)?;
     let latch = Latch::default();
+    let members = Members::open(own, Arc::clone(&disk) as Arc<dyn Disk>, &args.dir, latch.clone())?;
+    let members = Arc::new(members);
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
-    let context = OpenContext { node, disk, preparer, latch: latch.clone() };
+    let context = OpenContext { node, members, disk, preparer, latch: latch.clone() };
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
 
     let bind =

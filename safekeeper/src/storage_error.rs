@@ -40,7 +40,16 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// Turns a system error into one of ours.
+    /// Turns the error of a sync into one of ours: whatever the reason, a lack of space too, what
+    /// the file holds is unknown after it.
+    pub fn unsynced<'a>(
+        action: &'static str,
+        path: &'a Path,
+    ) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| StorageError::Failed { action, path: path.to_owned(), source }
+    }
+
+    /// Turns a system error into one of ours. Not for syncs of what is already in use.
     pub fn wrap<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
         move |source| {
             let path = path.to_owned();

@@ -139,8 +139,12 @@ impl Timelines {
                 timeline.parameters()
             )));
         }
+        // A second quorum under the same number is refused before it can ask for anything.
+        if let Err(refusal) = timeline.check_configuration(&greeting.configuration) {
+            return Err(RefusedReason::Quorum(refusal));
+        }
         if !greeting.addresses.is_empty() {
-            timeline.update_marks(|marks| marks.addresses.clone_from(&greeting.addresses));
+            timeline.note_addresses(&greeting.addresses);
         }
         Ok(timeline)
     }
@@ -165,6 +169,11 @@ impl Timelines {
         }
         let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());
         let created = Timeline::create(&self.context, &directory, greeting);
+        let created = created.inspect_err(|error| {
+            if !matches!(error, StorageError::DiskFull { .. }) {
+                self.context.latch.throw(&error.to_string());
+            }
+        });
         let timeline =
             Arc::new(created.map_err(|error| RefusedReason::Storage(error.to_string()))?);
         tracing::info!(timeline = %key.1, start_lsn = %greeting.parameters.start_lsn, "timeline created");

@@ -224,3 +224,124 @@ fn stream(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
     bytes.truncate((to - from) as usize);
     bytes
 }
+
+/// What a node says to the broker, true or not.
+fn publish(broker: &Broker, archived: Lsn, consistent: Lsn) {
+    use std::io::{Read, Write};
+    let parameters = parameters(START);
+    let body = serde_json::json!({
+        "node": 99, "role": "pageserver", "addresses": {},
+        "timelines": [{
+            "tenant_id": parameters.tenant.to_string(),
+            "timeline_id": parameters.timeline.to_string(),
+            "term": 1, "flush_lsn": "0/0", "commit_lsn": "0/0",
+            "archived_lsn": archived.to_string(),
+            "remote_consistent_lsn": consistent.to_string(),
+        }],
+    });
+    let body = body.to_string();
+    let address = broker.url.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let head = "POST /v1/publish HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Content-Type: application/json\r\n";
+    write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+}
+
+fn segment_file(node: &common::cluster::Node, number: u64) -> std::path::PathBuf {
+    let parameters = parameters(START);
+    let directory = node.dir.join(parameters.tenant.to_string());
+    directory.join(parameters.timeline.to_string()).join(parameters.segment_name(number))
+}
+
+fn object_file(store: &Path, number: u64) -> std::path::PathBuf {
+    let parameters = parameters(START);
+    store.join(format!(
+        "tenants/{}/timelines/{}/wal/{}.zst",
+        parameters.tenant,
+        parameters.timeline,
+        parameters.segment_name(number)
+    ))
+}
+
+#[test]
+fn l9_a_bogus_report_trims_nothing() {
+    let broker = start_broker();
+    let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let args = ["--broker", &broker.url, "--object-store", &store_path];
+    let cluster = Cluster::start_with(3, &args);
+    let far = "FFFFFFFF/FFFFFFFF".parse().unwrap();
+    publish(&broker, far, far);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    for round in 0..40 {
+        writer.commit(10, 10_000);
+        publish(&broker, far, far);
+        std::thread::sleep(Duration::from_millis(if round < 30 { 10 } else { 400 }));
+    }
+    let end = writer.commit(1, 10);
+    for node in &cluster.nodes {
+        let archived = end.segment_start(SEGMENT_SIZE);
+        node.wait_lsn("archived_lsn", archived, LONG);
+        assert_eq!(node.timeline_lsn("archived_lsn"), archived);
+        assert_eq!(node.timeline_lsn("available_lsn"), START);
+        assert!(segment_file(node, 1).exists());
+        node.wait_lsn("commit_lsn", end, LONG);
+        assert!(read_all(&node.wal, first, end) == writer.bytes());
+    }
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn l9_an_object_that_differs_is_not_believed() {
+    let store = tempfile::tempdir().unwrap();
+    let object = object_file(store.path(), 1);
+    std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+    let zeros = vec![0; SEGMENT_SIZE as usize];
+    std::fs::write(&object, zstd::bulk::compress(&zeros, 3).unwrap()).unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let cluster = Cluster::start_with(1, &["--object-store", &store_path]);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(300, 10_000);
+    cluster.nodes[0].wait_lsn("commit_lsn", end, LONG);
+    page_server_says(&cluster.nodes[0].pg, end);
+    std::thread::sleep(Duration::from_secs(4));
+    let node = &cluster.nodes[0];
+    assert_eq!(node.timeline_lsn("archived_lsn"), START);
+    assert_eq!(node.timeline_lsn("available_lsn"), START);
+    assert!(read_all(&node.wal, first, end) == writer.bytes());
+    // Gone, the right one takes its place.
+    std::fs::remove_file(&object).unwrap();
+    node.wait_lsn("available_lsn", end.segment_start(SEGMENT_SIZE), LONG);
+    assert!(stream(&node.pg, first, end) == writer.bytes());
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn l9_rot_on_disk_is_not_archived() {
+    use std::os::unix::fs::FileExt;
+    let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let mut cluster = Cluster::start(1);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let end = writer.commit(300, 10_000);
+    cluster.nodes[0].wait_lsn("commit_lsn", end, LONG);
+    proposing.stop().unwrap();
+    assert_eq!(cluster.nodes[0].stop(), Some(0));
+    let path = segment_file(&cluster.nodes[0], 1);
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 500_000).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], 500_000).unwrap();
+    cluster.nodes[0].args = vec!["--object-store".into(), store_path];
+    cluster.nodes[0].start();
+    page_server_says(&cluster.nodes[0].pg, end);
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(!object_file(store.path(), 1).exists());
+    assert_eq!(cluster.nodes[0].timeline_lsn("archived_lsn"), START);
+    assert_eq!(cluster.nodes[0].timeline_lsn("available_lsn"), START);
+}

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use common::cluster::Cluster;
 use common::wal::{SEGMENT_SIZE, parameters};
-use pgstrata_compute_shim::proposer::{ProposerError, SafekeeperClient};
-use pgstrata_ids::{Lsn, Term};
+use pgstrata_compute_shim::proposer::{ProposerError, SafekeeperClient, elect};
+use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_quorum::{Configuration, VoteRequest};
+use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::safekeeper::{Greeting, Message, encode};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 
@@ -73,6 +76,107 @@ fn one_of_three_may_die_and_is_caught_up_when_it_returns() {
         assert!(read_all(&cluster.nodes[0].wal, first, end) == writer.bytes());
         proposing.stop().unwrap();
     }
+}
+
+#[test]
+fn l5_one_that_lags_the_election_is_sent_no_zeros() {
+    let mut cluster = Cluster::start(3);
+    // Which never hears of the timeline from its peers.
+    cluster.nodes[2].kill();
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    let before = writer.commit(100, 10_000);
+    proposing.stop().unwrap();
+    let (second, proposing) = cluster.lead(&parameters(START), true);
+    second.commit(10, 1000);
+    // It misses what was there before the running proposer's own WAL begins.
+    cluster.nodes[2].start();
+    let end = second.commit(1, 10);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, Duration::from_secs(20));
+    assert!(read_all(&cluster.nodes[2].wal, first, before) == writer.bytes());
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn l10_fewer_members_are_no_quorum_of_their_own() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let end = writer.commit(10, 1000);
+    proposing.stop().unwrap();
+    cluster.nodes[0].wait_lsn("flush_lsn", end, Duration::from_secs(5));
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+    let mut config = cluster.config(&parameters);
+    config.configuration = Configuration::new(1, vec![NodeId(1)]).unwrap();
+    config.safekeepers.truncate(1);
+    let started = Instant::now();
+    let refused = elect(config, Duration::from_secs(20)).unwrap_err();
+    assert!(matches!(refused, ProposerError::Refused { .. }), "{refused}");
+    assert!(refused.to_string().contains("all members"), "{refused}");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    cluster.nodes[1].start();
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+}
+
+#[test]
+fn l10_an_emptied_directory_does_not_vote() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let some = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("commit_lsn", some, Duration::from_secs(5));
+    cluster.nodes[2].kill();
+    let end = writer.commit(10, 1000);
+    // Its disk is lost while the compute runs, which knew it before.
+    cluster.nodes[0].kill();
+    std::fs::remove_dir_all(&cluster.nodes[0].dir).unwrap();
+    cluster.nodes[0].start();
+    let more = writer.write(1, 10);
+    assert!(!writer.wait_commit(more, Duration::from_secs(2)));
+    drop(proposing);
+    // The one that lags and the one that forgot are no quorum: the commit is on the second only.
+    cluster.nodes[1].kill();
+    cluster.nodes[2].start();
+    let elected = elect(cluster.config(&parameters), Duration::from_secs(4));
+    let refused = elected.map(|leader| leader.elected().start_lsn).unwrap_err();
+    assert!(refused.to_string().contains("another directory"), "{refused}");
+    cluster.nodes[1].start();
+    assert!(cluster.elect(&parameters).elected().start_lsn >= end);
+}
+
+#[test]
+fn s2_an_absurd_term_does_not_end_a_branch() {
+    use std::io::Write;
+    let cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let end = writer.commit(10, 1000);
+    proposing.stop().unwrap();
+    let config = cluster.config(&parameters);
+    for (node, times) in cluster.nodes.iter().zip([1, 3, 0]) {
+        for _ in 0..times {
+            let mut bytes = Vec::new();
+            let greeting = Greeting {
+                parameters: parameters.clone(),
+                configuration: config.configuration.clone(),
+                addresses: Vec::new(),
+                proposer: config.id,
+            };
+            encode(&Message::Greeting(greeting), &mut bytes);
+            let (term, proposer) = (Term(u64::MAX), config.id);
+            let configuration = config.configuration.clone();
+            let request = VoteRequest { term, proposer, configuration };
+            encode(&Message::VoteRequest(request), &mut bytes);
+            let mut stream = std::net::TcpStream::connect(&node.wal).unwrap();
+            stream.write_all(&bytes).unwrap();
+            let mut input = FrameBuffer::new(1 << 16);
+            // Until it closes: after a refusal it does.
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            while input.fill(&mut stream).unwrap_or(false) {}
+        }
+    }
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
 }
 
 #[test]

@@ -8,17 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
-use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_ids::{Incarnation, Lsn, NodeId, Term};
 use pgstrata_quorum::{
-    Append, Configuration, Elected, ProposerId, TermHistory, TermStart, VoteRequest,
+    Append, Configuration, Elected, PeerRange, ProposerId, TermHistory, TermStart, VoteRequest,
 };
+use pgstrata_safekeeper::identity::Identity;
 use pgstrata_safekeeper::latch::Latch;
+use pgstrata_safekeeper::members::Members;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
 use pgstrata_safekeeper::timelines::Timelines;
 use pgstrata_sim::{Fail, FaultyDisk};
-use pgstrata_wire::safekeeper::{Greeting, Message};
+use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 
@@ -44,9 +46,14 @@ impl World {
     }
 
     fn open(&self) -> Timelines {
+        let disk = Arc::new(self.disk.clone());
+        let own = Identity { node: NodeId(1), incarnation: Incarnation([1; 16]) };
+        let members =
+            Members::open(own, disk.clone(), self.directory.path(), self.latch.clone()).unwrap();
         let context = OpenContext {
-            node: NodeId(1),
-            disk: Arc::new(self.disk.clone()),
+            node: own.node,
+            members: Arc::new(members),
+            disk,
             preparer: Preparer::start(self.latch.clone()).unwrap(),
             latch: self.latch.clone(),
         };
@@ -185,6 +192,102 @@ fn a_failed_write_latches_too() {
     assert!(world.latch.reason().is_some());
 }
 
+/// Bytes that were written and not synced when somebody else asks for a vote.
+fn append_unsynced(world: &mut World, timeline: &Timeline) {
+    let start = world.generator.at;
+    let bytes = world.generator.record(1000);
+    let end = world.generator.at;
+    let length = bytes.len() as u64;
+    let append = Append { term: Term(1), start, length, record_end: end, commit_lsn: start };
+    timeline.batch().append(&append, &bytes).unwrap();
+}
+
+#[test]
+fn l8_a_sync_that_finds_no_space_in_a_vote_is_not_tried_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    append_unsynced(&mut world, &timeline);
+    world.disk.fail(Fail::SyncFull);
+    assert!(vote(&timeline, 2).is_err());
+    assert!(world.latch.reason().is_some());
+    world.disk.fail(Fail::Nothing);
+    let syncs = world.disk.syncs();
+    assert!(matches!(vote(&timeline, 2), Err(StorageError::Latched(_))));
+    assert_eq!(world.disk.syncs(), syncs);
+}
+
+#[test]
+fn l8_a_name_that_could_not_be_synced_is_not_tried_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    // The new control file has its name by then: whether it is the durable one nobody knows.
+    world.disk.fail(Fail::NamesFull);
+    assert!(vote(&timeline, 2).is_err());
+    assert!(world.latch.reason().is_some());
+}
+
+#[test]
+fn l7_nothing_is_acknowledged_in_a_segment_whose_name_may_be_lost() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let disk = world.disk.clone();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    // From now on segments get their names, but these don't become durable.
+    disk.fail(Fail::HoldNames);
+    std::thread::scope(|scope| {
+        let world = &mut world;
+        let timeline = &timeline;
+        let appending = scope.spawn(move || {
+            while world.generator.at.segment_number(SEGMENT_SIZE) < 3 {
+                world.append(timeline, 100_000).unwrap();
+            }
+        });
+        let number = |name: u64| parameters(START).segment_name(name);
+        let named = timeline.files().directory().join(number(3));
+        wait_until("name of the segment", || named.exists());
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!appending.is_finished(), "acknowledged before the name was durable");
+        assert!(timeline.flush_lsn() < Lsn(3 * SEGMENT_SIZE));
+        disk.fail(Fail::Nothing);
+        appending.join().unwrap();
+    });
+    let acknowledged = timeline.flush_lsn();
+    assert!(acknowledged > Lsn(3 * SEGMENT_SIZE));
+    drop(timeline);
+    disk.lose_unsynced_names().unwrap();
+    assert_eq!(world.open().only().unwrap().flush_lsn(), acknowledged);
+}
+
+#[test]
+fn l7_names_are_durable_before_a_log_counts_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    while world.generator.at.segment_number(SEGMENT_SIZE) < 3 {
+        world.append(&timeline, 100_000).unwrap();
+    }
+    world.wait_for_next_segment();
+    // Until its name is synced too.
+    std::thread::sleep(Duration::from_millis(200));
+    drop(timeline);
+    // Without one to remove, opening has no other reason to sync names.
+    std::fs::remove_file(world.timeline_directory().join(parameters(START).segment_name(4)))
+        .unwrap();
+    // As after a crash between a rename and the sync: the name is there, and may still be lost.
+    let path = world.timeline_directory().join(parameters(START).segment_name(3));
+    let unsynced = path.with_extension("unsynced");
+    std::fs::rename(&path, &unsynced).unwrap();
+    pgstrata_env::Disk::rename(&world.disk, &unsynced, &path).unwrap();
+    let flush_lsn = world.open().only().unwrap().flush_lsn();
+    world.disk.lose_unsynced_names().unwrap();
+    assert!(flush_lsn > Lsn(3 * SEGMENT_SIZE));
+    assert!(path.exists(), "the log was counted, and its name was lost");
+}
+
 #[test]
 fn a_full_disk_refuses_and_goes_on_reading() {
     let mut world = World::new();
@@ -231,6 +334,203 @@ fn a_torn_tail_is_cut_to_the_last_whole_record() {
     timeline.reader().read(whole, &mut rest).unwrap();
     assert_eq!(rest, vec![0; 3000], "nothing half-written is left");
     assert!(timeline.last_record_before(whole).unwrap().is_some());
+}
+
+/// What the timeline says to these bytes, and the end of its durable log then.
+fn send(timeline: &Timeline, start: Lsn, bytes: &[u8], record_end: Lsn) -> (Answer, Lsn) {
+    let length = bytes.len() as u64;
+    let append = Append { term: Term(1), start, length, record_end, commit_lsn: START };
+    let mut batch = timeline.batch();
+    let mut answer = batch.append(&append, bytes).unwrap();
+    if answer.is_none() {
+        answer = batch.finish().unwrap();
+    }
+    (answer, timeline.flush_lsn())
+}
+
+fn is_invalid(answer: &Answer) -> bool {
+    matches!(answer, Some(Message::Refused(RefusedReason::InvalidWal(_))))
+}
+
+#[test]
+fn l5_what_is_no_wal_is_not_taken() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let at = world.append(&timeline, 1000).unwrap();
+    let good = world.generator.record(20_000);
+    let end = world.generator.at;
+    for damage in [0, 8, 16, 500, 19_999] {
+        let mut bad = good.clone();
+        bad[damage] ^= 1;
+        let (answer, flush_lsn) = send(&timeline, at, &bad, end);
+        assert!(is_invalid(&answer), "{damage}: {answer:?}");
+        assert_eq!(flush_lsn, at);
+    }
+    let (answer, flush_lsn) = send(&timeline, at, &vec![0; 20_000], end);
+    assert!(is_invalid(&answer), "zeros: {answer:?}");
+    assert_eq!(flush_lsn, at);
+    // A record that follows none of this log.
+    let mut stray = WalGenerator::new(parameters(START), at, Lsn(8));
+    let bytes = stray.record(10);
+    assert!(is_invalid(&send(&timeline, at, &bytes, stray.at).0));
+    // Half a record is stored, and is no boundary, whatever its sender says.
+    let half = at + 8000;
+    assert_eq!(send(&timeline, at, &good[..8000], half).1, at);
+    // The sender's end is not needed for a whole one.
+    assert_eq!(send(&timeline, half, &good[8000..], at).1, end);
+    drop(timeline);
+    let timeline = world.open().only().unwrap();
+    assert_eq!(timeline.flush_lsn(), end);
+    assert_eq!(timeline.last_record_before(end).unwrap().unwrap(), world.generator.prev);
+}
+
+#[test]
+fn l5_what_a_peer_gives_is_looked_at() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let at = world.append(&timeline, 1000).unwrap();
+    let good = world.generator.record(20_000);
+    let end = world.generator.at;
+    let start = TermStart { term: Term(1), lsn: START };
+    let history = TermHistory::new(vec![start]).unwrap();
+    let length = good.len() as u64;
+    let range = PeerRange { history, commit_lsn: end, start: at, length };
+    let mut bad = good.clone();
+    bad[9000] ^= 1;
+    let answer = timeline.peer_range(&range, &bad, true).unwrap();
+    assert!(is_invalid(&answer), "{answer:?}");
+    let short = PeerRange { commit_lsn: Lsn(end.0 - 8), length: length - 8, ..range.clone() };
+    let answer = timeline.peer_range(&short, &good[..good.len() - 8], true).unwrap();
+    assert!(is_invalid(&answer), "inside a record: {answer:?}");
+    assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (at, START));
+    timeline.peer_range(&range, &good, true).unwrap();
+    assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (end, end));
+}
+
+#[test]
+fn l11_the_last_record_stays_when_its_segment_is_archived() {
+    let mut world = World::new();
+    let timeline = world.led();
+    // One that begins in a segment and ends in the next, and is the last.
+    while world.generator.at < Lsn(3 * SEGMENT_SIZE - 50_000) {
+        world.append(&timeline, 40_000).unwrap();
+    }
+    let end = world.append(&timeline, 100_000).unwrap();
+    let last = world.generator.prev;
+    assert_eq!((last.segment_number(SEGMENT_SIZE), end.segment_number(SEGMENT_SIZE)), (2, 3));
+    let (term, record_end) = (Term(1), Lsn::INVALID);
+    let tells = Append { term, start: end, length: 0, record_end, commit_lsn: end };
+    let mut batch = timeline.batch();
+    batch.append(&tells, &[]).unwrap();
+    batch.finish().unwrap();
+    assert_eq!(timeline.commit_lsn(), end);
+    timeline.checkpoint().unwrap();
+    timeline.note_archived(end);
+    timeline.note_consistent(end);
+    timeline.trim().unwrap();
+    assert!(timeline.marks().available_lsn > START, "nothing was trimmed");
+    assert_eq!(timeline.last_record_before(end).unwrap(), Some(last));
+    drop(timeline);
+    let timeline = world.open().only().unwrap();
+    assert_eq!(timeline.last_record_before(end).unwrap(), Some(last));
+}
+
+/// Opens what is left when the note of the durable end was lost, too.
+fn forget_note(world: &World) {
+    std::fs::remove_file(world.timeline_directory().join("flushed")).unwrap();
+}
+
+fn assert_damaged(world: &World, by: &str) {
+    let timelines = world.open();
+    assert_eq!(timelines.all().len(), 0, "{by}: it is counted as whole");
+    assert!(timelines.damaged()[0].1.contains("damaged"), "{}", timelines.damaged()[0].1);
+}
+
+#[test]
+fn l6_rot_in_the_acknowledged_tail_is_no_torn_end() {
+    let mut world = World::new();
+    let timeline = world.led();
+    for _ in 0..5 {
+        world.append(&timeline, 1000).unwrap();
+    }
+    let end = timeline.flush_lsn();
+    drop(timeline);
+    let segment = world.timeline_directory().join(parameters(START).segment_name(1));
+    // The first record, one in the middle, and the last.
+    for at in [300, 2500, (end - START) - 10] {
+        flip(&segment, at);
+        assert_damaged(&world, &format!("rot at {at}"));
+        flip(&segment, at);
+        assert_eq!(world.open().only().unwrap().flush_lsn(), end);
+    }
+    // The same without the note: all the bytes of the record are there, and they are wrong.
+    for at in [300, 2500, (end - START) - 10] {
+        let note = world.timeline_directory().join("flushed");
+        if note.exists() {
+            forget_note(&world);
+        }
+        flip(&segment, at);
+        assert_damaged(&world, &format!("rot at {at}, no note"));
+        flip(&segment, at);
+    }
+    assert_eq!(world.open().only().unwrap().flush_lsn(), end);
+}
+
+#[test]
+fn l6_what_a_crash_leaves_of_a_write_is_a_torn_end() {
+    use std::os::unix::fs::FileExt;
+    for note_is_lost in [false, true] {
+        let mut world = World::new();
+        let timeline = world.led();
+        let whole = world.append(&timeline, 1000).unwrap();
+        let torn = world.generator.record(5000);
+        let mut batch = timeline.batch();
+        let length = torn.len() as u64;
+        let append =
+            Append { term: Term(1), start: whole, length, record_end: whole, commit_lsn: whole };
+        batch.append(&append, &torn).unwrap();
+        drop(batch);
+        drop(timeline);
+        // A sector in the middle did not reach the disk, those after it did.
+        let segment = world.timeline_directory().join(parameters(START).segment_name(1));
+        let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+        file.write_all_at(&[0; 512], 6 * 512).unwrap();
+        if note_is_lost {
+            forget_note(&world);
+        }
+        assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
+    }
+}
+
+#[test]
+fn l6_a_hole_far_before_the_end_is_damage() {
+    use std::os::unix::fs::FileExt;
+    let mut world = World::new();
+    let timeline = world.led();
+    while world.generator.at < Lsn(8 * SEGMENT_SIZE) {
+        world.append(&timeline, 100_000).unwrap();
+    }
+    drop(timeline);
+    let segment = world.timeline_directory().join(parameters(START).segment_name(2));
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    file.write_all_at(&[0; 4096], 8192).unwrap();
+    forget_note(&world);
+    assert_damaged(&world, "a hole");
+}
+
+#[test]
+fn l6_a_cut_is_no_damage() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let kept = world.append(&timeline, 1000).unwrap();
+    world.append(&timeline, 1000).unwrap();
+    vote(&timeline, 2).unwrap();
+    let entry = |term, lsn| TermStart { term: Term(term), lsn };
+    let history = TermHistory::new(vec![entry(1, START), entry(2, kept)]).unwrap();
+    timeline.elected(&Elected { term: Term(2), history }).unwrap();
+    assert_eq!(timeline.flush_lsn(), kept);
+    drop(timeline);
+    assert_eq!(world.open().only().unwrap().flush_lsn(), kept);
 }
 
 #[test]

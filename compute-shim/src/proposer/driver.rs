@@ -13,6 +13,7 @@ use super::config::{
     MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
 };
 use super::connection::MAX_QUEUED;
+use super::incarnations::Incarnations;
 use super::link::Link;
 use super::poller::{Poller, Ready};
 use super::refill::{Refill, Refilled};
@@ -46,6 +47,7 @@ pub struct Driver {
     core: Proposer,
     outputs: Vec<ProposerOutput>,
     links: Vec<Link>,
+    incarnations: Incarnations,
     pub poller: Poller,
     ready: Vec<Ready>,
     backlog: Backlog,
@@ -81,6 +83,7 @@ impl Driver {
             greeting,
             outputs: Vec::new(),
             links,
+            incarnations: Incarnations::default(),
             poller: Poller::new().map_err(ProposerError::system("can't create an epoll"))?,
             ready: Vec::new(),
             backlog: Backlog::new(config.parameters.start_lsn),
@@ -325,6 +328,11 @@ impl Driver {
         if link.needs_peer || connection.queued() >= MAX_CATCH_UP_QUEUED {
             return Ok(());
         }
+        // What earlier terms wrote is not the source's to give: its file may have zeros there.
+        if self.election.as_ref().is_none_or(|election| next < election.start_lsn) {
+            link.needs_peer = true;
+            return Ok(());
+        }
         let to = self.backlog.base().min(next + MAX_CHUNK as u64);
         let bytes = match source {
             Some(source) => source.read_range(next, to).unwrap_or_default(),
@@ -503,8 +511,16 @@ impl Driver {
             let (node, outputs) = (link.node, &mut self.outputs);
             match message {
                 Message::GreetingReply(reply) if reply.node == node => {
+                    let strange = self.incarnations.meet(&reply);
+                    if strange.contains(&node) {
+                        link.refuses = true;
+                        return Err(io::Error::other(super::incarnations::describe(node)));
+                    }
                     link.succeeded();
                     self.core.connected(node, reply.term, outputs);
+                    if !strange.is_empty() {
+                        self.expel(&strange);
+                    }
                 }
                 Message::GreetingReply(reply) => {
                     let text = format!("this is safekeeper {}, not {node}", reply.node);
@@ -517,8 +533,12 @@ impl Driver {
                         self.core.outranked(promised, outputs);
                     }
                     // Before it greets: its copy of the branch is damaged, or another branch's.
-                    let lasting =
-                        matches!(reason, RefusedReason::Storage(_) | RefusedReason::Mismatch(_));
+                    let lasting = matches!(
+                        reason,
+                        RefusedReason::Storage(_)
+                            | RefusedReason::Mismatch(_)
+                            | RefusedReason::Quorum(Refusal::OtherMembers { .. })
+                    );
                     let link = &mut self.links[index];
                     link.refuses = lasting && !link.is_greeted();
                     return Err(io::Error::other(reason.to_string()));
@@ -531,15 +551,35 @@ impl Driver {
         }
     }
 
+    /// Members that were greeted, and are not who they were: another member knows better. If one
+    /// of them may have been counted in an election that is won, there is no way on.
+    fn expel(&mut self, strange: &[NodeId]) {
+        let now = Instant::now();
+        for link in self.links.iter_mut().filter(|link| strange.contains(&link.node)) {
+            link.fail(now, &super::incarnations::describe(link.node));
+            link.refuses = true;
+        }
+        match self.core.phase() {
+            Phase::Greeting | Phase::Campaigning => {
+                self.outputs.clear();
+                self.campaign_above(self.core.term());
+            }
+            Phase::Elected => self.fenced = Some(self.core.term()),
+            Phase::Fenced => {}
+        }
+    }
+
     /// Performs what the core wants.
     fn act(&mut self) {
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in outputs.drain(..) {
             match output {
                 ProposerOutput::RequestVote(node, request) => {
+                    self.push(node, &Message::Members(self.incarnations.counted()));
                     self.push(node, &Message::VoteRequest(request));
                 }
                 ProposerOutput::AnnounceElected(node, elected) => {
+                    self.push(node, &Message::Members(self.incarnations.counted()));
                     self.push(node, &Message::Elected(elected));
                 }
                 ProposerOutput::StreamFrom(node, lsn) => {
@@ -560,7 +600,6 @@ impl Driver {
             }
         }
         self.outputs = outputs;
-        debug_assert!(self.fenced.is_none() || self.core.phase() == Phase::Fenced);
     }
 
     fn push(&mut self, node: NodeId, message: &Message<'_>) {

@@ -12,6 +12,7 @@ mod backlog;
 mod config;
 mod connection;
 mod driver;
+mod incarnations;
 mod leader;
 mod link;
 mod lookup;

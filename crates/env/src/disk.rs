@@ -132,7 +132,8 @@ impl Disk for RealDisk {
 }
 
 /// Replaces a small file so that after a crash it has its old or its new contents, whole: writes
-/// beside it, syncs, renames, syncs the directory.
+/// beside it, syncs, renames, syncs the directory. A lack of space is reported as such only while
+/// the old file is untouched; once the new one has its name, nobody knows which will last.
 pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     match disk.remove(&temporary) {
@@ -144,7 +145,7 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()
     file.sync_all()?;
     disk.rename(&temporary, path)?;
     match path.parent() {
-        Some(directory) => disk.sync_directory(directory),
+        Some(directory) => disk.sync_directory(directory).map_err(io::Error::other),
         None => Ok(()),
     }
 }

@@ -1,11 +1,12 @@
-//! A safekeeper's own small files: `identity` of the node, `control` of each timeline.
+//! A safekeeper's own small files: `identity` of the node, `members` that it has met, `control` of
+//! each timeline.
 //!
-//! Both have one header; all integers are little endian.
+//! All have one header; all integers are little endian.
 //!
 //! ```text
 //! offset  size  field
-//!      0     8  magic: "pgsSKid\n" (identity) or "pgsSKctl" (control)
-//!      8     2  format version (1)
+//!      0     8  magic: "pgsSKid\n" (identity), "pgsSKmem" (members), "pgsSKctl" (control)
+//!      8     2  format version: identity 2, control 2, members 1
 //!     10     2  reserved, 0
 //!     12     4  length of the body in bytes
 //!     16     4  CRC-32C of the body
@@ -14,6 +15,10 @@
 //!
 //! identity body
 //!      0     8  node id
+//!      8    16  incarnation; version 1 had none
+//!
+//! members body
+//!      0     4  number of safekeepers, then each: node id 8, incarnation 16
 //!
 //! control body
 //!      0     8  node id of the owner
@@ -30,16 +35,32 @@
 //!    108     8  commit LSN
 //!    116     8  flush LSN when this was written
 //!    124     8  available LSN: WAL before it was trimmed
-//!    132     8  archived LSN: whole segments before it are in object storage
-//!    140     8  remote consistent LSN: the page server no longer needs what is before it
+//!    132     8  archived LSN: this node has seen whole segments before it in object storage
+//!    140     8  remote consistent LSN: the page server no longer needs what is before it; at most
+//!               the commit LSN
 //!    148     8  configuration number
 //!    156     4  number of members, then 8 bytes of node id each
 //!            4  number of incoming members, then 8 bytes each
 //!            4  number of term history entries, then 16 bytes each: term, LSN
 //!            4  number of addresses, then each: node id 8, length 2, text
 //! ```
+//!
+//! `flushed`, written over in place and synced now and then:
+//!
+//! ```text
+//!      0     8  magic: "pgsSKflu"
+//!      8     8  LSN: everything before it was durable when this was written
+//!     16     4  CRC-32C of bytes 0..16
+//! ```
+//!
+//! Version 1 of the control file was the same, but its last two positions were what others said.
+//! They are not believed: the archive is looked at again.
 
-use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters};
+use std::collections::BTreeMap;
+
+use pgstrata_ids::{
+    Incarnation, Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
+};
 use pgstrata_quorum::{
     Configuration, ControlState, MAX_HISTORY, MAX_MEMBERS, ProposerId, TermHistory, TermStart,
 };
@@ -48,13 +69,14 @@ use crate::FormatError;
 use crate::bytes::Reader;
 
 const HEADER_SIZE: usize = 24;
-const VERSION: u16 = 1;
-const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n" };
-const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl" };
+const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n", version: 2 };
+const MEMBERS: Kind = Kind { what: "safekeeper members file", magic: *b"pgsSKmem", version: 1 };
+const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl", version: 2 };
 
 struct Kind {
     what: &'static str,
     magic: [u8; 8],
+    version: u16,
 }
 
 /// Everything about one timeline that a safekeeper keeps besides WAL.
@@ -78,23 +100,78 @@ pub struct TimelineControl {
     pub addresses: Vec<(NodeId, String)>,
 }
 
+/// Most safekeepers in a `members` file.
+pub const MAX_MEMBERS_MET: usize = 1000;
+
 /// The bytes of an `identity` file.
-pub fn encode_identity(node: NodeId) -> Vec<u8> {
-    IDENTITY.encode(&node.0.to_le_bytes())
+pub fn encode_identity(node: NodeId, incarnation: Incarnation) -> Vec<u8> {
+    let mut body = node.0.to_le_bytes().to_vec();
+    body.extend_from_slice(&incarnation.0);
+    IDENTITY.encode(&body)
 }
 
-/// The node of an `identity` file.
-pub fn decode_identity(bytes: &[u8]) -> Result<NodeId, FormatError> {
-    let mut reader = IDENTITY.open(bytes)?;
+/// The node of an `identity` file, and its incarnation if it has one: directories of the first
+/// version were made without.
+pub fn decode_identity(bytes: &[u8]) -> Result<(NodeId, Option<Incarnation>), FormatError> {
+    let (version, mut reader) = IDENTITY.open(bytes)?;
     let node = NodeId(reader.u64()?);
+    let incarnation = match version {
+        0 | 1 => None,
+        _ => Some(Incarnation(reader.array()?)),
+    };
     IDENTITY.end(&reader)?;
-    Ok(node)
+    Ok((node, incarnation))
+}
+
+/// The bytes of a `members` file.
+pub fn encode_members(members: &BTreeMap<NodeId, Incarnation>) -> Vec<u8> {
+    let mut body = (members.len() as u32).to_le_bytes().to_vec();
+    for (node, incarnation) in members {
+        body.extend_from_slice(&node.0.to_le_bytes());
+        body.extend_from_slice(&incarnation.0);
+    }
+    MEMBERS.encode(&body)
+}
+
+/// The contents of a `members` file.
+pub fn decode_members(bytes: &[u8]) -> Result<BTreeMap<NodeId, Incarnation>, FormatError> {
+    let (_, mut reader) = MEMBERS.open(bytes)?;
+    let count = count(&mut reader, MAX_MEMBERS_MET)?;
+    let member = |reader: &mut Reader<'_>| -> Result<_, FormatError> {
+        Ok((NodeId(reader.u64()?), Incarnation(reader.array()?)))
+    };
+    let members = (0..count).map(|_| member(&mut reader)).collect::<Result<_, _>>()?;
+    MEMBERS.end(&reader)?;
+    Ok(members)
+}
+
+/// Size of what is written to a `flushed` file, in bytes: less than any disk's sector.
+pub const FLUSHED_SIZE: usize = 20;
+
+const FLUSHED_MAGIC: [u8; 8] = *b"pgsSKflu";
+
+/// The bytes of a `flushed` file.
+pub fn encode_flushed(lsn: Lsn) -> [u8; FLUSHED_SIZE] {
+    let mut out = [0; FLUSHED_SIZE];
+    out[..8].copy_from_slice(&FLUSHED_MAGIC);
+    out[8..16].copy_from_slice(&lsn.0.to_le_bytes());
+    let crc = crc32c::crc32c(&out[..16]);
+    out[16..].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// The LSN of a `flushed` file; `None` if there is none or it can't be read: it is only ever a
+/// reason to trust less.
+pub fn decode_flushed(bytes: &[u8]) -> Option<Lsn> {
+    let bytes: &[u8; FLUSHED_SIZE] = bytes.first_chunk()?;
+    let lsn = Lsn(u64::from_le_bytes(*bytes[8..].first_chunk()?));
+    (encode_flushed(lsn) == *bytes).then_some(lsn)
 }
 
 impl Kind {
     fn encode(&self, body: &[u8]) -> Vec<u8> {
         let mut out = self.magic.to_vec();
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&self.version.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(&(body.len() as u32).to_le_bytes());
         out.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
@@ -104,7 +181,8 @@ impl Kind {
         out
     }
 
-    fn open<'a>(&self, bytes: &'a [u8]) -> Result<Reader<'a>, FormatError> {
+    /// The version, and the body.
+    fn open<'a>(&self, bytes: &'a [u8]) -> Result<(u16, Reader<'a>), FormatError> {
         let what = self.what;
         if bytes.iter().all(|&byte| byte == 0) {
             return Err(FormatError::Unwritten { what });
@@ -122,8 +200,8 @@ impl Kind {
         if crc32c::crc32c(&header[..20]) != header_crc {
             return Err(FormatError::corrupt(what, "the header's checksum is wrong"));
         }
-        if version > VERSION {
-            return Err(FormatError::NewerVersion { what, found: version, known: VERSION });
+        if version > self.version {
+            return Err(FormatError::NewerVersion { what, found: version, known: self.version });
         }
         let Some(body) = body.get(..length as usize) else {
             let detail = format!("{} of {length} bytes after the header", body.len());
@@ -132,7 +210,7 @@ impl Kind {
         if crc32c::crc32c(body) != body_crc {
             return Err(FormatError::corrupt(what, "the checksum is wrong"));
         }
-        Ok(Reader::new(what, body))
+        Ok((version, Reader::new(what, body)))
     }
 
     fn end(&self, reader: &Reader<'_>) -> Result<(), FormatError> {
@@ -189,7 +267,7 @@ impl TimelineControl {
 
     /// The contents of a `control` file, which must belong to `node`.
     pub fn decode(bytes: &[u8], node: NodeId) -> Result<TimelineControl, FormatError> {
-        let mut reader = CONTROL.open(bytes)?;
+        let (version, mut reader) = CONTROL.open(bytes)?;
         let owner = reader.u64()?;
         if owner != node.0 {
             return Err(FormatError::WrongOwner {
@@ -204,8 +282,13 @@ impl TimelineControl {
         let commit_lsn = Lsn(reader.u64()?);
         let flush_lsn = Lsn(reader.u64()?);
         let available_lsn = Lsn(reader.u64()?);
-        let archived_lsn = Lsn(reader.u64()?);
-        let remote_consistent_lsn = Lsn(reader.u64()?);
+        let mut archived_lsn = Lsn(reader.u64()?);
+        let mut remote_consistent_lsn = Lsn(reader.u64()?);
+        if version < 2 {
+            let size = u64::from(parameters.segment_size);
+            archived_lsn = available_lsn.segment_start(size).min(archived_lsn);
+            remote_consistent_lsn = remote_consistent_lsn.min(commit_lsn);
+        }
         let configuration = configuration(&mut reader)?;
         let history = history(&mut reader)?;
         let addresses = addresses(&mut reader)?;

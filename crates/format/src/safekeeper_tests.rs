@@ -39,10 +39,36 @@ fn control(term: u64, branch: bool, entries: u64) -> TimelineControl {
 
 #[test]
 fn golden_identity() {
-    let bytes = encode_identity(NodeId(0x0102));
-    assert_eq!(bytes[..16], *b"pgsSKid\n\x01\0\0\0\x08\0\0\0");
-    assert_eq!(bytes[24..], [2, 1, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(decode_identity(&bytes), Ok(NodeId(0x0102)));
+    let incarnation = Incarnation([9; 16]);
+    let bytes = encode_identity(NodeId(0x0102), incarnation);
+    assert_eq!(bytes[..16], *b"pgsSKid\n\x02\0\0\0\x18\0\0\0");
+    assert_eq!(bytes[24..32], [2, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(bytes[32..], [9; 16]);
+    assert_eq!(decode_identity(&bytes), Ok((NodeId(0x0102), Some(incarnation))));
+    let first = Kind { version: 1, ..IDENTITY }.encode(&3u64.to_le_bytes());
+    assert_eq!(decode_identity(&first), Ok((NodeId(3), None)));
+}
+
+#[test]
+fn golden_members() {
+    let members = BTreeMap::from([(NodeId(3), Incarnation([8; 16]))]);
+    let bytes = encode_members(&members);
+    assert_eq!(bytes[..16], *b"pgsSKmem\x01\0\0\0\x1c\0\0\0");
+    assert_eq!(bytes[24..36], [1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(decode_members(&bytes), Ok(members));
+}
+
+#[test]
+fn golden_flushed() {
+    let bytes = encode_flushed(Lsn(0x0102));
+    assert_eq!(bytes[..16], *b"pgsSKflu\x02\x01\0\0\0\0\0\0");
+    assert_eq!(decode_flushed(&bytes), Some(Lsn(0x0102)));
+    for at in 0..bytes.len() {
+        let mut damaged = bytes;
+        damaged[at] ^= 1;
+        assert_eq!(decode_flushed(&damaged), None);
+        assert_eq!(decode_flushed(&bytes[..at]), None);
+    }
 }
 
 #[test]
@@ -53,14 +79,31 @@ fn each_damage_has_its_own_error() {
     assert!(matches!(decode(&[]), Err(FormatError::Unwritten { .. })));
     assert!(matches!(decode(&bytes[..10]), Err(FormatError::Torn { .. })));
     assert!(matches!(decode(&bytes[..60]), Err(FormatError::Torn { .. })));
-    assert!(matches!(decode(&encode_identity(NodeId(3))), Err(FormatError::Corrupt { .. })));
+    assert!(matches!(
+        decode(&encode_identity(NodeId(3), Incarnation([1; 16]))),
+        Err(FormatError::Corrupt { .. })
+    ));
     let other = TimelineControl::decode(&bytes, NodeId(4));
     assert!(matches!(other, Err(FormatError::WrongOwner { .. })));
     let mut newer = bytes.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     let crc = crc32c::crc32c(&newer[..20]);
     newer[20..24].copy_from_slice(&crc.to_le_bytes());
-    assert!(matches!(decode(&newer), Err(FormatError::NewerVersion { found: 2, .. })));
+    assert!(matches!(decode(&newer), Err(FormatError::NewerVersion { found: 3, .. })));
+}
+
+#[test]
+fn l9_positions_of_the_first_version_are_not_believed() {
+    let mut believed = control(4, false, 2);
+    believed.archived_lsn = Lsn::MAX;
+    believed.remote_consistent_lsn = Lsn::MAX;
+    let mut bytes = believed.encode();
+    bytes[8] = 1;
+    let crc = crc32c::crc32c(&bytes[..20]);
+    bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+    let read = TimelineControl::decode(&bytes, NodeId(3)).unwrap();
+    assert_eq!(read.archived_lsn, read.available_lsn);
+    assert_eq!(read.remote_consistent_lsn, read.state.commit_lsn);
 }
 
 proptest! {

@@ -328,6 +328,7 @@ fn layers(seeds: &mut Seeds) {
         seeds.offer("layer", format!("block-{name}"), [&[2], block].concat());
         seeds.offer("layer", format!("file-{name}"), [&[1], &file[..]].concat());
     }
-    let node = pgstrata_format::safekeeper::encode_identity(NodeId(1));
+    let node =
+        pgstrata_format::safekeeper::encode_identity(NodeId(1), pgstrata_ids::Incarnation([1; 16]));
     seeds.offer("layer", "identity".into(), [&[3], &node[..]].concat());
 }

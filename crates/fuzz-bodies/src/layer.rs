@@ -15,6 +15,8 @@ pub fn layer(data: &[u8]) {
             let mut bytes = input.0.to_vec();
             seal_kind(&mut bytes);
             let _ = safekeeper::decode_identity(&bytes);
+            let _ = safekeeper::decode_members(&bytes);
+            let _ = safekeeper::decode_flushed(&bytes);
             let _ = safekeeper::TimelineControl::decode(&bytes, NodeId(1));
         }
         4 => {

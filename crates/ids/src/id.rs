@@ -62,6 +62,13 @@ hex_id!(
     "a timeline id (32 hexadecimal digits)"
 );
 
+hex_id!(
+    /// One life of a safekeeper's directory: random, made with it. A directory that was lost and
+    /// made again has another one, and has forgotten what it promised. 32 hexadecimal digits.
+    Incarnation,
+    "an incarnation (32 hexadecimal digits)"
+);
+
 fn parse_hex(text: &str) -> Option<[u8; 16]> {
     let digits = text.as_bytes();
     if digits.len() != 32 {

@@ -8,7 +8,7 @@ mod key;
 mod lsn;
 mod timeline;
 
-pub use id::{Generation, IdError, NodeId, SystemId, TenantId, Term, TimelineId};
+pub use id::{Generation, IdError, Incarnation, NodeId, SystemId, TenantId, Term, TimelineId};
 pub use key::{Fork, Key, KeyError, KeyKind, RelTag, SlruKind};
 pub use lsn::{Lsn, LsnError, PAGE_SIZE, SEGMENT_SIZE_DEFAULT};
 pub use timeline::{TimelineParameters, TimelineParametersError};

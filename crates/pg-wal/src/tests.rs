@@ -1,5 +1,6 @@
 //! The decoder against streams laid out by the encoder.
 
+use crate::checker::WalChecker;
 use crate::decoder::WalDecoder;
 use crate::encoder::WalWriter;
 use crate::error::WalErrorKind;
@@ -121,6 +122,65 @@ proptest! {
         decoder.feed(&bytes[(again - start) as usize..]);
         drain(&mut decoder, &mut found)?;
         prop_assert_eq!(found, bounds);
+    }
+
+    /// The decoder is the slow twin: the same verdict on any stream, whole, cut or damaged, in any pieces.
+    #[test]
+    fn the_checker_agrees_with_the_decoder(
+        start in start_strategy(),
+        lengths in prop::collection::vec(prop_oneof![0usize..200, 7000usize..30000], 1..20),
+        chunks in prop::collection::vec(1usize..9000, 1..20),
+        cut: prop::sample::Index,
+        damage in prop::option::of((any::<prop::sample::Index>(), 1u8..)),
+        switch: bool,
+        knows_prev: bool,
+    ) {
+        let (mut bytes, bounds) = stream(start, &lengths);
+        if switch {
+            let (prev, at) = bounds[bounds.len() - 1];
+            let mut last = vec![0; 24];
+            seal(&mut last, prev, 0x40, 0);
+            bytes.extend_from_slice(&writer().place(at, last).bytes);
+            let end = start + bytes.len() as u64;
+            bytes.resize((end.0.next_multiple_of(SEGMENT) - start.0) as usize, 0);
+        }
+        bytes.truncate(cut.index(bytes.len()) + 1);
+        if let Some((at, flip)) = damage {
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+        }
+        let mut decoder = WalDecoder::new(start, SEGMENT).with_system_identifier(42);
+        let mut checker = WalChecker::new(start, SEGMENT).with_system_identifier(42);
+        if knows_prev {
+            decoder = decoder.with_prev(Lsn(8));
+            checker = checker.with_prev(Lsn(8));
+        }
+        decoder.feed(&bytes);
+        let decoded = loop {
+            match decoder.poll() {
+                Ok(Some(_)) => {}
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let mut rest = &bytes[..];
+        let mut checked = Ok(());
+        for chunk in chunks.iter().cycle() {
+            let (now, later) = rest.split_at(rest.len().min(*chunk));
+            checked = checked.and_then(|()| checker.check(now));
+            rest = later;
+            if rest.is_empty() { break; }
+        }
+        prop_assert_eq!(checked, decoded);
+        prop_assert_eq!(checker.last_record(), decoder.last_record());
+        // The decoder names an end whose padding it has not seen.
+        prop_assert!(checker.position() <= decoder.position());
+        if checker.feed_position() >= decoder.position() {
+            prop_assert_eq!(checker.position(), decoder.position());
+        }
+        if checked.is_ok() {
+            prop_assert_eq!(checker.feed_position(), start + bytes.len() as u64);
+        }
     }
 
     #[test]

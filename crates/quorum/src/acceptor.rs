@@ -15,6 +15,10 @@ use crate::{
     VoteRequest,
 };
 
+/// How far one message raises the promised term at most: no cluster holds so many elections, and
+/// it takes two thousand million messages to use up all terms.
+const MAX_TERM_STEP: u64 = 1 << 32;
+
 /// What an acceptor must not forget.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ControlState {
@@ -170,6 +174,23 @@ impl Acceptor {
         self.write_lsn
     }
 
+    /// The last record boundary of what is written.
+    pub fn boundary_lsn(&self) -> Lsn {
+        self.boundary_lsn
+    }
+
+    /// How many of an append's bytes are here already, if others are new and would be taken now:
+    /// for a driver that looks at bytes before the acceptor counts on them.
+    pub fn takes(&self, append: &Append) -> Option<u64> {
+        let end = append.start.checked_add(append.length)?;
+        let adopted = self.control.history.last().is_some_and(|last| last.term == append.term);
+        let taken = adopted
+            && append.term >= self.control.term
+            && append.start <= self.write_lsn
+            && end > self.write_lsn;
+        taken.then(|| self.write_lsn - append.start)
+    }
+
     /// End of the durable log.
     pub fn flush_lsn(&self) -> Lsn {
         self.flush_lsn
@@ -182,13 +203,15 @@ impl Acceptor {
 
     /// Answers a vote request.
     pub fn vote(&mut self, request: &VoteRequest, outputs: &mut Outputs) {
-        let current = self.control.configuration.number();
-        if request.configuration.number() < current {
-            outputs.push(AcceptorOutput::Refuse(Refusal::StaleConfiguration { current }));
+        if let Err(refusal) = self.check_configuration(&request.configuration) {
+            outputs.push(AcceptorOutput::Refuse(refusal));
             return;
         }
         if !request.configuration.contains(self.node) {
             outputs.push(AcceptorOutput::Refuse(Refusal::NotMember));
+            return;
+        }
+        if self.refuses_step(request.term, outputs) {
             return;
         }
         let again =
@@ -210,6 +233,32 @@ impl Acceptor {
             history: self.control.history.up_to(self.flush_lsn),
         }));
         self.check();
+    }
+
+    /// Whether votes may be counted by these members, as far as numbers tell.
+    pub fn check_configuration(&self, other: &Configuration) -> Result<(), Refusal> {
+        let own = &self.control.configuration;
+        match other.number().cmp(&own.number()) {
+            std::cmp::Ordering::Less => Err(Refusal::StaleConfiguration { current: own.number() }),
+            std::cmp::Ordering::Equal if !other.has_the_members_of(own) => {
+                Err(Refusal::OtherMembers { number: own.number() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One absurd term must not use up all that are left. It is not simply refused, as others may
+    /// have promised it, step by step, and then nobody could win here and there.
+    fn refuses_step(&mut self, asked: Term, outputs: &mut Outputs) -> bool {
+        let promised = Term(self.control.term.0.saturating_add(MAX_TERM_STEP));
+        if asked <= promised {
+            return false;
+        }
+        self.control.term = promised;
+        self.control.voted_for = None;
+        outputs.push(AcceptorOutput::Persist(self.control()));
+        outputs.push(AcceptorOutput::Refuse(Refusal::TermTooFar { asked, promised }));
+        true
     }
 
     fn may_vote(&self, term: Term) -> bool {
@@ -245,6 +294,9 @@ impl Acceptor {
     pub fn elected(&mut self, elected: &Elected, outputs: &mut Outputs) {
         if let Err(refusal) = self.check_elected(elected) {
             outputs.push(AcceptorOutput::Refuse(refusal));
+            return;
+        }
+        if self.refuses_step(elected.term, outputs) {
             return;
         }
         let divergence = self.divergence(elected);
@@ -293,7 +345,18 @@ impl Acceptor {
             return last.min(self.flush_lsn);
         }
         let ours = &self.control.history;
-        ours.divergence(self.flush_lsn, &elected.history, Lsn::MAX, self.control.start_lsn)
+        let base = self.agreed(&elected.history);
+        ours.divergence(self.flush_lsn, &elected.history, Lsn::MAX, base)
+    }
+
+    /// Up to where the log agrees with that of a winner of which no entry is shared: where both
+    /// begin, or, if entries were merged there, what is known to be committed here, which every
+    /// winner has.
+    fn agreed(&self, other: &TermHistory) -> Lsn {
+        match other.may_be_compacted() || self.control.history.may_be_compacted() {
+            true => self.commit_lsn,
+            false => self.control.start_lsn,
+        }
     }
 
     #[cfg(any(test, feature = "explorer"))]
@@ -347,10 +410,11 @@ impl Acceptor {
         }
     }
 
+    /// A cut makes nothing durable: what is left was so before, or waits for a sync as before.
     fn truncated(&mut self, lsn: Lsn) {
         self.write_lsn = lsn;
-        self.boundary_lsn = lsn;
-        self.flush_lsn = lsn;
+        self.boundary_lsn = self.boundary_lsn.min(lsn);
+        self.flush_lsn = self.flush_lsn.min(lsn);
         self.commit_lsn = self.commit_lsn.min(lsn);
     }
 
@@ -463,9 +527,10 @@ impl Acceptor {
         if range.commit_lsn <= self.flush_lsn {
             return;
         }
-        if let Err(refusal) =
-            self.adopt_committed(&committed, range.commit_lsn, newest.term, outputs)
-        {
+        if self.refuses_step(newest.term, outputs) {
+            return;
+        }
+        if let Err(refusal) = self.adopt_committed(range, &committed, newest.term, outputs) {
             outputs.push(AcceptorOutput::Refuse(refusal));
             return;
         }
@@ -484,15 +549,17 @@ impl Acceptor {
     /// Makes the own history agree with a committed one.
     fn adopt_committed(
         &mut self,
+        range: &PeerRange,
         committed: &TermHistory,
-        commit_lsn: Lsn,
         newest: Term,
         outputs: &mut Outputs,
     ) -> Result<(), Refusal> {
-        if self.control.history.up_to(commit_lsn) == *committed {
+        let commit_lsn = range.commit_lsn;
+        // The newest entry names all before it, merged or not.
+        if self.control.history.up_to(commit_lsn).last() == committed.last() {
             return Ok(());
         }
-        let base = self.control.start_lsn;
+        let base = self.agreed(&range.history);
         let ours = &self.control.history;
         let divergence = ours.divergence(self.write_lsn, committed, commit_lsn, base);
         // A later winner has everything committed; a history of one that doesn't is no winner's.
@@ -550,5 +617,192 @@ impl Acceptor {
             return;
         }
         debug_assert_eq!(self.invariants(), Ok(()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TermStart;
+
+    fn history(entries: &[(u64, u64)]) -> TermHistory {
+        let entries =
+            entries.iter().map(|&(term, lsn)| TermStart { term: Term(term), lsn: Lsn(lsn) });
+        TermHistory::new(entries.collect()).unwrap()
+    }
+
+    fn three() -> Configuration {
+        Configuration::new(1, vec![NodeId(1), NodeId(2), NodeId(3)]).unwrap()
+    }
+
+    fn acceptor() -> Acceptor {
+        Acceptor::restore(NodeId(1), ControlState::empty(Lsn(8), three()), Lsn(8)).unwrap()
+    }
+
+    /// An acceptor that follows `term`, whose log begins with it.
+    fn following(term: u64) -> Acceptor {
+        let mut acceptor = acceptor();
+        let elected = Elected { term: Term(term), history: history(&[(term, 8)]) };
+        acceptor.elected(&elected, &mut Vec::new());
+        acceptor
+    }
+
+    fn appended(acceptor: &mut Acceptor, term: u64, start: u64, end: u64) {
+        let append = Append {
+            term: Term(term),
+            start: Lsn(start),
+            length: end - start,
+            record_end: Lsn(end),
+            commit_lsn: Lsn(8),
+        };
+        acceptor.append(&append, &mut Vec::new());
+    }
+
+    #[test]
+    fn l10_other_members_under_the_same_number_get_no_vote() {
+        let mut acceptor = acceptor();
+        let mut ask = |number: u64, members: &[u64]| {
+            let members = members.iter().map(|&node| NodeId(node)).collect();
+            let configuration = Configuration::new(number, members).unwrap();
+            let proposer = ProposerId([1; 16]);
+            let mut outputs = Vec::new();
+            let term = Term(acceptor.term().0 + 1);
+            acceptor.vote(&VoteRequest { term, proposer, configuration }, &mut outputs);
+            outputs.pop().unwrap()
+        };
+        let refused = AcceptorOutput::Refuse(Refusal::OtherMembers { number: 1 });
+        for members in [&[1][..], &[1, 4], &[1, 2, 3, 4], &[1, 2, 4]] {
+            assert_eq!(ask(1, members), refused);
+        }
+        // In another order they are the same.
+        assert!(matches!(ask(1, &[3, 1, 2]), AcceptorOutput::Vote(vote) if vote.granted));
+    }
+
+    fn asked(acceptor: &mut Acceptor, term: u64) -> AcceptorOutput {
+        let (proposer, configuration) = (ProposerId([1; 16]), three());
+        let mut outputs = Vec::new();
+        acceptor.vote(&VoteRequest { term: Term(term), proposer, configuration }, &mut outputs);
+        outputs.pop().unwrap()
+    }
+
+    #[test]
+    fn s2_one_message_does_not_use_up_all_terms() {
+        let too_far = |asked: u64, promised: u64| {
+            let (asked, promised) = (Term(asked), Term(promised));
+            AcceptorOutput::Refuse(Refusal::TermTooFar { asked, promised })
+        };
+        let mut one = acceptor();
+        assert_eq!(asked(&mut one, u64::MAX), too_far(u64::MAX, MAX_TERM_STEP));
+        let elected = Elected { term: Term(u64::MAX), history: history(&[(u64::MAX, 8)]) };
+        let mut outputs = Vec::new();
+        one.elected(&elected, &mut outputs);
+        assert_eq!(outputs.pop().unwrap(), too_far(u64::MAX, 2 * MAX_TERM_STEP));
+        // Another one of which nothing absurd was asked follows in as many steps.
+        let next = one.term().0 + 1;
+        let mut other = acceptor();
+        assert_eq!(asked(&mut other, next), too_far(next, MAX_TERM_STEP));
+        assert_eq!(asked(&mut other, next), too_far(next, 2 * MAX_TERM_STEP));
+        for acceptor in [&mut one, &mut other] {
+            assert!(matches!(asked(acceptor, next), AcceptorOutput::Vote(vote) if vote.granted));
+        }
+    }
+
+    #[test]
+    fn l12_old_terms_are_merged_and_a_branch_goes_on() {
+        use crate::{MAX_HISTORY, Proposer, ProposerOutput, Vote};
+        // As many terms as a message holds, of 8 bytes each.
+        let most = MAX_HISTORY as u64;
+        let entries: Vec<(u64, u64)> = (1..=most).map(|term| (term, 8 * term)).collect();
+        let full = history(&entries);
+        let end = Lsn(8 * most + 8);
+        let member = |node: u64, flush: Lsn, commit: Lsn| {
+            let control = ControlState {
+                term: Term(most),
+                history: full.up_to(flush),
+                commit_lsn: commit,
+                ..ControlState::empty(Lsn(8), three())
+            };
+            Acceptor::restore(NodeId(node), control, flush).unwrap()
+        };
+        let mut proposer = Proposer::new(ProposerId([1; 16]), three(), Term(1));
+        let mut outputs = Vec::new();
+        for node in 1..=3 {
+            proposer.connected(NodeId(node), Term(most), &mut outputs);
+        }
+        for node in 1..=2 {
+            let vote = Vote {
+                asked: Term(most + 1),
+                granted: true,
+                term: Term(most + 1),
+                flush_lsn: end,
+                commit_lsn: Lsn(end.0 - 16),
+                history: full.clone(),
+            };
+            proposer.vote(NodeId(node), vote, &mut outputs);
+        }
+        let elected = outputs.iter().find_map(|output| match output {
+            ProposerOutput::AnnounceElected(_, elected) => Some(elected.clone()),
+            _ => None,
+        });
+        let elected = elected.unwrap();
+        let entries = elected.history.entries();
+        assert!(TermHistory::new(entries.to_vec()).is_ok(), "{} entries", entries.len());
+        assert!(entries.len() < 10_000);
+        // Who has it all, who lags a little, who lags behind everything that is still told apart,
+        // and one of those with a tail that nobody else has.
+        let far = Lsn(8 * 1000);
+        for (flush, commit, expected) in [
+            (end, Lsn(end.0 - 8), end),
+            (Lsn(end.0 - 80), Lsn(end.0 - 160), Lsn(end.0 - 80)),
+            (far, far, far),
+            (far, Lsn(far.0 - 80), Lsn(far.0 - 80)),
+        ] {
+            let mut acceptor = member(1, flush, commit);
+            outputs.clear();
+            let mut outputs = Vec::new();
+            acceptor.elected(&elected, &mut outputs);
+            let Some(AcceptorOutput::Ack(ack)) = outputs.last() else { panic!("{outputs:?}") };
+            assert_eq!(ack.flush_lsn, expected);
+            assert!(acceptor.commit_lsn() == commit);
+            assert_eq!(acceptor.invariants(), Ok(()));
+        }
+        // One that has the merged history and one that has not agree with each other.
+        let ours = full.divergence(end, &elected.history, end, Lsn(8));
+        assert_eq!((ours, elected.history.divergence(end, &full, end, Lsn(8))), (end, end));
+        let mut behind = member(1, Lsn(end.0 - 8), Lsn(8));
+        let range = PeerRange {
+            history: elected.history.clone(),
+            commit_lsn: end,
+            start: Lsn(end.0 - 8),
+            length: 8,
+        };
+        let mut outputs = Vec::new();
+        behind.peer_range(&range, &mut outputs);
+        behind.flush(&mut outputs);
+        assert_eq!((behind.flush_lsn(), behind.commit_lsn()), (end, end), "{outputs:?}");
+    }
+
+    #[test]
+    fn l18_a_cut_makes_nothing_durable() {
+        let mut acceptor = following(1);
+        appended(&mut acceptor, 1, 8, 24);
+        appended(&mut acceptor, 1, 24, 40);
+        assert_eq!((acceptor.write_lsn(), acceptor.flush_lsn()), (Lsn(40), Lsn(8)));
+        // Another member has the first record of term 1, and committed ones of term 2 after it.
+        let range = PeerRange {
+            history: history(&[(1, 8), (2, 24)]),
+            commit_lsn: Lsn(56),
+            start: Lsn(24),
+            length: 16,
+        };
+        let mut outputs = Vec::new();
+        acceptor.peer_range(&range, &mut outputs);
+        assert!(outputs.contains(&AcceptorOutput::Truncate(Lsn(24))), "{outputs:?}");
+        assert_eq!((acceptor.write_lsn(), acceptor.flush_lsn()), (Lsn(40), Lsn(8)));
+        acceptor.peer_range(&PeerRange { start: Lsn(40), ..range }, &mut outputs);
+        outputs.clear();
+        acceptor.flush(&mut outputs);
+        assert_eq!(outputs[0], AcceptorOutput::Sync);
+        assert_eq!((acceptor.flush_lsn(), acceptor.commit_lsn()), (Lsn(56), Lsn(56)));
     }
 }

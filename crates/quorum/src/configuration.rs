@@ -78,6 +78,14 @@ impl Configuration {
         self.members.iter().chain(only_incoming).copied()
     }
 
+    /// True if both have the same groups, in whatever order.
+    pub fn has_the_members_of(&self, other: &Configuration) -> bool {
+        let same = |one: &[NodeId], two: &[NodeId]| {
+            one.len() == two.len() && one.iter().all(|node| two.contains(node))
+        };
+        same(&self.members, &other.members) && same(&self.incoming, &other.incoming)
+    }
+
     /// True if `node` is in either group.
     pub fn contains(&self, node: NodeId) -> bool {
         self.members.contains(&node) || self.incoming.contains(&node)

@@ -5,6 +5,12 @@ use pgstrata_ids::{Lsn, Term};
 /// Longest history that is accepted: one entry per term that wrote something.
 pub const MAX_HISTORY: usize = 65_536;
 
+/// A proposer merges old entries when its history has more.
+const COMPACT_ABOVE: usize = 8_192;
+
+/// How many of the newest entries it keeps then.
+const KEEP: usize = 4_096;
+
 /// A term, and the first byte that it wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TermStart {
@@ -77,21 +83,49 @@ impl TermHistory {
         history
     }
 
-    /// The end of the bytes that both logs have in common: this log up to `end`, the other up to
-    /// `other_end`; `base` is where both begin.
+    /// This history with old entries merged into one, if there are many; everything that they say
+    /// is about bytes before `commit_lsn`.
     ///
-    /// A term's entry names all that came before it, so the newest shared entry decides.
+    /// The merged entry is the first byte of all with the newest of their terms: which of those
+    /// terms wrote what is forgotten, and need not be known, as all of it is committed. It is in
+    /// the logs of a majority, with that term or a newer one at their end, so that a shorter log
+    /// that seems to be of that term still loses against them.
+    pub fn compacted(self, commit_lsn: Lsn) -> TermHistory {
+        let count = self.0.len();
+        let first_kept = count.saturating_sub(KEEP);
+        if count <= COMPACT_ABOVE || self.0[first_kept].lsn > commit_lsn {
+            return self;
+        }
+        let merged = TermStart { term: self.0[first_kept - 1].term, lsn: self.0[0].lsn };
+        let kept = self.0[first_kept..].iter().copied();
+        TermHistory(std::iter::once(merged).chain(kept).collect())
+    }
+
+    /// True if old entries may have been merged: then a log that shares none of them can be any
+    /// of the logs that were.
+    pub fn may_be_compacted(&self) -> bool {
+        self.0.len() > KEEP
+    }
+
+    /// The end of the bytes that both logs have in common: this log up to `end`, the other up to
+    /// `other_end`; `base` is up to where they agree if they share no entry.
+    ///
+    /// A term's entry names all that came before it, so the newest shared entry decides, whatever
+    /// was merged before it.
     pub fn divergence(&self, end: Lsn, other: &TermHistory, other_end: Lsn, base: Lsn) -> Lsn {
         let ours = self.up_to(end);
         let theirs = other.up_to(other_end);
-        let shared = ours.0.iter().zip(&theirs.0).take_while(|(a, b)| a == b).count();
-        if shared == 0 {
-            return base;
-        }
-        let end_of = |history: &TermHistory, end: Lsn| {
-            history.0.get(shared).map_or(end, |next| next.lsn.min(end))
+        let shared = ours.0.iter().rev().find_map(|entry| {
+            let place =
+                |history: &TermHistory| history.0.binary_search_by_key(&entry.term, |e| e.term);
+            let (mine, other) = (place(&ours).ok()?, place(&theirs).ok()?);
+            (theirs.0[other] == *entry).then_some((mine, other))
+        });
+        let Some((mine, other)) = shared else { return base };
+        let end_of = |history: &TermHistory, last: usize, end: Lsn| {
+            history.0.get(last + 1).map_or(end, |next| next.lsn.min(end))
         };
-        end_of(&ours, end).min(end_of(&theirs, other_end))
+        end_of(&ours, mine, end).min(end_of(&theirs, other, other_end))
     }
 }
 

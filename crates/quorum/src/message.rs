@@ -100,6 +100,28 @@ pub enum Refusal {
         /// Number of the current configuration.
         current: u64,
     },
+    /// The sender counts votes by other members under the same number: one of the two sets is
+    /// made up, and two sets could each have a majority of their own.
+    #[error(
+        "membership configuration {number} has other members here than those used by the sender: \
+         start computes with all members of the branch"
+    )]
+    OtherMembers {
+        /// The number that both have.
+        number: u64,
+    },
+    /// The term asked for is further away than elections lead. Only part of the way was promised,
+    /// so that honest members who lag behind a mistake get there by asking again.
+    #[error(
+        "term {asked} is absurdly far above what was promised; {promised} is promised now, ask \
+         again if it is meant"
+    )]
+    TermTooFar {
+        /// The term that was asked for.
+        asked: Term,
+        /// The promised term.
+        promised: Term,
+    },
     /// This node is no member of the sender's configuration.
     #[error("this safekeeper is no member of the configuration used here")]
     NotMember,

@@ -237,7 +237,8 @@ impl Proposer {
         };
         let commit_lsn = votes.clone().map(|vote| vote.3).max().unwrap_or_default();
         let lowest_flush_lsn = votes.map(|vote| vote.1).min().unwrap_or_default();
-        self.history = history.continued(self.term, start_lsn);
+        let history = history.continued(self.term, start_lsn);
+        self.history = history.compacted(commit_lsn.min(start_lsn));
         self.start_lsn = start_lsn;
         self.end_lsn = start_lsn;
         self.commit_lsn = commit_lsn.min(start_lsn);

@@ -1,8 +1,9 @@
 //! A disk that fails as it is told to, and otherwise is the real one.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pgstrata_env::{Disk, DiskFile, RealDisk};
@@ -19,6 +20,12 @@ pub enum Fail {
     Write,
     /// There is no space: files can't be created or extended.
     Full,
+    /// There is space until contents are synced, as where space is given out late.
+    SyncFull,
+    /// Syncs of directories wait until something else goes wrong, or nothing.
+    HoldNames,
+    /// Syncs of directories fail, for lack of space.
+    NamesFull,
 }
 
 /// See the module. Clones share what goes wrong.
@@ -31,6 +38,8 @@ pub struct FaultyDisk {
 struct State {
     fail: Fail,
     syncs: u64,
+    /// Renames that a loss of power would undo: from, to.
+    unsynced_names: Vec<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug)]
@@ -50,6 +59,13 @@ impl FaultyDisk {
         self.state.lock().syncs
     }
 
+    /// What a loss of power does to names: those that were not synced are the old ones again.
+    /// What had the new name before is not brought back.
+    pub fn lose_unsynced_names(&self) -> io::Result<()> {
+        let names = std::mem::take(&mut self.state.lock().unsynced_names);
+        names.iter().rev().try_for_each(|(from, to)| RealDisk.rename(to, from))
+    }
+
     fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
         Arc::new(FaultyFile { file, state: Arc::clone(&self.state) })
     }
@@ -62,6 +78,7 @@ impl FaultyFile {
 
     fn check_sync(&self) -> io::Result<()> {
         self.state.lock().syncs += 1;
+        self.check(Fail::SyncFull, io::ErrorKind::StorageFull.into())?;
         self.check(Fail::Sync, io::Error::other("injected I/O error"))
     }
 }
@@ -116,7 +133,9 @@ impl Disk for FaultyDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename(from, to)
+        RealDisk.rename(from, to)?;
+        self.state.lock().unsynced_names.push((from.to_owned(), to.to_owned()));
+        Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -128,7 +147,15 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        RealDisk.sync_directory(path)
+        while self.state.lock().fail == Fail::HoldNames {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if self.state.lock().fail == Fail::NamesFull {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        RealDisk.sync_directory(path)?;
+        self.state.lock().unsynced_names.retain(|(_, to)| to.parent() != Some(path));
+        Ok(())
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {

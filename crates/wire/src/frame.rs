@@ -3,7 +3,7 @@
 //! ```text
 //! offset  size  field
 //!      0     1  kind
-//!      1     1  version of the protocol (1)
+//!      1     1  version of the protocol (2)
 //!      2     2  reserved, 0
 //!      4     4  length of the body in bytes, at most MAX_BODY
 //!      8     4  CRC-32C of the body
@@ -19,7 +19,7 @@ pub const HEADER_SIZE: usize = 16;
 pub const MAX_BODY: usize = 2 << 20;
 
 /// The protocol's version.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Bytes that are no frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -121,7 +121,7 @@ mod tests {
     fn golden_bytes() {
         assert_eq!(
             frame(5, b"wal"),
-            [5, 1, 0, 0, 3, 0, 0, 0, 151, 32, 172, 253, 224, 226, 243, 203, b'w', b'a', b'l']
+            [5, 2, 0, 0, 3, 0, 0, 0, 151, 32, 172, 253, 82, 140, 141, 119, b'w', b'a', b'l']
         );
     }
 
@@ -135,10 +135,10 @@ mod tests {
         };
         assert_eq!(with(4, 9), Err(FrameError::Header));
         assert_eq!(with(17, b'x'), Err(FrameError::Body));
-        let mut newer = [5, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut newer = [5, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let crc = crc32c::crc32c(&newer[..12]);
         newer[12..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(split(&newer), Err(FrameError::Version(2)));
+        assert_eq!(split(&newer), Err(FrameError::Version(3)));
         let long = encode_header(5, MAX_BODY as u32 + 1, 0);
         assert_eq!(split(&long), Err(FrameError::TooLong(MAX_BODY as u32 + 1)));
     }

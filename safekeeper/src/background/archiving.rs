@@ -1,27 +1,37 @@
 //! Uploading full segments, and removing from disk what nobody needs here any more.
+//!
+//! What others say is a hint where to look, never a reason to remove something: a segment counts
+//! as archived on a node once that node has put it there, or has read it back and found it the
+//! same as its own.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_ids::NodeId;
+use pgstrata_pg_wal::WalChecker;
 
 use super::{Background, INTERVAL};
 use crate::archive::Archive;
 use crate::chain_reader::ChainReader;
+use crate::checked_segment::CheckedSegment;
 use crate::timeline::Timeline;
+use crate::timelines::TimelineKey;
 
-/// Segments of one timeline uploaded before others have their turn.
+/// Segments of one timeline looked at before others have their turn.
 const SEGMENTS_PER_TURN: usize = 4;
 
 pub async fn run(background: Background) {
     let Some(archive) = background.archive.clone() else { return };
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // As many as there are timelines, of a few hundred bytes each.
+    let mut reached: HashMap<TimelineKey, Option<WalChecker>> = HashMap::new();
     loop {
         interval.tick().await;
         for timeline in background.timelines.all() {
-            if is_uploader(&background, &timeline)
-                && let Err(error) = upload(&background, &archive, &timeline).await
-            {
+            let parameters = timeline.parameters();
+            let reached = reached.entry((parameters.tenant, parameters.timeline)).or_default();
+            if let Err(error) = advance(&background, &archive, &timeline, reached).await {
                 let id = timeline.parameters().timeline;
                 tracing::warn!(timeline = %id, %error, "WAL can't be archived; it will be tried again");
             }
@@ -48,40 +58,47 @@ fn is_uploader(background: &Background, timeline: &Timeline) -> bool {
     members.into_iter().find(|&node| node == own || has_it(node)) == Some(own)
 }
 
-async fn upload(
+/// Moves on over segments that are in the archive: because others say so and this node has seen
+/// that it is true, or because it put them there.
+async fn advance(
     background: &Background,
     archive: &Arc<Archive>,
     timeline: &Arc<Timeline>,
+    reached: &mut Option<WalChecker>,
 ) -> Result<(), String> {
     let parameters = timeline.parameters();
+    let key = (parameters.tenant, parameters.timeline);
     let size = u64::from(parameters.segment_size);
     for _ in 0..SEGMENTS_PER_TURN {
-        let from = timeline.marks().archived_lsn;
-        let to = from + size;
-        if to > timeline.commit_lsn() {
+        let (from, commit_lsn) = (timeline.marks().archived_lsn, timeline.commit_lsn());
+        let Some(to) = from.checked_add(size).filter(|&to| to <= commit_lsn) else {
+            return Ok(());
+        };
+        let claimed = background.known.highest(key, |progress| progress.archived_lsn) >= to;
+        let uploads = is_uploader(background, timeline);
+        if !claimed && !uploads {
             return Ok(());
         }
         let timelines = Arc::clone(&background.timelines);
         let mut reader =
             ChainReader::new(timelines, Arc::clone(timeline), Some(Arc::clone(archive)));
-        let mut segment = vec![0; size as usize];
-        let mut done = 0;
-        while done < segment.len() {
-            let at = from + done as u64;
-            let count = reader.read(at, &mut segment[done..]).await;
-            done += count.map_err(|error| error.to_string())?;
+        let number = from.segment_number(size);
+        let segment =
+            CheckedSegment::read(&mut reader, parameters, number, commit_lsn, reached).await?;
+        if !(claimed && archive.holds(parameters, &segment).await?) {
+            if !uploads {
+                return Ok(());
+            }
+            archive.put(parameters, &segment).await?;
         }
-        archive.put(parameters, from.segment_number(size), &segment).await?;
-        timeline.update_marks(|marks| marks.archived_lsn = marks.archived_lsn.max(to));
+        timeline.note_archived(to);
     }
     Ok(())
 }
 
 async fn trim(timeline: &Arc<Timeline>) {
-    let marks = timeline.marks();
-    let lsn: Lsn = marks.archived_lsn.min(marks.remote_consistent_lsn);
     let timeline = Arc::clone(timeline);
-    let trimmed = tokio::task::spawn_blocking(move || timeline.trim(lsn)).await;
+    let trimmed = tokio::task::spawn_blocking(move || timeline.trim()).await;
     if let Ok(Err(error)) = trimmed {
         tracing::warn!(%error, "old WAL can't be removed");
     }

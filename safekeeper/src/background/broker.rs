@@ -56,12 +56,14 @@ async fn exchange(
     for timeline in timelines {
         let key = (timeline.parameters().tenant, timeline.parameters().timeline);
         let known = &background.known;
-        let archived = known.highest(key, |progress| progress.archived_lsn);
-        let consistent = known.highest(key, |progress| progress.remote_consistent_lsn);
-        timeline.update_marks(|marks| {
-            marks.archived_lsn = marks.archived_lsn.max(archived);
-            marks.remote_consistent_lsn = marks.remote_consistent_lsn.max(consistent);
+        // A position that is not committed here is a mistake, or comes too early.
+        let commit_lsn = timeline.commit_lsn();
+        let consistent = known.highest(key, |progress| {
+            Some(progress.remote_consistent_lsn)
+                .filter(|&lsn| lsn <= commit_lsn)
+                .unwrap_or_default()
         });
+        timeline.note_consistent(consistent);
     }
     Ok(())
 }

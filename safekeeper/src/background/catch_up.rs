@@ -91,7 +91,9 @@ fn catch_up(
     }
     // All of it is here; the other knows that it is committed, and of which term it is.
     let history = &best.status.history;
-    if target > timeline.commit_lsn() && own_history.up_to(target) == history.up_to(target) {
+    let start_lsn = timeline.parameters().start_lsn;
+    let agreed = own_history.divergence(target, history, target, start_lsn);
+    if target > timeline.commit_lsn() && agreed == target {
         let last = own_history.last().map_or(Term(0), |last| last.term);
         timeline.learn_commit(last, target)?;
     }
@@ -125,12 +127,13 @@ fn copy(
     handle: &Handle,
 ) -> anyhow::Result<()> {
     let parameters = timeline.parameters();
-    let divergence = timeline.history().divergence(
-        timeline.flush_lsn(),
-        &peer.status.history,
-        target,
-        parameters.start_lsn,
-    );
+    let (own, theirs) = (timeline.history(), &peer.status.history);
+    // Where entries were merged and none is shared, both have what is committed here.
+    let base = match own.may_be_compacted() || theirs.may_be_compacted() {
+        true => timeline.commit_lsn(),
+        false => parameters.start_lsn,
+    };
+    let divergence = own.divergence(timeline.flush_lsn(), theirs, target, base);
     let mut archive = background.archive.clone().map(ArchiveReader::new);
     let mut at = divergence;
     while at < target {

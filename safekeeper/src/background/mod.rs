@@ -56,7 +56,11 @@ async fn write_down(timelines: Arc<Timelines>) {
             for timeline in timelines.all() {
                 let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
                 let far = behind >= timeline.files().segment_size();
-                if (far || !timeline.has_appended_lately())
+                let appended = timeline.has_appended_lately();
+                if appended && let Err(error) = timeline.sync_note() {
+                    tracing::warn!(%error, "the end of a log could not be noted");
+                }
+                if (far || !appended)
                     && let Err(error) = timeline.checkpoint()
                 {
                     tracing::warn!(%error, "positions could not be written down");

@@ -149,12 +149,8 @@ impl Streaming<'_> {
     }
 
     fn note(&self, status: &StandbyStatus) {
-        // Nobody can be done with more than there is.
-        let done = status.flush_lsn.min(self.session.timeline.commit_lsn());
         if self.session.is_page_server {
-            self.session.timeline.update_marks(|marks| {
-                marks.remote_consistent_lsn = marks.remote_consistent_lsn.max(done);
-            });
+            self.session.timeline.note_consistent(status.flush_lsn);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! before it gets its name, so that appending only overwrites: `fdatasync` then has no metadata
 //! to journal and can't run out of space.
 
+mod flushed;
 mod reader;
 mod recovery;
 mod writer;
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 use pgstrata_env::{Disk, DiskFile};
 use pgstrata_ids::{Lsn, TimelineParameters};
 
+pub use flushed::FlushedNote;
 pub use reader::SegmentReader;
 pub use recovery::{RecoveredLog, last_record_before, recover};
 pub use writer::LogWriter;
@@ -37,12 +39,21 @@ pub struct SegmentFiles {
     parameters: TimelineParameters,
     /// Held while a segment is made: a zeroed file must never replace one with WAL in it.
     making: Mutex<()>,
+    /// The segment that has its name, which a loss of power could still take away. Taken for a
+    /// moment only, also while `making` is held, never the other way round.
+    unsynced_name: Mutex<Option<u64>>,
 }
 
 impl SegmentFiles {
     /// The segments in `directory`, which exists.
     pub fn new(disk: Arc<dyn Disk>, directory: &Path, parameters: TimelineParameters) -> Self {
-        SegmentFiles { disk, directory: directory.to_owned(), parameters, making: Mutex::new(()) }
+        SegmentFiles {
+            disk,
+            directory: directory.to_owned(),
+            parameters,
+            making: Mutex::new(()),
+            unsynced_name: Mutex::new(None),
+        }
     }
 
     /// What the timeline is.
@@ -75,14 +86,23 @@ impl SegmentFiles {
         }
     }
 
-    /// Opens segment `number`, making it first if it doesn't exist.
+    /// Opens segment `number`, making it first if it doesn't exist. Its name is durable then.
     pub fn open_or_make(&self, number: u64) -> Result<Arc<dyn DiskFile>, StorageError> {
-        if let Some(file) = self.open(number)? {
+        if let Some(file) = self.open(number)?
+            && !self.is_name_unsynced(number)
+        {
             return Ok(file);
         }
         let _making = self.making.lock();
         if let Some(file) = self.open(number)? {
-            return Ok(file);
+            // Whoever gave it the name has let go of `making`, and did not get to the end.
+            return match self.is_name_unsynced(number) {
+                false => Ok(file),
+                true => Err(StorageError::Latched(format!(
+                    "the name of {} could not be made durable",
+                    self.path(number).display()
+                ))),
+            };
         }
         let temporary = self.directory.join("zeroed.tmp");
         let made = self.make(number, &temporary);
@@ -91,6 +111,10 @@ impl SegmentFiles {
             let _ = self.disk.remove(&temporary);
         }
         made
+    }
+
+    fn is_name_unsynced(&self, number: u64) -> bool {
+        *self.unsynced_name.lock() == Some(number)
     }
 
     fn make(&self, number: u64, temporary: &Path) -> Result<Arc<dyn DiskFile>, StorageError> {
@@ -109,13 +133,20 @@ impl SegmentFiles {
         }
         file.sync_all().map_err(wrap())?;
         let path = self.path(number);
-        self.disk.rename(temporary, &path).map_err(StorageError::wrap("name", &path))?;
+        // Before the name can be seen, so that nobody takes it for a durable one.
+        *self.unsynced_name.lock() = Some(number);
+        let renamed = self.disk.rename(temporary, &path);
+        if let Err(error) = renamed {
+            *self.unsynced_name.lock() = None;
+            return Err(StorageError::wrap("name", &path)(error));
+        }
         self.sync_directory()?;
+        *self.unsynced_name.lock() = None;
         Ok(file)
     }
 
     fn sync_directory(&self) -> Result<(), StorageError> {
-        let wrap = StorageError::wrap("sync directory", &self.directory);
+        let wrap = StorageError::unsynced("sync directory", &self.directory);
         self.disk.sync_directory(&self.directory).map_err(wrap)
     }
 

@@ -4,18 +4,31 @@
 //! hold what the device doesn't), decoded from the segment of the last known commit LSN, and ends
 //! with its last valid record. What follows is zeroed, so that nothing half-written ever becomes
 //! part of a record again.
+//!
+//! That holds for a torn end only. Where the first record that is not valid was durable before,
+//! the log is damaged, and nothing of it is counted or removed. Three things tell the two apart:
+//! what was noted as durable; that no more than [`MAX_UNSYNCED`] bytes were ever unsynced; and
+//! that a sector which did not reach the disk is still zero, as segments are made of zeros.
 
 use std::sync::Arc;
 
 use pgstrata_env::DiskFile;
-use pgstrata_ids::Lsn;
-use pgstrata_pg_wal::{PgVersion, WalDecoder};
+use pgstrata_ids::{Lsn, PAGE_SIZE};
+use pgstrata_pg_wal::{PgVersion, WalDecoder, page_header_size};
 
 use super::SegmentFiles;
 use crate::storage_error::StorageError;
 
 /// WAL read and decoded at once, in bytes.
 const READ_CHUNK: usize = 256 << 10;
+
+/// Most bytes that are written and not synced, in bytes: what is further on shows that what came
+/// before was synced. A batch of [`crate::timeline::SYNC_EVERY`] and what one buffer of a
+/// connection adds to it.
+pub const MAX_UNSYNCED: u64 = 4 << 20;
+
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR: u64 = 512;
 
 /// The durable log as found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +37,8 @@ pub struct RecoveredLog {
     pub flush_lsn: Lsn,
     /// Bytes that followed it and were removed.
     pub removed_bytes: u64,
+    /// Start of the last valid record, if it is here.
+    pub last_record: Option<Lsn>,
 }
 
 /// Finds the end of the log and removes what follows. `known_lsn` is a record boundary that was
@@ -41,6 +56,8 @@ pub fn recover(
         }
         _ => {}
     }
+    // A crash may have come between a segment's rename and the sync of its name.
+    files.sync_directory()?;
     for number in files.numbers()?.into_iter().rev() {
         settle(files, number)?;
         if number <= files.number_of(known_lsn) {
@@ -51,18 +68,125 @@ pub fn recover(
     let mut decoder = decoder(files, start)?;
     scan(files, &mut decoder, Lsn::MAX)?;
     let flush_lsn = decoder.position();
+    let damaged = |why: String| StorageError::Damaged {
+        path: files.directory.clone(),
+        reason: format!(
+            "the WAL ends at {flush_lsn}, {why}: segments are missing or damaged. This safekeeper \
+             does not vote on this timeline or count as having its WAL; nothing was removed"
+        ),
+    };
     if flush_lsn < durable_lsn {
-        return Err(StorageError::Damaged {
-            path: files.directory.clone(),
-            reason: format!(
-                "the WAL ends at {flush_lsn}, but it was durable up to {durable_lsn}: segments \
-                 are missing or damaged. Give this safekeeper a new node id and an empty \
-                 directory; it refills from its peers"
-            ),
-        });
+        return Err(damaged(format!("but it was durable up to {durable_lsn}")));
+    }
+    if let Some(why) = evidence_of_more(files, flush_lsn)? {
+        return Err(damaged(why));
     }
     let removed_bytes = clear_after(files, flush_lsn)?;
-    Ok(RecoveredLog { flush_lsn, removed_bytes })
+    let last_record = match decoder.last_record() {
+        Some(lsn) => Some(lsn),
+        None => last_record_before(files, flush_lsn)?,
+    };
+    Ok(RecoveredLog { flush_lsn, removed_bytes, last_record })
+}
+
+/// What shows that the bytes at `end`, which are no valid record, were durable once; `None` if
+/// they can be what a crash leaves of a write.
+fn evidence_of_more(files: &SegmentFiles, end: Lsn) -> Result<Option<String>, StorageError> {
+    let Some(last) = last_written(files, end)? else { return Ok(None) };
+    let mut reader = SectorReader::default();
+    let mut at = end;
+    while at <= last {
+        let next = Lsn((at.0 / SECTOR + 1) * SECTOR);
+        let sector = reader.read(files, at, next)?;
+        if sector.iter().all(|&byte| byte == 0) {
+            // It did not reach the disk: nothing that was written with it or later was synced.
+            let far = last.0 >= at.0 + MAX_UNSYNCED;
+            return Ok(far.then(|| format!("but there is WAL up to {last}, far beyond it")));
+        }
+        at = next;
+    }
+    // All that was written is there. It may just not be all of the record.
+    let whole = record_end(files, end, &mut reader)?.is_none_or(|end| last.0 + 1 >= end.0);
+    Ok(whole.then(|| "where a record is whole but not right".to_owned()))
+}
+
+/// The last byte at or after `end` that is not zero.
+fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageError> {
+    let size = files.segment_size();
+    for number in files.numbers()?.into_iter().rev() {
+        let start = Lsn(number * size);
+        if number < files.number_of(end) {
+            break;
+        }
+        let Some(file) = files.open(number)? else { continue };
+        let mut buffer = vec![0; READ_CHUNK];
+        let mut upper = size;
+        while upper > 0 {
+            let lower = upper.saturating_sub(READ_CHUNK as u64);
+            let part = &mut buffer[..(upper - lower) as usize];
+            let path = files.path(number);
+            file.read_at(part, lower).map_err(StorageError::wrap("read", &path))?;
+            if let Some(found) = part.iter().rposition(|&byte| byte != 0) {
+                let lsn = start + lower + found as u64;
+                return Ok((lsn >= end).then_some(lsn));
+            }
+            upper = lower;
+        }
+    }
+    Ok(None)
+}
+
+/// Where the record that starts at the boundary `start` would end, by its own word; `None` if it
+/// doesn't say.
+fn record_end(
+    files: &SegmentFiles,
+    start: Lsn,
+    reader: &mut SectorReader,
+) -> Result<Option<Lsn>, StorageError> {
+    let size = files.segment_size();
+    let past_header = |at: Lsn| match at.page_offset() {
+        0 => at + page_header_size(at, size) as u64,
+        _ => at,
+    };
+    let mut at = past_header(start);
+    let length = reader.read(files, at, at + 4)?;
+    let length = length.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    if length == 0 {
+        return Ok(None);
+    }
+    let mut left = u64::from(length);
+    while left > 0 {
+        at = past_header(at);
+        let room = (PAGE_SIZE as u64 - at.page_offset()).min(left);
+        at = at + room;
+        left -= room;
+    }
+    Ok(Some(at))
+}
+
+/// Reads small pieces, each within one segment.
+#[derive(Default)]
+struct SectorReader {
+    open: Option<(u64, Arc<dyn DiskFile>)>,
+    buffer: Vec<u8>,
+}
+
+impl SectorReader {
+    /// The bytes `[from, to)`; zeros where there is no segment.
+    fn read(&mut self, files: &SegmentFiles, from: Lsn, to: Lsn) -> Result<&[u8], StorageError> {
+        let number = files.number_of(from);
+        if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
+            self.open = files.open(number)?.map(|file| (number, file));
+        }
+        self.buffer.clear();
+        self.buffer.resize((to - from) as usize, 0);
+        if let Some((_, file)) = &self.open {
+            let path = files.path(number);
+            file.read_at(&mut self.buffer, from.segment_offset(files.segment_size()))
+                .map_err(StorageError::wrap("read", &path))?;
+        }
+        Ok(&self.buffer)
+    }
 }
 
 /// Syncs a segment and forgets its cached contents.
@@ -78,7 +202,7 @@ fn settle(files: &SegmentFiles, number: u64) -> Result<(), StorageError> {
         );
         return Err(StorageError::Damaged { path, reason });
     }
-    file.sync_all().map_err(StorageError::wrap("sync", &path))?;
+    file.sync_all().map_err(StorageError::unsynced("sync", &path))?;
     file.evict().map_err(StorageError::wrap("evict", &path))
 }
 
@@ -139,7 +263,7 @@ fn clear_after(files: &SegmentFiles, end: Lsn) -> Result<u64, StorageError> {
     let Some(garbage) = rest.iter().rposition(|&byte| byte != 0) else { return Ok(removed * size) };
     rest[..=garbage].fill(0);
     file.write_at(&rest[..=garbage], offset).map_err(StorageError::wrap("clear", &path))?;
-    file.sync_data().map_err(StorageError::wrap("sync", &path))?;
+    file.sync_data().map_err(StorageError::unsynced("sync", &path))?;
     Ok(removed * size + garbage as u64 + 1)
 }
 

@@ -84,20 +84,22 @@ impl LogWriter {
     /// Makes everything written durable.
     pub fn sync(&mut self) -> Result<(), StorageError> {
         for (number, file) in &self.unsynced {
-            file.sync_data()
-                .map_err(|error| StorageError::wrap("sync", &self.files.path(*number))(error))?;
+            file.sync_data().map_err(|error| {
+                StorageError::unsynced("sync", &self.files.path(*number))(error)
+            })?;
         }
         self.unsynced.clear();
         Ok(())
     }
 
     /// Removes all bytes from `lsn` on, durably: whole later segments first, so that what a crash
-    /// leaves is the old log or a beginning of it.
+    /// leaves is the old log or a beginning of it. What is before `lsn` and was not synced waits
+    /// for [`LogWriter::sync`] as before.
     pub fn truncate(&mut self, lsn: Lsn) -> Result<(), StorageError> {
         let size = self.files.segment_size();
         let last = self.files.number_of(lsn);
         self.open = None;
-        self.unsynced.clear();
+        self.unsynced.retain(|(number, _)| *number <= last);
         self.files.remove(|number| number > last)?;
         let stop = self.end.0.min((last + 1) * size);
         self.end = self.end.min(lsn);
@@ -113,6 +115,6 @@ impl LogWriter {
             file.write_at(&zeros[..count], at % size).map_err(StorageError::wrap("cut", &path))?;
             at += count as u64;
         }
-        file.sync_data().map_err(StorageError::wrap("sync", &path))
+        file.sync_data().map_err(StorageError::unsynced("sync", &path))
     }
 }

@@ -5,15 +5,22 @@ use std::sync::Arc;
 
 use pgstrata_env::{Disk, replace_file};
 use pgstrata_format::safekeeper::TimelineControl;
+use pgstrata_ids::Lsn;
+use pgstrata_pg_wal::WalChecker;
 use pgstrata_quorum::{Acceptor, AcceptorOutput, Append, ControlState};
 use pgstrata_wire::safekeeper::{Message, RefusedReason};
 
+use crate::checked_segment::checker_after;
 use crate::latch::Latch;
-use crate::segment::LogWriter;
+use crate::segment::{FlushedNote, LogWriter, SegmentFiles, last_record_before};
 use crate::storage_error::StorageError;
 
 /// What an input is answered with, if at all.
 pub type Answer = Option<Message<'static>>;
+
+/// Bytes of a record that isn't whole yet are synced when there are so many, in bytes, so that
+/// recovery can tell from what follows a bad record that it was durable.
+pub const SYNC_EVERY: u64 = 1 << 20;
 
 /// What must change together, under one lock.
 #[derive(Debug)]
@@ -25,8 +32,19 @@ pub struct Core {
     pub disk: Arc<dyn Disk>,
     pub control_path: PathBuf,
     pub latch: Latch,
+    pub files: Arc<SegmentFiles>,
+    /// Has seen every byte of the log up to the acceptor's write LSN.
+    pub checker: WalChecker,
+    pub note: FlushedNote,
+    /// Bytes written since the last sync.
+    pub unsynced: u64,
     /// Kept between inputs so that the hot path doesn't allocate.
     pub outputs: Vec<AcceptorOutput>,
+}
+
+fn invalid(why: &dyn std::fmt::Display) -> Message<'static> {
+    let text = format!("what was sent is not valid WAL, and was not stored: {why}");
+    Message::Refused(RefusedReason::InvalidWal(text))
 }
 
 impl Core {
@@ -50,8 +68,64 @@ impl Core {
         act(&mut self.acceptor, &mut outputs);
         let mut destroyed = false;
         let result = self.perform(&outputs, payload, &mut destroyed);
+        let result = result.and_then(|answer| {
+            self.note.raise(self.acceptor.flush_lsn())?;
+            Ok(answer)
+        });
         self.outputs = outputs;
         result.inspect_err(|error| self.latch.throw(&error.to_string()))
+    }
+
+    /// Takes an append's bytes if they are WAL that continues the log; where its records end, they
+    /// say themselves.
+    pub fn append(&mut self, append: &Append, payload: &[u8]) -> Result<Answer, StorageError> {
+        self.reserve(append)?;
+        let mut append = Append { record_end: Lsn::INVALID, ..*append };
+        if let Some(skip) = self.acceptor.takes(&append) {
+            let new = payload.get(skip as usize..).unwrap_or_default();
+            let mut checker = self.checker.clone();
+            if let Err(error) = checker.check(new) {
+                return Ok(Some(invalid(&error)));
+            }
+            append.record_end = checker.position();
+            self.checker = checker;
+        }
+        let answer = self.act(payload, |acceptor, outputs| acceptor.append(&append, outputs))?;
+        debug_assert_eq!(self.checker.feed_position(), self.acceptor.write_lsn());
+        Ok(answer)
+    }
+
+    /// The checker after these outputs: an error if they would write what is no WAL, or count on
+    /// a boundary that none was found at.
+    fn check(
+        &self,
+        outputs: &[AcceptorOutput],
+        payload: &[u8],
+    ) -> Result<Result<WalChecker, Answer>, StorageError> {
+        let mut checker = self.checker.clone();
+        for output in outputs {
+            match output {
+                AcceptorOutput::Truncate(lsn) => {
+                    let last_record = match *lsn == checker.position() {
+                        true => checker.last_record(),
+                        false => last_record_before(&self.files, *lsn)?,
+                    };
+                    checker = checker_after(self.files.parameters(), *lsn, last_record);
+                }
+                AcceptorOutput::Write { skip, .. } => {
+                    let new = payload.get(*skip as usize..).unwrap_or_default();
+                    if let Err(error) = checker.check(new) {
+                        return Ok(Err(Some(invalid(&error))));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let boundary_lsn = self.acceptor.boundary_lsn();
+        if boundary_lsn > checker.position() {
+            return Ok(Err(Some(invalid(&format!("no record ends at {boundary_lsn}")))));
+        }
+        Ok(Ok(checker))
     }
 
     /// A step that may promise something: a vote, an election, a peer's history. If the disk is
@@ -65,14 +139,35 @@ impl Core {
         let before = self.acceptor.clone();
         let mut outputs = Vec::new();
         act(&mut self.acceptor, &mut outputs);
+        let checker = match self.check(&outputs, payload) {
+            Ok(Ok(checker)) => checker,
+            // Nothing was done yet.
+            Ok(Err(refusal)) => {
+                self.acceptor = before;
+                return Ok(refusal);
+            }
+            Err(error) => {
+                self.acceptor = before;
+                return Err(error);
+            }
+        };
         let mut destroyed = false;
         let result = self.perform(&outputs, payload, &mut destroyed);
         match &result {
             Err(StorageError::DiskFull { .. }) if !destroyed => self.acceptor = before,
             Err(error) => self.latch.throw(&error.to_string()),
-            Ok(_) => {}
+            Ok(_) => self.checker = checker,
         }
         result
+    }
+
+    /// Syncs what isn't acknowledged yet if there is much of it.
+    pub fn sync_long_record(&mut self) -> Result<(), StorageError> {
+        if self.unsynced < SYNC_EVERY {
+            return Ok(());
+        }
+        self.unsynced = 0;
+        self.log.sync().inspect_err(|error| self.latch.throw(&error.to_string()))
     }
 
     /// Makes room for what the append will write. A full disk is refused here, before the
@@ -107,14 +202,19 @@ impl Core {
                         self.store(TimelineControl { flush_lsn: *lsn, ..self.stored.clone() })?;
                     }
                     *destroyed = true;
+                    self.note.lower(*lsn)?;
                     self.log.truncate(*lsn)?;
                 }
                 AcceptorOutput::Write { at, skip } => {
                     let bytes = payload.get(*skip as usize..).unwrap_or_default();
                     *destroyed = true;
                     self.log.write(*at, bytes)?;
+                    self.unsynced += bytes.len() as u64;
                 }
-                AcceptorOutput::Sync => self.log.sync()?,
+                AcceptorOutput::Sync => {
+                    self.log.sync()?;
+                    self.unsynced = 0;
+                }
                 AcceptorOutput::Vote(vote) => answer = Some(Message::Vote(vote.clone())),
                 AcceptorOutput::Ack(ack) => answer = Some(Message::Ack(*ack)),
                 AcceptorOutput::Refuse(refusal) => {

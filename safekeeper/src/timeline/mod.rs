@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{
-    Append, Configuration, Elected, Holding, PeerRange, TermHistory, VoteRequest,
+    Append, Configuration, Elected, Holding, PeerRange, Refusal, TermHistory, VoteRequest,
 };
 use pgstrata_wire::safekeeper::Status;
 use tokio::sync::watch;
 
-pub use self::core::Answer;
 use self::core::Core;
+pub use self::core::{Answer, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened};
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
@@ -29,9 +29,9 @@ use crate::storage_error::StorageError;
 pub struct Marks {
     /// First byte still on disk.
     pub available_lsn: Lsn,
-    /// Whole segments before it are in object storage.
+    /// This node has seen that whole segments before it are in object storage.
     pub archived_lsn: Lsn,
-    /// The page server no longer needs what is before it.
+    /// The page server no longer needs what is before it; never more than is committed here.
     pub remote_consistent_lsn: Lsn,
     /// Where the members' WAL ports were last known to be.
     pub addresses: Vec<(NodeId, String)>,
@@ -44,6 +44,8 @@ pub struct Timeline {
     files: Arc<SegmentFiles>,
     core: Mutex<Core>,
     marks: Mutex<Marks>,
+    /// A commit LSN, and the start of the last record before it.
+    last_committed: Mutex<Option<(Lsn, Lsn)>>,
     term: AtomicU64,
     flush_lsn: AtomicU64,
     commit_lsn: AtomicU64,
@@ -93,9 +95,24 @@ impl Timeline {
         self.marks.lock().clone()
     }
 
-    /// Changes how far others are; written down later.
-    pub fn update_marks(&self, update: impl FnOnce(&mut Marks)) {
-        update(&mut self.marks.lock());
+    /// This node has seen that everything before `lsn` is archived; written down later.
+    pub fn note_archived(&self, lsn: Lsn) {
+        let lsn = lsn.min(self.commit_lsn());
+        let mut marks = self.marks.lock();
+        marks.archived_lsn = marks.archived_lsn.max(lsn);
+    }
+
+    /// A page server says that it no longer needs what is before `lsn`; written down later. It
+    /// can't be done with what isn't committed.
+    pub fn note_consistent(&self, lsn: Lsn) {
+        let lsn = lsn.min(self.commit_lsn());
+        let mut marks = self.marks.lock();
+        marks.remote_consistent_lsn = marks.remote_consistent_lsn.max(lsn);
+    }
+
+    /// Where members' WAL ports are; written down later.
+    pub fn note_addresses(&self, addresses: &[(NodeId, String)]) {
+        self.marks.lock().addresses = addresses.to_vec();
     }
 
     /// True while a proposer that won an election is connected.
@@ -170,6 +187,7 @@ impl Timeline {
         core.reserve(&append)?;
         let mut answer =
             core.promise(payload, |acceptor, outputs| acceptor.peer_range(range, outputs))?;
+        core.sync_long_record()?;
         if answer.is_none() && last {
             answer = core.act(&[], |acceptor, outputs| acceptor.flush(outputs))?;
         }
@@ -198,6 +216,19 @@ impl Timeline {
             stored.remote_consistent_lsn = marks.remote_consistent_lsn;
             stored.addresses = marks.addresses;
         })
+    }
+
+    /// Makes the note of how far the log is durable survive a loss of power. Appends go on
+    /// meanwhile.
+    pub fn sync_note(&self) -> Result<(), StorageError> {
+        let (note, latch) = {
+            let core = self.core.lock();
+            if core.latch.reason().is_some() {
+                return Ok(());
+            }
+            (core.note.clone(), core.latch.clone())
+        };
+        note.sync().inspect_err(|error| latch.throw(&error.to_string()))
     }
 
     /// The commit LSN that a restart would begin with.
@@ -234,6 +265,11 @@ impl Timeline {
         self.core.lock().acceptor.configuration().clone()
     }
 
+    /// Whether a proposer may count votes by these members.
+    pub fn check_configuration(&self, other: &Configuration) -> Result<(), Refusal> {
+        self.core.lock().acceptor.check_configuration(other)
+    }
+
     /// The members, unless the log is just being written.
     pub fn configuration_if_free(&self) -> Option<Configuration> {
         self.core.try_lock().map(|core| core.acceptor.configuration().clone())
@@ -250,10 +286,30 @@ impl Timeline {
         last_record_before(&self.files, end)
     }
 
-    /// Removes segments that end at or before `lsn`, keeping that of the commit LSN.
-    pub fn trim(&self, lsn: Lsn) -> Result<u64, StorageError> {
+    /// The start of the last record before the stored commit LSN; the commit LSN itself if it is
+    /// not here (a log that an older version trimmed) or there is none.
+    fn last_committed_record(&self) -> Result<Lsn, StorageError> {
+        let commit_lsn = self.stored_commit_lsn();
+        if let Some((_, start)) = self.last_committed.lock().filter(|known| known.0 == commit_lsn) {
+            return Ok(start);
+        }
+        let start = self.last_record_before(commit_lsn)?.unwrap_or(commit_lsn);
+        *self.last_committed.lock() = Some((commit_lsn, start));
+        Ok(start)
+    }
+
+    /// Removes segments that this node has seen archived and the page server no longer needs,
+    /// keeping that of the last committed record's start: the next record links back to it.
+    pub fn trim(&self) -> Result<u64, StorageError> {
         let size = self.files.segment_size();
+        let marks = self.marks();
+        let lsn = marks.archived_lsn.min(marks.remote_consistent_lsn);
         let keep = lsn.min(self.stored_commit_lsn()).segment_start(size);
+        let available_lsn = keep.max(self.parameters().start_lsn);
+        if available_lsn <= self.marks.lock().available_lsn {
+            return Ok(0);
+        }
+        let keep = keep.min(self.last_committed_record()?.segment_start(size));
         let available_lsn = keep.max(self.parameters().start_lsn);
         if available_lsn <= self.marks.lock().available_lsn {
             return Ok(0);
@@ -285,14 +341,14 @@ pub struct Batch<'a> {
 impl Batch<'_> {
     /// Takes one append's bytes. An answer is a refusal.
     pub fn append(&mut self, append: &Append, payload: &[u8]) -> Result<Answer, StorageError> {
-        self.core.reserve(append)?;
-        self.core.act(payload, |acceptor, outputs| acceptor.append(append, outputs))
+        self.core.append(append, payload)
     }
 
     /// Makes all of them durable; the answer is the acknowledgement. The caller sends it, then
     /// calls [`Timeline::wake_readers`].
     pub fn finish(mut self) -> Result<Answer, StorageError> {
         let answer = self.core.act(&[], |acceptor, outputs| acceptor.flush(outputs));
+        let answer = answer.and_then(|answer| self.core.sync_long_record().map(|()| answer));
         self.timeline.publish(&self.core);
         self.timeline.appended.store(true, Ordering::Release);
         answer

@@ -14,8 +14,10 @@ use tokio::sync::watch;
 
 use super::core::Core;
 use super::{Marks, Timeline};
+use crate::checked_segment::checker_after;
 use crate::latch::Latch;
-use crate::segment::{LogWriter, Preparer, SegmentFiles, recover};
+use crate::members::Members;
+use crate::segment::{FlushedNote, LogWriter, Preparer, SegmentFiles, recover};
 use crate::storage_error::StorageError;
 
 /// Largest control file that is read, in bytes.
@@ -26,6 +28,8 @@ const MAX_CONTROL_SIZE: u64 = 4 << 20;
 pub struct OpenContext {
     /// Who we are.
     pub node: NodeId,
+    /// Who the others are.
+    pub members: Arc<Members>,
     /// Where files are kept.
     pub disk: Arc<dyn Disk>,
     /// Makes segments ahead of their use.
@@ -54,7 +58,7 @@ impl Timeline {
         let wrap = || StorageError::wrap("create directory", directory);
         disk.create_directory(directory).map_err(wrap())?;
         for above in directory.ancestors().skip(1).take(2) {
-            disk.sync_directory(above).map_err(StorageError::wrap("sync directory", above))?;
+            disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
         }
         let start_lsn = greeting.parameters.start_lsn;
         let control = TimelineControl {
@@ -67,7 +71,7 @@ impl Timeline {
             remote_consistent_lsn: start_lsn,
             addresses: greeting.addresses.clone(),
         };
-        let timeline = Timeline::assemble(context, directory, control, start_lsn)?;
+        let timeline = Timeline::assemble(context, directory, control, start_lsn, None)?;
         {
             let mut core = timeline.core.lock();
             let stored = core.stored.clone();
@@ -82,9 +86,17 @@ impl Timeline {
         let control = read_control(context, &path)?;
         let files =
             SegmentFiles::new(Arc::clone(&context.disk), directory, control.parameters.clone());
+        let note = FlushedNote::open(context.disk.as_ref(), directory)?;
         let known_lsn = control.state.commit_lsn;
-        let recovered = recover(&files, known_lsn, control.flush_lsn.max(known_lsn))?;
-        let timeline = Timeline::assemble(context, directory, control, recovered.flush_lsn)?;
+        let durable_lsn = control.flush_lsn.max(known_lsn).max(note.lsn());
+        let recovered = recover(&files, known_lsn, durable_lsn)?;
+        let timeline = Timeline::assemble(
+            context,
+            directory,
+            control,
+            recovered.flush_lsn,
+            recovered.last_record,
+        )?;
         Ok(Opened { timeline, removed_bytes: recovered.removed_bytes })
     }
 
@@ -93,6 +105,7 @@ impl Timeline {
         directory: &Path,
         stored: TimelineControl,
         flush_lsn: Lsn,
+        last_record: Option<Lsn>,
     ) -> Result<Timeline, StorageError> {
         let state = stored.state.clone();
         let acceptor = Acceptor::restore(context.node, state, flush_lsn).map_err(|error| {
@@ -116,6 +129,10 @@ impl Timeline {
             disk: Arc::clone(&context.disk),
             control_path: directory.join("control"),
             latch: context.latch.clone(),
+            checker: checker_after(files.parameters(), flush_lsn, last_record),
+            files: Arc::clone(&files),
+            note: FlushedNote::open(context.disk.as_ref(), directory)?,
+            unsynced: 0,
             outputs: Vec::new(),
         };
         Ok(Timeline {
@@ -123,6 +140,7 @@ impl Timeline {
             files,
             core: Mutex::new(core),
             marks: Mutex::new(marks),
+            last_committed: Mutex::new(None),
             term: AtomicU64::new(term),
             flush_lsn: AtomicU64::new(flush_lsn.0),
             commit_lsn: AtomicU64::new(commit_lsn.0),

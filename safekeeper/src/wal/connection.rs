@@ -130,6 +130,12 @@ impl Connection {
                 self.proposer = Some(timeline.proposer_connected());
                 self.answer(answer)?;
             }
+            Message::Members(members) => {
+                self.timeline()?;
+                if let Err(reason) = self.timelines.context().members.meet(&members) {
+                    self.refuse(reason)?;
+                }
+            }
             Message::Open(tenant, timeline) => match self.timelines.get((tenant, timeline)) {
                 Ok(timeline) => {
                     let status = timeline.status();
@@ -152,8 +158,11 @@ impl Connection {
             Err(reason) => return self.refuse(reason),
         };
         self.proposer = None;
+        let members = &self.timelines.context().members;
         let reply = GreetingReply {
             node: self.timelines.context().node,
+            incarnation: members.own().incarnation,
+            known: members.known(&greeting.configuration),
             term: timeline.term(),
             flush_lsn: timeline.flush_lsn(),
             commit_lsn: timeline.commit_lsn(),
@@ -164,8 +173,20 @@ impl Connection {
 
     fn last_record(&mut self, end: Lsn) -> anyhow::Result<()> {
         let timeline = self.timeline()?;
-        let answer = match timeline.last_record_before(end.min(timeline.flush_lsn())) {
-            Ok(lsn) => Message::LastRecordReply(lsn.unwrap_or(Lsn::INVALID)),
+        let flush_lsn = timeline.flush_lsn();
+        if end > flush_lsn {
+            // The last record here is another one.
+            let text = format!("WAL ends at {flush_lsn} on this safekeeper, before {end}");
+            return self.refuse(RefusedReason::Unavailable(text));
+        }
+        let answer = match timeline.last_record_before(end) {
+            Ok(Some(lsn)) => Message::LastRecordReply(lsn),
+            Ok(None) if end <= timeline.parameters().start_lsn => {
+                Message::LastRecordReply(Lsn::INVALID)
+            }
+            Ok(None) => Message::Refused(RefusedReason::Unavailable(format!(
+                "the record before {end} is no longer on this safekeeper"
+            ))),
             Err(error) => Message::Refused(RefusedReason::Storage(error.to_string())),
         };
         self.answer(Ok(Some(answer)))

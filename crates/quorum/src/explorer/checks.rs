@@ -69,6 +69,9 @@ pub fn state(world: &World) -> Result<(), String> {
         if !flush.is_multiple_of(RECORD) {
             return Err(format!("acceptor {n}'s durable log ends inside a record, at {flush}"));
         }
+        if flush > node.synced {
+            return Err(format!("acceptor {n} takes {flush} for durable, {} is", node.synced));
+        }
         if node.told_commit > node.synced {
             return Err(format!("acceptor {n} reports committed what isn't durable there"));
         }

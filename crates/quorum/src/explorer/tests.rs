@@ -76,6 +76,12 @@ fn syncs_come_late_and_records_in_pieces() {
 }
 
 #[test]
+fn l18_unsynced_logs_that_part_are_copied_over() {
+    let bounds = Bounds { beginning: Beginning::Divided, records: [1, 2], ..ELECTED };
+    exhausts(Bounds { late_flush: true, copies: 1, ..bounds });
+}
+
+#[test]
 fn acceptors_copy_and_prove() {
     exhausts(Bounds { records: [1, 0], copies: 1, proofs: 1, tidings: 1, ..ELECTED });
 }

@@ -1,6 +1,8 @@
 //! Bytes to messages.
 
-use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_ids::{
+    Incarnation, Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
+};
 use pgstrata_quorum::{
     Ack, Append, Configuration, Elected, MAX_HISTORY, MAX_MEMBERS, ProposerId, Refusal,
     TermHistory, TermStart, Vote, VoteRequest,
@@ -32,11 +34,14 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
         }
         7 => Message::ReadWal(fields.lsn("start")?, fields.lsn("end")?, term(&mut fields)?),
         8 => Message::LastRecord(fields.lsn("position")?),
+        9 => Message::Members(incarnations(&mut fields)?),
         65 => Message::GreetingReply(GreetingReply {
             node: node(&mut fields)?,
             term: term(&mut fields)?,
             flush_lsn: fields.lsn("flush LSN")?,
             commit_lsn: fields.lsn("commit LSN")?,
+            incarnation: Incarnation(fields.array("incarnation")?),
+            known: incarnations(&mut fields)?,
         }),
         66 => Message::Vote(vote(&mut fields)?),
         67 => Message::Ack(Ack {
@@ -91,6 +96,12 @@ fn greeting(fields: &mut Fields<'_>) -> Decoded<Greeting> {
         Ok((node(fields)?, fields.text(MAX_ADDRESS, "address")?))
     })?;
     Ok(Greeting { parameters, configuration, addresses, proposer })
+}
+
+fn incarnations(fields: &mut Fields<'_>) -> Decoded<Vec<(NodeId, Incarnation)>> {
+    fields.list(2 * MAX_MEMBERS, "number of members", |fields| {
+        Ok((node(fields)?, Incarnation(fields.array("incarnation")?)))
+    })
 }
 
 fn vote(fields: &mut Fields<'_>) -> Decoded<Vote> {
@@ -171,10 +182,13 @@ fn refused(fields: &mut Fields<'_>) -> Decoded<RefusedReason> {
         4 => Refusal::CommittedDiffers { divergence: Lsn(first), commit_lsn: Lsn(second) },
         // The text named what was wrong with our own message; the log over there has it.
         5 => Refusal::Malformed("the other side could not use it"),
+        11 => Refusal::OtherMembers { number: first },
+        12 => Refusal::TermTooFar { asked: Term(first), promised: Term(second) },
         6 => return Ok(RefusedReason::Mismatch(text)),
         7 => return Ok(RefusedReason::UnknownTimeline),
         8 => return Ok(RefusedReason::Storage(text)),
         9 => return Ok(RefusedReason::Unavailable(text)),
+        10 => return Ok(RefusedReason::InvalidWal(text)),
         _ => return Err(DecodeError::Impossible("refusal")),
     };
     Ok(RefusedReason::Quorum(quorum))

@@ -1,6 +1,6 @@
 //! Messages to bytes.
 
-use pgstrata_ids::TimelineParameters;
+use pgstrata_ids::{Incarnation, NodeId, TimelineParameters};
 use pgstrata_quorum::{Append, Configuration, Refusal, TermHistory};
 
 use super::{APPEND_KIND, MAX_ADDRESS, MAX_REASON, Message, RefusedReason};
@@ -79,8 +79,11 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::ReadWal(from, to, term) => put_u64s(out, &[from.0, to.0, term.0]),
         Message::LastRecord(lsn) | Message::LastRecordReply(lsn) => put_u64(out, lsn.0),
         Message::GreetingReply(reply) => {
-            put_u64s(out, &[reply.node.0, reply.term.0, reply.flush_lsn.0, reply.commit_lsn.0])
+            put_u64s(out, &[reply.node.0, reply.term.0, reply.flush_lsn.0, reply.commit_lsn.0]);
+            out.extend_from_slice(&reply.incarnation.0);
+            incarnations(&reply.known, out);
         }
+        Message::Members(members) => incarnations(members, out),
         Message::Vote(vote) => {
             out.push(u8::from(vote.granted));
             put_u64s(out, &[vote.asked.0, vote.term.0, vote.flush_lsn.0, vote.commit_lsn.0]);
@@ -116,6 +119,13 @@ fn put_u64(out: &mut Vec<u8>, value: u64) {
 
 fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
     values.iter().for_each(|&value| put_u64(out, value));
+}
+
+fn incarnations(members: &[(NodeId, Incarnation)], out: &mut Vec<u8>) {
+    put_list(out, members.iter(), |out, (node, incarnation)| {
+        put_u64(out, node.0);
+        out.extend_from_slice(&incarnation.0);
+    });
 }
 
 fn parameters(parameters: &TimelineParameters, out: &mut Vec<u8>) {
@@ -154,10 +164,15 @@ fn refused(reason: &RefusedReason, out: &mut Vec<u8>) {
             (4, [divergence.0, commit_lsn.0], "")
         }
         RefusedReason::Quorum(Refusal::Malformed(what)) => (5, [0, 0], *what),
+        RefusedReason::Quorum(Refusal::OtherMembers { number }) => (11, [*number, 0], ""),
+        RefusedReason::Quorum(Refusal::TermTooFar { asked, promised }) => {
+            (12, [asked.0, promised.0], "")
+        }
         RefusedReason::Mismatch(text) => (6, [0, 0], text),
         RefusedReason::UnknownTimeline => (7, [0, 0], ""),
         RefusedReason::Storage(text) => (8, [0, 0], text),
         RefusedReason::Unavailable(text) => (9, [0, 0], text),
+        RefusedReason::InvalidWal(text) => (10, [0, 0], text),
     };
     out.push(code);
     put_u64s(out, &values);

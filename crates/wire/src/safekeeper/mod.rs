@@ -9,7 +9,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_ids::{Incarnation, Lsn, NodeId, TenantId, Term, TimelineId, TimelineParameters};
 use pgstrata_quorum::{
     Ack, Append, Configuration, Elected, ProposerId, Refusal, TermHistory, Vote, VoteRequest,
 };
@@ -40,10 +40,14 @@ pub struct Greeting {
 }
 
 /// A safekeeper introduces itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GreetingReply {
     /// Who answers.
     pub node: NodeId,
+    /// Which life of its directory this is.
+    pub incarnation: Incarnation,
+    /// The other members that it has met, durably.
+    pub known: Vec<(NodeId, Incarnation)>,
     /// The highest term it promised on this timeline.
     pub term: Term,
     /// End of its durable log.
@@ -91,6 +95,9 @@ pub enum RefusedReason {
     /// The WAL asked for isn't here (yet, or any more).
     #[error("{0}")]
     Unavailable(String),
+    /// The bytes are no WAL that continues the log; none of them was stored.
+    #[error("{0}")]
+    InvalidWal(String),
 }
 
 /// Any message of the port; WAL bytes are borrowed from the frame.
@@ -106,6 +113,9 @@ pub enum Message<'a> {
     Append(Append, &'a [u8]),
     /// Proposer: are you there? Answered by an [`Ack`] once an election was announced.
     Ping,
+    /// Proposer: these are the members whose votes and acknowledgements I count. Kept by the
+    /// safekeeper before anything that follows; only a refusal is answered.
+    Members(Vec<(NodeId, Incarnation)>),
     /// Reader: this timeline, please; never creates one.
     Open(TenantId, TimelineId),
     /// Reader: WAL from `.0` to at most `.1`, in chunks. Bytes that aren't known to be committed
@@ -142,6 +152,7 @@ impl Message<'_> {
             Message::Open(..) => 6,
             Message::ReadWal(..) => 7,
             Message::LastRecord(_) => 8,
+            Message::Members(_) => 9,
             Message::GreetingReply(_) => 65,
             Message::Vote(_) => 66,
             Message::Ack(_) => 67,

@@ -1,6 +1,8 @@
 //! Round trips of every message, and any bytes at all.
 
-use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_ids::{
+    Incarnation, Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
+};
 use pgstrata_quorum::{
     Ack, Append, Configuration, Elected, ProposerId, Refusal, TermHistory, TermStart, Vote,
     VoteRequest,
@@ -103,7 +105,12 @@ proptest! {
         let [node, term, flush, commit, other] = numbers;
         let (node, term, flush_lsn, commit_lsn) =
             (NodeId(node), Term(term), Lsn(flush), Lsn(commit));
-        round_trip(Message::GreetingReply(GreetingReply { node, term, flush_lsn, commit_lsn }));
+        let incarnation = Incarnation([7; 16]);
+        let known = vec![(NodeId(other), incarnation)];
+        round_trip(Message::Members(known.clone()));
+        round_trip(Message::GreetingReply(GreetingReply {
+            node, incarnation, known, term, flush_lsn, commit_lsn,
+        }));
         let asked = Term(other);
         let vote = Vote { asked, granted, term, flush_lsn, commit_lsn, history: history.clone() };
         round_trip(Message::Vote(vote));
@@ -118,12 +125,19 @@ proptest! {
             Refusal::Fenced { promised: term },
             Refusal::StaleConfiguration { current: other },
             Refusal::NotMember,
+            Refusal::TermTooFar { asked: Term(other), promised: term },
+            Refusal::OtherMembers { number: other },
             Refusal::CommittedDiffers { divergence: flush_lsn, commit_lsn },
         ] {
             round_trip(Message::Refused(RefusedReason::Quorum(refusal)));
         }
         round_trip(Message::Refused(RefusedReason::UnknownTimeline));
-        for reason in [RefusedReason::Mismatch, RefusedReason::Storage, RefusedReason::Unavailable] {
+        for reason in [
+            RefusedReason::Mismatch,
+            RefusedReason::Storage,
+            RefusedReason::Unavailable,
+            RefusedReason::InvalidWal,
+        ] {
             round_trip(Message::Refused(reason("because".into())));
         }
     }
@@ -150,7 +164,7 @@ fn golden_ack() {
     let mut bytes = Vec::new();
     let ack = Ack { term: Term(3), flush_lsn: Lsn(0x0102), commit_lsn: Lsn(0x01) };
     encode(&Message::Ack(ack), &mut bytes);
-    assert_eq!(bytes[..8], [67, 1, 0, 0, 24, 0, 0, 0]);
+    assert_eq!(bytes[..8], [67, 2, 0, 0, 24, 0, 0, 0]);
     let body = [3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(bytes[frame::HEADER_SIZE..], body);
 }
