@@ -14,6 +14,7 @@ use pgstrata_pageserver::metrics::Metrics;
 use pgstrata_pageserver::remote::take_generation;
 use pgstrata_pageserver::repository::Repository;
 use pgstrata_pageserver::safekeepers::{self, Discovery};
+use pgstrata_pageserver::serve::service::Service;
 use pgstrata_pageserver::serve::{http, pages, pg};
 use pgstrata_pageserver::timeline::Limits;
 use pgstrata_wire::broker::Addresses;
@@ -159,7 +160,7 @@ async fn run(arguments: Arguments) -> Result<()> {
 
     http_listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(http_listener)?;
-    let service = http::Service { repository: Arc::clone(&repository), metrics };
+    let service = Service::new(Arc::clone(&repository), metrics);
     println!("{addresses}");
     tracing::info!(%generation, "serving: {addresses}");
     let mut terminate = signal(SignalKind::terminate())?;

@@ -2,6 +2,8 @@
 
 use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry};
 
+use crate::timeline::Timeline;
+
 /// The page server's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -50,6 +52,17 @@ impl Metrics {
             remote_consistent_lsn,
             failed,
         })
+    }
+
+    /// Takes down where a timeline stands.
+    pub fn observe(&self, timeline: &Timeline) {
+        let name = timeline.name();
+        let set = |gauge: &IntGaugeVec, value: i64| {
+            gauge.with_label_values(&[name.as_str()]).set(value);
+        };
+        set(&self.last_record_lsn, timeline.progress.lsn().0 as i64);
+        set(&self.remote_consistent_lsn, timeline.remote_consistent_lsn().0 as i64);
+        set(&self.failed, i64::from(timeline.failure().is_some()));
     }
 
     /// The text exposition.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use pgstrata_blob::{BlobError, CasOutcome, PutOutcome, Store, Version};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_ids::{Generation, TenantId, TimelineId};
@@ -49,12 +49,18 @@ pub async fn list_timelines(store: &Store) -> Result<Vec<(TenantId, TimelineId)>
 
 /// A timeline's index, as last written or read by us. Advanced by compare-and-swap only, so a
 /// page server that was replaced finds out before it can hide the newer one's layers.
+///
+/// Two locks, taken in this order. Readers take the second only, which is held for as long as it
+/// takes to copy a pointer: nobody who looks at an index waits for the object store.
 pub struct RemoteIndex {
     store: Store,
     runtime: Handle,
     object: String,
-    /// The version is `None` until the object is there.
-    state: Mutex<(Arc<TimelineIndex>, Option<Version>)>,
+    /// Held by the one who writes, until the store has answered. The version is `None` until the
+    /// object is there.
+    writer: Mutex<Option<Version>>,
+    /// The index as last written.
+    published: RwLock<Arc<TimelineIndex>>,
 }
 
 /// Why an index could not be written.
@@ -123,8 +129,23 @@ impl RemoteIndex {
         index: TimelineIndex,
     ) -> RemoteIndex {
         let object = index_object(tenant, timeline);
-        let state = Mutex::new((Arc::new(index), None));
-        RemoteIndex { store: store.clone(), runtime, object, state }
+        RemoteIndex::known(store, runtime, object, index, None)
+    }
+
+    fn known(
+        store: &Store,
+        runtime: Handle,
+        object: String,
+        index: TimelineIndex,
+        version: Option<Version>,
+    ) -> RemoteIndex {
+        RemoteIndex {
+            store: store.clone(),
+            runtime,
+            object,
+            writer: Mutex::new(version),
+            published: RwLock::new(Arc::new(index)),
+        }
     }
 
     /// Creates the index of a new timeline.
@@ -136,7 +157,7 @@ impl RemoteIndex {
     ) -> Result<RemoteIndex> {
         let index = RemoteIndex::absent(store, Handle::current(), tenant, timeline, index);
         let version = swap(store, &index.object, None, &index.current()).await?;
-        index.state.lock().1 = Some(version);
+        *index.writer.lock() = Some(version);
         Ok(index)
     }
 
@@ -167,17 +188,12 @@ impl RemoteIndex {
             }
             Err(error) => return Err(error.into()),
         };
-        Ok(RemoteIndex {
-            store: store.clone(),
-            runtime: Handle::current(),
-            object,
-            state: Mutex::new((Arc::new(index), Some(version))),
-        })
+        Ok(RemoteIndex::known(store, Handle::current(), object, index, Some(version)))
     }
 
-    /// The index as last written.
+    /// The index as last written. Waits for nothing.
     pub fn current(&self) -> Arc<TimelineIndex> {
-        Arc::clone(&self.state.lock().0)
+        Arc::clone(&self.published.read())
     }
 
     /// Changes the index; durable on return. Must not be called from an asynchronous thread.
@@ -185,17 +201,19 @@ impl RemoteIndex {
     /// A conflict means that another page server took the timeline: nothing we know about its
     /// layers holds any more, so the process ends rather than serve from a stale view.
     pub fn update(&self, change: impl FnOnce(&mut TimelineIndex)) -> Result<Arc<TimelineIndex>> {
-        let mut state = self.state.lock();
-        let mut index = (*state.0).clone();
+        let mut written = self.writer.lock();
+        let mut index = (*self.current()).clone();
         change(&mut index);
         index.sequence += 1;
-        let swapped = swap(&self.store, &self.object, state.1.as_ref(), &index);
+        let swapped = swap(&self.store, &self.object, written.as_ref(), &index);
         match self.runtime.block_on(swapped) {
             Ok(version) => {
-                *state = (Arc::new(index), Some(version));
-                Ok(Arc::clone(&state.0))
+                *written = Some(version);
+                let index = Arc::new(index);
+                *self.published.write() = Arc::clone(&index);
+                Ok(index)
             }
-            Err(SwapError::Taken(_)) if state.1.is_some() => {
+            Err(SwapError::Taken(_)) if written.is_some() => {
                 eprintln!(
                     "pageserver: another page server has taken over '{}'; this one stops",
                     self.object

@@ -41,6 +41,50 @@ pub enum Refused {
     Invalid(String),
 }
 
+/// There is no room for a request now: it may be made again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}: try again")]
+pub struct Busy(pub String);
+
+/// What is being done with names and timelines now. Everything that takes a while claims what it
+/// is about first, so that the lock is held only to look and to note.
+#[derive(Default)]
+struct Underway {
+    /// Names that are about to be given.
+    names: HashSet<String>,
+    /// Timelines that are made, renamed or deleted.
+    changing: HashSet<TimelineId>,
+    /// Timelines that branches are being made from, one for each.
+    parents: Vec<TimelineId>,
+}
+
+/// A part of [`Underway`]; ends when this is dropped.
+#[derive(Default)]
+struct Claim<'a> {
+    underway: Option<&'a Mutex<Underway>>,
+    name: Option<String>,
+    changing: Option<TimelineId>,
+    parent: Option<TimelineId>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let Some(underway) = self.underway else { return };
+        let mut underway = underway.lock();
+        if let Some(name) = &self.name {
+            underway.names.remove(name);
+        }
+        if let Some(id) = &self.changing {
+            underway.changing.remove(id);
+        }
+        if let Some(parent) = &self.parent
+            && let Some(at) = underway.parents.iter().position(|id| id == parent)
+        {
+            underway.parents.swap_remove(at);
+        }
+    }
+}
+
 /// At which moment a branch starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
@@ -64,8 +108,7 @@ pub struct Repository {
     limits: Limits,
     safekeepers: Arc<dyn Safekeepers>,
     timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
-    /// One branch is created, renamed or deleted at a time, so that names stay unique.
-    naming: Mutex<()>,
+    underway: Mutex<Underway>,
     followers: Mutex<HashMap<TimelineId, JoinHandle<()>>>,
     background: Mutex<Vec<JoinHandle<()>>>,
     stopping: AtomicBool,
@@ -92,7 +135,7 @@ impl Repository {
             limits,
             safekeepers,
             timelines: RwLock::default(),
-            naming: Mutex::new(()),
+            underway: Mutex::default(),
             followers: Mutex::default(),
             background: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -225,10 +268,32 @@ impl Repository {
                 "letters, digits, '-', '_', '.' and '/', at most 100, a letter or digit first";
             anyhow::bail!(Refused::Invalid(format!("'{name}' is no branch name (use {rule})")));
         }
-        if self.branch(name).is_ok() {
+        Ok(())
+    }
+
+    /// Claims a name that no branch has, for a timeline that is made or gets another name.
+    fn claim_name(&self, name: &str, id: Option<TimelineId>) -> Result<Claim<'_>> {
+        self.check_new_name(name)?;
+        let mut underway = self.underway.lock();
+        if self.branch(name).is_ok() || underway.names.contains(name) {
             anyhow::bail!(Refused::Conflict(format!("branch '{name}' exists already")));
         }
-        Ok(())
+        let mut claim = Claim::default();
+        if let Some(id) = id {
+            claim.changing = Some(self.note_change(&mut underway, id)?);
+        }
+        underway.names.insert(name.to_owned());
+        claim.name = Some(name.to_owned());
+        claim.underway = Some(&self.underway);
+        Ok(claim)
+    }
+
+    fn note_change(&self, underway: &mut Underway, id: TimelineId) -> Result<TimelineId> {
+        if !underway.changing.insert(id) {
+            let text = format!("timeline {id} is being changed by another request");
+            anyhow::bail!(Refused::Conflict(text));
+        }
+        Ok(id)
     }
 
     /// Imports a data directory as a new tenant's first branch. Blocks.
@@ -241,8 +306,7 @@ impl Repository {
     ) -> Result<Arc<Timeline>> {
         let imported = import::read_archive(archive)
             .map_err(|error| Refused::Invalid(format!("can't import: {error:#}")))?;
-        let _naming = self.naming.lock();
-        self.check_new_name(name)?;
+        let _claim = self.claim_name(name, Some(id))?;
         let state = &imported.state;
         let index = TimelineIndex {
             sequence: 1,
@@ -329,20 +393,28 @@ impl Repository {
     pub fn create_branch(&self, name: &str, from: &str, moment: Moment) -> Result<Arc<Timeline>> {
         let from = self.branch(from)?;
         let (lsn, record_start) = self.resolve_moment(&from, moment)?;
-        let _naming = self.naming.lock();
-        self.check_new_name(name)?;
-        if from.is_deleted() {
-            let text = format!("branch '{}' was deleted meanwhile", from.name());
-            anyhow::bail!(Refused::NotFound(text));
-        }
-        let id = TimelineId(rand::random());
         // A moment before the parent's own start belongs to the parent's ancestor.
-        let mut parent = from;
+        let mut parent = Arc::clone(&from);
         while let Some((ancestor, branch_lsn)) = &parent.ancestor
             && lsn < *branch_lsn
         {
             parent = Arc::clone(ancestor);
         }
+        let mut claim = self.claim_name(name, None)?;
+        {
+            let mut underway = self.underway.lock();
+            if from.is_deleted() {
+                let text = format!("branch '{}' was deleted meanwhile", from.name());
+                anyhow::bail!(Refused::NotFound(text));
+            }
+            if underway.changing.contains(&from.info.id) {
+                let text = format!("branch '{}' is being changed", from.name());
+                anyhow::bail!(Busy(text));
+            }
+            underway.parents.push(from.info.id);
+            claim.parent = Some(from.info.id);
+        }
+        let id = TimelineId(rand::random());
         let index = TimelineIndex {
             sequence: 1,
             generation: self.generation.0,
@@ -380,8 +452,17 @@ impl Repository {
 
     /// Deletes a branch without children. What it shares with nobody is left to the scrub.
     pub fn delete_branch(&self, name: &str) -> Result<()> {
-        let _naming = self.naming.lock();
         let timeline = self.branch(name)?;
+        let mut claim = Claim::default();
+        {
+            let mut underway = self.underway.lock();
+            if underway.parents.contains(&timeline.info.id) {
+                let text = format!("a branch of '{name}' is being made: delete that first");
+                anyhow::bail!(Refused::Conflict(text));
+            }
+            claim.changing = Some(self.note_change(&mut underway, timeline.info.id)?);
+            claim.underway = Some(&self.underway);
+        }
         let children: Vec<_> = self
             .branches()
             .into_iter()
@@ -405,9 +486,8 @@ impl Repository {
 
     /// Gives a branch another name.
     pub fn rename_branch(&self, old: &str, new: &str) -> Result<()> {
-        let _naming = self.naming.lock();
         let timeline = self.branch(old)?;
-        self.check_new_name(new)?;
+        let _claim = self.claim_name(new, Some(timeline.info.id))?;
         timeline.rename(new)
     }
 

@@ -6,3 +6,4 @@ pub mod http;
 pub mod pages;
 pub mod pg;
 mod protocol;
+pub mod service;

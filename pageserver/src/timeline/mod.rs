@@ -88,6 +88,14 @@ struct Layers {
 
 type DatabaseHistory = Arc<Vec<(Lsn, Database)>>;
 
+/// What is remembered of databases.
+#[derive(Default)]
+struct Databases {
+    histories: HashMap<(u32, u32), DatabaseHistory>,
+    /// Counts what made a history be forgotten: what was read before is not remembered after.
+    changes: u64,
+}
+
 /// A page as of an LSN.
 type CachedPage = Arc<(Lsn, [u8; 8192])>;
 
@@ -106,7 +114,7 @@ pub struct Timeline {
     pub progress: LsnWaiter,
     index: RemoteIndex,
     remote_consistent: AtomicU64,
-    databases: RwLock<HashMap<(u32, u32), DatabaseHistory>>,
+    databases: RwLock<Databases>,
     pages: Cache<Key, CachedPage>,
     /// Why ingest stopped for good, if it did.
     failure: Mutex<Option<String>>,
@@ -223,6 +231,11 @@ impl Timeline {
     /// Why ingest stopped or waits, if it does.
     pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone().or_else(|| self.progress.stalled())
+    }
+
+    /// Whether ingest stopped for good.
+    pub fn has_failed(&self) -> bool {
+        self.failure.lock().is_some()
     }
 
     /// Asks the background work of this timeline to end.

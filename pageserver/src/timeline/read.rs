@@ -86,21 +86,27 @@ impl Timeline {
 
     /// Forgets what is cached of a database's history: call after its key changed.
     pub fn database_changed(&self, spc: u32, db: u32) {
-        self.databases.write().remove(&(spc, db));
+        let mut databases = self.databases.write();
+        databases.changes += 1;
+        databases.histories.remove(&(spc, db));
     }
 
     /// Forgets what is remembered of databases, when it is not known what changed.
     pub fn forget_databases(&self) {
-        self.databases.write().clear();
+        let mut databases = self.databases.write();
+        databases.changes += 1;
+        databases.histories.clear();
     }
 
     /// A database's history, up to `lsn` at least.
     fn database_history(&self, spc: u32, db: u32, lsn: Lsn) -> Result<DatabaseHistory> {
-        if let Some(history) = self.databases.read().get(&(spc, db)) {
-            return Ok(Arc::clone(history));
-        }
-        // Under the lock, so that a change made meanwhile can't be overwritten by an older view.
-        let mut databases = self.databases.write();
+        let changes = {
+            let databases = self.databases.read();
+            if let Some(history) = databases.histories.get(&(spc, db)) {
+                return Ok(Arc::clone(history));
+            }
+            databases.changes
+        };
         // While an ancestor is behind, there is no whole history to be remembered.
         let whole = self.has_ancestors();
         let end = if whole { Lsn::MAX } else { lsn };
@@ -109,8 +115,10 @@ impl Timeline {
             history.push((lsn, Database::decode(&value)?));
         }
         let history = Arc::new(history);
-        if whole {
-            databases.insert((spc, db), Arc::clone(&history));
+        // Layers were read without the lock: what changed meanwhile is not to be hidden by this.
+        let mut databases = self.databases.write();
+        if whole && databases.changes == changes {
+            databases.histories.insert((spc, db), Arc::clone(&history));
         }
         Ok(history)
     }

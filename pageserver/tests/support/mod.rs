@@ -4,6 +4,8 @@
 
 pub mod faults;
 pub mod model;
+pub mod process;
+pub mod s3;
 pub mod wal;
 
 use std::path::Path;
