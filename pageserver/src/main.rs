@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pgstrata_blob::{Location, Store};
-use pgstrata_pageserver::layer::{BlockCache, LayerSource};
+use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
 use pgstrata_pageserver::metrics::Metrics;
 use pgstrata_pageserver::remote::take_generation;
 use pgstrata_pageserver::repository::Repository;
@@ -103,6 +103,7 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
+    let limit = raise_limit().context("can't raise the limit on open files")?;
     let http_listener = bind(arguments.listen_http)?;
     let pages_listener = bind(arguments.listen_pages)?;
     let pg_listener = bind(arguments.listen_pg)?;
@@ -123,6 +124,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         store,
         runtime: Handle::current(),
         cache: BlockCache::new(arguments.cache_mib << 20),
+        descriptors: Descriptors::for_limit(limit),
         directory: arguments.dir.join("layers"),
         downloaded: AtomicU64::new(0),
     });
