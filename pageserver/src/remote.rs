@@ -1,6 +1,7 @@
 //! Where a tenant's objects are, and how a timeline's index advances.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -11,6 +12,9 @@ use pgstrata_ids::{Generation, TenantId, TimelineId};
 use tokio::runtime::Handle;
 
 const GENERATIONS: &str = "pageserver/generations";
+
+/// How often a takeover is tried while another page server writes.
+const TAKEOVER_ATTEMPTS: u32 = 10;
 
 /// The object that holds a timeline's index.
 pub fn index_object(tenant: TenantId, timeline: TimelineId) -> String {
@@ -38,10 +42,11 @@ pub async fn list_timelines(store: &Store) -> Result<Vec<(TenantId, TimelineId)>
     for info in store.list("tenants").await? {
         let parts: Vec<_> = info.path.split('/').collect();
         if let ["tenants", tenant, "timelines", timeline, "index"] = parts[..] {
-            found.push((
-                tenant.parse().with_context(|| format!("object '{}'", info.path))?,
-                timeline.parse().with_context(|| format!("object '{}'", info.path))?,
-            ));
+            match (tenant.parse(), timeline.parse()) {
+                (Ok(tenant), Ok(timeline)) => found.push((tenant, timeline)),
+                // No page server made it; what it did make is served.
+                _ => tracing::error!("object '{}' is no index of a timeline", info.path),
+            }
         }
     }
     Ok(found)
@@ -61,6 +66,8 @@ pub struct RemoteIndex {
     writer: Mutex<Option<Version>>,
     /// The index as last written.
     published: RwLock<Arc<TimelineIndex>>,
+    /// Set when another page server's index was found in the place of ours.
+    lost: OnceLock<String>,
 }
 
 /// Why an index could not be written.
@@ -145,6 +152,7 @@ impl RemoteIndex {
             object,
             writer: Mutex::new(version),
             published: RwLock::new(Arc::new(index)),
+            lost: OnceLock::new(),
         }
     }
 
@@ -161,7 +169,8 @@ impl RemoteIndex {
         Ok(index)
     }
 
-    /// Reads the index and takes it over for `generation`.
+    /// Reads the index and takes it over for `generation`. The one who had it may write meanwhile:
+    /// its next write fails once we have it, so a few attempts are enough.
     pub async fn open(
         store: &Store,
         tenant: TenantId,
@@ -169,26 +178,37 @@ impl RemoteIndex {
         generation: Generation,
     ) -> Result<RemoteIndex> {
         let object = index_object(tenant, timeline);
-        let (bytes, version) = store.get_versioned(&object).await?;
         let in_store = || format!("object '{object}' in {}", store.name());
-        let mut index = TimelineIndex::decode(&bytes).with_context(in_store)?;
-        let owner = (index.tenant.clone(), index.timeline.clone());
-        if owner != (tenant.to_string(), timeline.to_string()) {
-            bail!("{} is the index of timeline {}", in_store(), index.timeline);
-        }
-        if index.generation > generation.0 {
-            bail!("{} was written by the later generation {}", in_store(), index.generation);
-        }
-        index.generation = generation.0;
-        index.sequence += 1;
-        let version = match swap(store, &object, Some(&version), &index).await {
-            Ok(version) => version,
-            Err(SwapError::Taken(_)) => {
-                bail!("{} is being written by another page server", in_store())
+        for attempt in 0..TAKEOVER_ATTEMPTS {
+            let (bytes, version) = store.get_versioned(&object).await?;
+            let mut index = TimelineIndex::decode(&bytes).with_context(in_store)?;
+            let owner = (index.tenant.clone(), index.timeline.clone());
+            if owner != (tenant.to_string(), timeline.to_string()) {
+                bail!("{} is the index of timeline {}", in_store(), index.timeline);
             }
-            Err(error) => return Err(error.into()),
-        };
-        Ok(RemoteIndex::known(store, Handle::current(), object, index, Some(version)))
+            if index.generation > generation.0 {
+                bail!("{} was written by the later generation {}", in_store(), index.generation);
+            }
+            index.generation = generation.0;
+            index.sequence += 1;
+            match swap(store, &object, Some(&version), &index).await {
+                Ok(version) => {
+                    let runtime = Handle::current();
+                    return Ok(RemoteIndex::known(store, runtime, object, index, Some(version)));
+                }
+                Err(SwapError::Taken(_)) => {
+                    let pause = rand::random_range(10..50) << attempt.min(4);
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bail!("{} is being written by another page server all the time", in_store())
+    }
+
+    /// Why this index is not ours any more, if it is not.
+    pub fn lost(&self) -> Option<String> {
+        self.lost.get().cloned()
     }
 
     /// The index as last written. Waits for nothing.
@@ -199,9 +219,12 @@ impl RemoteIndex {
     /// Changes the index; durable on return. Must not be called from an asynchronous thread.
     ///
     /// A conflict means that another page server took the timeline: nothing we know about its
-    /// layers holds any more, so the process ends rather than serve from a stale view.
+    /// layers holds any more, and nothing is written from then on.
     pub fn update(&self, change: impl FnOnce(&mut TimelineIndex)) -> Result<Arc<TimelineIndex>> {
         let mut written = self.writer.lock();
+        if let Some(reason) = self.lost.get() {
+            bail!("{reason}");
+        }
         let mut index = (*self.current()).clone();
         change(&mut index);
         index.sequence += 1;
@@ -214,11 +237,8 @@ impl RemoteIndex {
                 Ok(index)
             }
             Err(SwapError::Taken(_)) if written.is_some() => {
-                eprintln!(
-                    "pageserver: another page server has taken over '{}'; this one stops",
-                    self.object
-                );
-                std::process::exit(1);
+                let reason = format!("another page server has taken over '{}'", self.object);
+                bail!("{}", self.lost.get_or_init(|| reason))
             }
             Err(SwapError::Taken(_)) => bail!("timeline {} exists already", index.timeline),
             Err(error) => Err(error.into()),
