@@ -5,7 +5,7 @@
 //! arrive when they are read. What PostgreSQL writes stays here until the compute ends.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -308,14 +308,5 @@ impl Segments {
             .filter_map(|mapped| mapped.file.metadata().ok())
             .map(|metadata| metadata.blocks() * 512)
             .sum()
-    }
-
-    /// The directory of the relation files, made if missing.
-    pub fn make_directory(&self, spc: u32, db: u32) -> io::Result<()> {
-        let id = SegmentId { spc, db, rel: 1, fork: 0, segment: 0 };
-        match self.path(&id).parent() {
-            Some(parent) => fs::create_dir_all(parent),
-            None => Ok(()),
-        }
     }
 }

@@ -1,5 +1,6 @@
 //! The HTTP interface: branches, skeletons, single pages, maintenance, state.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::{self, Contents, Entry};
-use crate::repository::{Busy, Moment, Refused};
+use crate::repository::{Broken, Busy, COMPACT, FLUSH, Moment, Refused};
 use crate::serve::service::{Service, Work};
 use crate::timeline::{ReadError, Timeline};
 
@@ -83,6 +84,48 @@ pub struct BranchRow {
     pub created: String,
     /// Why ingest stopped, if it did.
     pub failure: Option<String>,
+    /// Why the last upload failed, if it did.
+    #[serde(default)]
+    pub upload_failure: Option<String>,
+    /// Why the last compaction failed, if it did.
+    #[serde(default)]
+    pub compaction_failure: Option<String>,
+    /// Pages that can't be made, as far as they are known.
+    #[serde(default)]
+    pub unreadable_pages: usize,
+    /// Why one of them can't.
+    #[serde(default)]
+    pub unreadable_page: Option<String>,
+    /// Safekeepers that sent what is no WAL, and what it was.
+    #[serde(default)]
+    pub bad_safekeepers: BTreeMap<String, String>,
+}
+
+/// A timeline that is not served, with what is known of it.
+fn broken_row(id: TimelineId, broken: Broken) -> BranchRow {
+    BranchRow {
+        name: broken.name.unwrap_or_else(|| format!("({id})")),
+        timeline_id: id.to_string(),
+        tenant_id: broken.tenant.to_string(),
+        ancestor: None,
+        ancestor_timeline_id: None,
+        ancestor_lsn: None,
+        start_lsn: Lsn::INVALID.to_string(),
+        start_prev: Lsn::INVALID.to_string(),
+        last_record_lsn: Lsn::INVALID.to_string(),
+        remote_lsn: Lsn::INVALID.to_string(),
+        logical_size: 0,
+        system_id: 0,
+        pg_version: 0,
+        segment_size: 0,
+        created: String::new(),
+        failure: Some(broken.error),
+        upload_failure: None,
+        compaction_failure: None,
+        unreadable_pages: 0,
+        unreadable_page: None,
+        bad_safekeepers: BTreeMap::new(),
+    }
 }
 
 fn logical_size(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<u64> {
@@ -104,6 +147,7 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
     }
     let info = &timeline.info;
     let ancestor = timeline.ancestor.as_ref();
+    let (unreadable_pages, unreadable_page) = timeline.unmakeable();
     Ok(BranchRow {
         name: timeline.name(),
         timeline_id: info.id.to_string(),
@@ -121,6 +165,11 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
         segment_size: info.segment_size,
         created: info.created.clone(),
         failure: timeline.failure(),
+        upload_failure: timeline.trouble(FLUSH),
+        compaction_failure: timeline.trouble(COMPACT),
+        unreadable_pages,
+        unreadable_page,
+        bad_safekeepers: timeline.bad_sources(),
     })
 }
 
@@ -128,7 +177,7 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
 pub fn router(service: Service) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/v1/branches", get(list).post(create))
         .route("/v1/branch", get(show).delete(remove))
@@ -142,6 +191,16 @@ pub fn router(service: Service) -> Router {
         .route("/v1/timelines/{id}/skeleton", get(skeleton))
         .route("/v1/timelines/{id}", get(show_timeline).delete(remove_timeline))
         .with_state(service)
+}
+
+/// Not ready if a thread panicked: a supervisor may restart this process. What is wrong with a
+/// branch is no reason to.
+async fn ready(State(service): State<Service>) -> (StatusCode, String) {
+    let panics = service.panics();
+    match panics.is_empty() {
+        true => (StatusCode::OK, "ok\n".to_owned()),
+        false => (StatusCode::SERVICE_UNAVAILABLE, panics.join("\n") + "\n"),
+    }
 }
 
 async fn metrics(State(service): State<Service>) -> Answer<String> {
@@ -163,7 +222,9 @@ async fn list(
             let branches = repository.branches();
             let rows: anyhow::Result<Vec<_>> =
                 branches.iter().map(|timeline| row(timeline, query.sizes)).collect();
-            Ok(Json(rows?))
+            let broken = repository.broken().into_iter();
+            let broken = broken.map(|(id, broken)| broken_row(id, broken));
+            Ok(Json(rows?.into_iter().chain(broken).collect()))
         })
         .await
 }

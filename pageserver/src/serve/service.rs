@@ -117,6 +117,12 @@ impl Service {
         for timeline in self.shared.repository.branches() {
             metrics.observe(&timeline);
         }
+        metrics.observe_repository(&self.shared.repository);
         metrics.text()
+    }
+
+    /// What threads said that panicked.
+    pub fn panics(&self) -> Vec<String> {
+        self.shared.repository.panics()
     }
 }
