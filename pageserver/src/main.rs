@@ -102,6 +102,11 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))
 }
 
+fn asynchronous(listener: TcpListener) -> Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    Ok(tokio::net::TcpListener::from_std(listener)?)
+}
+
 async fn run(arguments: Arguments) -> Result<()> {
     let limit = raise_limit().context("can't raise the limit on open files")?;
     let http_listener = bind(arguments.listen_http)?;
@@ -151,24 +156,20 @@ async fn run(arguments: Arguments) -> Result<()> {
         "pages": pages_listener.local_addr()?.to_string(),
         "pg": pg_listener.local_addr()?.to_string(),
     });
-    let (served, counted) = (Arc::clone(&repository), Arc::clone(&metrics));
-    std::thread::Builder::new()
-        .name("accept".into())
-        .spawn(move || pages::serve(pages_listener, served, counted))?;
-    let backups = Arc::clone(&repository);
-    std::thread::Builder::new()
-        .name("accept-pg".into())
-        .spawn(move || pg::serve(pg_listener, backups))?;
-
-    http_listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(http_listener)?;
+    tokio::spawn(pages::serve(
+        asynchronous(pages_listener)?,
+        Arc::clone(&repository),
+        Arc::clone(&metrics),
+    ));
+    tokio::spawn(pg::serve(asynchronous(pg_listener)?, Arc::clone(&repository)));
+    let listener = asynchronous(http_listener)?;
     let service = Service::new(Arc::clone(&repository), metrics);
     println!("{addresses}");
     tracing::info!(%generation, "serving: {addresses}");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        result = axum::serve(listener, http::router(service)) => result?,
+        () = http::serve(listener, service) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

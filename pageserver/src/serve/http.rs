@@ -5,17 +5,22 @@ use std::io::Read;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use futures::TryStreamExt;
+use futures::StreamExt;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
 
 use crate::directory::{self, Contents, Entry};
 use crate::repository::{Broken, Busy, COMPACT, FLUSH, Moment, Refused};
+use crate::serve::accept::{self, Slots};
 use crate::serve::service::{Service, Work};
 use crate::timeline::{ReadError, Timeline};
 
@@ -173,6 +178,50 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
     })
 }
 
+/// Connections at once.
+const CONNECTIONS: usize = 1024;
+/// What a connection may have in memory of requests that are read.
+const REQUEST_BUFFER: usize = 64 * 1024;
+/// How long a request may take from its head to the beginning of its answer.
+const REQUEST: Duration = Duration::from_secs(150);
+/// How long the body of an import may be silent.
+const BODY_SILENCE: Duration = Duration::from_secs(30);
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, service: Service) {
+    let (router, slots) = (router(service), Slots::new(CONNECTIONS));
+    loop {
+        let Some((stream, peer)) = accept::accept(&listener).await else { continue };
+        let Some(slot) = slots.take(peer) else { continue };
+        let router = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(accept::GREETING)
+                .max_buf_size(REQUEST_BUFFER)
+                .serve_connection(TokioIo::new(stream), router)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!("HTTP connection from {peer}: {error}");
+            }
+        });
+    }
+}
+
+/// Ends requests that take too long, other than imports, which take as long as they move.
+async fn in_time(request: Request, next: Next) -> Response {
+    if request.uri().path() == IMPORT {
+        return next.run(request).await;
+    }
+    match tokio::time::timeout(REQUEST, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Failure(Busy("the request took too long".into()).into()).into_response(),
+    }
+}
+
+const IMPORT: &str = "/v1/import";
+
 /// The routes.
 pub fn router(service: Service) -> Router {
     Router::new()
@@ -187,9 +236,10 @@ pub fn router(service: Service) -> Router {
         .route("/v1/branch/layers", get(layers))
         .route("/v1/branch/compact", post(compact))
         .route("/v1/branch/wait", get(wait))
-        .route("/v1/import", post(import))
+        .route(IMPORT, post(import))
         .route("/v1/timelines/{id}/skeleton", get(skeleton))
         .route("/v1/timelines/{id}", get(show_timeline).delete(remove_timeline))
+        .layer(axum::middleware::from_fn(in_time))
         .with_state(service)
 }
 
@@ -534,7 +584,15 @@ async fn import(
 ) -> Answer<Json<BranchRow>> {
     let tenant: TenantId = query.tenant.parse()?;
     let timeline: TimelineId = query.timeline.parse()?;
-    let stream = body.into_data_stream().map_err(std::io::Error::other);
+    // Ends when the client is silent for too long: a thread waits for it.
+    let stream = futures::stream::unfold(Some(body.into_data_stream()), |stream| async {
+        let mut stream = stream?;
+        match tokio::time::timeout(BODY_SILENCE, stream.next()).await {
+            Ok(next) => next.map(|next| (next.map_err(std::io::Error::other), Some(stream))),
+            Err(_) => Some((Err(std::io::ErrorKind::TimedOut.into()), None)),
+        }
+    });
+    let stream = Box::pin(stream);
     let reader = tokio_util::io::StreamReader::new(stream);
     let reader = tokio_util::io::SyncIoBridge::new(reader);
     service
