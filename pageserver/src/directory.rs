@@ -123,7 +123,7 @@ impl CleanShutdown {
         let placed = writer.checkpoint_shutdown(lsn, record_start, &checkpoint);
         let segment_start = lsn.segment_start(segment_size);
         let mut segment =
-            if lsn == segment_start { Vec::new() } else { writer.segment_prefix(lsn) };
+            if lsn == segment_start { Vec::new() } else { writer.skipped_prefix(lsn) };
         segment.extend_from_slice(&placed.bytes);
         segment.resize(segment.len().next_multiple_of(segment_size as usize), 0);
         CleanShutdown {

@@ -186,6 +186,23 @@ impl Collector {
         Ok(())
     }
 
+    /// Unlogged relations start as their init forks say, as they do after a crash: nothing that is
+    /// not logged can be kept from here on.
+    fn forget_unlogged(&mut self) {
+        let unlogged: Vec<_> =
+            self.sizes.keys().filter(|rel| rel.fork == Fork::Init).copied().collect();
+        for init in unlogged {
+            for fork in [Fork::Main, Fork::Visibility] {
+                let rel = init.with_fork(fork);
+                if self.sizes.remove(&rel).is_some() {
+                    let blocks = Key::rel_block(rel, 0)..=Key::rel_block(rel, u32::MAX);
+                    let keys: Vec<_> = self.values.range(blocks).map(|(key, _)| *key).collect();
+                    keys.iter().for_each(|key| drop(self.values.remove(key)));
+                }
+            }
+        }
+    }
+
     fn finish(mut self) -> Result<Imported> {
         let control = self.control.context("the archive has no global/pg_control")?;
         ensure!(
@@ -193,7 +210,11 @@ impl Collector {
             "the cluster was not shut down cleanly (its state is {:?})",
             control.state
         );
-        let state = ControlState::from_pg_control(&control);
+        let mut state = ControlState::from_pg_control(&control);
+        // The WAL of a branch is a history of its own, which begins with the import: its first
+        // timeline is 1, however often the cluster was promoted before. No page has the number.
+        state.tli = 1;
+        self.forget_unlogged();
         for (rel, blocks) in self.sizes {
             let size = RelSize { blocks: Some(blocks), high_water: blocks };
             self.values.insert(Key::rel_size(rel), stored(|to| size.encode(to)));

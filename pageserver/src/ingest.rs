@@ -28,9 +28,15 @@ const COUNTERS_BEFORE_FULL: u32 = 512;
 /// Pages of an SLRU segment file.
 const SLRU_SEGMENT_PAGES: u64 = 32;
 
+/// `wal_level` of a control file: 0 is minimal.
+const WAL_LEVEL_REPLICA: i32 = 1;
+
 /// Why WAL could not be ingested.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
+    /// Bytes that are no WAL, or not the WAL that goes on from here: another source may have better.
+    #[error("{0:#}")]
+    Bytes(anyhow::Error),
     /// Committed WAL that can't be understood, and must not be skipped: it stays so.
     #[error("{0:#}")]
     Wal(anyhow::Error),
@@ -113,10 +119,16 @@ impl Ingest {
     }
 
     fn drain(&mut self, decoder: &mut WalDecoder) -> Result<(), IngestError> {
-        while let Some(record) = decoder.poll().map_err(IngestError::wal)? {
+        while let Some(record) = decoder.poll().map_err(|error| IngestError::Bytes(error.into()))? {
             let decoded = DecodedRecord::decode(record).map_err(IngestError::wal)?;
+            let before = self.control.control.wal_level;
             self.effects.derive_next(&decoded, &mut self.control).map_err(IngestError::wal)?;
             let (start, end) = (decoded.lsn, decoded.end);
+            if before >= WAL_LEVEL_REPLICA && self.control.control.wal_level < WAL_LEVEL_REPLICA {
+                return Err(IngestError::Wal(anyhow::anyhow!(
+                    "the record at {start} says wal_level=minimal: what such a server commits is                      not all in its WAL; branch from before {start}, and run with wal_level=replica"
+                )));
+            }
             self.apply(start, end)
                 .with_context(|| format!("the record at {start}"))
                 .map_err(IngestError::Storage)?;
@@ -421,7 +433,11 @@ impl Ingest {
                 continue;
             }
             let start = bytes.len();
-            self.timeline.materialise(&key, lsn, &mut bytes)?;
+            if let Err(error) = self.timeline.materialise(&key, lsn, Lsn::INVALID, &mut bytes) {
+                bytes.truncate(start);
+                self.timeline.note_unmakeable(key, error)?;
+                continue;
+            }
             images.push(Change { key, lsn, flags: COMPLETE | PAGE, value: start..bytes.len() });
         }
         let bound = self.timeline.limits.chain;

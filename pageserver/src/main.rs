@@ -9,11 +9,12 @@ use std::sync::atomic::AtomicU64;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pgstrata_blob::{Location, Store};
-use pgstrata_pageserver::layer::{BlockCache, LayerSource};
+use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
 use pgstrata_pageserver::metrics::Metrics;
 use pgstrata_pageserver::remote::take_generation;
 use pgstrata_pageserver::repository::Repository;
 use pgstrata_pageserver::safekeepers::{self, Discovery};
+use pgstrata_pageserver::serve::service::Service;
 use pgstrata_pageserver::serve::{http, pages, pg};
 use pgstrata_pageserver::timeline::Limits;
 use pgstrata_wire::broker::Addresses;
@@ -101,7 +102,13 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))
 }
 
+fn asynchronous(listener: TcpListener) -> Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    Ok(tokio::net::TcpListener::from_std(listener)?)
+}
+
 async fn run(arguments: Arguments) -> Result<()> {
+    let limit = raise_limit().context("can't raise the limit on open files")?;
     let http_listener = bind(arguments.listen_http)?;
     let pages_listener = bind(arguments.listen_pages)?;
     let pg_listener = bind(arguments.listen_pg)?;
@@ -122,6 +129,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         store,
         runtime: Handle::current(),
         cache: BlockCache::new(arguments.cache_mib << 20),
+        descriptors: Descriptors::for_limit(limit),
         directory: arguments.dir.join("layers"),
         downloaded: AtomicU64::new(0),
     });
@@ -148,24 +156,20 @@ async fn run(arguments: Arguments) -> Result<()> {
         "pages": pages_listener.local_addr()?.to_string(),
         "pg": pg_listener.local_addr()?.to_string(),
     });
-    let (served, counted) = (Arc::clone(&repository), Arc::clone(&metrics));
-    std::thread::Builder::new()
-        .name("accept".into())
-        .spawn(move || pages::serve(pages_listener, served, counted))?;
-    let backups = Arc::clone(&repository);
-    std::thread::Builder::new()
-        .name("accept-pg".into())
-        .spawn(move || pg::serve(pg_listener, backups))?;
-
-    http_listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(http_listener)?;
-    let service = http::Service { repository: Arc::clone(&repository), metrics };
+    tokio::spawn(pages::serve(
+        asynchronous(pages_listener)?,
+        Arc::clone(&repository),
+        Arc::clone(&metrics),
+    ));
+    tokio::spawn(pg::serve(asynchronous(pg_listener)?, Arc::clone(&repository)));
+    let listener = asynchronous(http_listener)?;
+    let service = Service::new(Arc::clone(&repository), metrics);
     println!("{addresses}");
     tracing::info!(%generation, "serving: {addresses}");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        result = axum::serve(listener, http::router(service)) => result?,
+        () = http::serve(listener, service) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

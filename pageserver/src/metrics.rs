@@ -1,6 +1,11 @@
 //! Counters for `/metrics`.
 
-use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::repository::{COMPACT, FLUSH, Repository};
+use crate::timeline::Timeline;
 
 /// The page server's metrics.
 pub struct Metrics {
@@ -13,8 +18,18 @@ pub struct Metrics {
     pub last_record_lsn: IntGaugeVec,
     /// LSN up to which everything is in object storage, by branch.
     pub remote_consistent_lsn: IntGaugeVec,
-    /// 1 if ingest of a branch stopped for good.
+    /// 1 if ingest of a branch stopped for good, or it is not served at all.
     pub failed: IntGaugeVec,
+    /// 1 if the last upload of a branch failed.
+    pub upload_failing: IntGaugeVec,
+    /// 1 if the last compaction of a branch failed.
+    pub compaction_failing: IntGaugeVec,
+    /// Pages of a branch that are known to be unreadable.
+    pub unreadable_pages: IntGaugeVec,
+    /// Failed attempts of background work, by job.
+    pub background_failures: IntGaugeVec,
+    /// Threads that panicked.
+    pub panics: IntGauge,
 }
 
 impl Metrics {
@@ -33,6 +48,25 @@ impl Metrics {
             "Everything up to here is in object storage",
         )?;
         let failed = gauge("pgstrata_pageserver_failed", "1 if ingest stopped for good")?;
+        let upload_failing =
+            gauge("pgstrata_pageserver_upload_failing", "1 if the last upload failed")?;
+        let compaction_failing =
+            gauge("pgstrata_pageserver_compaction_failing", "1 if the last compaction failed")?;
+        let unreadable_pages =
+            gauge("pgstrata_pageserver_unreadable_pages", "Pages known to be unreadable")?;
+        let background_failures = IntGaugeVec::new(
+            Opts::new(
+                "pgstrata_pageserver_background_failures",
+                "Failed attempts of background work since the start",
+            ),
+            &["job"],
+        )?;
+        registry.register(Box::new(background_failures.clone()))?;
+        let panics = IntGauge::new(
+            "pgstrata_pageserver_panics",
+            "Background threads that panicked since the start (a few are counted)",
+        )?;
+        registry.register(Box::new(panics.clone()))?;
         let pages_served =
             IntCounter::new("pgstrata_pageserver_pages_total", "Pages sent to computes")?;
         registry.register(Box::new(pages_served.clone()))?;
@@ -49,7 +83,38 @@ impl Metrics {
             last_record_lsn,
             remote_consistent_lsn,
             failed,
+            upload_failing,
+            compaction_failing,
+            unreadable_pages,
+            background_failures,
+            panics,
         })
+    }
+
+    /// Takes down where a timeline stands.
+    pub fn observe(&self, timeline: &Timeline) {
+        let name = timeline.name();
+        let set = |gauge: &IntGaugeVec, value: i64| {
+            gauge.with_label_values(&[name.as_str()]).set(value);
+        };
+        set(&self.last_record_lsn, timeline.progress.lsn().0 as i64);
+        set(&self.remote_consistent_lsn, timeline.remote_consistent_lsn().0 as i64);
+        set(&self.failed, i64::from(timeline.failure().is_some()));
+        set(&self.upload_failing, i64::from(timeline.trouble(FLUSH).is_some()));
+        set(&self.compaction_failing, i64::from(timeline.trouble(COMPACT).is_some()));
+        set(&self.unreadable_pages, timeline.unmakeable().0 as i64);
+    }
+
+    /// Takes down what is not of one branch.
+    pub fn observe_repository(&self, repository: &Repository) {
+        for (id, broken) in repository.broken() {
+            let name = broken.name.unwrap_or_else(|| id.to_string());
+            self.failed.with_label_values(&[name.as_str()]).set(1);
+        }
+        for (job, failures) in repository.failures() {
+            self.background_failures.with_label_values(&[job]).set(failures.count as i64);
+        }
+        self.panics.set(repository.panics().len() as i64);
     }
 
     /// The text exposition.

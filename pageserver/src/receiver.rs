@@ -1,6 +1,6 @@
 //! Follows a safekeeper: PostgreSQL's replication protocol in, ingest out, in one thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -43,6 +43,7 @@ pub trait Safekeepers: Send + Sync {
 /// storage is tried again: a disk is emptied, an object store comes back.
 pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
     let mut pause = STORAGE_PAUSE;
+    let mut refused = Refused::default();
     while !timeline.is_stopping() {
         if let Err(error) = timeline.wait(timeline.info.start_lsn, ANCESTOR_PATIENCE) {
             tracing::debug!(timeline = %timeline.info.id, "ingest waits: {error}");
@@ -51,10 +52,12 @@ pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
         let before = timeline.progress.lsn();
         let followed = Ingest::new(Arc::clone(timeline))
             .map_err(IngestError::Storage)
-            .and_then(|ingest| follow_with(timeline, safekeepers, ingest));
+            .and_then(|ingest| follow_with(timeline, safekeepers, ingest, &mut refused));
         match followed {
             Ok(()) => {}
             Err(IngestError::Wal(error)) => return timeline.fail(format!("{error:#}")),
+            // The source is known to be bad by now, and others are asked.
+            Err(IngestError::Bytes(_)) => {}
             Err(IngestError::Storage(error)) => {
                 timeline.stall(format!("{error:#}"));
                 let moved = timeline.progress.lsn() > before;
@@ -65,18 +68,56 @@ pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
     }
 }
 
+/// Sources whose bytes were no WAL, at the position at which ingest is now.
+#[derive(Default)]
+struct Refused {
+    at: Lsn,
+    sources: BTreeMap<String, String>,
+}
+
+impl Refused {
+    /// Whether this one may be asked. Forgets what was of an earlier position.
+    fn allows(&mut self, position: Lsn, address: &str) -> bool {
+        if self.at != position {
+            self.sources.clear();
+            self.at = position;
+        }
+        !self.sources.contains_key(address)
+    }
+
+    fn note(&mut self, position: Lsn, address: &str, reason: String) {
+        self.allows(position, address);
+        self.sources.insert(address.to_owned(), reason);
+    }
+
+    fn text(&self) -> String {
+        let each = self.sources.iter().map(|(address, reason)| format!("{address}: {reason}"));
+        each.collect::<Vec<_>>().join("; ")
+    }
+}
+
 fn follow_with(
     timeline: &Arc<Timeline>,
     safekeepers: &dyn Safekeepers,
     mut ingest: Ingest,
+    refused: &mut Refused,
 ) -> Result<(), IngestError> {
     let mut pause = Duration::from_millis(20);
     let mut failed: HashMap<String, Instant> = HashMap::new();
     while !timeline.is_stopping() {
         let before = ingest.position();
-        failed.retain(|_, at| at.elapsed() < AVOIDED);
         let mut candidates = safekeepers.candidates(timeline);
+        let known = candidates.len();
+        candidates.retain(|address| refused.allows(timeline.progress.lsn(), address));
+        if candidates.is_empty() && known > 0 {
+            // None of them has it as it must be. One may be repaired, or another may come.
+            timeline.stall(format!("no safekeeper has the WAL that follows: {}", refused.text()));
+            std::thread::sleep(LONGEST_STORAGE_PAUSE);
+            refused.sources.clear();
+            continue;
+        }
         // Those that failed last come last: one that hangs would be the best by what is known of it.
+        failed.retain(|_, at| at.elapsed() < AVOIDED);
         candidates.sort_by_key(|address| failed.get(address).copied());
         for address in candidates {
             match stream(timeline, &mut ingest, &address) {
@@ -85,7 +126,16 @@ fn follow_with(
                     tracing::debug!(timeline = %timeline.info.id, address, "{error:#}");
                     failed.insert(address, Instant::now());
                 }
-                Err(Ended::Ingest(error)) => return Err(error),
+                Err(Ended::Ingest(error)) => {
+                    if let IngestError::Bytes(reason) = &error {
+                        let at = timeline.progress.lsn();
+                        let text = format!("after {at} it sent what is no WAL: {reason:#}");
+                        tracing::error!(timeline = %timeline.info.id, "safekeeper {address}: {text}");
+                        timeline.note_bad_source(&address, text.clone());
+                        refused.note(at, &address, text);
+                    }
+                    return Err(error);
+                }
             }
             if timeline.is_stopping() || ingest.position() > before {
                 break;
@@ -107,7 +157,7 @@ fn follow_with(
 enum Ended {
     /// The connection: another one, or the same later, may do.
     Stream(anyhow::Error),
-    /// Ingest: the WAL would be the same everywhere.
+    /// Ingest. Unless it was the bytes, the WAL would be the same everywhere.
     Ingest(IngestError),
 }
 

@@ -1,16 +1,20 @@
 //! Where a tenant's objects are, and how a timeline's index advances.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use pgstrata_blob::{BlobError, CasOutcome, PutOutcome, Store, Version};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_ids::{Generation, TenantId, TimelineId};
 use tokio::runtime::Handle;
 
 const GENERATIONS: &str = "pageserver/generations";
+
+/// How often a takeover is tried while another page server writes.
+const TAKEOVER_ATTEMPTS: u32 = 10;
 
 /// The object that holds a timeline's index.
 pub fn index_object(tenant: TenantId, timeline: TimelineId) -> String {
@@ -38,10 +42,11 @@ pub async fn list_timelines(store: &Store) -> Result<Vec<(TenantId, TimelineId)>
     for info in store.list("tenants").await? {
         let parts: Vec<_> = info.path.split('/').collect();
         if let ["tenants", tenant, "timelines", timeline, "index"] = parts[..] {
-            found.push((
-                tenant.parse().with_context(|| format!("object '{}'", info.path))?,
-                timeline.parse().with_context(|| format!("object '{}'", info.path))?,
-            ));
+            match (tenant.parse(), timeline.parse()) {
+                (Ok(tenant), Ok(timeline)) => found.push((tenant, timeline)),
+                // No page server made it; what it did make is served.
+                _ => tracing::error!("object '{}' is no index of a timeline", info.path),
+            }
         }
     }
     Ok(found)
@@ -49,12 +54,20 @@ pub async fn list_timelines(store: &Store) -> Result<Vec<(TenantId, TimelineId)>
 
 /// A timeline's index, as last written or read by us. Advanced by compare-and-swap only, so a
 /// page server that was replaced finds out before it can hide the newer one's layers.
+///
+/// Two locks, taken in this order. Readers take the second only, which is held for as long as it
+/// takes to copy a pointer: nobody who looks at an index waits for the object store.
 pub struct RemoteIndex {
     store: Store,
     runtime: Handle,
     object: String,
-    /// The version is `None` until the object is there.
-    state: Mutex<(Arc<TimelineIndex>, Option<Version>)>,
+    /// Held by the one who writes, until the store has answered. The version is `None` until the
+    /// object is there.
+    writer: Mutex<Option<Version>>,
+    /// The index as last written.
+    published: RwLock<Arc<TimelineIndex>>,
+    /// Set when another page server's index was found in the place of ours.
+    lost: OnceLock<String>,
 }
 
 /// Why an index could not be written.
@@ -123,8 +136,24 @@ impl RemoteIndex {
         index: TimelineIndex,
     ) -> RemoteIndex {
         let object = index_object(tenant, timeline);
-        let state = Mutex::new((Arc::new(index), None));
-        RemoteIndex { store: store.clone(), runtime, object, state }
+        RemoteIndex::known(store, runtime, object, index, None)
+    }
+
+    fn known(
+        store: &Store,
+        runtime: Handle,
+        object: String,
+        index: TimelineIndex,
+        version: Option<Version>,
+    ) -> RemoteIndex {
+        RemoteIndex {
+            store: store.clone(),
+            runtime,
+            object,
+            writer: Mutex::new(version),
+            published: RwLock::new(Arc::new(index)),
+            lost: OnceLock::new(),
+        }
     }
 
     /// Creates the index of a new timeline.
@@ -136,11 +165,12 @@ impl RemoteIndex {
     ) -> Result<RemoteIndex> {
         let index = RemoteIndex::absent(store, Handle::current(), tenant, timeline, index);
         let version = swap(store, &index.object, None, &index.current()).await?;
-        index.state.lock().1 = Some(version);
+        *index.writer.lock() = Some(version);
         Ok(index)
     }
 
-    /// Reads the index and takes it over for `generation`.
+    /// Reads the index and takes it over for `generation`. The one who had it may write meanwhile:
+    /// its next write fails once we have it, so a few attempts are enough.
     pub async fn open(
         store: &Store,
         tenant: TenantId,
@@ -148,59 +178,67 @@ impl RemoteIndex {
         generation: Generation,
     ) -> Result<RemoteIndex> {
         let object = index_object(tenant, timeline);
-        let (bytes, version) = store.get_versioned(&object).await?;
         let in_store = || format!("object '{object}' in {}", store.name());
-        let mut index = TimelineIndex::decode(&bytes).with_context(in_store)?;
-        let owner = (index.tenant.clone(), index.timeline.clone());
-        if owner != (tenant.to_string(), timeline.to_string()) {
-            bail!("{} is the index of timeline {}", in_store(), index.timeline);
-        }
-        if index.generation > generation.0 {
-            bail!("{} was written by the later generation {}", in_store(), index.generation);
-        }
-        index.generation = generation.0;
-        index.sequence += 1;
-        let version = match swap(store, &object, Some(&version), &index).await {
-            Ok(version) => version,
-            Err(SwapError::Taken(_)) => {
-                bail!("{} is being written by another page server", in_store())
+        for attempt in 0..TAKEOVER_ATTEMPTS {
+            let (bytes, version) = store.get_versioned(&object).await?;
+            let mut index = TimelineIndex::decode(&bytes).with_context(in_store)?;
+            let owner = (index.tenant.clone(), index.timeline.clone());
+            if owner != (tenant.to_string(), timeline.to_string()) {
+                bail!("{} is the index of timeline {}", in_store(), index.timeline);
             }
-            Err(error) => return Err(error.into()),
-        };
-        Ok(RemoteIndex {
-            store: store.clone(),
-            runtime: Handle::current(),
-            object,
-            state: Mutex::new((Arc::new(index), Some(version))),
-        })
+            if index.generation > generation.0 {
+                bail!("{} was written by the later generation {}", in_store(), index.generation);
+            }
+            index.generation = generation.0;
+            index.sequence += 1;
+            match swap(store, &object, Some(&version), &index).await {
+                Ok(version) => {
+                    let runtime = Handle::current();
+                    return Ok(RemoteIndex::known(store, runtime, object, index, Some(version)));
+                }
+                Err(SwapError::Taken(_)) => {
+                    let pause = rand::random_range(10..50) << attempt.min(4);
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bail!("{} is being written by another page server all the time", in_store())
     }
 
-    /// The index as last written.
+    /// Why this index is not ours any more, if it is not.
+    pub fn lost(&self) -> Option<String> {
+        self.lost.get().cloned()
+    }
+
+    /// The index as last written. Waits for nothing.
     pub fn current(&self) -> Arc<TimelineIndex> {
-        Arc::clone(&self.state.lock().0)
+        Arc::clone(&self.published.read())
     }
 
     /// Changes the index; durable on return. Must not be called from an asynchronous thread.
     ///
     /// A conflict means that another page server took the timeline: nothing we know about its
-    /// layers holds any more, so the process ends rather than serve from a stale view.
+    /// layers holds any more, and nothing is written from then on.
     pub fn update(&self, change: impl FnOnce(&mut TimelineIndex)) -> Result<Arc<TimelineIndex>> {
-        let mut state = self.state.lock();
-        let mut index = (*state.0).clone();
+        let mut written = self.writer.lock();
+        if let Some(reason) = self.lost.get() {
+            bail!("{reason}");
+        }
+        let mut index = (*self.current()).clone();
         change(&mut index);
         index.sequence += 1;
-        let swapped = swap(&self.store, &self.object, state.1.as_ref(), &index);
+        let swapped = swap(&self.store, &self.object, written.as_ref(), &index);
         match self.runtime.block_on(swapped) {
             Ok(version) => {
-                *state = (Arc::new(index), Some(version));
-                Ok(Arc::clone(&state.0))
+                *written = Some(version);
+                let index = Arc::new(index);
+                *self.published.write() = Arc::clone(&index);
+                Ok(index)
             }
-            Err(SwapError::Taken(_)) if state.1.is_some() => {
-                eprintln!(
-                    "pageserver: another page server has taken over '{}'; this one stops",
-                    self.object
-                );
-                std::process::exit(1);
+            Err(SwapError::Taken(_)) if written.is_some() => {
+                let reason = format!("another page server has taken over '{}'", self.object);
+                bail!("{}", self.lost.get_or_init(|| reason))
             }
             Err(SwapError::Taken(_)) => bail!("timeline {} exists already", index.timeline),
             Err(error) => Err(error.into()),

@@ -1,7 +1,9 @@
 //! All timelines of a page server: opening, importing, branching, and their background work.
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -20,6 +22,12 @@ use crate::receiver::{Safekeepers, follow};
 use crate::remote::{RemoteIndex, index_object, list_timelines};
 use crate::timeline::{Limits, Timeline};
 
+/// The job that uploads what was ingested.
+pub const FLUSH: &str = "flush";
+/// The job that merges layers.
+pub const COMPACT: &str = "compact";
+/// How soon what failed on a timeline is tried again there.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// How soon background work looks again.
 const MOMENT: Duration = Duration::from_millis(20);
 /// How long a request waits for WAL that may be on its way.
@@ -41,6 +49,50 @@ pub enum Refused {
     Invalid(String),
 }
 
+/// There is no room for a request now: it may be made again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}: try again")]
+pub struct Busy(pub String);
+
+/// What is being done with names and timelines now. Everything that takes a while claims what it
+/// is about first, so that the lock is held only to look and to note.
+#[derive(Default)]
+struct Underway {
+    /// Names that are about to be given.
+    names: HashSet<String>,
+    /// Timelines that are made, renamed or deleted.
+    changing: HashSet<TimelineId>,
+    /// Timelines that branches are being made from, one for each.
+    parents: Vec<TimelineId>,
+}
+
+/// A part of [`Underway`]; ends when this is dropped.
+#[derive(Default)]
+struct Claim<'a> {
+    underway: Option<&'a Mutex<Underway>>,
+    name: Option<String>,
+    changing: Option<TimelineId>,
+    parent: Option<TimelineId>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let Some(underway) = self.underway else { return };
+        let mut underway = underway.lock();
+        if let Some(name) = &self.name {
+            underway.names.remove(name);
+        }
+        if let Some(id) = &self.changing {
+            underway.changing.remove(id);
+        }
+        if let Some(parent) = &self.parent
+            && let Some(at) = underway.parents.iter().position(|id| id == parent)
+        {
+            underway.parents.swap_remove(at);
+        }
+    }
+}
+
 /// At which moment a branch starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
@@ -50,6 +102,23 @@ pub enum Moment {
     Lsn(Lsn),
     /// The last commit at or before this time, in microseconds since 2000-01-01.
     Time(i64),
+}
+
+/// A timeline that is in the store and can't be served.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Its name, if that could be read.
+    pub name: Option<String>,
+    /// Why.
+    pub error: String,
+}
+
+impl Broken {
+    fn new(tenant: TenantId, error: &anyhow::Error) -> Broken {
+        Broken { tenant, name: None, error: format!("{error:#}").replace('\n', " ") }
+    }
 }
 
 /// Background work on one timeline: true if there was any.
@@ -64,11 +133,47 @@ pub struct Repository {
     limits: Limits,
     safekeepers: Arc<dyn Safekeepers>,
     timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
-    /// One branch is created, renamed or deleted at a time, so that names stay unique.
-    naming: Mutex<()>,
+    /// Those that are not served.
+    broken: RwLock<BTreeMap<TimelineId, Broken>>,
+    underway: Mutex<Underway>,
     followers: Mutex<HashMap<TimelineId, JoinHandle<()>>>,
     background: Mutex<Vec<JoinHandle<()>>>,
     stopping: AtomicBool,
+    /// By job.
+    failures: Arc<Mutex<BTreeMap<&'static str, Failures>>>,
+}
+
+/// What became of one job of the background.
+#[derive(Clone, Debug, Default)]
+pub struct Failures {
+    /// How often it failed.
+    pub count: u64,
+    /// What its first panics said.
+    pub panics: Vec<String>,
+}
+
+impl Failures {
+    /// A panic is a fault of the program; a few of them tell enough.
+    const PANICS_KEPT: usize = 4;
+
+    fn add(&mut self, error: &anyhow::Error) {
+        self.count += 1;
+        if let Some(Panicked(text)) = error.downcast_ref()
+            && self.panics.len() < Failures::PANICS_KEPT
+        {
+            self.panics.push(text.clone());
+        }
+    }
+}
+
+/// A thread panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("a panic: {0}")]
+struct Panicked(String);
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".into())
 }
 
 impl Repository {
@@ -81,8 +186,12 @@ impl Repository {
     ) -> Result<Arc<Repository>> {
         let store = source.store.clone();
         let mut indexes = HashMap::new();
+        let mut broken = BTreeMap::new();
         for (tenant, id) in list_timelines(&store).await? {
-            indexes.insert(id, RemoteIndex::open(&store, tenant, id, generation).await?);
+            match RemoteIndex::open(&store, tenant, id, generation).await {
+                Ok(index) => drop(indexes.insert(id, index)),
+                Err(error) => drop(broken.insert(id, Broken::new(tenant, &error))),
+            }
         }
         let repository = Arc::new(Repository {
             store,
@@ -92,39 +201,77 @@ impl Repository {
             limits,
             safekeepers,
             timelines: RwLock::default(),
-            naming: Mutex::new(()),
+            broken: RwLock::new(broken),
+            underway: Mutex::default(),
             followers: Mutex::default(),
             background: Mutex::default(),
             stopping: AtomicBool::new(false),
+            failures: Arc::default(),
         });
         while !indexes.is_empty() {
             let before = indexes.len();
             let ids: Vec<_> = indexes.keys().copied().collect();
             for id in ids {
-                let ancestor = match &indexes[&id].current().ancestor {
-                    None => None,
-                    Some(ancestor) => {
-                        let parent: TimelineId = ancestor.timeline.parse()?;
-                        match repository.timelines.read().get(&parent) {
-                            Some(parent) => Some((Arc::clone(parent), ancestor.lsn.parse()?)),
-                            None => continue,
-                        }
-                    }
+                let Some(ancestor) = repository.ancestor_of(&indexes[&id].current()) else {
+                    continue;
                 };
-                if let Some(index) = indexes.remove(&id) {
-                    repository.add(index, ancestor)?;
+                let Some(index) = indexes.remove(&id) else { continue };
+                let tenant = index.current().tenant.parse().unwrap_or(TenantId([0; 16]));
+                let added = ancestor.and_then(|ancestor| repository.add(index, ancestor));
+                if let Err(error) = added {
+                    repository.note_broken(id, Broken::new(tenant, &error));
                 }
             }
             if indexes.len() == before {
-                let lost: Vec<_> = indexes.keys().map(ToString::to_string).collect();
-                anyhow::bail!("the ancestors of timelines {} are missing", lost.join(", "));
+                for (id, index) in indexes.drain() {
+                    let error = anyhow::anyhow!("its ancestor can't be read");
+                    let mut broken = Broken::new(TenantId([0; 16]), &error);
+                    broken.name = Some(index.current().name.clone());
+                    repository.note_broken(id, broken);
+                }
             }
+        }
+        for (id, broken) in repository.broken() {
+            tracing::error!(timeline = %id, "not served: {}", broken.error);
         }
         for timeline in repository.all() {
             repository.start_following(&timeline)?;
         }
         repository.start_background()?;
         Ok(repository)
+    }
+
+    /// Where the timeline of an index began. `None` if its ancestor is not there (yet).
+    fn ancestor_of(&self, index: &TimelineIndex) -> Option<Result<Option<(Arc<Timeline>, Lsn)>>> {
+        let Some(ancestor) = &index.ancestor else { return Some(Ok(None)) };
+        let (parent, lsn) = match (ancestor.timeline.parse::<TimelineId>(), ancestor.lsn.parse()) {
+            (Ok(parent), Ok(lsn)) => (parent, lsn),
+            (Err(error), _) => return Some(Err(error.into())),
+            (_, Err(error)) => return Some(Err(anyhow::Error::from(error))),
+        };
+        let parent = self.timelines.read().get(&parent).cloned()?;
+        Some(Ok(Some((parent, lsn))))
+    }
+
+    fn note_broken(&self, id: TimelineId, broken: Broken) {
+        self.broken.write().insert(id, broken);
+    }
+
+    /// Timelines that are in the store and not served.
+    pub fn broken(&self) -> BTreeMap<TimelineId, Broken> {
+        self.broken.read().clone()
+    }
+
+    /// Lets go of a timeline that another page server has now.
+    fn let_go(&self, timeline: &Timeline, reason: &str) {
+        timeline.fail(reason.to_owned());
+        timeline.stop();
+        let error = anyhow::anyhow!("{reason}");
+        let mut broken = Broken::new(timeline.info.tenant, &error);
+        broken.name = Some(timeline.name());
+        // First known as lost, so that it is never neither.
+        self.note_broken(timeline.info.id, broken);
+        self.timelines.write().remove(&timeline.info.id);
     }
 
     fn add(
@@ -143,53 +290,86 @@ impl Repository {
         }
         let safekeepers = Arc::clone(&self.safekeepers);
         let followed = Arc::clone(timeline);
+        let failures = Arc::clone(&self.failures);
         let thread = std::thread::Builder::new()
             .name("ingest".into())
-            .spawn(move || follow(&followed, &*safekeepers))
+            .spawn(move || {
+                let ended = catch_unwind(AssertUnwindSafe(|| follow(&followed, &*safekeepers)));
+                if let Err(panic) = ended {
+                    let text = format!("the ingest thread panicked: {}", panic_text(&*panic));
+                    let error = Panicked(text.clone()).into();
+                    failures.lock().entry("ingest").or_default().add(&error);
+                    followed.fail(text);
+                }
+            })
             .context("can't start an ingest thread")?;
         self.followers.lock().insert(timeline.info.id, thread);
         Ok(())
     }
 
     fn start_background(self: &Arc<Self>) -> Result<()> {
-        let jobs: [(&str, Job); 2] = [
-            ("flush", Timeline::flush_one),
-            ("compact", |timeline| Ok(timeline.wants_compaction() && timeline.compact()? > 0)),
+        let jobs: [(&'static str, Job); 2] = [
+            (FLUSH, Timeline::flush_one),
+            (COMPACT, |timeline| Ok(timeline.wants_compaction() && timeline.compact()? > 0)),
         ];
         for (name, job) in jobs {
             let repository = Arc::clone(self);
             let thread = std::thread::Builder::new()
                 .name(name.into())
-                .spawn(move || {
-                    while !repository.stopping.load(Ordering::Acquire) {
-                        let mut worked = false;
-                        for timeline in repository.all() {
-                            match job(&timeline) {
-                                Ok(did) => worked |= did,
-                                Err(error) => {
-                                    let timeline = timeline.info.id;
-                                    tracing::error!(%timeline, "can't {name}: {error:#}");
-                                    repository.pause(Duration::from_secs(1));
-                                }
-                            }
-                        }
-                        if !worked {
-                            std::thread::sleep(MOMENT);
-                        }
-                    }
-                })
+                .spawn(move || repository.work(name, job))
                 .with_context(|| format!("can't start the {name} thread"))?;
             self.background.lock().push(thread);
         }
         Ok(())
     }
 
-    /// Sleeps, unless the work is to end.
-    fn pause(&self, time: Duration) {
-        let end = Instant::now() + time;
-        while Instant::now() < end && !self.stopping.load(Ordering::Acquire) {
-            std::thread::sleep(MOMENT);
+    /// Does one job on every timeline, until the work is to end. What fails is tried again after a
+    /// pause, which others do not wait for; what panics fails.
+    fn work(&self, name: &'static str, job: Job) {
+        let mut paused: HashMap<TimelineId, Instant> = HashMap::new();
+        while !self.stopping.load(Ordering::Acquire) {
+            let mut worked = false;
+            let now = Instant::now();
+            paused.retain(|_, until| *until > now);
+            for timeline in self.all() {
+                let id = timeline.info.id;
+                if paused.contains_key(&id) {
+                    continue;
+                }
+                let done = catch_unwind(AssertUnwindSafe(|| job(&timeline)))
+                    .unwrap_or_else(|panic| Err(Panicked(panic_text(&*panic)).into()));
+                match done {
+                    Ok(did) => {
+                        worked |= did;
+                        timeline.set_trouble(name, None);
+                    }
+                    Err(error) => {
+                        if let Some(reason) = timeline.lost() {
+                            self.let_go(&timeline, &reason);
+                            continue;
+                        }
+                        tracing::error!(timeline = %id, "can't {name}: {error:#}");
+                        self.failures.lock().entry(name).or_default().add(&error);
+                        timeline.set_trouble(name, Some(format!("{error:#}").replace('\n', " ")));
+                        paused.insert(id, Instant::now() + FAILURE_PAUSE);
+                    }
+                }
+            }
+            if !worked {
+                std::thread::sleep(MOMENT);
+            }
         }
+    }
+
+    /// How often jobs of the background failed since this process began.
+    pub fn failures(&self) -> BTreeMap<&'static str, Failures> {
+        self.failures.lock().clone()
+    }
+
+    /// Threads that panicked: a fault of this program, which a restart may get around.
+    pub fn panics(&self) -> Vec<String> {
+        let failures = self.failures.lock();
+        failures.values().flat_map(|failures| failures.panics.iter().cloned()).collect()
     }
 
     /// Every timeline, deleted ones too.
@@ -205,13 +385,21 @@ impl Repository {
     /// A timeline by id.
     pub fn timeline(&self, id: TimelineId) -> Result<Arc<Timeline>> {
         let found = self.timelines.read().get(&id).cloned();
-        found.ok_or_else(|| Refused::NotFound(format!("there is no timeline {id}")).into())
+        found.ok_or_else(|| match self.broken.read().get(&id) {
+            Some(broken) => anyhow::anyhow!("timeline {id} is not served: {}", broken.error),
+            None => Refused::NotFound(format!("there is no timeline {id}")).into(),
+        })
     }
 
     /// A branch by name.
     pub fn branch(&self, name: &str) -> Result<Arc<Timeline>> {
         let found = self.branches().into_iter().find(|timeline| timeline.name() == name);
         found.ok_or_else(|| {
+            let broken = self.broken.read();
+            let named = |broken: &&Broken| broken.name.as_deref() == Some(name);
+            if let Some(broken) = broken.values().find(named) {
+                return anyhow::anyhow!("branch '{name}' is not served: {}", broken.error);
+            }
             let hint = "'pgstrata branch list' shows those that are";
             Refused::NotFound(format!("there is no branch '{name}' ({hint})")).into()
         })
@@ -225,10 +413,36 @@ impl Repository {
                 "letters, digits, '-', '_', '.' and '/', at most 100, a letter or digit first";
             anyhow::bail!(Refused::Invalid(format!("'{name}' is no branch name (use {rule})")));
         }
-        if self.branch(name).is_ok() {
+        Ok(())
+    }
+
+    /// Claims a name that no branch has, for a timeline that is made or gets another name.
+    fn claim_name(&self, name: &str, id: Option<TimelineId>) -> Result<Claim<'_>> {
+        self.check_new_name(name)?;
+        let mut underway = self.underway.lock();
+        let known = match self.branch(name) {
+            Ok(_) => true,
+            Err(error) => error.downcast_ref::<Refused>().is_none(),
+        };
+        if known || underway.names.contains(name) {
             anyhow::bail!(Refused::Conflict(format!("branch '{name}' exists already")));
         }
-        Ok(())
+        let mut claim = Claim::default();
+        if let Some(id) = id {
+            claim.changing = Some(self.note_change(&mut underway, id)?);
+        }
+        underway.names.insert(name.to_owned());
+        claim.name = Some(name.to_owned());
+        claim.underway = Some(&self.underway);
+        Ok(claim)
+    }
+
+    fn note_change(&self, underway: &mut Underway, id: TimelineId) -> Result<TimelineId> {
+        if !underway.changing.insert(id) {
+            let text = format!("timeline {id} is being changed by another request");
+            anyhow::bail!(Refused::Conflict(text));
+        }
+        Ok(id)
     }
 
     /// Imports a data directory as a new tenant's first branch. Blocks.
@@ -241,8 +455,7 @@ impl Repository {
     ) -> Result<Arc<Timeline>> {
         let imported = import::read_archive(archive)
             .map_err(|error| Refused::Invalid(format!("can't import: {error:#}")))?;
-        let _naming = self.naming.lock();
-        self.check_new_name(name)?;
+        let _claim = self.claim_name(name, Some(id))?;
         let state = &imported.state;
         let index = TimelineIndex {
             sequence: 1,
@@ -262,7 +475,7 @@ impl Repository {
             deleted: false,
             layers: Vec::new(),
         };
-        if self.timelines.read().contains_key(&id) {
+        if self.timeline(id).err().is_none_or(|error| error.downcast_ref::<Refused>().is_none()) {
             anyhow::bail!(Refused::Conflict(format!("timeline {id} exists already")));
         }
         // The index comes with the last of it: an import that fails half-way never was.
@@ -329,20 +542,28 @@ impl Repository {
     pub fn create_branch(&self, name: &str, from: &str, moment: Moment) -> Result<Arc<Timeline>> {
         let from = self.branch(from)?;
         let (lsn, record_start) = self.resolve_moment(&from, moment)?;
-        let _naming = self.naming.lock();
-        self.check_new_name(name)?;
-        if from.is_deleted() {
-            let text = format!("branch '{}' was deleted meanwhile", from.name());
-            anyhow::bail!(Refused::NotFound(text));
-        }
-        let id = TimelineId(rand::random());
         // A moment before the parent's own start belongs to the parent's ancestor.
-        let mut parent = from;
+        let mut parent = Arc::clone(&from);
         while let Some((ancestor, branch_lsn)) = &parent.ancestor
             && lsn < *branch_lsn
         {
             parent = Arc::clone(ancestor);
         }
+        let mut claim = self.claim_name(name, None)?;
+        {
+            let mut underway = self.underway.lock();
+            if from.is_deleted() {
+                let text = format!("branch '{}' was deleted meanwhile", from.name());
+                anyhow::bail!(Refused::NotFound(text));
+            }
+            if underway.changing.contains(&from.info.id) {
+                let text = format!("branch '{}' is being changed", from.name());
+                anyhow::bail!(Busy(text));
+            }
+            underway.parents.push(from.info.id);
+            claim.parent = Some(from.info.id);
+        }
+        let id = TimelineId(rand::random());
         let index = TimelineIndex {
             sequence: 1,
             generation: self.generation.0,
@@ -380,8 +601,17 @@ impl Repository {
 
     /// Deletes a branch without children. What it shares with nobody is left to the scrub.
     pub fn delete_branch(&self, name: &str) -> Result<()> {
-        let _naming = self.naming.lock();
         let timeline = self.branch(name)?;
+        let mut claim = Claim::default();
+        {
+            let mut underway = self.underway.lock();
+            if underway.parents.contains(&timeline.info.id) {
+                let text = format!("a branch of '{name}' is being made: delete that first");
+                anyhow::bail!(Refused::Conflict(text));
+            }
+            claim.changing = Some(self.note_change(&mut underway, timeline.info.id)?);
+            claim.underway = Some(&self.underway);
+        }
         let children: Vec<_> = self
             .branches()
             .into_iter()
@@ -405,9 +635,8 @@ impl Repository {
 
     /// Gives a branch another name.
     pub fn rename_branch(&self, old: &str, new: &str) -> Result<()> {
-        let _naming = self.naming.lock();
         let timeline = self.branch(old)?;
-        self.check_new_name(new)?;
+        let _claim = self.claim_name(new, Some(timeline.info.id))?;
         timeline.rename(new)
     }
 

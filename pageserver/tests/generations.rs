@@ -4,7 +4,6 @@
 mod support;
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use pgstrata_blob::{Location, Store};
@@ -22,7 +21,6 @@ use support::wal::History;
 use support::{TENANT, archive, open, runtime};
 
 const ID: TimelineId = TimelineId([7; 16]);
-const ROLE: &str = "PGSTRATA_TEST_STALE_IN";
 
 fn cluster() -> (Vec<u8>, State) {
     let state = State::first(&mut SmallRng::seed_from_u64(1));
@@ -39,8 +37,10 @@ fn store_in(directory: &Path) -> Store {
     Store::open(&Location::Directory(directory.join("objects")), None).unwrap()
 }
 
-/// The older page server, in a process of its own, since it is to end.
-fn stale_one(directory: &Path) {
+#[test]
+fn h11_an_older_page_server_lets_go_and_leaves_the_newer_one_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
     let runtime = runtime();
     let store = store_in(directory);
     let repository = open(&runtime, &store, &directory.join("old"), Limits::default()).unwrap();
@@ -57,43 +57,23 @@ fn stale_one(directory: &Path) {
     newer.shut_down();
     let object = index_object(TENANT, ID);
     let index = runtime.block_on(store.get(&object)).unwrap();
-    std::fs::write(directory.join("index-of-newer"), &index).unwrap();
-
-    println!("the older one writes");
     ingest.freeze_if_due(true);
-    while timeline.frozen_layers() > 0 {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while repository.timeline(ID).is_ok() {
+        assert!(std::time::Instant::now() < deadline, "it holds on");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    println!("and went on");
-}
+    let refused = repository.timeline(ID).err().unwrap().to_string();
+    assert!(refused.contains("another page server has taken over"), "{refused}");
+    assert!(timeline.is_stopping() && timeline.has_failed());
+    // What it has besides goes on.
+    let state = cluster().0;
+    repository.import(TENANT, TimelineId([8; 16]), "another", &state[..]).unwrap();
+    repository.stop();
 
-#[test]
-fn an_older_page_server_ends_and_leaves_the_newer_one_alone() {
-    if let Some(directory) = std::env::var_os(ROLE) {
-        return stale_one(Path::new(&directory));
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "an_older_page_server_ends_and_leaves_the_newer_one_alone",
-            "--nocapture",
-        ])
-        .env(ROLE, directory.path())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("the older one writes"), "{said} {complained}");
-    assert!(!said.contains("and went on"), "{said}");
-    assert_eq!(output.status.code(), Some(1), "{complained}");
-    assert!(complained.contains("another page server has taken over"), "{complained}");
-
-    let runtime = runtime();
-    let store = store_in(directory.path());
+    let newer = index;
     let index = runtime.block_on(store.get(&index_object(TENANT, ID))).unwrap();
-    let newer = std::fs::read(directory.path().join("index-of-newer")).unwrap();
-    assert!(index == newer.as_slice(), "the older page server overwrote the newer one's index");
+    assert!(index == newer, "the older page server overwrote the newer one's index");
     for entry in TimelineIndex::decode(&index).unwrap().layers {
         let layer = format!("tenants/{TENANT}/timelines/{ID}/layers/{}", entry.name);
         runtime.block_on(store.get(&layer)).unwrap();

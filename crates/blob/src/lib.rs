@@ -15,5 +15,6 @@ mod store;
 
 pub use bucket::{BucketSettings, bucket_settings, create_bucket};
 pub use error::BlobError;
+pub use local::open_regular;
 pub use location::{Location, LocationError};
 pub use store::{CasOutcome, Interceptor, ObjectInfo, PutOutcome, Store, Verdict, Version};

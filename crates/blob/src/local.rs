@@ -8,6 +8,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +24,31 @@ const LOCK_FILE: &str = ".lock";
 
 static TEMPORARY_SERIAL: AtomicU64 = AtomicU64::new(0);
 
+/// Opening a pipe waits for its other end, unless told not to.
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+
+fn regular(file: File, path: &Path) -> io::Result<File> {
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other(format!("{} is no regular file", path.display()))),
+    }
+}
+
+/// Opens a file for reading. Whatever is no regular file is refused at once: a pipe could keep its
+/// reader for ever, and a device has no end.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    regular(OpenOptions::new().read(true).custom_flags(NONBLOCK).open(path)?, path)
+}
+
+/// A file's content, as long as the file is when it is opened.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let size = file.metadata()?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(size).map_err(io::Error::other)?);
+    file.take(size).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 #[derive(Debug)]
 pub(crate) struct LocalDirectory {
     directories: DurableDirectories,
@@ -35,8 +61,11 @@ impl LocalDirectory {
 
     fn over(directories: DurableDirectories) -> io::Result<LocalDirectory> {
         // Writability is checked now, where the message can name the store, not at first use.
-        let lock = directories.root().join(LOCK_FILE);
-        OpenOptions::new().create(true).truncate(false).write(true).open(lock)?;
+        let path = directories.root().join(LOCK_FILE);
+        let mut options = OpenOptions::new();
+        let lock =
+            options.create(true).truncate(false).write(true).custom_flags(NONBLOCK).open(&path);
+        regular(lock?, &path)?;
         Ok(LocalDirectory { directories })
     }
 
@@ -45,11 +74,11 @@ impl LocalDirectory {
     }
 
     pub(crate) fn get(&self, path: &str) -> io::Result<Bytes> {
-        fs::read(self.file(path)).map(Bytes::from)
+        read_regular(&self.file(path)).map(Bytes::from)
     }
 
     pub(crate) fn get_range(&self, path: &str, range: Range<u64>) -> io::Result<Bytes> {
-        let mut file = File::open(self.file(path))?;
+        let mut file = open_regular(&self.file(path))?;
         file.seek(SeekFrom::Start(range.start))?;
         let mut bytes = Vec::new();
         file.take(range.end.saturating_sub(range.start)).read_to_end(&mut bytes)?;
@@ -85,9 +114,11 @@ impl LocalDirectory {
         bytes: &[u8],
     ) -> io::Result<CasOutcome> {
         self.directories.check()?;
-        let lock = OpenOptions::new().write(true).open(self.file(LOCK_FILE))?;
+        let lock_path = self.file(LOCK_FILE);
+        let lock = OpenOptions::new().write(true).custom_flags(NONBLOCK).open(&lock_path)?;
+        let lock = regular(lock, &lock_path)?;
         flock(&lock, FlockOperation::LockExclusive)?;
-        let current = match fs::read(self.file(path)) {
+        let current = match read_regular(&self.file(path)) {
             Ok(current) => Some(current),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
@@ -236,6 +267,38 @@ mod tests {
         assert_eq!(world.synced(), ["a/store", "a/store"]);
         store.delete("no/such/directory").unwrap();
         assert!(world.synced().is_empty());
+    }
+
+    #[test]
+    fn s4_what_is_no_file_is_refused_at_once_and_named() {
+        let world = World::new();
+        let store = world.open();
+        store.put("t/index", b"one").unwrap();
+        let one = Version::Content(Bytes::from_static(b"one"));
+        let (told, answers) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let pipe = store.file("t/pipe");
+            rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", store.file("t/endless")).unwrap();
+            for name in ["t/pipe", "t/endless"] {
+                told.send((name, store.get(name).unwrap_err())).unwrap();
+                told.send((name, store.get_range(name, 0..8).unwrap_err())).unwrap();
+                let swapped = store.compare_and_swap(name, Some(&one), b"two");
+                told.send((name, swapped.unwrap_err())).unwrap();
+            }
+            fs::remove_file(store.file(LOCK_FILE)).unwrap();
+            fs::rename(&pipe, store.file(LOCK_FILE)).unwrap();
+            let swapped = store.compare_and_swap("t/index", Some(&one), b"two");
+            told.send((LOCK_FILE, swapped.unwrap_err())).unwrap();
+        });
+        for _ in 0..7 {
+            let wait = std::time::Duration::from_secs(5);
+            let (name, refused) = answers.recv_timeout(wait).expect("it hangs");
+            let text = refused.to_string();
+            // A pipe that nobody reads can't even be opened for writing.
+            assert!(name == LOCK_FILE || text.contains(name), "{text}");
+            assert!(name == LOCK_FILE || text.contains("no regular file"), "{text}");
+        }
     }
 
     #[test]

@@ -74,6 +74,23 @@ impl WalWriter {
         bytes
     }
 
+    /// As [`WalWriter::segment_prefix`], for readers that look for the first record of the page in which `until` lies
+    /// before they go to `until` itself, as `pg_waldump` does (`XLogFindNextRecord`): what is before it there is the rest
+    /// of a record that began earlier, which such a reader skips.
+    pub fn skipped_prefix(&self, until: Lsn) -> Vec<u8> {
+        let mut bytes = self.segment_prefix(until);
+        let offset = until.page_offset() as usize;
+        let page = Lsn(until.0 - offset as u64);
+        let header = page_header_size(page, self.segment_size);
+        if let Some(rest) = offset.checked_sub(header).filter(|rest| *rest > 0) {
+            let mut skipping = Vec::with_capacity(header);
+            self.page_header(page, Some(rest as u32)).encode(&mut skipping);
+            let at = bytes.len() - offset;
+            bytes[at..at + header].copy_from_slice(&skipping);
+        }
+        bytes
+    }
+
     fn page_header(&self, page: Lsn, continuation: Option<u32>) -> PageHeader {
         let first = page.segment_offset(self.segment_size) == 0;
         PageHeader {

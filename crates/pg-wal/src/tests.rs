@@ -258,6 +258,19 @@ proptest! {
             prop_assert_eq!(noop.start, writer.record_start(at));
             let prefix = writer.segment_prefix(at);
             prop_assert_eq!(prefix.len() as u64 % SEGMENT, at.0 % SEGMENT);
+            // Where `XLogFindNextRecord` begins on the page of our record: right at it.
+            let mut skipped = writer.skipped_prefix(at);
+            prop_assert_eq!(skipped.len(), prefix.len());
+            let page = skipped.len() - at.page_offset() as usize;
+            skipped.extend_from_slice(&noop.bytes);
+            let header = if at.0 % SEGMENT < PAGE_SIZE as u64 { 40 } else { 24 };
+            let continued = skipped[page + 2] & 1 != 0;
+            let rest = u32::from_le_bytes([16, 17, 18, 19].map(|at| skipped[page + at]));
+            prop_assert_eq!(continued, rest > 0);
+            let first = header + rest.next_multiple_of(8);
+            if at.page_offset() > 0 {
+                prop_assert_eq!(u64::from(first), at.align_up().page_offset());
+            }
             let mut decoder = WalDecoder::new(at, SEGMENT).with_prev(Lsn(8)).with_system_identifier(42);
             decoder.feed(&noop.bytes);
             decoder.feed(&shutdown.bytes);

@@ -24,7 +24,7 @@ use std::time::Instant;
 use pgstrata_blob::{Location, Store};
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
 use pgstrata_pageserver::ingest::Ingest;
-use pgstrata_pageserver::layer::{BlockCache, LayerSource};
+use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource};
 use pgstrata_pageserver::receiver::Safekeepers;
 use pgstrata_pageserver::remote::take_generation;
 use pgstrata_pageserver::repository::Repository;
@@ -181,6 +181,7 @@ fn open(runtime: &tokio::runtime::Runtime, directory: &Path) -> Arc<Repository> 
             store,
             runtime: tokio::runtime::Handle::current(),
             cache: BlockCache::new(256 << 20),
+            descriptors: Descriptors::new(512),
             directory: directory.join("layers"),
             downloaded: AtomicU64::new(0),
         });

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use parking_lot::Mutex;
-use pgstrata_blob::Store;
+use parking_lot::{Mutex, RwLock};
+use pgstrata_blob::{Store, open_regular};
 use pgstrata_format::index::LayerEntry;
 use pgstrata_format::layer::{self, BlockHandle, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
 use pgstrata_ids::{Key, Lsn, TenantId, TimelineId};
 
-use super::{BlockCache, Gathered, split_flags};
+use super::{BlockCache, Descriptors, Gathered, split_flags};
 
 /// Where layer files come from and are kept.
 pub struct LayerSource {
@@ -32,6 +32,8 @@ pub struct LayerSource {
     pub runtime: tokio::runtime::Handle,
     /// Unpacked blocks.
     pub cache: BlockCache,
+    /// Open files.
+    pub descriptors: Descriptors,
     /// The directory of local copies.
     pub directory: PathBuf,
     /// Bytes downloaded so far.
@@ -40,11 +42,10 @@ pub struct LayerSource {
 
 /// Where an opened layer's bytes are read.
 enum Content {
-    Local(File),
+    /// In the file of the layer, which is opened when it is needed.
+    Local,
     /// In the object store, since no local copy could be made (a full disk).
-    Remote {
-        tried: Instant,
-    },
+    Remote { tried: Instant },
 }
 
 struct Opened {
@@ -84,7 +85,10 @@ pub struct LayerFile {
     /// Every checksum of the file was seen to hold since this process knows it.
     verified: AtomicBool,
     source: Arc<LayerSource>,
-    opened: Mutex<Option<Arc<Opened>>>,
+    /// What readers use; the lock is held only to copy or to replace a pointer.
+    opened: RwLock<Option<Arc<Opened>>>,
+    /// Held by the one who opens or fetches the layer. Taken before `opened`, never after.
+    opening: Mutex<()>,
     obsolete: AtomicBool,
 }
 
@@ -132,7 +136,8 @@ impl LayerFile {
             verified: AtomicBool::new(false),
             object,
             source: Arc::clone(source),
-            opened: Mutex::new(None),
+            opened: RwLock::new(None),
+            opening: Mutex::new(()),
             obsolete: AtomicBool::new(false),
             entry,
         })
@@ -149,11 +154,17 @@ impl LayerFile {
     }
 
     fn open(&self) -> Result<Arc<Opened>> {
-        let mut opened = self.opened.lock();
-        if let Some(opened) = &*opened
-            && !opened.is_stale()
-        {
-            return Ok(Arc::clone(opened));
+        let usable = || {
+            let opened = self.opened.read().clone();
+            opened.filter(|opened| !opened.is_stale())
+        };
+        if let Some(opened) = usable() {
+            return Ok(opened);
+        }
+        // One fetches, the others wait for it.
+        let _opening = self.opening.lock();
+        if let Some(opened) = usable() {
+            return Ok(opened);
         }
         if self.is_object && !self.verified.load(Ordering::Acquire) {
             // As a download would: damage anywhere in it is found now, not when that block is read.
@@ -169,15 +180,35 @@ impl LayerFile {
                 self.download()?
             }
         };
+        Ok(self.publish(fresh))
+    }
+
+    fn publish(&self, fresh: Opened) -> Arc<Opened> {
         let fresh = Arc::new(fresh);
-        *opened = Some(Arc::clone(&fresh));
-        Ok(fresh)
+        *self.opened.write() = Some(Arc::clone(&fresh));
+        fresh
+    }
+
+    /// The layer's file, known to be this layer's.
+    fn file(&self) -> Result<Arc<File>> {
+        self.source.descriptors.get(self.number, || {
+            let file = open_regular(&self.local)?;
+            let size = file.metadata()?.len();
+            if size != self.entry.size {
+                bail!("the file has {size} bytes instead of {}", self.entry.size);
+            }
+            let mut header = [0; HEADER_SIZE];
+            file.read_exact_at(&mut header, 0)?;
+            self.check_owner(&LayerHeader::decode(&header)?)?;
+            Ok(file)
+        })
     }
 
     fn open_local(&self) -> Result<Opened> {
-        let file = File::open(&self.local)?;
-        let size = file.metadata()?.len();
-        self.open_content(Content::Local(file), size)
+        // Opened anew: what was open may be a file that is not there any more.
+        self.source.descriptors.forget(self.number);
+        let size = self.file()?.metadata()?.len();
+        self.open_content(Content::Local, size)
     }
 
     fn open_content(&self, content: Content, size: u64) -> Result<Opened> {
@@ -191,7 +222,8 @@ impl LayerFile {
 
     fn read(&self, content: &Content, offset: u64, length: usize) -> Result<Bytes> {
         match content {
-            Content::Local(file) => {
+            Content::Local => {
+                let file = self.file()?;
                 let mut bytes = vec![0; length];
                 file.read_exact_at(&mut bytes, offset)?;
                 Ok(bytes.into())
@@ -216,15 +248,29 @@ impl LayerFile {
         if header.start_lsn != self.start_lsn || header.end_lsn != self.end_lsn {
             bail!("the layer holds {}..{}", header.start_lsn, header.end_lsn);
         }
+        let (least, greatest) = (key_text(&header.min_key), key_text(&header.max_key));
+        if (&least, &greatest) != (&self.entry.min_key, &self.entry.max_key) {
+            bail!("the layer holds keys {least} to {greatest}");
+        }
+        // The name has the generation that wrote it.
+        let generation = self.entry.name.split('-').nth(3).and_then(|text| text.parse().ok());
+        if header.kind != self.entry.kind || Some(header.generation.0) != generation {
+            bail!("the layer is a {:?} of generation {}", header.kind, header.generation);
+        }
         Ok(())
     }
 
     /// The object's bytes, every checksum checked.
     fn fetch(&self) -> Result<Bytes> {
         let bytes = self.source.runtime.block_on(self.source.store.get(&self.object))?;
+        let size = bytes.len() as u64;
         let checked = layer::verify(&bytes)
             .map_err(anyhow::Error::from)
-            .and_then(|(header, _, _)| self.check_owner(&header));
+            .and_then(|(header, _, _)| self.check_owner(&header))
+            .and_then(|()| match size == self.entry.size {
+                true => Ok(()),
+                false => bail!("it has {size} bytes instead of {}", self.entry.size),
+            });
         checked.with_context(|| {
             format!(
                 "layer object '{}' in {} can't be used; restore it from a copy",
@@ -254,24 +300,34 @@ impl LayerFile {
         }
     }
 
-    fn block(&self, opened: &Opened, number: u32) -> Result<Arc<Vec<u8>>> {
+    fn block(&self, opened: &Arc<Opened>, number: u32) -> Result<Arc<Vec<u8>>> {
         if let Some(block) = self.source.cache.get(self.number, number) {
             return Ok(block);
         }
-        let handle = opened.index[number as usize];
-        let block = match self.read_block(opened, handle) {
-            Ok(block) => block,
-            Err(error) => {
-                tracing::warn!(layer = %self.local.display(), "block refused: {error:#}");
-                let again = Arc::new(self.download()?);
-                let block = self.read_block(&again, handle)?;
-                *self.opened.lock() = Some(again);
-                block
-            }
-        };
-        let block = Arc::new(block);
+        let block = Arc::new(self.checked_block(opened, number)?);
         self.source.cache.insert(self.number, number, Arc::clone(&block));
         Ok(block)
+    }
+
+    /// A block that passed its checks: of the local copy, or else of a fresh one. Everybody who
+    /// reads blocks comes through here.
+    fn checked_block(&self, opened: &Arc<Opened>, number: u32) -> Result<Vec<u8>> {
+        let handle = opened.index[number as usize];
+        let error = match self.read_block(opened, handle) {
+            Ok(block) => return Ok(block),
+            Err(error) => error,
+        };
+        tracing::warn!(layer = %self.local.display(), "block refused: {error:#}");
+        let _opening = self.opening.lock();
+        // Somebody may have fetched it while we waited.
+        let now = self.opened.read().clone();
+        if let Some(now) = now.filter(|now| !Arc::ptr_eq(now, opened))
+            && let Ok(block) = self.read_block(&now, handle)
+        {
+            return Ok(block);
+        }
+        let again = self.publish(self.download()?);
+        self.read_block(&again, handle)
     }
 
     /// Gathers values of `key` with `after` < LSN <= `lsn`, newest first. True when complete.
@@ -351,6 +407,17 @@ impl LayerFile {
         })
     }
 
+    /// Removes the local copy of a layer that no index names.
+    pub fn forget_local(&self) {
+        self.source.descriptors.forget(self.number);
+        if !self.is_object
+            && let Err(error) = fs::remove_file(&self.local)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(layer = %self.local.display(), "can't remove the local copy: {error}");
+        }
+    }
+
     /// The object and the local copy go when the last reader is done. Call this only when the
     /// index that no longer names the layer is durable.
     pub fn set_obsolete(&self) {
@@ -361,14 +428,10 @@ impl LayerFile {
 impl Drop for LayerFile {
     fn drop(&mut self) {
         if !self.obsolete.load(Ordering::Acquire) {
+            self.source.descriptors.forget(self.number);
             return;
         }
-        if !self.is_object
-            && let Err(error) = fs::remove_file(&self.local)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(layer = %self.local.display(), "can't remove the local copy: {error}");
-        }
+        self.forget_local();
         let (store, object) = (self.source.store.clone(), std::mem::take(&mut self.object));
         self.source.runtime.spawn(async move {
             // What stays behind is garbage that a scrub finds; nothing names it any more.
@@ -393,9 +456,11 @@ impl Cursor {
     /// The entry at the position, or `None` at the end.
     pub fn peek(&mut self) -> Result<Option<(Key, Lsn)>> {
         while self.at == self.entries.len() {
-            let Some(handle) = self.opened.index.get(self.next_block) else { return Ok(None) };
+            if self.next_block == self.opened.index.len() {
+                return Ok(None);
+            }
+            self.block = self.layer.checked_block(&self.opened, self.next_block as u32)?;
             self.next_block += 1;
-            self.block = self.layer.read_block(&self.opened, *handle)?;
             self.entries.clear();
             for entry in layer::entries(&self.block) {
                 self.entries.push(entry?);

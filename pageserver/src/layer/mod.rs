@@ -4,11 +4,13 @@
 //! files. A [`LayerMap`] says which layers a read has to look at, newest first.
 
 mod cache;
+mod descriptors;
 mod file;
 mod map;
 mod open;
 
 pub use cache::BlockCache;
+pub use descriptors::{Descriptors, raise_limit};
 pub use file::{Cursor, LayerFile, LayerSource, key_text, layer_object};
 pub use map::LayerMap;
 pub use open::{Change, OpenLayer};

@@ -1,36 +1,32 @@
 //! The HTTP interface: branches, skeletons, single pages, maintenance, state.
 
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use futures::TryStreamExt;
+use futures::StreamExt;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
 
 use crate::directory::{self, Contents, Entry};
-use crate::metrics::Metrics;
-use crate::repository::{Moment, Refused, Repository};
+use crate::repository::{Broken, Busy, COMPACT, FLUSH, Moment, Refused};
+use crate::serve::accept::{self, Slots};
+use crate::serve::service::{Service, Work};
 use crate::timeline::{ReadError, Timeline};
 
 /// Microseconds between 1970-01-01 and 2000-01-01.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What handlers share.
-#[derive(Clone)]
-pub struct Service {
-    /// The timelines.
-    pub repository: Arc<Repository>,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-}
 
 /// An error as HTTP has it: `{"error": "..."}`.
 pub struct Failure(anyhow::Error);
@@ -47,6 +43,7 @@ impl IntoResponse for Failure {
             Some(Refused::NotFound(_)) => StatusCode::NOT_FOUND,
             Some(Refused::Conflict(_)) => StatusCode::CONFLICT,
             Some(Refused::Invalid(_)) => StatusCode::BAD_REQUEST,
+            None if self.0.downcast_ref::<Busy>().is_some() => StatusCode::SERVICE_UNAVAILABLE,
             None if self.0.downcast_ref::<ReadError>().is_some() => StatusCode::NOT_FOUND,
             None => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -56,13 +53,6 @@ impl IntoResponse for Failure {
 }
 
 type Answer<T> = Result<T, Failure>;
-
-/// Runs work that blocks, off the asynchronous threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-) -> Answer<T> {
-    Ok(tokio::task::spawn_blocking(work).await??)
-}
 
 /// A branch, as listings show it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -99,6 +89,48 @@ pub struct BranchRow {
     pub created: String,
     /// Why ingest stopped, if it did.
     pub failure: Option<String>,
+    /// Why the last upload failed, if it did.
+    #[serde(default)]
+    pub upload_failure: Option<String>,
+    /// Why the last compaction failed, if it did.
+    #[serde(default)]
+    pub compaction_failure: Option<String>,
+    /// Pages that can't be made, as far as they are known.
+    #[serde(default)]
+    pub unreadable_pages: usize,
+    /// Why one of them can't.
+    #[serde(default)]
+    pub unreadable_page: Option<String>,
+    /// Safekeepers that sent what is no WAL, and what it was.
+    #[serde(default)]
+    pub bad_safekeepers: BTreeMap<String, String>,
+}
+
+/// A timeline that is not served, with what is known of it.
+fn broken_row(id: TimelineId, broken: Broken) -> BranchRow {
+    BranchRow {
+        name: broken.name.unwrap_or_else(|| format!("({id})")),
+        timeline_id: id.to_string(),
+        tenant_id: broken.tenant.to_string(),
+        ancestor: None,
+        ancestor_timeline_id: None,
+        ancestor_lsn: None,
+        start_lsn: Lsn::INVALID.to_string(),
+        start_prev: Lsn::INVALID.to_string(),
+        last_record_lsn: Lsn::INVALID.to_string(),
+        remote_lsn: Lsn::INVALID.to_string(),
+        logical_size: 0,
+        system_id: 0,
+        pg_version: 0,
+        segment_size: 0,
+        created: String::new(),
+        failure: Some(broken.error),
+        upload_failure: None,
+        compaction_failure: None,
+        unreadable_pages: 0,
+        unreadable_page: None,
+        bad_safekeepers: BTreeMap::new(),
+    }
 }
 
 fn logical_size(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<u64> {
@@ -120,6 +152,7 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
     }
     let info = &timeline.info;
     let ancestor = timeline.ancestor.as_ref();
+    let (unreadable_pages, unreadable_page) = timeline.unmakeable();
     Ok(BranchRow {
         name: timeline.name(),
         timeline_id: info.id.to_string(),
@@ -137,14 +170,63 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
         segment_size: info.segment_size,
         created: info.created.clone(),
         failure: timeline.failure(),
+        upload_failure: timeline.trouble(FLUSH),
+        compaction_failure: timeline.trouble(COMPACT),
+        unreadable_pages,
+        unreadable_page,
+        bad_safekeepers: timeline.bad_sources(),
     })
 }
+
+/// Connections at once.
+const CONNECTIONS: usize = 1024;
+/// What a connection may have in memory of requests that are read.
+const REQUEST_BUFFER: usize = 64 * 1024;
+/// How long a request may take from its head to the beginning of its answer.
+const REQUEST: Duration = Duration::from_secs(150);
+/// How long the body of an import may be silent.
+const BODY_SILENCE: Duration = Duration::from_secs(30);
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, service: Service) {
+    let (router, slots) = (router(service), Slots::new(CONNECTIONS));
+    loop {
+        let Some((stream, peer)) = accept::accept(&listener).await else { continue };
+        let Some(slot) = slots.take(peer) else { continue };
+        let router = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(accept::GREETING)
+                .max_buf_size(REQUEST_BUFFER)
+                .serve_connection(TokioIo::new(stream), router)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!("HTTP connection from {peer}: {error}");
+            }
+        });
+    }
+}
+
+/// Ends requests that take too long, other than imports, which take as long as they move.
+async fn in_time(request: Request, next: Next) -> Response {
+    if request.uri().path() == IMPORT {
+        return next.run(request).await;
+    }
+    match tokio::time::timeout(REQUEST, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Failure(Busy("the request took too long".into()).into()).into_response(),
+    }
+}
+
+const IMPORT: &str = "/v1/import";
 
 /// The routes.
 pub fn router(service: Service) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/v1/branches", get(list).post(create))
         .route("/v1/branch", get(show).delete(remove))
@@ -154,24 +236,25 @@ pub fn router(service: Service) -> Router {
         .route("/v1/branch/layers", get(layers))
         .route("/v1/branch/compact", post(compact))
         .route("/v1/branch/wait", get(wait))
-        .route("/v1/import", post(import))
+        .route(IMPORT, post(import))
         .route("/v1/timelines/{id}/skeleton", get(skeleton))
         .route("/v1/timelines/{id}", get(show_timeline).delete(remove_timeline))
+        .layer(axum::middleware::from_fn(in_time))
         .with_state(service)
 }
 
-async fn metrics(State(service): State<Service>) -> Answer<String> {
-    let metrics = &service.metrics;
-    for timeline in service.repository.branches() {
-        let name = timeline.name();
-        let set = |gauge: &prometheus::IntGaugeVec, value: i64| {
-            gauge.with_label_values(&[name.as_str()]).set(value);
-        };
-        set(&metrics.last_record_lsn, timeline.progress.lsn().0 as i64);
-        set(&metrics.remote_consistent_lsn, timeline.remote_consistent_lsn().0 as i64);
-        set(&metrics.failed, i64::from(timeline.failure().is_some()));
+/// Not ready if a thread panicked: a supervisor may restart this process. What is wrong with a
+/// branch is no reason to.
+async fn ready(State(service): State<Service>) -> (StatusCode, String) {
+    let panics = service.panics();
+    match panics.is_empty() {
+        true => (StatusCode::OK, "ok\n".to_owned()),
+        false => (StatusCode::SERVICE_UNAVAILABLE, panics.join("\n") + "\n"),
     }
-    Ok(metrics.text()?)
+}
+
+async fn metrics(State(service): State<Service>) -> Answer<String> {
+    Ok(service.metrics()?)
 }
 
 #[derive(Deserialize)]
@@ -184,13 +267,16 @@ async fn list(
     State(service): State<Service>,
     Query(query): Query<ListQuery>,
 ) -> Answer<Json<Vec<BranchRow>>> {
-    blocking(move || {
-        let branches = service.repository.branches();
-        let rows: anyhow::Result<Vec<_>> =
-            branches.iter().map(|timeline| row(timeline, query.sizes)).collect();
-        Ok(Json(rows?))
-    })
-    .await
+    service
+        .run(Work::Read, move |repository| {
+            let branches = repository.branches();
+            let rows: anyhow::Result<Vec<_>> =
+                branches.iter().map(|timeline| row(timeline, query.sizes)).collect();
+            let broken = repository.broken().into_iter();
+            let broken = broken.map(|(id, broken)| broken_row(id, broken));
+            Ok(Json(rows?.into_iter().chain(broken).collect()))
+        })
+        .await
 }
 
 /// A request for a branch. At most one of `lsn` and `time`.
@@ -225,27 +311,33 @@ fn format_time(time: i64) -> anyhow::Result<String> {
     Ok(jiff::Timestamp::from_microsecond(time + POSTGRES_EPOCH)?.to_string())
 }
 
+/// Waits until a branch is ingested up to `lsn`.
+async fn wait_for(service: &Service, branch: &str, lsn: Lsn, patience: Duration) -> Answer<()> {
+    let name = branch.to_owned();
+    service.wait(move |repository| repository.branch(&name), lsn, patience).await
+}
+
 async fn create(
     State(service): State<Service>,
     Json(request): Json<CreateBranch>,
 ) -> Answer<Json<BranchRow>> {
-    blocking(move || {
-        let moment = match (&request.lsn, &request.time) {
-            (Some(_), Some(_)) => {
-                anyhow::bail!(Refused::Invalid("give an LSN or a time, not both".into()))
-            }
-            (Some(lsn), None) => Moment::Lsn(parse_lsn(lsn)?),
-            (None, Some(time)) => Moment::Time(parse_time(time)?),
-            (None, None) => Moment::Now,
-        };
-        if let Some(lsn) = &request.at_least {
-            let from = service.repository.branch(&request.from)?;
-            from.wait(parse_lsn(lsn)?, PATIENCE).map_err(anyhow::Error::msg)?;
-        }
-        let branch = service.repository.create_branch(&request.name, &request.from, moment)?;
-        Ok(Json(row(&branch, false)?))
-    })
-    .await
+    if let Some(lsn) = &request.at_least {
+        wait_for(&service, &request.from, parse_lsn(lsn)?, PATIENCE).await?;
+    }
+    service
+        .run(Work::Change, move |repository| {
+            let moment = match (&request.lsn, &request.time) {
+                (Some(_), Some(_)) => {
+                    anyhow::bail!(Refused::Invalid("give an LSN or a time, not both".into()))
+                }
+                (Some(lsn), None) => Moment::Lsn(parse_lsn(lsn)?),
+                (None, Some(time)) => Moment::Time(parse_time(time)?),
+                (None, None) => Moment::Now,
+            };
+            let branch = repository.create_branch(&request.name, &request.from, moment)?;
+            Ok(Json(row(&branch, false)?))
+        })
+        .await
 }
 
 #[derive(Deserialize)]
@@ -257,38 +349,46 @@ async fn show(
     State(service): State<Service>,
     Query(query): Query<NameQuery>,
 ) -> Answer<Json<BranchRow>> {
-    blocking(move || Ok(Json(row(&*service.repository.branch(&query.name)?, false)?))).await
+    service
+        .run(Work::Read, move |repository| Ok(Json(row(&*repository.branch(&query.name)?, false)?)))
+        .await
 }
 
 async fn show_timeline(
     State(service): State<Service>,
     Path(id): Path<String>,
 ) -> Answer<Json<BranchRow>> {
-    blocking(move || Ok(Json(row(&*service.repository.timeline(id.parse()?)?, false)?))).await
+    service
+        .run(Work::Read, move |repository| {
+            Ok(Json(row(&*repository.timeline(id.parse()?)?, false)?))
+        })
+        .await
 }
 
 async fn remove(
     State(service): State<Service>,
     Query(query): Query<NameQuery>,
 ) -> Answer<Json<serde_json::Value>> {
-    blocking(move || {
-        service.repository.delete_branch(&query.name)?;
-        Ok(Json(serde_json::json!({ "deleted": query.name })))
-    })
-    .await
+    service
+        .run(Work::Change, move |repository| {
+            repository.delete_branch(&query.name)?;
+            Ok(Json(serde_json::json!({ "deleted": query.name })))
+        })
+        .await
 }
 
 async fn remove_timeline(
     State(service): State<Service>,
     Path(id): Path<String>,
 ) -> Answer<Json<serde_json::Value>> {
-    blocking(move || {
-        let id: TimelineId = id.parse()?;
-        let name = service.repository.timeline(id)?.name();
-        service.repository.delete_branch(&name)?;
-        Ok(Json(serde_json::json!({ "deleted": name })))
-    })
-    .await
+    service
+        .run(Work::Change, move |repository| {
+            let id: TimelineId = id.parse()?;
+            let name = repository.timeline(id)?.name();
+            repository.delete_branch(&name)?;
+            Ok(Json(serde_json::json!({ "deleted": name })))
+        })
+        .await
 }
 
 #[derive(Deserialize)]
@@ -301,11 +401,12 @@ async fn rename(
     State(service): State<Service>,
     Query(query): Query<RenameQuery>,
 ) -> Answer<Json<BranchRow>> {
-    blocking(move || {
-        service.repository.rename_branch(&query.name, &query.to)?;
-        Ok(Json(row(&*service.repository.branch(&query.to)?, false)?))
-    })
-    .await
+    service
+        .run(Work::Change, move |repository| {
+            repository.rename_branch(&query.name, &query.to)?;
+            Ok(Json(row(&*repository.branch(&query.to)?, false)?))
+        })
+        .await
 }
 
 #[derive(Deserialize)]
@@ -327,29 +428,30 @@ async fn lsn_at(
     State(service): State<Service>,
     Query(query): Query<LsnQuery>,
 ) -> Answer<Json<LsnAnswer>> {
-    blocking(move || {
-        let timeline = service.repository.branch(&query.name)?;
-        let end = timeline.progress.lsn();
-        timeline.wait(end, PATIENCE).map_err(anyhow::Error::msg)?;
-        let limit = match &query.time {
-            Some(time) => parse_time(time)?,
-            None => i64::MAX,
-        };
-        let found = timeline.lsn_at_time(limit, end)?;
-        let time = found.map(|(_, boundary)| format_time(boundary.time)).transpose()?;
-        let lsn = match (&query.time, found) {
-            (None, _) => end,
-            (Some(_), Some((lsn, _))) => lsn,
-            (Some(time), None) => {
-                let name = &query.name;
-                anyhow::bail!(Refused::NotFound(format!(
-                    "branch '{name}' has no commit at or before {time}"
-                )))
-            }
-        };
-        Ok(Json(LsnAnswer { lsn: lsn.to_string(), time }))
-    })
-    .await
+    service
+        .run(Work::Read, move |repository| {
+            let timeline = repository.branch(&query.name)?;
+            let end = timeline.progress.lsn();
+            timeline.wait(end, PATIENCE).map_err(anyhow::Error::msg)?;
+            let limit = match &query.time {
+                Some(time) => parse_time(time)?,
+                None => i64::MAX,
+            };
+            let found = timeline.lsn_at_time(limit, end)?;
+            let time = found.map(|(_, boundary)| format_time(boundary.time)).transpose()?;
+            let lsn = match (&query.time, found) {
+                (None, _) => end,
+                (Some(_), Some((lsn, _))) => lsn,
+                (Some(time), None) => {
+                    let name = &query.name;
+                    anyhow::bail!(Refused::NotFound(format!(
+                        "branch '{name}' has no commit at or before {time}"
+                    )))
+                }
+            };
+            Ok(Json(LsnAnswer { lsn: lsn.to_string(), time }))
+        })
+        .await
 }
 
 #[derive(Deserialize)]
@@ -363,14 +465,11 @@ async fn wait(
     State(service): State<Service>,
     Query(query): Query<WaitQuery>,
 ) -> Answer<Json<serde_json::Value>> {
-    blocking(move || {
-        let timeline = service.repository.branch(&query.name)?;
-        let patience = query.seconds.map_or(PATIENCE, Duration::from_secs).min(PATIENCE);
-        timeline.wait(parse_lsn(&query.lsn)?, patience).map_err(anyhow::Error::msg)?;
-        let lsn = timeline.progress.lsn().to_string();
-        Ok(Json(serde_json::json!({ "last_record_lsn": lsn })))
-    })
-    .await
+    let patience = query.seconds.map_or(PATIENCE, Duration::from_secs).min(PATIENCE);
+    wait_for(&service, &query.name, parse_lsn(&query.lsn)?, patience).await?;
+    let reached = service
+        .run(Work::Read, move |repository| Ok(repository.branch(&query.name)?.progress.lsn()));
+    Ok(Json(serde_json::json!({ "last_record_lsn": reached.await?.to_string() })))
 }
 
 #[derive(Deserialize)]
@@ -404,24 +503,25 @@ fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
 }
 
 async fn page(State(service): State<Service>, Query(query): Query<PageQuery>) -> Answer<Vec<u8>> {
-    blocking(move || {
-        let timeline = service.repository.branch(&query.name)?;
-        let rel = parse_rel(&query.rel)?;
-        if let Some(lsn) = &query.at_least {
-            timeline.wait(parse_lsn(lsn)?, PATIENCE).map_err(anyhow::Error::msg)?;
-        }
-        let lsn = match &query.lsn {
-            None => checked_lsn(&timeline, timeline.progress.lsn())?,
-            Some(lsn) => checked_lsn(&timeline, parse_lsn(lsn)?)?,
-        };
-        let mut page = [0; 8192];
-        timeline.block(rel, query.block, lsn, &mut page)?;
-        if timeline.control_state(lsn)?.control.data_checksum_version != 0 {
-            pgstrata_pg_redo::set_checksum(&mut page, query.block);
-        }
-        Ok(page.to_vec())
-    })
-    .await
+    if let Some(lsn) = &query.at_least {
+        wait_for(&service, &query.name, parse_lsn(lsn)?, PATIENCE).await?;
+    }
+    service
+        .run(Work::Read, move |repository| {
+            let timeline = repository.branch(&query.name)?;
+            let rel = parse_rel(&query.rel)?;
+            let lsn = match &query.lsn {
+                None => checked_lsn(&timeline, timeline.progress.lsn())?,
+                Some(lsn) => checked_lsn(&timeline, parse_lsn(lsn)?)?,
+            };
+            let mut page = [0; 8192];
+            timeline.block(rel, query.block, lsn, &mut page)?;
+            if timeline.control_state(lsn)?.control.data_checksum_version != 0 {
+                pgstrata_pg_redo::set_checksum(&mut page, query.block);
+            }
+            Ok(page.to_vec())
+        })
+        .await
 }
 
 /// An LSN to read at: in the branch's history and ingested, or soon to be.
@@ -443,26 +543,31 @@ async fn layers(
     State(service): State<Service>,
     Query(query): Query<NameQuery>,
 ) -> Answer<Json<Vec<pgstrata_format::index::LayerEntry>>> {
-    let timeline = service.repository.branch(&query.name)?;
-    Ok(Json(timeline.layer_files().iter().map(|file| file.entry.clone()).collect()))
+    service
+        .run(Work::Read, move |repository| {
+            let timeline = repository.branch(&query.name)?;
+            Ok(Json(timeline.layer_files().iter().map(|file| file.entry.clone()).collect()))
+        })
+        .await
 }
 
 async fn compact(
     State(service): State<Service>,
     Query(query): Query<NameQuery>,
 ) -> Answer<Json<serde_json::Value>> {
-    blocking(move || {
-        let timeline = service.repository.branch(&query.name)?;
-        let end = timeline.progress.lsn();
-        timeline.request_freeze();
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while timeline.remote_consistent_lsn() < end && std::time::Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let compacted = timeline.compact()?;
-        Ok(Json(serde_json::json!({ "compacted": compacted })))
-    })
-    .await
+    service
+        .run(Work::Change, move |repository| {
+            let timeline = repository.branch(&query.name)?;
+            let end = timeline.progress.lsn();
+            timeline.request_freeze();
+            let deadline = std::time::Instant::now() + PATIENCE;
+            while timeline.remote_consistent_lsn() < end && std::time::Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let compacted = timeline.compact()?;
+            Ok(Json(serde_json::json!({ "compacted": compacted })))
+        })
+        .await
 }
 
 #[derive(Deserialize)]
@@ -479,15 +584,24 @@ async fn import(
 ) -> Answer<Json<BranchRow>> {
     let tenant: TenantId = query.tenant.parse()?;
     let timeline: TimelineId = query.timeline.parse()?;
-    let stream = body.into_data_stream().map_err(std::io::Error::other);
+    // Ends when the client is silent for too long: a thread waits for it.
+    let stream = futures::stream::unfold(Some(body.into_data_stream()), |stream| async {
+        let mut stream = stream?;
+        match tokio::time::timeout(BODY_SILENCE, stream.next()).await {
+            Ok(next) => next.map(|next| (next.map_err(std::io::Error::other), Some(stream))),
+            Err(_) => Some((Err(std::io::ErrorKind::TimedOut.into()), None)),
+        }
+    });
+    let stream = Box::pin(stream);
     let reader = tokio_util::io::StreamReader::new(stream);
     let reader = tokio_util::io::SyncIoBridge::new(reader);
-    blocking(move || {
-        let reader = std::io::BufReader::with_capacity(1 << 20, reader);
-        let timeline = service.repository.import(tenant, timeline, &query.name, reader)?;
-        Ok(Json(row(&timeline, true)?))
-    })
-    .await
+    service
+        .run(Work::Import, move |repository| {
+            let reader = std::io::BufReader::with_capacity(1 << 20, reader);
+            let timeline = repository.import(tenant, timeline, &query.name, reader)?;
+            Ok(Json(row(&timeline, true)?))
+        })
+        .await
 }
 
 #[derive(Deserialize)]
@@ -500,17 +614,19 @@ async fn skeleton(
     Path(id): Path<String>,
     Query(query): Query<SkeletonQuery>,
 ) -> Answer<Response> {
-    let bytes = blocking(move || {
-        let timeline = service.repository.timeline(id.parse()?)?;
-        let lsn = parse_lsn(&query.lsn)?;
-        timeline.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
-        let mut archive = tar::Builder::new(Vec::new());
-        directory::walk(&timeline, lsn, &Contents::Skeleton, &mut |entry| {
-            append(&mut archive, entry)
-        })?;
-        Ok(archive.into_inner()?)
-    })
-    .await?;
+    let id: TimelineId = id.parse()?;
+    let lsn = parse_lsn(&query.lsn)?;
+    service.wait(move |repository| repository.timeline(id), lsn, PATIENCE).await?;
+    let bytes = service
+        .run(Work::Change, move |repository| {
+            let timeline = repository.timeline(id)?;
+            let mut archive = tar::Builder::new(Vec::new());
+            directory::walk(&timeline, lsn, &Contents::Skeleton, &mut |entry| {
+                append(&mut archive, entry)
+            })?;
+            Ok(archive.into_inner()?)
+        })
+        .await?;
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], bytes).into_response())
 }
 

@@ -1,8 +1,10 @@
 //! What the page server answers: pages over its own protocol, everything else over HTTP, base
 //! backups over PostgreSQL's protocol.
 
+pub mod accept;
 mod backup;
 pub mod http;
 pub mod pages;
 pub mod pg;
 mod protocol;
+pub mod service;

@@ -1,7 +1,7 @@
 //! The page service: one blocking thread a connection, requests answered in order.
 
-use std::io::{BufReader, BufWriter, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,36 +9,49 @@ use anyhow::{Context, Result};
 use pgstrata_wire::pages::{
     HELLO_SIZE, Hello, PagesReply, PagesRequest, Query, REQUEST_SIZE, Status,
 };
+use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 use crate::repository::Repository;
+use crate::serve::accept;
 use crate::timeline::Timeline;
 
 /// How long a request waits for its LSN.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Connections that are served at once.
+const CONNECTIONS: usize = 4096;
+/// How long the rest of a request may take, once it began.
+const REQUEST: Duration = Duration::from_secs(10);
+
 /// Accepts connections until the process ends.
-pub fn serve(listener: TcpListener, repository: Arc<Repository>, metrics: Arc<Metrics>) {
-    for stream in listener.incoming() {
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!("can't accept a connection: {error}");
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
-            }
-        };
-        let (repository, metrics) = (Arc::clone(&repository), Arc::clone(&metrics));
-        let thread = std::thread::Builder::new().name("pages".into());
-        let spawned = thread.spawn(move || {
-            if let Err(error) = connection(stream, &repository, &metrics) {
-                tracing::debug!("page connection: {error:#}");
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::error!("can't serve a connection: {error}");
+pub async fn serve(listener: TcpListener, repository: Arc<Repository>, metrics: Arc<Metrics>) {
+    accept::threads(listener, "pages", HELLO_SIZE, CONNECTIONS, move |stream| {
+        if let Err(error) = connection(stream, &repository, &metrics) {
+            tracing::debug!("page connection: {error:#}");
         }
+    })
+    .await;
+}
+
+/// Reads the next request. False at the end of the connection. A computing client may be silent for
+/// as long as it likes between requests, but not inside of one.
+fn read_request(
+    reader: &mut BufReader<TcpStream>,
+    request: &mut [u8; REQUEST_SIZE],
+) -> Result<bool> {
+    if reader.fill_buf()?.is_empty() {
+        return Ok(false);
     }
+    let whole = reader.buffer().len() >= REQUEST_SIZE;
+    if !whole {
+        reader.get_ref().set_read_timeout(Some(REQUEST))?;
+    }
+    reader.read_exact(request)?;
+    if !whole {
+        reader.get_ref().set_read_timeout(None)?;
+    }
+    Ok(true)
 }
 
 fn connection(stream: TcpStream, repository: &Repository, metrics: &Metrics) -> Result<()> {
@@ -73,10 +86,8 @@ fn connection(stream: TcpStream, repository: &Repository, metrics: &Metrics) -> 
     let mut request = [0; REQUEST_SIZE];
     let mut body = Vec::new();
     loop {
-        match reader.read_exact(&mut request) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(error.into()),
+        if !read_request(&mut reader, &mut request)? {
+            return Ok(());
         }
         let request = PagesRequest::decode(&request)?;
         body.clear();

@@ -4,41 +4,33 @@
 //! `options='-c pgstrata.branch=main -c pgstrata.lsn=0/1A2B3C8'`. The backup is a directory that
 //! was shut down cleanly at that LSN, so it needs no recovery.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use pgstrata_ids::{Lsn, TimelineId};
+use tokio::net::TcpListener;
 
 use crate::directory::CleanShutdown;
 use crate::repository::{Moment, Repository};
-use crate::serve::backup;
 use crate::serve::protocol::Client;
+use crate::serve::{accept, backup};
 use crate::timeline::Timeline;
 
+/// Base backups at once: each reads everything.
+const SESSIONS: usize = 64;
+/// The least that any client begins with: a length and a code.
+const FIRST_BYTES: usize = 8;
+
 /// Accepts connections until the process ends.
-pub fn serve(listener: TcpListener, repository: Arc<Repository>) {
-    for stream in listener.incoming() {
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!("can't accept a connection: {error}");
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
-            }
-        };
-        let repository = Arc::clone(&repository);
-        let thread = std::thread::Builder::new().name("replication".into());
-        let spawned = thread.spawn(move || {
-            if let Err(error) = session(stream, &repository) {
-                tracing::debug!("replication connection: {error:#}");
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::error!("can't serve a connection: {error}");
+pub async fn serve(listener: TcpListener, repository: Arc<Repository>) {
+    accept::threads(listener, "replication", FIRST_BYTES, SESSIONS, move |stream| {
+        if let Err(error) = session(stream, &repository) {
+            tracing::debug!("replication connection: {error:#}");
         }
-    }
+    })
+    .await;
 }
 
 /// A client's branch, and the moment that all of its session is about.

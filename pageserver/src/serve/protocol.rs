@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+
+use crate::serve::accept::GREETING;
 
 const PROTOCOL_3: u32 = 196_608;
 const SSL_REQUEST: u32 = 80_877_103;
@@ -14,9 +17,33 @@ const CANCEL_REQUEST: u32 = 80_877_102;
 const MESSAGE_LIMIT: usize = 1 << 20;
 const TEXT_OID: u32 = 25;
 
+/// How long a session may be silent: a client of a base backup says something every ten seconds
+/// while it receives WAL, and little else is waited for.
+const SILENCE: Duration = Duration::from_secs(300);
+/// How many times a client may ask for encryption before it says what it wants.
+const ENCRYPTION_REQUESTS: u32 = 2;
+
+/// A stream of which the bytes that are waited for have to come in time, all together.
+struct Timed {
+    stream: TcpStream,
+    deadline: Option<Instant>,
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left =
+            self.deadline.map_or(SILENCE, |end| end.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
+    }
+}
+
 /// A client, after the start-up exchange.
 pub struct Client {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Timed>,
     writer: BufWriter<TcpStream>,
     /// What it said when it connected.
     pub parameters: HashMap<String, String>,
@@ -32,8 +59,10 @@ impl Client {
     /// Reads the start-up message. `None` if the client wanted something else than a session.
     pub fn accept(stream: TcpStream) -> Result<Option<Client>> {
         stream.set_nodelay(true)?;
-        let mut reader = BufReader::new(stream.try_clone()?);
+        let deadline = Some(Instant::now() + GREETING);
+        let mut reader = BufReader::new(Timed { stream: stream.try_clone()?, deadline });
         let mut writer = BufWriter::with_capacity(256 * 1024, stream);
+        let mut encryption_requests = 0;
         loop {
             let length = read_u32(&mut reader)? as usize;
             ensure!((8..=10_000).contains(&length), "a start-up message of {length} bytes");
@@ -42,6 +71,11 @@ impl Client {
             reader.read_exact(&mut body)?;
             match code {
                 SSL_REQUEST | GSS_REQUEST => {
+                    encryption_requests += 1;
+                    ensure!(
+                        encryption_requests <= ENCRYPTION_REQUESTS,
+                        "it asks for encryption only"
+                    );
                     writer.write_all(b"N")?;
                     writer.flush()?;
                 }
@@ -56,6 +90,7 @@ impl Client {
                         }
                         parameters.insert(name.into_owned(), value.into_owned());
                     }
+                    reader.get_mut().deadline = None;
                     return Ok(Some(Client { reader, writer, parameters }));
                 }
                 code => bail!("protocol {code:#x}"),

@@ -31,27 +31,33 @@ impl Timeline {
         let old: Vec<_> = map.level0().to_vec();
         let (Some(newest), Some(oldest)) = (old.first(), old.last()) else { return Ok(0) };
         let (start, end) = (oldest.start_lsn, newest.end_lsn);
-        let files = self.merge(&old, start, end)?;
+        let mut files = NewFiles::default();
+        self.merge(&old, start, end, &mut files)?;
 
         let _flushing = self.flushing.lock();
         let replaced = |name: &str| old.iter().any(|layer| layer.entry.name == name);
         self.index.update(|index| {
             index.layers.retain(|entry| !replaced(&entry.name));
-            index.layers.extend(files.iter().map(|file| file.entry.clone()));
+            index.layers.extend(files.0.iter().map(|file| file.entry.clone()));
         })?;
         let mut layers = self.layers.write();
         let kept = layers.map.layers().filter(|layer| !replaced(&layer.entry.name)).cloned();
-        layers.map = Arc::new(LayerMap::new(kept.chain(files)));
+        layers.map = Arc::new(LayerMap::new(kept.chain(files.take())));
         drop(layers);
         old.iter().for_each(|layer| layer.set_obsolete());
         Ok(old.len())
     }
 
-    fn merge(&self, old: &[Arc<LayerFile>], start: Lsn, end: Lsn) -> Result<Vec<Arc<LayerFile>>> {
+    fn merge(
+        &self,
+        old: &[Arc<LayerFile>],
+        start: Lsn,
+        end: Lsn,
+        files: &mut NewFiles,
+    ) -> Result<()> {
         // Oldest first, so that among equal (key, LSN) the order of insertion is kept.
         let mut cursors: Vec<Cursor> =
             old.iter().rev().map(|layer| layer.cursor()).collect::<Result<_>>()?;
-        let mut files = Vec::new();
         let mut writer =
             LayerWriter::new(self.layer_header(LayerKind::Delta, start, end), Codec::small());
         let mut gathered = Gathered::default();
@@ -59,7 +65,7 @@ impl Timeline {
             if writer.size() >= self.limits.layer_bytes {
                 let header = self.layer_header(LayerKind::Delta, start, end);
                 let full = std::mem::replace(&mut writer, LayerWriter::new(header, Codec::small()));
-                files.push(self.upload(full, 1)?);
+                files.0.push(self.upload(full, 1)?);
             }
             let mut last = Lsn::INVALID;
             let (mut chain, mut complete) = (0, false);
@@ -83,14 +89,33 @@ impl Timeline {
             self.gather(&key, last, Lsn::INVALID, &mut gathered)?;
             if gathered.len() as u32 > self.limits.compacted_chain {
                 let mut stored = vec![COMPLETE | PAGE];
-                self.materialise(&key, last, &mut stored)?;
-                writer.push(key, last, &stored);
+                match self.materialise(&key, last, last, &mut stored) {
+                    Ok(()) => writer.push(key, last, &stored),
+                    // Its changes are kept as they are.
+                    Err(error) => self.note_unmakeable(key, error)?,
+                }
             }
         }
         if !writer.is_empty() {
-            files.push(self.upload(writer, 1)?);
+            files.0.push(self.upload(writer, 1)?);
         }
-        Ok(files)
+        Ok(())
+    }
+}
+
+/// Layers that no index names yet. Those that it never will are no use on the local disk.
+#[derive(Default)]
+pub(super) struct NewFiles(pub(super) Vec<Arc<LayerFile>>);
+
+impl NewFiles {
+    pub(super) fn take(&mut self) -> Vec<Arc<LayerFile>> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for NewFiles {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|file| file.forget_local());
     }
 }
 

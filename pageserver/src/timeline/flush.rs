@@ -14,6 +14,7 @@ use pgstrata_format::layer::{Codec, LayerHeader, LayerKind, LayerWriter};
 use pgstrata_ids::{Key, Lsn};
 
 use super::Timeline;
+use super::compact::NewFiles;
 use crate::layer::{LayerFile, LayerMap, OpenLayer, key_text, layer_object};
 
 impl Timeline {
@@ -74,7 +75,12 @@ impl Timeline {
         if let Err(error) = file.keep_local(&bytes) {
             tracing::warn!("no local copy of layer '{}': {error}", file.entry.name);
         }
-        self.source.runtime.block_on(self.source.store.put(&object, Bytes::from(bytes)))?;
+        let put = self.source.store.put(&object, Bytes::from(bytes));
+        if let Err(error) = self.source.runtime.block_on(put) {
+            // The next attempt is another file.
+            file.forget_local();
+            return Err(error.into());
+        }
         Ok(Arc::new(file))
     }
 
@@ -88,8 +94,9 @@ impl Timeline {
         frozen.for_each_sorted(|key, lsn, flags, value| {
             writer.push_parts(key, lsn, &[&[flags], value]);
         });
-        let file = self.upload(writer, 0).context("can't upload a layer")?;
         let record_start = self.record_start_at(end)?;
+        let file = self.upload(writer, 0).context("can't upload a layer")?;
+        let mut new = NewFiles(vec![Arc::clone(&file)]);
         self.index.update(|index| {
             index.layers.push(file.entry.clone());
             index.remote_consistent_lsn = end.to_string();
@@ -97,7 +104,8 @@ impl Timeline {
             index.generation = self.generation.0;
         })?;
         let mut layers = self.layers.write();
-        layers.map = Arc::new(LayerMap::new(layers.map.layers().cloned().chain([file])));
+        let files = new.take();
+        layers.map = Arc::new(LayerMap::new(layers.map.layers().cloned().chain(files)));
         layers.frozen.pop();
         drop(layers);
         self.remote_consistent.store(end.0, Ordering::Release);
@@ -127,27 +135,27 @@ impl Timeline {
         entries: impl Iterator<Item = (Key, Vec<u8>)>,
     ) -> Result<()> {
         let _flushing = self.flushing.lock();
-        let mut files = Vec::new();
+        let mut files = NewFiles::default();
         let mut writer =
             LayerWriter::new(self.layer_header(LayerKind::Image, lsn, lsn), Codec::small());
         for (key, stored) in entries {
             if writer.size() >= self.limits.layer_bytes {
                 let header = self.layer_header(LayerKind::Image, lsn, lsn);
                 let full = std::mem::replace(&mut writer, LayerWriter::new(header, Codec::small()));
-                files.push(self.upload(full, 1)?);
+                files.0.push(self.upload(full, 1)?);
             }
             writer.push(key, lsn, &stored);
         }
         if !writer.is_empty() {
-            files.push(self.upload(writer, 1)?);
+            files.0.push(self.upload(writer, 1)?);
         }
         self.index.update(|index| {
-            index.layers.extend(files.iter().map(|file| file.entry.clone()));
+            index.layers.extend(files.0.iter().map(|file| file.entry.clone()));
             index.remote_consistent_lsn = lsn.to_string();
             index.last_record = record_start.to_string();
         })?;
         let mut layers = self.layers.write();
-        layers.map = Arc::new(LayerMap::new(layers.map.layers().cloned().chain(files)));
+        layers.map = Arc::new(LayerMap::new(layers.map.layers().cloned().chain(files.take())));
         layers.open = Arc::new(OpenLayer::new(lsn));
         drop(layers);
         self.remote_consistent.store(lsn.0, Ordering::Release);

@@ -5,7 +5,7 @@ mod flush;
 mod read;
 mod waiter;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,8 +19,9 @@ use quick_cache::sync::Cache;
 use crate::layer::{Gathered, LayerFile, LayerMap, LayerSource, OpenLayer, split_flags};
 use crate::remote::RemoteIndex;
 use crate::value::Database;
+use read::CommitTimes;
 
-pub use read::{ReadError, boundary_key};
+pub use read::{ReadError, Unmakeable, boundary_key};
 pub use waiter::LsnWaiter;
 
 /// Bounds that a page server keeps.
@@ -56,6 +57,12 @@ impl Default for Limits {
     }
 }
 
+/// How many pages that can't be made are remembered, so that they can be shown.
+const UNMAKEABLE_KEPT: usize = 1000;
+
+/// How many safekeepers that sent rubbish are remembered.
+const BAD_SOURCES_KEPT: usize = 16;
+
 /// What never changes about a timeline.
 #[derive(Clone)]
 pub struct TimelineInfo {
@@ -88,6 +95,14 @@ struct Layers {
 
 type DatabaseHistory = Arc<Vec<(Lsn, Database)>>;
 
+/// What is remembered of databases.
+#[derive(Default)]
+struct Databases {
+    histories: HashMap<(u32, u32), DatabaseHistory>,
+    /// Counts what made a history be forgotten: what was read before is not remembered after.
+    changes: u64,
+}
+
 /// A page as of an LSN.
 type CachedPage = Arc<(Lsn, [u8; 8192])>;
 
@@ -106,8 +121,16 @@ pub struct Timeline {
     pub progress: LsnWaiter,
     index: RemoteIndex,
     remote_consistent: AtomicU64,
-    databases: RwLock<HashMap<(u32, u32), DatabaseHistory>>,
+    databases: RwLock<Databases>,
+    /// By bucket of boundaries, of those that are whole; 48 bytes for 16 MiB of WAL.
+    commit_times: RwLock<BTreeMap<u64, Option<CommitTimes>>>,
     pages: Cache<Key, CachedPage>,
+    /// Pages that can't be made, and why; the first [`UNMAKEABLE_KEPT`].
+    unmakeable: Mutex<BTreeMap<Key, String>>,
+    /// Safekeepers that sent what is no WAL, and the last reason; at most [`BAD_SOURCES_KEPT`].
+    bad_sources: Mutex<BTreeMap<String, String>>,
+    /// What fails of the background work now, by job.
+    trouble: Mutex<BTreeMap<&'static str, String>>,
     /// Why ingest stopped for good, if it did.
     failure: Mutex<Option<String>>,
     /// Held by whoever changes the set of layer files.
@@ -164,7 +187,11 @@ impl Timeline {
             index,
             remote_consistent: AtomicU64::new(consistent.0),
             databases: RwLock::default(),
+            commit_times: RwLock::default(),
             pages: Cache::new(4096),
+            unmakeable: Mutex::default(),
+            bad_sources: Mutex::default(),
+            trouble: Mutex::default(),
             failure: Mutex::new(None),
             flushing: Mutex::new(()),
             compacting: Mutex::new(()),
@@ -223,6 +250,63 @@ impl Timeline {
     /// Why ingest stopped or waits, if it does.
     pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone().or_else(|| self.progress.stalled())
+    }
+
+    /// Why another page server has this timeline now, if one has.
+    pub fn lost(&self) -> Option<String> {
+        self.index.lost()
+    }
+
+    /// Whether ingest stopped for good.
+    pub fn has_failed(&self) -> bool {
+        self.failure.lock().is_some()
+    }
+
+    /// Takes down that a page can't be made. An error if this is not what went wrong.
+    pub fn note_unmakeable(&self, key: Key, error: anyhow::Error) -> Result<()> {
+        if error.downcast_ref::<Unmakeable>().is_none() {
+            return Err(error);
+        }
+        let mut unmakeable = self.unmakeable.lock();
+        if unmakeable.len() < UNMAKEABLE_KEPT && !unmakeable.contains_key(&key) {
+            let text = format!("{error:#}");
+            tracing::error!(timeline = %self.info.id, "a page is left without an image: {text}");
+            unmakeable.insert(key, text);
+        }
+        Ok(())
+    }
+
+    /// Pages that could not be made: how many are known, and why one of them.
+    pub fn unmakeable(&self) -> (usize, Option<String>) {
+        let unmakeable = self.unmakeable.lock();
+        (unmakeable.len(), unmakeable.values().next().cloned())
+    }
+
+    /// Takes down that a safekeeper sent what is no WAL.
+    pub fn note_bad_source(&self, address: &str, reason: String) {
+        let mut bad = self.bad_sources.lock();
+        if bad.len() < BAD_SOURCES_KEPT || bad.contains_key(address) {
+            bad.insert(address.to_owned(), reason);
+        }
+    }
+
+    /// Safekeepers that sent what is no WAL, since this process began.
+    pub fn bad_sources(&self) -> BTreeMap<String, String> {
+        self.bad_sources.lock().clone()
+    }
+
+    /// Takes down what became of a job of the background.
+    pub fn set_trouble(&self, job: &'static str, trouble: Option<String>) {
+        let mut all = self.trouble.lock();
+        match trouble {
+            Some(trouble) => all.insert(job, trouble),
+            None => all.remove(job),
+        };
+    }
+
+    /// Why a job of the background fails, if its last attempt did.
+    pub fn trouble(&self, job: &str) -> Option<String> {
+        self.trouble.lock().get(job).cloned()
     }
 
     /// Asks the background work of this timeline to end.

@@ -1,6 +1,7 @@
 //! Typed reads at an LSN: pages, sizes, directories, SLRUs, control state, record boundaries.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::value::{
     Boundary, BoundaryKind, Database, RelSize, SlruExtent, decode_page, decode_present, encode_page,
 };
 
+const DEFAULT_TABLESPACE: u32 = 1663;
 /// Record boundaries are kept in buckets of this many bytes of WAL.
 const BOUNDARY_BUCKET: u64 = 16 << 20;
 /// Pages made from at least this many values are worth keeping.
@@ -43,6 +45,12 @@ pub enum ReadError {
         lsn: Lsn,
     },
 }
+
+/// A page that can't be made from what is stored of it. Trying again changes nothing, and nothing
+/// but reads of this page may fail for it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} can't be made")]
+pub struct Unmakeable(pub String);
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Gathered>> = const { RefCell::new(Vec::new()) };
@@ -86,21 +94,27 @@ impl Timeline {
 
     /// Forgets what is cached of a database's history: call after its key changed.
     pub fn database_changed(&self, spc: u32, db: u32) {
-        self.databases.write().remove(&(spc, db));
+        let mut databases = self.databases.write();
+        databases.changes += 1;
+        databases.histories.remove(&(spc, db));
     }
 
     /// Forgets what is remembered of databases, when it is not known what changed.
     pub fn forget_databases(&self) {
-        self.databases.write().clear();
+        let mut databases = self.databases.write();
+        databases.changes += 1;
+        databases.histories.clear();
     }
 
     /// A database's history, up to `lsn` at least.
     fn database_history(&self, spc: u32, db: u32, lsn: Lsn) -> Result<DatabaseHistory> {
-        if let Some(history) = self.databases.read().get(&(spc, db)) {
-            return Ok(Arc::clone(history));
-        }
-        // Under the lock, so that a change made meanwhile can't be overwritten by an older view.
-        let mut databases = self.databases.write();
+        let changes = {
+            let databases = self.databases.read();
+            if let Some(history) = databases.histories.get(&(spc, db)) {
+                return Ok(Arc::clone(history));
+            }
+            databases.changes
+        };
         // While an ancestor is behind, there is no whole history to be remembered.
         let whole = self.has_ancestors();
         let end = if whole { Lsn::MAX } else { lsn };
@@ -109,8 +123,10 @@ impl Timeline {
             history.push((lsn, Database::decode(&value)?));
         }
         let history = Arc::new(history);
-        if whole {
-            databases.insert((spc, db), Arc::clone(&history));
+        // Layers were read without the lock: what changed meanwhile is not to be hidden by this.
+        let mut databases = self.databases.write();
+        if whole && databases.changes == changes {
+            databases.histories.insert((spc, db), Arc::clone(&history));
         }
         Ok(history)
     }
@@ -138,12 +154,15 @@ impl Timeline {
             if db != 0
                 && let Some((since, database)) = self.database(spc, db, lsn)?
             {
-                match database {
-                    Database::Dropped => return Ok(()),
-                    Database::Created => {}
-                    Database::Copied { spc, db } => source = Some((spc, db, since)),
+                // A directory that was dropped may be there again without a record that says so:
+                // PostgreSQL makes it for the first relation in it. What came later counts.
+                floor = match database {
+                    Database::Dropped => since,
+                    Database::Created | Database::Copied { .. } => Lsn(since.0 - 1),
+                };
+                if let Database::Copied { spc, db } = database {
+                    source = Some((spc, db, since));
                 }
-                floor = Lsn(since.0 - 1);
             }
             self.gather(&key_of(spc, db), lsn, floor.max(after), into)?;
             match source {
@@ -185,6 +204,17 @@ impl Timeline {
         lsn: Lsn,
         page: &mut [u8; 8192],
     ) -> Result<()> {
+        self.make_block(rel, block, lsn, page).map(drop)
+    }
+
+    /// As [`Timeline::existing_block`]. Says when the newest change was that it found.
+    fn make_block(
+        &self,
+        rel: RelTag,
+        block: u32,
+        lsn: Lsn,
+        page: &mut [u8; 8192],
+    ) -> Result<Option<Lsn>> {
         let key = Key::rel_block(rel, block);
         // What was there before the database began anew, under the same name, is not this block.
         let since = self.database(rel.spc, rel.db, lsn)?.map_or(Lsn::INVALID, |(since, _)| since);
@@ -198,9 +228,13 @@ impl Timeline {
                 _ => page.fill(0),
             }
             for value in gathered.oldest_first() {
-                apply_block(page, block, value)
-                    .with_context(|| format!("block {block} of {rel} at {}", value.lsn))?;
+                apply_block(page, block, value).map_err(|error| {
+                    let what = format!("block {block} of {rel} at {}", value.lsn);
+                    error.context(Unmakeable(what))
+                })?;
             }
+            let newest = gathered.newest().map(|newest| newest.lsn);
+            let found = newest.or(cached.as_ref().map(|cached| cached.0));
             if let Some(newest) = gathered.newest()
                 && (gathered.len() >= CACHED_CHAIN || cached.is_some())
             {
@@ -208,7 +242,7 @@ impl Timeline {
                 // a time at which another database may have had this one's name.
                 self.pages.insert(key, Arc::new((newest.lsn.max(since), *page)));
             }
-            Ok(())
+            Ok(found)
         })
     }
 
@@ -220,6 +254,16 @@ impl Timeline {
         lsn: Lsn,
         page: &mut [u8; 8192],
     ) -> Result<()> {
+        self.make_slru_page(kind, number, lsn, page).map(drop)
+    }
+
+    fn make_slru_page(
+        &self,
+        kind: SlruKind,
+        number: u64,
+        lsn: Lsn,
+        page: &mut [u8; 8192],
+    ) -> Result<Option<Lsn>> {
         page.fill(0);
         with_buffer(|gathered| {
             self.gather(&Key::slru_page(kind, number), lsn, Lsn::INVALID, gathered)?;
@@ -228,11 +272,12 @@ impl Timeline {
                     true => decode_page(value.bytes, page),
                     false => Ok(pgstrata_pg_redo::apply_slru(page, value.bytes, value.lsn)?),
                 };
-                applied.with_context(|| {
-                    format!("{} page {number} at {}", kind.directory(), value.lsn)
+                applied.map_err(|error| {
+                    let what = format!("{} page {number} at {}", kind.directory(), value.lsn);
+                    error.context(Unmakeable(what))
                 })?;
             }
-            Ok(())
+            Ok(gathered.newest().map(|newest| newest.lsn))
         })
     }
 
@@ -242,19 +287,25 @@ impl Timeline {
         Ok(self.newest(&Key::slru_extent(kind), lsn, Lsn::INVALID, decode)?.unwrap_or_default())
     }
 
-    /// Appends a block or SLRU page as of `lsn`, encoded as a page.
-    pub fn materialise(&self, key: &Key, lsn: Lsn, to: &mut Vec<u8>) -> Result<()> {
+    /// Appends a block or SLRU page as of `lsn`, encoded as a page. A page is made from changes that
+    /// were found only, the one at `changed` among them: an image hides what is older for good.
+    pub fn materialise(&self, key: &Key, lsn: Lsn, changed: Lsn, to: &mut Vec<u8>) -> Result<()> {
         let mut page = [0; 8192];
-        match key.kind()? {
+        let found = match key.kind()? {
             KeyKind::RelBlock => {
                 let rel = key.rel().context("a block key without a relation")?;
-                self.existing_block(rel, key.e(), lsn, &mut page)?;
+                self.make_block(rel, key.e(), lsn, &mut page)?
             }
             KeyKind::SlruPage => {
                 let kind = SlruKind::from_number(key.a() as u8).context("an unknown SLRU")?;
-                self.slru_page(kind, key.wide(), lsn, &mut page)?;
+                self.make_slru_page(kind, key.wide(), lsn, &mut page)?
             }
             other => bail!("{other:?} has no image"),
+        };
+        if found.is_none_or(|found| found < changed) {
+            bail!(Unmakeable(format!(
+                "the page of key {key:?}, whose change at {changed} is hidden"
+            )));
         }
         encode_page(&page, to);
         Ok(())
@@ -278,7 +329,7 @@ impl Timeline {
 
     /// The relation forks of a database directory at `lsn`, with their sizes in blocks.
     pub fn relations(&self, spc: u32, db: u32, lsn: Lsn) -> Result<Vec<(RelTag, u32)>> {
-        let mut tags = std::collections::BTreeSet::new();
+        let mut tags = BTreeSet::new();
         let (mut from_spc, mut from_db, mut at) = (spc, db, lsn);
         loop {
             let first = RelTag { spc: from_spc, db: from_db, rel: 0, fork: Fork::Main };
@@ -314,28 +365,35 @@ impl Timeline {
         Ok(found)
     }
 
-    /// Directories of databases in tablespaces where only single relations of them are: no record
-    /// announces these.
+    /// Directories of databases that no record announces: PostgreSQL makes them for the first
+    /// relation of a database in a tablespace where the database itself is not (any more).
     pub fn implicit_databases(&self, lsn: Lsn) -> Result<Vec<(u32, u32)>> {
-        let mut found = std::collections::BTreeSet::new();
-        for (key, _) in self.present(Key::tablespace(0), Key::tablespace(u32::MAX), lsn)? {
-            let first = RelTag { spc: key.a(), db: 0, rel: 0, fork: Fork::Main };
-            let last = RelTag { db: u32::MAX, rel: u32::MAX, fork: Fork::Init, ..first };
-            for rel in self
-                .list(Key::rel_size(first), Key::rel_size(last), lsn)?
-                .iter()
-                .filter_map(Key::rel)
-            {
-                let place = (rel.spc, rel.db);
-                if !found.contains(&place)
-                    && self.database(rel.spc, rel.db, lsn)?.is_none()
-                    && self.rel_size(rel, lsn)?.blocks.is_some()
-                {
-                    found.insert(place);
+        let announced: BTreeSet<_> = self.databases(lsn)?.into_iter().collect();
+        let databases: BTreeSet<u32> = announced.iter().map(|(_, db)| *db).collect();
+        let tablespaces = self.present(Key::tablespace(0), Key::tablespace(u32::MAX), lsn)?;
+        let tablespaces = tablespaces.iter().map(|(key, _)| key.a());
+        let mut found = Vec::new();
+        for spc in tablespaces.chain([DEFAULT_TABLESPACE]) {
+            for db in databases.iter().filter(|db| !announced.contains(&(spc, **db))) {
+                if self.has_relations(spc, *db, lsn)? {
+                    found.push((spc, *db));
                 }
             }
         }
-        Ok(found.into_iter().collect())
+        Ok(found)
+    }
+
+    fn has_relations(&self, spc: u32, db: u32, lsn: Lsn) -> Result<bool> {
+        let first = RelTag { spc, db, rel: 0, fork: Fork::Main };
+        let last = RelTag { rel: u32::MAX, fork: Fork::Init, ..first };
+        for key in self.list(Key::rel_size(first), Key::rel_size(last), lsn)? {
+            if let Some(rel) = key.rel()
+                && self.rel_size(rel, lsn)?.blocks.is_some()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The relation map of a database directory at `lsn`, through copies.
@@ -400,46 +458,65 @@ impl Timeline {
 
     /// The end of the last commit before the first commit later than `time` (microseconds since
     /// 2000-01-01): where recovery to that time stops. `None` if even the first is later.
+    ///
+    /// Clocks are set back, so commits of any age may follow each other: every one is looked at, and
+    /// what was learnt of ranges that can't change any more is remembered.
     pub fn lsn_at_time(&self, time: i64, lsn: Lsn) -> Result<Option<(Lsn, Boundary)>> {
-        let first = self.oldest_lsn().0 / BOUNDARY_BUCKET;
-        let last = lsn.0 / BOUNDARY_BUCKET;
-        let commits = |bucket| -> Result<Vec<(Lsn, Boundary)>> {
-            let mut commits = self.boundaries(bucket, lsn)?;
-            commits.retain(|(_, boundary)| boundary.kind == BoundaryKind::Commit);
-            Ok(commits)
-        };
-        // Find the last bucket whose first commit is not later than `time`; buckets without
-        // commits are skipped towards older ones.
-        let (mut low, mut high) = (first, last + 1);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            let mut probe = middle;
-            let mut found = commits(probe)?;
-            while found.is_empty() && probe > low {
-                probe -= 1;
-                found = commits(probe)?;
+        let buckets = self.oldest_lsn().0 / BOUNDARY_BUCKET..=lsn.0 / BOUNDARY_BUCKET;
+        if time == i64::MAX {
+            for bucket in buckets.rev() {
+                if let Some(last) = self.commits(bucket, lsn)?.last() {
+                    return Ok(Some(*last));
+                }
             }
-            match found.first() {
-                Some((_, boundary)) if boundary.time > time => high = probe.max(low + 1),
-                _ => low = middle,
-            }
-            if probe <= low && high == low + 1 {
-                break;
-            }
+            return Ok(None);
         }
         let mut best = None;
-        for bucket in (first..=low).rev() {
-            let found = commits(bucket)?;
-            let end =
-                found.iter().position(|(_, boundary)| boundary.time > time).unwrap_or(found.len());
-            if let Some(last) = end.checked_sub(1) {
-                best = Some(found[last]);
-                break;
+        for bucket in buckets {
+            let times = self.commit_times(bucket, lsn)?;
+            let Some(times) = times else { continue };
+            if times.latest <= time {
+                best = Some(times.last);
+                continue;
             }
-            if bucket == first {
-                break;
-            }
+            let earlier = self.commits(bucket, lsn)?;
+            let earlier = earlier.into_iter().take_while(|(_, commit)| commit.time <= time);
+            return Ok(earlier.last().or(best));
         }
         Ok(best)
     }
+
+    fn commits(&self, bucket: u64, lsn: Lsn) -> Result<Vec<(Lsn, Boundary)>> {
+        let mut commits = self.boundaries(bucket, lsn)?;
+        commits.retain(|(_, boundary)| boundary.kind == BoundaryKind::Commit);
+        Ok(commits)
+    }
+
+    /// What times the commits of a bucket have, of those up to `lsn`.
+    fn commit_times(&self, bucket: u64, lsn: Lsn) -> Result<Option<CommitTimes>> {
+        let end = Lsn((bucket + 1) * BOUNDARY_BUCKET);
+        if end <= lsn
+            && let Some(times) = self.commit_times.read().get(&bucket)
+        {
+            return Ok(*times);
+        }
+        let whole = end <= lsn && end <= self.progress.lsn() && self.has_ancestors();
+        let commits = self.commits(bucket, lsn)?;
+        let latest = commits.iter().map(|(_, commit)| commit.time).max();
+        let times = latest.zip(commits.last().copied());
+        let times = times.map(|(latest, last)| CommitTimes { latest, last });
+        if whole {
+            self.commit_times.write().insert(bucket, times);
+        }
+        Ok(times)
+    }
+}
+
+/// Of the commits in one bucket of boundaries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CommitTimes {
+    /// The latest time.
+    latest: i64,
+    /// The last one.
+    last: (Lsn, Boundary),
 }

@@ -4,6 +4,8 @@
 
 pub mod faults;
 pub mod model;
+pub mod process;
+pub mod s3;
 pub mod wal;
 
 use std::path::Path;
@@ -13,7 +15,7 @@ use std::sync::atomic::AtomicU64;
 use anyhow::Result;
 use pgstrata_blob::Store;
 use pgstrata_ids::{Lsn, TenantId};
-use pgstrata_pageserver::layer::{BlockCache, LayerSource};
+use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource};
 use pgstrata_pageserver::receiver::Safekeepers;
 use pgstrata_pageserver::remote::take_generation;
 use pgstrata_pageserver::repository::Repository;
@@ -54,6 +56,7 @@ pub fn open(
             store: store.clone(),
             runtime: tokio::runtime::Handle::current(),
             cache: BlockCache::new(1 << 20),
+            descriptors: Descriptors::new(32),
             directory: directory.to_owned(),
             downloaded: AtomicU64::new(0),
         });

@@ -1,0 +1,147 @@
+//! Following safekeepers that misbehave, from servers that speak just enough of the protocol.
+#![allow(clippy::unwrap_used)] // A failed test panics.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pgstrata_blob::{Location, Store};
+use pgstrata_ids::{Lsn, TimelineId};
+use pgstrata_pageserver::receiver::{Safekeepers, follow};
+use pgstrata_pageserver::timeline::{Limits, Timeline};
+use pgstrata_pg_wal::PgVersion;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use support::model::State;
+use support::wal::History;
+use support::{TENANT, archive, open, runtime};
+
+struct Fixed(Vec<String>);
+
+impl Safekeepers for Fixed {
+    fn candidates(&self, _: &Timeline) -> Vec<String> {
+        self.0.clone()
+    }
+}
+
+/// A safekeeper with this WAL.
+struct Safekeeper {
+    address: String,
+    asked: Arc<AtomicU64>,
+}
+
+fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    [&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+}
+
+fn serve(mut stream: TcpStream, start: Lsn, wal: &[u8]) -> Option<()> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).ok()?;
+    let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+    stream.read_exact(&mut body).ok()?;
+    stream.write_all(&message(b'Z', b"I")).ok()?;
+    let mut head = [0; 5];
+    stream.read_exact(&mut head).ok()?;
+    let mut query = vec![0; u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize - 4];
+    stream.read_exact(&mut query).ok()?;
+    let query = String::from_utf8_lossy(&query).into_owned();
+    let from: Lsn = query.split_ascii_whitespace().find_map(|word| word.parse().ok())?;
+    stream.write_all(&message(b'W', &[0, 0, 0])).ok()?;
+    let mut at = (from - start) as usize;
+    while at < wal.len() {
+        let end = wal.len().min(at + 10_000);
+        let mut body = vec![b'w'];
+        body.extend_from_slice(&(start.0 + at as u64).to_be_bytes());
+        body.extend_from_slice(&[0; 16]);
+        body.extend_from_slice(&wal[at..end]);
+        stream.write_all(&message(b'd', &body)).ok()?;
+        at = end;
+    }
+    // Until the other one has enough.
+    std::io::copy(&mut stream, &mut std::io::sink()).ok().map(drop)
+}
+
+impl Safekeeper {
+    fn start(start: Lsn, wal: Vec<u8>) -> Safekeeper {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = Arc::new(AtomicU64::new(0));
+        let (counted, wal) = (Arc::clone(&asked), Arc::new(wal));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let wal = Arc::clone(&wal);
+                std::thread::spawn(move || serve(stream, start, &wal));
+            }
+        });
+        Safekeeper { address, asked }
+    }
+}
+
+#[test]
+fn h12_a_rotten_safekeeper_is_left_for_another() {
+    let (runtime, directory) = (runtime(), tempfile::tempdir().unwrap());
+    let store = Store::open(&Location::Memory, None).unwrap();
+    let repository = open(&runtime, &store, directory.path(), Limits::default()).unwrap();
+    let state = State::first(&mut SmallRng::seed_from_u64(1));
+    let archive = archive(PgVersion::V15, &state);
+    let timeline = repository.import(TENANT, TimelineId([7; 16]), "main", &archive[..]).unwrap();
+    let info = &timeline.info;
+    let mut history =
+        History::new(PgVersion::V15, info.start_lsn, info.start_record, Arc::new(state));
+    history.grow(&mut SmallRng::seed_from_u64(2), 300);
+    let mut rotten = history.bytes.clone();
+    let middle = rotten.len() / 2;
+    rotten[middle] ^= 1;
+    let bad = Safekeeper::start(history.start, rotten.clone());
+    let good = Safekeeper::start(history.start, history.bytes.clone());
+    let safekeepers = Fixed(vec![bad.address.clone(), good.address.clone()]);
+    let follower = {
+        let timeline = Arc::clone(&timeline);
+        std::thread::spawn(move || follow(&timeline, &safekeepers))
+    };
+    timeline.wait(history.end(), Duration::from_secs(10)).unwrap();
+    let bad_sources = timeline.bad_sources();
+    assert_eq!(bad_sources.keys().collect::<Vec<_>>(), [&bad.address], "{bad_sources:?}");
+    assert!(bad.asked.load(Ordering::SeqCst) <= 2, "it is asked again and again");
+    assert!(!timeline.has_failed());
+    timeline.stop();
+    follower.join().unwrap();
+
+    // Where all are rotten, ingest waits, says why, and goes on when one is repaired.
+    let repaired = Arc::new(Mutex::new(vec![bad.address.clone()]));
+    struct Changing(Arc<Mutex<Vec<String>>>);
+    impl Safekeepers for Changing {
+        fn candidates(&self, _: &Timeline) -> Vec<String> {
+            self.0.lock().clone()
+        }
+    }
+    let again = tempfile::tempdir().unwrap();
+    repository.stop();
+    drop(repository);
+    let repository = open(&runtime, &store, again.path(), Limits::default()).unwrap();
+    let timeline = repository.timeline(TimelineId([7; 16])).unwrap();
+    let follower = {
+        let (timeline, safekeepers) = (Arc::clone(&timeline), Changing(Arc::clone(&repaired)));
+        std::thread::spawn(move || follow(&timeline, &safekeepers))
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while timeline.failure().is_none() {
+        assert!(Instant::now() < deadline, "nobody says why it waits");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(timeline.failure().unwrap().contains(&bad.address));
+    repaired.lock().push(good.address.clone());
+    timeline
+        .wait(history.end(), Duration::from_secs(10))
+        .or_else(|_| timeline.wait(history.end(), Duration::from_secs(10)))
+        .unwrap();
+    timeline.stop();
+    follower.join().unwrap();
+    repository.stop();
+}
