@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use pgstrata_blob::{Location, Store};
 use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
@@ -107,6 +107,22 @@ fn asynchronous(listener: TcpListener) -> Result<tokio::net::TcpListener> {
     Ok(tokio::net::TcpListener::from_std(listener)?)
 }
 
+/// One page server a directory; the lock ends with its holder, however that ends.
+fn lock(dir: &std::path::Path) -> Result<std::fs::File> {
+    let path = dir.join("lock");
+    let file =
+        std::fs::File::create(&path).with_context(|| format!("can't create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another page server is running in {}", dir.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("can't lock {}", path.display()))
+        }
+    }
+}
+
 async fn run(arguments: Arguments) -> Result<()> {
     let limit = raise_limit().context("can't raise the limit on open files")?;
     let http_listener = bind(arguments.listen_http)?;
@@ -114,6 +130,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let pg_listener = bind(arguments.listen_pg)?;
     std::fs::create_dir_all(&arguments.dir)
         .with_context(|| format!("can't create the directory {}", arguments.dir.display()))?;
+    let _lock = lock(&arguments.dir)?;
     ensure!(arguments.open_layer_mib > 0, "--open-layer-mib must be at least 1");
 
     let store = Store::open(&arguments.object_store, arguments.s3_endpoint.as_deref())?;
