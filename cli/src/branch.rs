@@ -125,10 +125,16 @@ pub fn parse_at(text: &str) -> Result<At, String> {
     }
 }
 
-fn create_request(cluster: &Cluster, name: &str, from: &str, at: Option<&At>) -> Result<Value> {
+fn create_request(
+    cluster: &Cluster,
+    name: &str,
+    from: &str,
+    at: Option<&At>,
+    replace: bool,
+) -> Result<Value> {
     let source = get(cluster, from)?;
     let timeline = source.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
-    let mut request = json!({ "name": name, "from": from });
+    let mut request = json!({ "name": name, "from": from, "replace": replace });
     // "Now" includes everything that a client was told is committed; and what was committed by
     // the time asked for must have arrived before the answer can be trusted.
     let committed = || committed(&Answers::ask(cluster), from, timeline).map(|lsn| lsn.to_string());
@@ -151,7 +157,12 @@ pub fn create(
     at: Option<&At>,
     as_json: bool,
 ) -> Result<()> {
-    let row = listed(&Answers::ask(cluster), &create_request(cluster, name, from, at)?);
+    if find(cluster, name)?.is_none() && compute::process(cluster, name).pid().is_none() {
+        // What a deletion left that was killed: a new branch must not find another one's settings.
+        cluster.remove_compute_directory(name)?;
+    }
+    let request = create_request(cluster, name, from, at, false)?;
+    let row = listed(&Answers::ask(cluster), &request);
     match as_json {
         true => println!("{row}"),
         false => println!(
@@ -196,14 +207,7 @@ pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
         .and_then(Value::as_str)
         .with_context(|| format!("branch '{name}' has no ancestor to be reset to"))?;
     refuse_with_compute(cluster, name)?;
-    // The new one is made first: if it can't be, nothing is lost.
-    let temporary = format!("reset-{:08x}", rand::random::<u32>());
-    create_request(cluster, &temporary, ancestor, at)?;
-    if let Err(error) = send_delete(cluster, name) {
-        send_delete(cluster, &temporary)?;
-        return Err(error);
-    }
-    send_rename(cluster, &temporary, name)
+    create_request(cluster, name, ancestor, at, true).map(drop)
 }
 
 fn send_rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {

@@ -235,6 +235,13 @@ impl Repository {
             tracing::error!(timeline = %id, "not served: {}", broken.error);
         }
         for timeline in repository.all() {
+            // What a reset left undone.
+            let replaced = timeline.replaces().and_then(|id| repository.timeline(id).ok());
+            if let Some(replaced) = replaced.filter(|replaced| !replaced.is_deleted()) {
+                repository.finish_replacing(&replaced).await;
+            }
+        }
+        for timeline in repository.all() {
             repository.start_following(&timeline)?;
         }
         repository.start_background()?;
@@ -379,7 +386,10 @@ impl Repository {
 
     /// Every branch.
     pub fn branches(&self) -> Vec<Arc<Timeline>> {
-        self.all().into_iter().filter(|timeline| !timeline.is_deleted()).collect()
+        let mut all = self.all();
+        let replaced: HashSet<_> = all.iter().filter_map(|timeline| timeline.replaces()).collect();
+        all.retain(|timeline| !timeline.is_deleted() && !replaced.contains(&timeline.info.id));
+        all
     }
 
     /// A timeline by id.
@@ -473,6 +483,7 @@ impl Repository {
             segment_size: u64::from(state.control.wal_segment_size),
             created: jiff::Timestamp::now().to_string(),
             deleted: false,
+            replaces: None,
             layers: Vec::new(),
         };
         if self.timeline(id).err().is_none_or(|error| error.downcast_ref::<Refused>().is_none()) {
@@ -540,6 +551,43 @@ impl Repository {
 
     /// Creates a branch: one index object. Blocks.
     pub fn create_branch(&self, name: &str, from: &str, moment: Moment) -> Result<Arc<Timeline>> {
+        self.create_branch_as(name, from, moment, None)
+    }
+
+    /// Creates a branch in the place of the one that has its name, in one step for whoever looks: that one is there
+    /// until the new one's index is, and from then on it is not. Blocks.
+    pub fn replace_branch(&self, name: &str, from: &str, moment: Moment) -> Result<Arc<Timeline>> {
+        let old = self.branch(name)?;
+        let _claim = self.claim_for_deletion(&old)?;
+        let new = self.create_branch_as(name, from, moment, Some(&old))?;
+        if let Err(error) = old.mark_deleted() {
+            // It is not there any more all the same, and the next start marks it.
+            tracing::warn!(timeline = %old.info.id, "can't mark a replaced branch deleted: {error:#}");
+        }
+        old.stop();
+        Ok(new)
+    }
+
+    async fn finish_replacing(&self, replaced: &Arc<Timeline>) {
+        let timeline = Arc::clone(replaced);
+        let marked = tokio::task::spawn_blocking(move || timeline.mark_deleted()).await;
+        match marked {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let id = replaced.info.id;
+                tracing::warn!(timeline = %id, "can't mark a replaced branch deleted: {error:#}");
+            }
+            Err(panic) => tracing::error!("marking a branch deleted panicked: {panic}"),
+        }
+    }
+
+    fn create_branch_as(
+        &self,
+        name: &str,
+        from: &str,
+        moment: Moment,
+        replaced: Option<&Timeline>,
+    ) -> Result<Arc<Timeline>> {
         let from = self.branch(from)?;
         let (lsn, record_start) = self.resolve_moment(&from, moment)?;
         // A moment before the parent's own start belongs to the parent's ancestor.
@@ -549,7 +597,12 @@ impl Repository {
         {
             parent = Arc::clone(ancestor);
         }
-        let mut claim = self.claim_name(name, None)?;
+        let mut claim = match replaced {
+            None => self.claim_name(name, None)?,
+            // Whoever wants the name finds it taken, by the old one or the new one.
+            Some(_) => Claim::default(),
+        };
+        claim.underway = Some(&self.underway);
         {
             let mut underway = self.underway.lock();
             if from.is_deleted() {
@@ -582,6 +635,7 @@ impl Repository {
             segment_size: parent.info.segment_size,
             created: jiff::Timestamp::now().to_string(),
             deleted: false,
+            replaces: replaced.map(|old| old.info.id.to_string()),
             layers: Vec::new(),
         };
         let tenant = parent.info.tenant;
@@ -602,6 +656,15 @@ impl Repository {
     /// Deletes a branch without children. What it shares with nobody is left to the scrub.
     pub fn delete_branch(&self, name: &str) -> Result<()> {
         let timeline = self.branch(name)?;
+        let _claim = self.claim_for_deletion(&timeline)?;
+        timeline.mark_deleted()?;
+        timeline.stop();
+        Ok(())
+    }
+
+    /// Claims a branch that is about to be deleted: it has no children, and none are being made.
+    fn claim_for_deletion(&self, timeline: &Timeline) -> Result<Claim<'_>> {
+        let name = timeline.name();
         let mut claim = Claim::default();
         {
             let mut underway = self.underway.lock();
@@ -628,9 +691,7 @@ impl Repository {
             let text = format!("branch '{name}' has children ({children}): delete them first");
             anyhow::bail!(Refused::Conflict(text));
         }
-        timeline.mark_deleted()?;
-        timeline.stop();
-        Ok(())
+        Ok(claim)
     }
 
     /// Gives a branch another name.

@@ -164,7 +164,7 @@ impl Timelines {
         }
         if self.slots.read().len() >= MAX_TIMELINES {
             return Err(RefusedReason::Storage(format!(
-                "this safekeeper has {MAX_TIMELINES} timelines, the most it can; delete some"
+                "this safekeeper has {MAX_TIMELINES} timelines, the most it can have"
             )));
         }
         let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());

@@ -111,3 +111,42 @@ fn h16_one_process_has_a_directory() {
     // And the ones that were there serve.
     cluster.client().batch_execute("create table t as select 1").unwrap();
 }
+
+#[test]
+fn l21_a_reset_that_is_killed_leaves_one_branch_of_the_name() {
+    let cluster = Cluster::new();
+    let mut client = cluster.client();
+    client.batch_execute("create table t as select 1 a").unwrap();
+    drop(client);
+    cluster.cli(&["branch", "create", "b"]);
+    let branches = || {
+        let rows = cluster.json(&["branch", "list"]);
+        let rows = rows.as_array().unwrap().clone();
+        let names: Vec<_> =
+            rows.iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect();
+        let id = rows.iter().find(|row| row["name"] == "b").map(|row| row["timeline_id"].clone());
+        (names, id)
+    };
+    let mut changed = 0;
+    for round in 0..10u64 {
+        let (_, before) = branches();
+        let server = cluster.pid("pageserver");
+        std::thread::scope(|scope| {
+            scope.spawn(|| cluster.try_cli(&["branch", "reset", "b"]));
+            std::thread::sleep(Duration::from_millis(5 + round * 8));
+            signal(server, Signal::KILL);
+        });
+        pgstrata_tests::wait_gone(server);
+        cluster.up();
+        let (names, after) = branches();
+        assert_eq!(names.iter().filter(|name| *name == "b").count(), 1, "round {round}: {names:?}");
+        assert_eq!(names.len(), 2, "round {round}: {names:?}");
+        changed += usize::from(before != after);
+    }
+    assert!(changed > 0, "no reset came through");
+    let (_, before) = branches();
+    cluster.cli(&["branch", "reset", "b"]);
+    assert_ne!(branches().1, before);
+    let mut client = cluster.branch_client("b");
+    client.batch_execute("insert into t values (2)").unwrap();
+}

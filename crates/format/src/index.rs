@@ -13,7 +13,9 @@ use crate::FormatError;
 use crate::layer::LayerKind;
 
 const PREFIX: &str = "pgstrata-index ";
-const VERSION: u16 = 1;
+/// 2 since branches can take another's place, which an older page server would not see.
+const VERSION: u16 = 2;
+const FIRST_VERSION: u16 = 1;
 const WHAT: &str = "timeline index";
 
 /// One timeline, as object storage knows it. LSNs are in PostgreSQL's text form.
@@ -47,9 +49,13 @@ pub struct TimelineIndex {
     pub segment_size: u64,
     /// Creation time, RFC 3339.
     pub created: String,
-    /// The branch was deleted; its layers are still needed by children.
+    /// The branch was deleted. Its objects stay: nothing removes them yet.
     #[serde(default)]
     pub deleted: bool,
+    /// The timeline whose place this one took, with its name: from the moment that this index exists, that one is
+    /// deleted, whether or not its own index says so yet.
+    #[serde(default)]
+    pub replaces: Option<String>,
     /// Layers, oldest first.
     pub layers: Vec<LayerEntry>,
 }
@@ -115,7 +121,7 @@ impl TimelineIndex {
         if version > VERSION {
             return Err(FormatError::NewerVersion { what: WHAT, found: version, known: VERSION });
         }
-        if version != VERSION || fields.0 != VERSION.to_string() {
+        if version < FIRST_VERSION || fields.0 != version.to_string() {
             return Err(corrupt("no version of pgstrata wrote its first line"));
         }
         if fields.1 != format!("{:08x}", crc32c::crc32c(body)) {
@@ -146,6 +152,7 @@ mod tests {
             segment_size: 16 << 20,
             created: "2026-01-01T00:00:00Z".into(),
             deleted: false,
+            replaces: None,
             layers: vec![LayerEntry {
                 name: "x".into(),
                 kind: LayerKind::Delta,
@@ -162,6 +169,20 @@ mod tests {
     #[test]
     fn round_trip() {
         assert_eq!(TimelineIndex::decode(&index().encode()), Ok(index()));
+    }
+
+    #[test]
+    fn an_index_of_the_first_version_is_read() {
+        let text = String::from_utf8(index().encode()).unwrap();
+        let body = text.split_once('\n').unwrap().1.replace("\"replaces\":null,", "");
+        assert!(!body.contains("replaces"));
+        let checksum = crc32c::crc32c(body.as_bytes());
+        let old = format!("pgstrata-index 1 {checksum:08x}\n{body}");
+        assert_eq!(TimelineIndex::decode(old.as_bytes()), Ok(index()));
+        for wrong in ["0", "01", "3"] {
+            let other = old.replacen("index 1", &format!("index {wrong}"), 1);
+            assert!(TimelineIndex::decode(other.as_bytes()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -434,7 +434,7 @@ impl Drop for LayerFile {
         self.forget_local();
         let (store, object) = (self.source.store.clone(), std::mem::take(&mut self.object));
         self.source.runtime.spawn(async move {
-            // What stays behind is garbage that a scrub finds; nothing names it any more.
+            // What stays behind is garbage that nothing names any more, and nothing removes yet.
             if let Err(error) = store.delete(&object).await {
                 tracing::warn!("{error}");
             }

@@ -292,6 +292,9 @@ pub struct CreateBranch {
     pub time: Option<String>,
     /// Wait until this LSN, known to be committed, is ingested (for "now").
     pub at_least: Option<String>,
+    /// Take the place of the branch that has the name now.
+    #[serde(default)]
+    pub replace: bool,
 }
 
 fn parse_lsn(text: &str) -> anyhow::Result<Lsn> {
@@ -334,7 +337,10 @@ async fn create(
                 (None, Some(time)) => Moment::Time(parse_time(time)?),
                 (None, None) => Moment::Now,
             };
-            let branch = repository.create_branch(&request.name, &request.from, moment)?;
+            let branch = match request.replace {
+                true => repository.replace_branch(&request.name, &request.from, moment)?,
+                false => repository.create_branch(&request.name, &request.from, moment)?,
+            };
             Ok(Json(row(&branch, false)?))
         })
         .await

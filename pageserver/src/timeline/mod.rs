@@ -216,6 +216,11 @@ impl Timeline {
         self.index.update(|index| index.deleted = true).map(drop)
     }
 
+    /// The timeline whose place this one took, if any.
+    pub fn replaces(&self) -> Option<TimelineId> {
+        self.index.current().replaces.as_ref()?.parse().ok()
+    }
+
     /// Whether the branch was deleted.
     pub fn is_deleted(&self) -> bool {
         self.index.current().deleted
