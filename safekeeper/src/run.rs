@@ -15,7 +15,7 @@ use crate::archive::Archive;
 use crate::args::Args;
 use crate::background::{Background, Known};
 use crate::http::HttpState;
-use crate::latch::Latch;
+use crate::latch::{Latch, throw_on_panic};
 use crate::members::Members;
 use crate::pg::PgState;
 use crate::segment::Preparer;
@@ -30,6 +30,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let node = own.node;
     let lock = lock_directory(&args)?;
     let latch = Latch::default();
+    throw_on_panic(&latch);
     let members = Members::open(own, Arc::clone(&disk) as Arc<dyn Disk>, &args.dir, latch.clone())?;
     let members = Arc::new(members);
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
@@ -55,7 +56,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("can't start the runtime")?;
-    wal::serve(wal_listener, Arc::clone(&timelines)).context("can't start a thread")?;
+    wal::serve(wal_listener, Arc::clone(&timelines), wal::Limits::default())
+        .context("can't start a thread")?;
     let archive = open_archive(&args)?;
     let known = Arc::new(Known::default());
     let background = Background {
