@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json};
 use axum::routing::get;
+use pgstrata_listen::PatientListener;
 use serde_json::{Value, json};
 
 use crate::background::Known;
@@ -37,7 +38,7 @@ pub async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(state);
-    if let Err(error) = axum::serve(listener, router).await {
+    if let Err(error) = axum::serve(PatientListener::new(listener), router).await {
         latch.throw(&format!("the HTTP port is no longer served: {error}"));
     }
 }

@@ -16,7 +16,6 @@ pub mod members;
 pub mod pg;
 pub mod run;
 pub mod segment;
-pub mod shares;
 pub mod storage_error;
 pub mod timeline;
 pub mod timelines;

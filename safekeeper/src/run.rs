@@ -23,8 +23,14 @@ use crate::timeline::OpenContext;
 use crate::timelines::Timelines;
 use crate::{http, identity, pg, wal};
 
+/// Longest name of a zone that the broker takes, in bytes.
+const MAX_ZONE: usize = 255;
+
 /// Runs until SIGTERM or SIGINT, or until writing fails.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if args.zone.len() > MAX_ZONE {
+        bail!("--zone has {} bytes, at most {MAX_ZONE} are possible", args.zone.len());
+    }
     let disk = Arc::new(RealDisk);
     let own = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
     let node = own.node;

@@ -6,11 +6,11 @@ mod stream;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pgstrata_listen::Shares;
 use pgstrata_wire::postgres::POSTGRES_EPOCH_UNIX_S;
 use tokio::net::TcpListener;
 
 use crate::archive::Archive;
-use crate::shares::Shares;
 use crate::timelines::Timelines;
 
 /// Most clients at once; more are closed when they arrive.

@@ -13,8 +13,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pgstrata_listen::{Place, Shares};
 
-use crate::shares::{Place, Shares};
 use crate::timelines::Timelines;
 
 /// What connections may take of the port.
