@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json};
 use axum::routing::get;
+use pgstrata_listen::PatientListener;
 use serde_json::{Value, json};
 
 use crate::background::Known;
@@ -30,14 +31,15 @@ impl HttpState {
 
 /// Serves until the process ends.
 pub async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
+    let latch = state.timelines.context().latch.clone();
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(state);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "the HTTP port is no longer served");
+    if let Err(error) = axum::serve(PatientListener::new(listener), router).await {
+        latch.throw(&format!("the HTTP port is no longer served: {error}"));
     }
 }
 
@@ -61,6 +63,7 @@ fn describe(timeline: &Timeline, known: &Known) -> Value {
         "available_lsn": marks.available_lsn.to_string(),
         "archived_lsn": marks.archived_lsn.to_string(),
         "remote_consistent_lsn": marks.remote_consistent_lsn.to_string(),
+        "archiving_error": timeline.archiving_error(),
         "majority_in_one_zone": crowded,
         "proposer_connected": timeline.has_proposer(),
     })
@@ -103,12 +106,15 @@ type Gauge = (&'static str, &'static str, fn(&Timeline) -> u64);
 async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
     let mut text = String::new();
     let timelines = state.timelines.all();
-    let gauges: [Gauge; 6] = [
+    let gauges: [Gauge; 7] = [
         ("term", "Highest promised term", |t| t.term().0),
         ("flush_lsn", "End of the durable log, bytes", |t| t.flush_lsn().0),
         ("commit_lsn", "Known to be committed, bytes", |t| t.commit_lsn().0),
         ("available_lsn", "First byte on disk", |t| t.marks().available_lsn.0),
         ("archived_lsn", "Archived up to, bytes", |t| t.marks().archived_lsn.0),
+        ("archiving_failed", "1 if the last attempt to archive WAL failed here", |t| {
+            u64::from(t.archiving_error().is_some())
+        }),
         ("remote_consistent_lsn", "Page server is done up to, bytes", |t| {
             t.marks().remote_consistent_lsn.0
         }),

@@ -15,7 +15,7 @@ use crate::archive::Archive;
 use crate::args::Args;
 use crate::background::{Background, Known};
 use crate::http::HttpState;
-use crate::latch::Latch;
+use crate::latch::{Latch, throw_on_panic};
 use crate::members::Members;
 use crate::pg::PgState;
 use crate::segment::Preparer;
@@ -23,13 +23,20 @@ use crate::timeline::OpenContext;
 use crate::timelines::Timelines;
 use crate::{http, identity, pg, wal};
 
+/// Longest name of a zone that the broker takes, in bytes.
+const MAX_ZONE: usize = 255;
+
 /// Runs until SIGTERM or SIGINT, or until writing fails.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if args.zone.len() > MAX_ZONE {
+        bail!("--zone has {} bytes, at most {MAX_ZONE} are possible", args.zone.len());
+    }
     let disk = Arc::new(RealDisk);
     let own = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
     let node = own.node;
     let lock = lock_directory(&args)?;
     let latch = Latch::default();
+    throw_on_panic(&latch);
     let members = Members::open(own, Arc::clone(&disk) as Arc<dyn Disk>, &args.dir, latch.clone())?;
     let members = Arc::new(members);
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
@@ -55,7 +62,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("can't start the runtime")?;
-    wal::serve(wal_listener, Arc::clone(&timelines)).context("can't start a thread")?;
+    wal::serve(wal_listener, Arc::clone(&timelines), wal::Limits::default())
+        .context("can't start a thread")?;
     let archive = open_archive(&args)?;
     let known = Arc::new(Known::default());
     let background = Background {

@@ -322,6 +322,40 @@ fn l9_an_object_that_differs_is_not_believed() {
 }
 
 #[test]
+fn h13_another_member_archives_what_the_first_can_not() {
+    let broker = start_broker();
+    let (store, useless) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // A store that nothing can be written to, as with credentials that don't fit.
+    std::fs::write(useless.path().join("tenants"), b"").unwrap();
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let first = usize::from(parameters.timeline.0[15]) % 3;
+    for (n, node) in cluster.nodes.iter_mut().enumerate() {
+        node.kill();
+        let store = if n == first { &useless } else { &store };
+        let store = store.path().to_str().unwrap();
+        let args = ["--broker", &broker.url, "--object-store", store];
+        node.args = args.map(str::to_owned).to_vec();
+        node.start();
+    }
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    writer.commit(1, 1000);
+    // Until all know of each other through the broker, and the first has its turn.
+    std::thread::sleep(Duration::from_secs(4));
+    let end = writer.commit(150, 10_000);
+    let archived = end.segment_start(SEGMENT_SIZE);
+    cluster.nodes[(first + 1) % 3].wait_lsn("archived_lsn", archived, 3 * LONG);
+    assert!(object_file(store.path(), 1).exists());
+    let node = &cluster.nodes[first];
+    assert_eq!(node.timeline_lsn("archived_lsn"), START);
+    assert!(node.status()["timelines"][0]["archiving_error"].is_string());
+    let failed = node.get("/metrics");
+    let failed = failed.lines().find(|line| line.contains("archiving_failed{")).unwrap();
+    assert!(failed.ends_with(" 1"), "{failed}");
+    proposing.stop().unwrap();
+}
+
+#[test]
 fn l9_rot_on_disk_is_not_archived() {
     use std::os::unix::fs::FileExt;
     let store = tempfile::tempdir().unwrap();

@@ -19,7 +19,9 @@ use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
 use pgstrata_safekeeper::timelines::Timelines;
+use pgstrata_safekeeper::wal;
 use pgstrata_sim::{Fail, FaultyDisk};
+use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
@@ -433,6 +435,53 @@ fn l11_the_last_record_stays_when_its_segment_is_archived() {
     drop(timeline);
     let timeline = world.open().only().unwrap();
     assert_eq!(timeline.last_record_before(end).unwrap(), Some(last));
+}
+
+/// A WAL port with small limits; where it listens.
+fn serve(world: &World) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits = wal::Limits {
+        connections: 8,
+        pending: 4,
+        greeting: Duration::from_secs(60),
+        message: Duration::from_secs(1),
+        ..wal::Limits::default()
+    };
+    wal::serve(listener, Arc::new(world.open()), limits).unwrap();
+    address
+}
+
+#[test]
+fn h14_a_message_must_come_whole() {
+    use std::io::Write;
+    let world = World::new();
+    let mut stream = std::net::TcpStream::connect(serve(&world)).unwrap();
+    let mut bytes = Vec::new();
+    let parameters = parameters(START);
+    let open = Message::Open(parameters.tenant, parameters.timeline);
+    pgstrata_wire::safekeeper::encode(&open, &mut bytes);
+    // A byte now and then, of a message that is fine.
+    for byte in &bytes[..bytes.len() - 1] {
+        if stream.write_all(&[*byte]).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("it was listened to for {} bytes", bytes.len());
+}
+
+#[test]
+fn h14_who_says_nothing_keeps_nobody_out() {
+    let world = World::new();
+    drop(world.led());
+    let address = serve(&world);
+    let silent: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let parameters = parameters(START);
+    let connected = SafekeeperClient::connect(&address.to_string(), Duration::from_secs(5));
+    let status = connected.unwrap().open(parameters.tenant, parameters.timeline);
+    assert_eq!(status.unwrap().term, Term(1));
+    drop(silent);
 }
 
 /// Opens what is left when the note of the durable end was lost, too.

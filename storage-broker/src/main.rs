@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use pgstrata_listen::PatientListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Tells safekeepers and page servers of each other.
@@ -65,6 +66,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         std::io::stdout().flush()?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let listener = PatientListener::new(listener);
         tokio::select! {
             served = axum::serve(listener, serve::router()) => served.context("HTTP"),
             _ = terminate.recv() => Ok(()),

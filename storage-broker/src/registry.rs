@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{TenantId, TimelineId};
-use pgstrata_wire::broker::{Listing, Publication, Role, TTL_S};
+use pgstrata_wire::broker::{Addresses, Listing, Publication, Role, TTL_S};
 
 /// Most nodes that are remembered.
 pub const MAX_NODES: usize = 1000;
 
 /// Most timelines of one node.
 pub const MAX_TIMELINES: usize = 20_000;
+
+/// Longest text in a publication, a zone's name or an address, in bytes.
+pub const MAX_TEXT: usize = 255;
 
 /// What a publication was refused for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub enum Full {
     Nodes,
     /// [`MAX_TIMELINES`].
     Timelines,
+    /// [`MAX_TEXT`].
+    Text,
 }
 
 /// See the module.
@@ -35,6 +40,11 @@ impl Registry {
     /// Takes note of what a node says, replacing what it said before.
     pub fn publish(&mut self, publication: Publication, now: Instant) -> Result<(), Full> {
         self.forget_silent(now);
+        let Addresses { wal, pg, http, pages } = &publication.addresses;
+        let texts = [wal, pg, http, pages].into_iter().flatten().chain([&publication.zone]);
+        if texts.into_iter().any(|text| text.len() > MAX_TEXT) {
+            return Err(Full::Text);
+        }
         if publication.timelines.len() > MAX_TIMELINES {
             return Err(Full::Timelines);
         }
@@ -81,7 +91,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use pgstrata_ids::Lsn;
-    use pgstrata_wire::broker::{Addresses, TimelineProgress};
+    use pgstrata_wire::broker::TimelineProgress;
 
     use super::*;
 
@@ -117,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded() {
+    fn s3_memory_is_bounded() {
         let now = Instant::now();
         let mut registry = Registry::default();
         for node in 0..MAX_NODES as u64 {
@@ -126,6 +136,12 @@ mod tests {
         let one_more = registry.publish(says(u64::MAX, Role::Safekeeper, &[]), now);
         assert_eq!(one_more, Err(Full::Nodes));
         assert_eq!(registry.publish(says(5, Role::Safekeeper, &[1]), now), Ok(()));
+        let mut zone = says(5, Role::Safekeeper, &[1]);
+        zone.zone = "z".repeat(MAX_TEXT + 1);
+        assert_eq!(registry.publish(zone, now), Err(Full::Text));
+        let mut address = says(5, Role::Safekeeper, &[1]);
+        address.addresses.pg = Some("a".repeat(MAX_TEXT + 1));
+        assert_eq!(registry.publish(address, now), Err(Full::Text));
         let long = says(5, Role::Safekeeper, &vec![1; MAX_TIMELINES + 1]);
         assert_eq!(registry.publish(long, now), Err(Full::Timelines));
     }

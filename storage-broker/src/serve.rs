@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use pgstrata_wire::broker::{Listing, Publication};
 use serde::Deserialize;
 
-use crate::registry::{Full, Registry};
+use crate::registry::{Full, MAX_TEXT, Registry};
 
 /// Longest publication, in bytes.
 const MAX_BODY: usize = 16 << 20;
@@ -44,6 +44,10 @@ async fn publish(State(registry): State<Shared>, Json(said): Json<Publication>) 
             let what = match full {
                 Full::Nodes => "nodes",
                 Full::Timelines => "timelines of one node",
+                Full::Text => {
+                    let text = format!("a zone or an address is over {MAX_TEXT} bytes long\n");
+                    return (StatusCode::BAD_REQUEST, text).into_response();
+                }
             };
             let text = format!("the broker remembers no more {what}\n");
             (StatusCode::INSUFFICIENT_STORAGE, text).into_response()

@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use pgstrata_ids::NodeId;
+use pgstrata_ids::{Lsn, NodeId};
 use pgstrata_pg_wal::WalChecker;
 
 use super::{Background, INTERVAL};
@@ -17,6 +18,13 @@ use crate::checked_segment::CheckedSegment;
 use crate::timeline::Timeline;
 use crate::timelines::TimelineKey;
 
+/// A member that finds a full segment unarchived for this long takes the next turn: whoever is
+/// before it can't.
+const TURN: Duration = Duration::from_secs(15);
+
+/// First and longest pause after an attempt that failed.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
 /// Segments of one timeline looked at before others have their turn.
 const SEGMENTS_PER_TURN: usize = 4;
 
@@ -25,24 +33,67 @@ pub async fn run(background: Background) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // As many as there are timelines, of a few hundred bytes each.
-    let mut reached: HashMap<TimelineKey, Option<WalChecker>> = HashMap::new();
+    let mut states: HashMap<TimelineKey, State> = HashMap::new();
     loop {
         interval.tick().await;
         for timeline in background.timelines.all() {
             let parameters = timeline.parameters();
-            let reached = reached.entry((parameters.tenant, parameters.timeline)).or_default();
-            if let Err(error) = advance(&background, &archive, &timeline, reached).await {
-                let id = timeline.parameters().timeline;
-                tracing::warn!(timeline = %id, %error, "WAL can't be archived; it will be tried again");
+            let key = (parameters.tenant, parameters.timeline);
+            let state = states.entry(key).or_insert_with(State::new);
+            state.look(&timeline);
+            if Instant::now() >= state.retry_at {
+                let advanced = advance(&background, &archive, &timeline, state).await;
+                state.note(&timeline, advanced);
             }
             trim(&timeline).await;
         }
     }
 }
 
+/// What is known of one timeline between rounds.
+struct State {
+    reached: Option<WalChecker>,
+    /// What is archived, and since when it is no more than that although there is a full segment.
+    archived_lsn: Lsn,
+    since: Instant,
+    retry_at: Instant,
+    pause: Duration,
+}
+
+impl State {
+    fn new() -> State {
+        let now = Instant::now();
+        let archived_lsn = Lsn::INVALID;
+        State { reached: None, archived_lsn, since: now, retry_at: now, pause: PAUSE.0 }
+    }
+
+    fn look(&mut self, timeline: &Timeline) {
+        let archived_lsn = timeline.marks().archived_lsn;
+        let is_full = timeline.commit_lsn() >= archived_lsn + timeline.files().segment_size();
+        if archived_lsn != self.archived_lsn || !is_full {
+            self.archived_lsn = archived_lsn;
+            self.since = Instant::now();
+        }
+    }
+
+    fn note(&mut self, timeline: &Timeline, advanced: Result<(), String>) {
+        self.pause = match &advanced {
+            Ok(()) => PAUSE.0,
+            Err(_) => (self.pause * 2).min(PAUSE.1),
+        };
+        if let Err(error) = &advanced {
+            self.retry_at = Instant::now() + self.pause;
+            let id = timeline.parameters().timeline;
+            tracing::warn!(timeline = %id, %error, "WAL can't be archived; it will be tried again");
+        }
+        timeline.note_archiving(advanced.err());
+    }
+}
+
 /// One member uploads: the first, in an order that differs from timeline to timeline, of those
-/// that have the next segment. Two that see it differently do no harm.
-fn is_uploader(background: &Background, timeline: &Timeline) -> bool {
+/// that have the next segment; after it each of the others, if nothing comes of it. Two that see
+/// it differently do no harm.
+fn is_uploader(background: &Background, timeline: &Timeline, waited: Duration) -> bool {
     let own = background.timelines.context().node;
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
@@ -55,7 +106,9 @@ fn is_uploader(background: &Background, timeline: &Timeline) -> bool {
     let mut members = configuration.members().to_vec();
     let turn = usize::from(parameters.timeline.0[15]) % members.len().max(1);
     members.rotate_left(turn);
-    members.into_iter().find(|&node| node == own || has_it(node)) == Some(own)
+    let able = members.into_iter().filter(|&node| node == own || has_it(node));
+    let before = able.take_while(|&node| node != own).count();
+    waited >= TURN * before as u32
 }
 
 /// Moves on over segments that are in the archive: because others say so and this node has seen
@@ -64,7 +117,7 @@ async fn advance(
     background: &Background,
     archive: &Arc<Archive>,
     timeline: &Arc<Timeline>,
-    reached: &mut Option<WalChecker>,
+    state: &mut State,
 ) -> Result<(), String> {
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
@@ -75,7 +128,7 @@ async fn advance(
             return Ok(());
         };
         let claimed = background.known.highest(key, |progress| progress.archived_lsn) >= to;
-        let uploads = is_uploader(background, timeline);
+        let uploads = is_uploader(background, timeline, state.since.elapsed());
         if !claimed && !uploads {
             return Ok(());
         }
@@ -84,7 +137,8 @@ async fn advance(
             ChainReader::new(timelines, Arc::clone(timeline), Some(Arc::clone(archive)));
         let number = from.segment_number(size);
         let segment =
-            CheckedSegment::read(&mut reader, parameters, number, commit_lsn, reached).await?;
+            CheckedSegment::read(&mut reader, parameters, number, commit_lsn, &mut state.reached)
+                .await?;
         if !(claimed && archive.holds(parameters, &segment).await?) {
             if !uploads {
                 return Ok(());
@@ -92,6 +146,7 @@ async fn advance(
             archive.put(parameters, &segment).await?;
         }
         timeline.note_archived(to);
+        state.look(timeline);
     }
     Ok(())
 }

@@ -6,15 +6,18 @@ mod stream;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pgstrata_listen::Shares;
 use pgstrata_wire::postgres::POSTGRES_EPOCH_UNIX_S;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use crate::archive::Archive;
 use crate::timelines::Timelines;
 
-/// Most clients at once; more wait in the system's queue.
+/// Most clients at once; more are closed when they arrive.
 const MAX_CLIENTS: usize = 1000;
+
+/// Most of one peer.
+const MAX_CLIENTS_OF_PEER: usize = 750;
 
 /// What every session needs.
 #[derive(Clone, Debug)]
@@ -27,11 +30,14 @@ pub struct PgState {
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, state: PgState) {
-    let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let shares = Shares::new(MAX_CLIENTS_OF_PEER, MAX_CLIENTS);
     loop {
-        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let taken = listener.accept().await.and_then(|(stream, peer)| {
+            let place = shares.take(peer.ip()).map_err(std::io::Error::other)?;
+            Ok((stream, place))
+        });
+        let (stream, place) = match taken {
+            Ok(taken) => taken,
             Err(error) => {
                 tracing::warn!(%error, "a PostgreSQL client could not be taken");
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -40,7 +46,7 @@ pub async fn serve(listener: TcpListener, state: PgState) {
         };
         let state = state.clone();
         tokio::spawn(async move {
-            let _permit = permit;
+            let _place = place;
             let peer = stream.peer_addr();
             if let Err(error) = session::run(stream, state).await {
                 tracing::info!(?peer, %error, "PostgreSQL client left");

@@ -12,12 +12,22 @@ use pgstrata_wire::postgres::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::Instant;
 
 use super::{PgState, stream};
 use crate::timeline::Timeline;
 
 /// A client must say who it is within this time.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client that neither streams nor asks anything for this long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A message that has begun must have come whole by then.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client that takes nothing of what is sent for this long is closed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes received at once.
 const RECEIVE_CHUNK: usize = 8 << 10;
@@ -32,13 +42,23 @@ pub struct Receiver {
 impl Receiver {
     /// Waits for the next message; `None` if the client is gone.
     pub async fn next(&mut self) -> anyhow::Result<Option<Frontend>> {
+        let mut deadline = Instant::now() + MESSAGE_TIMEOUT;
         loop {
             if let Some((message, size)) = split(&self.buffer)? {
                 self.buffer.drain(..size);
                 return Ok(Some(message));
             }
             let mut chunk = [0; RECEIVE_CHUNK];
-            let count = self.half.read(&mut chunk).await?;
+            let count = match self.buffer.is_empty() {
+                true => {
+                    let count = self.half.read(&mut chunk).await?;
+                    deadline = Instant::now() + MESSAGE_TIMEOUT;
+                    count
+                }
+                false => tokio::time::timeout_at(deadline, self.half.read(&mut chunk))
+                    .await
+                    .context("a message did not come whole in time")??,
+            };
             if count == 0 {
                 return Ok(None);
             }
@@ -57,7 +77,7 @@ pub struct Sender {
 impl Sender {
     /// Sends what was collected.
     pub async fn flush(&mut self) -> std::io::Result<()> {
-        self.half.write_all(&self.out.bytes).await?;
+        tokio::time::timeout(WRITE_TIMEOUT, self.half.write_all(&self.out.bytes)).await??;
         self.out.bytes.clear();
         Ok(())
     }
@@ -91,7 +111,8 @@ pub async fn run(mut stream: TcpStream, state: PgState) -> anyhow::Result<()> {
     greet(&packet, &session, &mut sender.out);
     sender.flush().await?;
     loop {
-        match receiver.next().await? {
+        let next = tokio::time::timeout(IDLE_TIMEOUT, receiver.next()).await;
+        match next.context("the client asked for nothing for a minute")?? {
             None | Some(Frontend::Terminate) => return Ok(()),
             Some(Frontend::Query(query)) => {
                 receiver = session.query(&query, receiver, &mut sender).await?;

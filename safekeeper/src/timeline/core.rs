@@ -91,7 +91,7 @@ impl Core {
             self.checker = checker;
         }
         let answer = self.act(payload, |acceptor, outputs| acceptor.append(&append, outputs))?;
-        debug_assert_eq!(self.checker.feed_position(), self.acceptor.write_lsn());
+        assert_eq!(self.checker.feed_position(), self.acceptor.write_lsn());
         Ok(answer)
     }
 

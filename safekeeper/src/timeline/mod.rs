@@ -44,6 +44,7 @@ pub struct Timeline {
     files: Arc<SegmentFiles>,
     core: Mutex<Core>,
     marks: Mutex<Marks>,
+    archiving_error: Mutex<Option<String>>,
     /// A commit LSN, and the start of the last record before it.
     last_committed: Mutex<Option<(Lsn, Lsn)>>,
     term: AtomicU64,
@@ -100,6 +101,16 @@ impl Timeline {
         let lsn = lsn.min(self.commit_lsn());
         let mut marks = self.marks.lock();
         marks.archived_lsn = marks.archived_lsn.max(lsn);
+    }
+
+    /// Why the last attempt to archive failed, if it did.
+    pub fn note_archiving(&self, error: Option<String>) {
+        *self.archiving_error.lock() = error;
+    }
+
+    /// Why the last attempt to archive failed, if it did.
+    pub fn archiving_error(&self) -> Option<String> {
+        self.archiving_error.lock().clone()
     }
 
     /// A page server says that it no longer needs what is before `lsn`; written down later. It

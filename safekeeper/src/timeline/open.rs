@@ -140,6 +140,7 @@ impl Timeline {
             files,
             core: Mutex::new(core),
             marks: Mutex::new(marks),
+            archiving_error: Mutex::new(None),
             last_committed: Mutex::new(None),
             term: AtomicU64::new(term),
             flush_lsn: AtomicU64::new(flush_lsn.0),

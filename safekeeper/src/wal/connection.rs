@@ -1,8 +1,8 @@
 //! One connection of the WAL port.
 
 use std::io::Write;
-use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use pgstrata_ids::{Lsn, Term};
 use pgstrata_wire::FrameBuffer;
@@ -10,6 +10,7 @@ use pgstrata_wire::safekeeper::{
     Greeting, GreetingReply, Message, RefusedReason, decode, encode, is_appending,
 };
 
+use super::{Limits, Socket};
 use crate::storage_error::StorageError;
 use crate::timeline::{Answer, ProposerConnected, Timeline};
 use crate::timelines::Timelines;
@@ -23,7 +24,8 @@ const READ_CHUNK: usize = 256 << 10;
 
 /// What one connection is about.
 pub struct Connection {
-    stream: TcpStream,
+    socket: Arc<Socket>,
+    limits: Limits,
     timelines: Arc<Timelines>,
     timeline: Option<Arc<Timeline>>,
     proposer: Option<ProposerConnected>,
@@ -32,14 +34,21 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that has said nothing yet.
-    pub fn new(stream: TcpStream, timelines: Arc<Timelines>) -> Connection {
-        Connection { stream, timelines, timeline: None, proposer: None, output: Vec::new() }
+    pub fn new(socket: Arc<Socket>, timelines: Arc<Timelines>, limits: Limits) -> Connection {
+        Connection { socket, limits, timelines, timeline: None, proposer: None, output: Vec::new() }
     }
 
     /// Serves until the other side leaves, or does something that can't be served.
     pub fn run(mut self) -> anyhow::Result<()> {
         let mut input = FrameBuffer::new(RECEIVE_BUFFER);
-        while input.fill(&mut self.stream)? {
+        // Since when a message is on its way.
+        let mut begun = Instant::now();
+        let mut begins = true;
+        while input.fill(&mut &self.socket.stream)? {
+            if begins {
+                begun = Instant::now();
+            }
+            begins = false;
             while let Some(kind) = input.kind() {
                 let served = match is_appending(kind) {
                     true => self.serve_appends(&mut input)?,
@@ -48,6 +57,14 @@ impl Connection {
                 if !served {
                     break;
                 }
+                begins = true;
+            }
+            begins |= input.kind().is_none();
+            if !begins && begun.elapsed() > self.limits.message {
+                anyhow::bail!("a message did not come whole within {:?}", self.limits.message);
+            }
+            if self.timeline.is_some() {
+                self.socket.greeted(&self.limits)?;
             }
         }
         Ok(())
@@ -56,7 +73,7 @@ impl Connection {
     fn send(&mut self, message: &Message<'_>) -> anyhow::Result<()> {
         self.output.clear();
         encode(message, &mut self.output);
-        self.stream.write_all(&self.output)?;
+        (&self.socket.stream).write_all(&self.output)?;
         Ok(())
     }
 

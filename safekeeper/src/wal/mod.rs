@@ -5,71 +5,132 @@
 
 mod connection;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use parking_lot::Mutex;
+use pgstrata_listen::{Place, Shares};
 
 use crate::timelines::Timelines;
 
-/// Most connections at once; more are closed when they arrive.
-const MAX_CONNECTIONS: usize = 1024;
+/// What connections may take of the port.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most at once; more are closed when they arrive.
+    pub connections: usize,
+    /// Most of one peer.
+    pub of_one_peer: usize,
+    /// Most that have not said yet which timeline they are about. When there is another one, the
+    /// oldest of them is closed.
+    pub pending: usize,
+    /// The first message must have come whole by then.
+    pub greeting: Duration,
+    /// Silence after which a connection is closed. Proposers ping every second.
+    pub idle: Duration,
+    /// A message that has begun must have come whole by then.
+    pub message: Duration,
+}
 
-/// A connection that says nothing for this long is closed. Proposers ping every second.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 1024,
+            of_one_peer: 768,
+            pending: 128,
+            greeting: Duration::from_secs(10),
+            idle: Duration::from_secs(30),
+            message: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A connection's socket, and whether it has said what it is about.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    greeted: AtomicBool,
+    /// Given back when the connection ends, or is told to.
+    place: Mutex<Option<Place>>,
+}
+
+impl Socket {
+    fn greeted(&self, limits: &Limits) -> io::Result<()> {
+        match self.greeted.swap(true, Ordering::AcqRel) {
+            true => Ok(()),
+            false => self.stream.set_read_timeout(Some(limits.idle)),
+        }
+    }
+}
 
 /// Accepts connections on a thread of its own, for ever.
-pub fn serve(listener: TcpListener, timelines: Arc<Timelines>) -> io::Result<()> {
-    let open = Arc::new(AtomicUsize::new(0));
+pub fn serve(listener: TcpListener, timelines: Arc<Timelines>, limits: Limits) -> io::Result<()> {
+    let shares = Shares::new(limits.of_one_peer, limits.connections);
+    let accept = Accept { timelines, limits, shares, pending: VecDeque::new() };
     std::thread::Builder::new()
         .name("wal-accept".into())
-        .spawn(move || accept(&listener, &timelines, &open))
+        .spawn(move || accept.run(&listener))
         .map(|_| ())
 }
 
-fn accept(listener: &TcpListener, timelines: &Arc<Timelines>, open: &Arc<AtomicUsize>) {
-    for stream in listener.incoming() {
-        let started = stream.and_then(|stream| start(stream, timelines, open));
-        if let Err(error) = started {
-            tracing::warn!(%error, "a WAL connection could not be taken");
-            // Out of descriptors or threads: don't spin until there are some again.
-            std::thread::sleep(Duration::from_millis(10));
+struct Accept {
+    timelines: Arc<Timelines>,
+    limits: Limits,
+    shares: Shares,
+    /// Oldest first; those that have greeted or are gone stay until they are met.
+    pending: VecDeque<Weak<Socket>>,
+}
+
+impl Accept {
+    fn run(mut self, listener: &TcpListener) {
+        for stream in listener.incoming() {
+            let started = stream.and_then(|stream| self.start(stream));
+            if let Err(error) = started {
+                tracing::warn!(%error, "a WAL connection could not be taken");
+                // Out of descriptors or threads: don't spin until there are some again.
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
     }
-}
 
-fn start(stream: TcpStream, timelines: &Arc<Timelines>, open: &Arc<AtomicUsize>) -> io::Result<()> {
-    let counted = Counted::new(open);
-    if open.load(Ordering::Relaxed) > MAX_CONNECTIONS {
-        return Err(io::Error::other(format!("more than {MAX_CONNECTIONS} connections")));
+    fn start(&mut self, stream: TcpStream) -> io::Result<()> {
+        let peer = stream.peer_addr()?;
+        self.make_room();
+        let place = self.shares.take(peer.ip()).map_err(io::Error::other)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(self.limits.greeting))?;
+        stream.set_write_timeout(Some(self.limits.idle))?;
+        let socket = Arc::new(Socket {
+            stream,
+            greeted: AtomicBool::new(false),
+            place: Mutex::new(Some(place)),
+        });
+        self.pending.push_back(Arc::downgrade(&socket));
+        let (timelines, limits) = (Arc::clone(&self.timelines), self.limits);
+        let run = move || {
+            if let Err(error) = connection::Connection::new(socket, timelines, limits).run() {
+                tracing::info!(%peer, %error, "WAL connection ended");
+            }
+        };
+        std::thread::Builder::new().name("wal-connection".into()).spawn(run).map(|_| ())
     }
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
-    stream.set_write_timeout(Some(IDLE_TIMEOUT))?;
-    let timelines = Arc::clone(timelines);
-    let run = move || {
-        let _counted = counted;
-        let peer = stream.peer_addr();
-        if let Err(error) = connection::Connection::new(stream, timelines).run() {
-            tracing::info!(?peer, %error, "WAL connection ended");
+
+    /// Closes those that have waited longest without a word, so that they keep nobody out.
+    fn make_room(&mut self) {
+        let waits = |socket: &Weak<Socket>| {
+            socket.upgrade().filter(|socket| !socket.greeted.load(Ordering::Acquire))
+        };
+        self.pending.retain(|socket| waits(socket).is_some());
+        while self.pending.len() >= self.limits.pending {
+            let oldest = self.pending.pop_front();
+            if let Some(socket) = oldest.as_ref().and_then(waits) {
+                // Its thread then ends by itself.
+                let _ = socket.stream.shutdown(std::net::Shutdown::Both);
+                drop(socket.place.lock().take());
+            }
         }
-    };
-    std::thread::Builder::new().name("wal-connection".into()).spawn(run).map(|_| ())
-}
-
-/// One open connection.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(open: &Arc<AtomicUsize>) -> Counted {
-        open.fetch_add(1, Ordering::Relaxed);
-        Counted(Arc::clone(open))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

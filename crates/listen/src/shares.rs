@@ -1,0 +1,78 @@
+//! How many connections one peer has of those that a port takes.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Shares(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    of_one: usize,
+    of_all: usize,
+    counts: Mutex<(usize, HashMap<IpAddr, usize>)>,
+}
+
+/// One connection's place, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    shares: Arc<Inner>,
+    peer: IpAddr,
+}
+
+impl Shares {
+    /// At most `of_all` places, of which one peer gets at most `of_one`.
+    pub fn new(of_one: usize, of_all: usize) -> Shares {
+        Shares(Arc::new(Inner { of_one, of_all, counts: Mutex::default() }))
+    }
+
+    /// A place for a connection of `peer`, or why there is none.
+    pub fn take(&self, peer: IpAddr) -> Result<Place, String> {
+        let mut counts = self.0.counts.lock();
+        if counts.0 >= self.0.of_all {
+            return Err(format!("more than {} connections", self.0.of_all));
+        }
+        let of_peer = counts.1.entry(peer).or_default();
+        if *of_peer >= self.0.of_one {
+            return Err(format!("more than {} connections from {peer}", self.0.of_one));
+        }
+        *of_peer += 1;
+        counts.0 += 1;
+        Ok(Place { shares: Arc::clone(&self.0), peer })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.shares.counts.lock();
+        counts.0 -= 1;
+        if let Some(of_peer) = counts.1.get_mut(&self.peer) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                counts.1.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h14_one_peer_does_not_take_all_places() {
+        let shares = Shares::new(2, 3);
+        let peer = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let first = shares.take(peer(1)).unwrap();
+        let _second = shares.take(peer(1)).unwrap();
+        assert!(shares.take(peer(1)).unwrap_err().contains("10.0.0.1"));
+        let _third = shares.take(peer(2)).unwrap();
+        assert!(shares.take(peer(3)).is_err());
+        drop(first);
+        assert!(shares.take(peer(3)).is_ok());
+    }
+}
