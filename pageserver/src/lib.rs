@@ -14,5 +14,6 @@ pub mod remote;
 pub mod repository;
 pub mod safekeepers;
 pub mod serve;
+pub mod spool;
 pub mod timeline;
 pub mod value;

@@ -463,9 +463,9 @@ impl Repository {
         name: &str,
         archive: impl Read,
     ) -> Result<Arc<Timeline>> {
-        let imported = import::read_archive(archive)
-            .map_err(|error| Refused::Invalid(format!("can't import: {error:#}")))?;
         let _claim = self.claim_name(name, Some(id))?;
+        let imported = import::read_archive(archive, &self.source.directory)
+            .map_err(|error| Refused::Invalid(format!("can't import: {error:#}")))?;
         let state = &imported.state;
         let index = TimelineIndex {
             sequence: 1,
@@ -493,8 +493,7 @@ impl Repository {
         let runtime = self.runtime.clone();
         let index = RemoteIndex::absent(&self.store, runtime, tenant, id, index);
         let timeline = Timeline::new(index, None, &self.source, self.limits, self.generation)?;
-        let values = imported.values.into_iter();
-        timeline.import_image(imported.start_lsn, imported.record_start, values)?;
+        timeline.import_image(imported.start_lsn, imported.record_start, imported.values)?;
         self.timelines.write().insert(id, Arc::clone(&timeline));
         self.start_following(&timeline)?;
         Ok(timeline)

@@ -100,3 +100,31 @@ fn s3_silent_connections_take_no_threads() {
     assert_eq!(silent[0].read(&mut [0; 1]).unwrap(), 0);
     assert!(started.elapsed() < Duration::from_secs(15));
 }
+
+#[test]
+fn h15_an_import_takes_bounded_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let process = served(directory.path());
+    // Pages that don't get smaller, of a relation that is larger than what an import may take.
+    let mut random = SmallRng::seed_from_u64(8);
+    let mut content = vec![0; 600 << 20];
+    rand::Rng::fill_bytes(&mut random, &mut content[..]);
+    let mut archive = tar::Builder::new(Vec::with_capacity(content.len() + (1 << 20)));
+    let control = support::control(PgVersion::V15).encode();
+    for (path, content) in [("base/5/17000", &content[..]), ("global/pg_control", &control[..])] {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o600);
+        header.set_size(content.len() as u64);
+        archive.append_data(&mut header, path, content).unwrap();
+    }
+    let archive = archive.into_inner().unwrap();
+    let imported = process.import(TimelineId([9; 16]), "large", &archive);
+    assert_eq!(imported.status, 200, "{}", imported.text());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let peak: u64 = line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(peak < 500 << 10, "{} MiB at its peak", peak >> 10);
+    let block = 40_000;
+    let page = process.get(&format!("/v1/branch/page?name=large&rel=1663/5/17000&block={block}"));
+    assert!(page.body == content[block * 8192..][..8192]);
+}

@@ -5,8 +5,9 @@ mod support;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use pgstrata_blob::{Location, Store};
+use pgstrata_blob::{Interceptor, Location, Store, Verdict};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_ids::{Lsn, TimelineId};
 use pgstrata_pageserver::ingest::Ingest;
@@ -142,4 +143,47 @@ fn a_local_directory_that_takes_nothing_is_no_reason_not_to_answer() {
     }
     assert!(compared > 100);
     repository.stop();
+}
+
+/// Lets another page server write an index right before ours is.
+#[derive(Debug)]
+struct Meddler {
+    truth: Store,
+    times: AtomicU32,
+}
+
+impl Interceptor for Meddler {
+    fn verdict(&self, action: &'static str, path: &str) -> Verdict {
+        let index = action == "swap" && path.ends_with("/index");
+        if index && self.times.load(Ordering::SeqCst) > 0 {
+            self.times.fetch_sub(1, Ordering::SeqCst);
+            let (truth, path) = (self.truth.clone(), path.to_owned());
+            let meddling = std::thread::spawn(move || {
+                runtime().block_on(async {
+                    let mut index =
+                        TimelineIndex::decode(&truth.get(&path).await.unwrap()).unwrap();
+                    index.sequence += 1;
+                    truth.put(&path, index.encode().into()).await.unwrap();
+                });
+            });
+            meddling.join().unwrap();
+        }
+        Verdict::Perform
+    }
+}
+
+#[test]
+fn h11_a_takeover_is_tried_again_when_the_old_one_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime();
+    let truth = Store::open(&Location::Memory, None).unwrap();
+    let old = open(&runtime, &truth, &directory.path().join("old"), Limits::default()).unwrap();
+    old.import(TENANT, ID, "main", &cluster().0[..]).unwrap();
+    old.stop();
+    let meddler = Arc::new(Meddler { truth: truth.clone(), times: AtomicU32::new(3) });
+    let store = truth.intercepted(Arc::clone(&meddler) as _);
+    let new = open(&runtime, &store, &directory.path().join("new"), Limits::default()).unwrap();
+    assert!(new.timeline(ID).is_ok(), "{:?}", new.broken());
+    assert_eq!(meddler.times.load(Ordering::SeqCst), 0);
+    new.stop();
 }

@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use pgstrata_ids::Key;
 use pgstrata_pageserver::import::read_archive;
 use pgstrata_pageserver::origins::{self, ORIGINS_FILE};
@@ -38,9 +41,12 @@ fn prepared_transactions_and_origins_are_imported() {
         let next_xid = control(version).checkpoint_copy.next_xid;
         assert!(next_xid >> 32 == 0 && next_xid > 0x2BC, "{next_xid}");
         let files: [(&str, &[u8]); 2] = [(name, b"prepared"), (ORIGINS_FILE, &progress)];
-        let imported = read_archive(with_files(version, &files).as_slice()).unwrap();
+        let spool = tempfile::tempdir().unwrap();
+        let archive = with_files(version, &files);
+        let imported = read_archive(archive.as_slice(), spool.path()).unwrap();
+        let values: BTreeMap<_, _> = imported.values.map(Result::unwrap).collect();
         // The first byte has the flags of a layer's value.
-        let content = |key| imported.values.get(&key).and_then(|value| decode_present(&value[1..]));
+        let content = |key| values.get(&key).and_then(|value| decode_present(&value[1..]));
         assert_eq!(content(Key::two_phase(0x2BC)), Some(&b"prepared"[..]), "{version:?}");
         assert_eq!(content(Key::origin(1)).unwrap()[..8], 0x1234_u64.to_le_bytes());
         assert_eq!(content(Key::origin(3)).unwrap()[..8], 0x1_0000_0000_u64.to_le_bytes());
@@ -48,7 +54,6 @@ fn prepared_transactions_and_origins_are_imported() {
     }
     let mut damaged = progress.clone();
     damaged[8] ^= 1;
-    assert!(
-        read_archive(with_files(PgVersion::V15, &[(ORIGINS_FILE, &damaged)]).as_slice()).is_err()
-    );
+    let damaged = with_files(PgVersion::V15, &[(ORIGINS_FILE, &damaged)]);
+    assert!(read_archive(damaged.as_slice(), Path::new("/nowhere")).is_err());
 }

@@ -93,7 +93,7 @@ pub struct Memory {
 impl Memory {
     /// A data directory's.
     pub fn read(data: &Path) -> (Memory, Imported) {
-        let mut imported = read_archive(File::open(data).unwrap()).unwrap();
+        let mut imported = read_archive(File::open(data).unwrap(), &std::env::temp_dir()).unwrap();
         let mut memory = Memory {
             names: FxHashMap::default(),
             recent: None,
@@ -102,7 +102,8 @@ impl Memory {
             room: 0,
         };
         let mut count = 0;
-        for (key, stored) in std::mem::take(&mut imported.values) {
+        for entry in imported.values.by_ref() {
+            let (key, stored) = entry.unwrap();
             let name = match key.kind() {
                 Ok(KeyKind::RelBlock) => Name::Relation(key.rel().unwrap()),
                 Ok(KeyKind::SlruPage) => Name::Slru(key.a()),

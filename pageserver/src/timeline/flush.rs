@@ -132,13 +132,14 @@ impl Timeline {
         &self,
         lsn: Lsn,
         record_start: Lsn,
-        entries: impl Iterator<Item = (Key, Vec<u8>)>,
+        entries: impl Iterator<Item = Result<(Key, Vec<u8>)>>,
     ) -> Result<()> {
         let _flushing = self.flushing.lock();
         let mut files = NewFiles::default();
         let mut writer =
             LayerWriter::new(self.layer_header(LayerKind::Image, lsn, lsn), Codec::small());
-        for (key, stored) in entries {
+        for entry in entries {
+            let (key, stored) = entry?;
             if writer.size() >= self.limits.layer_bytes {
                 let header = self.layer_header(LayerKind::Image, lsn, lsn);
                 let full = std::mem::replace(&mut writer, LayerWriter::new(header, Codec::small()));
