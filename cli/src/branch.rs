@@ -15,7 +15,17 @@ use crate::{compute, table};
 pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
     let rows: Vec<Value> =
         Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
-    Ok(rows.into_iter().find(|row| row.get("name").and_then(Value::as_str) == Some(name)))
+    let field =
+        |row: &Value, field: &str| row.get(field).and_then(Value::as_str).map(str::to_owned);
+    if let Some(found) = rows.iter().find(|row| field(row, "name").as_deref() == Some(name)) {
+        return Ok(Some(found.clone()));
+    }
+    // The page server lists what it can't read, without a version; it may have any name.
+    let unread = |row: &&Value| row.get("pg_version").and_then(Value::as_u64) == Some(0);
+    if let Some(failure) = rows.iter().filter(unread).find_map(|row| field(row, "failure")) {
+        bail!("branch '{name}' is not among those that can be read: {failure}");
+    }
+    Ok(None)
 }
 
 /// A branch's row.

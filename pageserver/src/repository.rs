@@ -104,6 +104,9 @@ pub enum Moment {
     Time(i64),
 }
 
+/// The timeline that another began from, and where.
+type Origin = Option<(Arc<Timeline>, Lsn)>;
+
 /// A timeline that is in the store and can't be served.
 #[derive(Clone, Debug)]
 pub struct Broken {
@@ -249,7 +252,7 @@ impl Repository {
     }
 
     /// Where the timeline of an index began. `None` if its ancestor is not there (yet).
-    fn ancestor_of(&self, index: &TimelineIndex) -> Option<Result<Option<(Arc<Timeline>, Lsn)>>> {
+    fn ancestor_of(&self, index: &TimelineIndex) -> Option<Result<Origin>> {
         let Some(ancestor) = &index.ancestor else { return Some(Ok(None)) };
         let (parent, lsn) = match (ancestor.timeline.parse::<TimelineId>(), ancestor.lsn.parse()) {
             (Ok(parent), Ok(lsn)) => (parent, lsn),
@@ -464,6 +467,17 @@ impl Repository {
         archive: impl Read,
     ) -> Result<Arc<Timeline>> {
         let _claim = self.claim_name(name, Some(id))?;
+        if self.timeline(id).err().is_none_or(|error| error.downcast_ref::<Refused>().is_none()) {
+            anyhow::bail!(Refused::Conflict(format!("timeline {id} exists already")));
+        }
+        if let Some((lost, _)) = self.broken().into_iter().find(|(_, broken)| broken.name.is_none())
+        {
+            // An empty cluster in the place of one that only can't be read would be taken for it.
+            anyhow::bail!(Refused::Conflict(format!(
+                "the index of timeline {lost} can't be read, and may be that of '{name}': restore it \
+                 or remove it before a cluster is imported"
+            )));
+        }
         let imported = import::read_archive(archive, &self.source.directory)
             .map_err(|error| Refused::Invalid(format!("can't import: {error:#}")))?;
         let state = &imported.state;
@@ -486,9 +500,6 @@ impl Repository {
             replaces: None,
             layers: Vec::new(),
         };
-        if self.timeline(id).err().is_none_or(|error| error.downcast_ref::<Refused>().is_none()) {
-            anyhow::bail!(Refused::Conflict(format!("timeline {id} exists already")));
-        }
         // The index comes with the last of it: an import that fails half-way never was.
         let runtime = self.runtime.clone();
         let index = RemoteIndex::absent(&self.store, runtime, tenant, id, index);

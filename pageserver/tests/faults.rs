@@ -296,6 +296,10 @@ fn h11_a_corrupt_index_fails_its_timeline_only() {
     assert!(refused.contains("not served") && refused.contains("checksum"), "{refused}");
     let taken = repository.import(TENANT, ID, "main", &archive[..]).err().unwrap().to_string();
     assert!(taken.contains("exists already"), "{taken}");
+    // What can't be read may have any name.
+    let third = TimelineId([9; 16]);
+    let taken = repository.import(TENANT, third, "main", &archive[..]).err().unwrap().to_string();
+    assert!(taken.contains("can't be read"), "{taken}");
     repository.stop();
 }
 

@@ -184,6 +184,8 @@ const CONNECTIONS: usize = 1024;
 const REQUEST_BUFFER: usize = 64 * 1024;
 /// How long a request may take from its head to the beginning of its answer.
 const REQUEST: Duration = Duration::from_secs(150);
+/// Bytes that are still read of an import that was refused.
+const DRAINED: u64 = 1 << 30;
 /// How long the body of an import may be silent.
 const BODY_SILENCE: Duration = Duration::from_secs(30);
 
@@ -603,8 +605,13 @@ async fn import(
     let reader = tokio_util::io::SyncIoBridge::new(reader);
     service
         .run(Work::Import, move |repository| {
-            let reader = std::io::BufReader::with_capacity(1 << 20, reader);
-            let timeline = repository.import(tenant, timeline, &query.name, reader)?;
+            let mut reader = std::io::BufReader::with_capacity(1 << 20, reader);
+            let imported = repository.import(tenant, timeline, &query.name, &mut reader);
+            if imported.is_err() {
+                // Clients read no answer before they have sent everything.
+                let _ = std::io::copy(&mut reader.take(DRAINED), &mut std::io::sink());
+            }
+            let timeline = imported?;
             Ok(Json(row(&timeline, true)?))
         })
         .await
