@@ -168,6 +168,10 @@ fn h4_one_hung_safekeeper_delays_no_start() {
         let mut client = connect(row["uri"].as_str().unwrap());
         client.batch_execute("insert into t values (2)").unwrap();
     }
+    // Nor does WAL that no safekeeper has: a branch begins in the middle of its ancestor's segment.
+    cluster.cli(&["branch", "create", "b"]);
+    let row = cluster.json(&["compute", "start", "b"]);
+    assert!(row["start_ms"].as_u64().unwrap() < 5000, "{row}");
 }
 
 #[test]

@@ -24,6 +24,9 @@ const TURN: Duration = Duration::from_millis(50);
 /// Longest wait for one answer of a safekeeper that WAL is read from.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// After a quorum could not answer, others are waited for so long.
+const ASK_GRACE: Duration = Duration::from_millis(20);
+
 /// Longest wait until any safekeeper has answered, which may have to catch up first.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -117,6 +120,8 @@ fn ask<T: Send + 'static>(
     let deadline = Instant::now() + ASK_TIMEOUT;
     let (sender, answers) = channel();
     let mut asked: Vec<NodeId> = Vec::new();
+    let mut failed = 0;
+    let mut failed_at = Instant::now();
     let mut details = String::new();
     loop {
         for (node, address) in driver.holders(lsn) {
@@ -145,11 +150,16 @@ fn ask<T: Send + 'static>(
             match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
+                    failed += 1;
+                    failed_at = Instant::now();
                     let _ = write!(details, "safekeeper {node}: {error}; ");
                 }
             }
         }
-        if Instant::now() >= deadline {
+        // What so many say, the others will say too; those that are about to have the log get a moment.
+        let is_quorum = config.configuration.is_quorum(|node| asked.contains(&node));
+        let all_failed = is_quorum && failed == asked.len() && failed_at.elapsed() > ASK_GRACE;
+        if all_failed || Instant::now() >= deadline {
             let _ = write!(details, "{}", driver.describe());
             return Err(ProposerError::Unreadable { at: lsn, details });
         }

@@ -54,11 +54,6 @@ impl LayerMap {
         &self.level0
     }
 
-    /// Number of compacted runs.
-    pub fn runs(&self) -> usize {
-        self.runs.len()
-    }
-
     /// Gathers values of `key` with `after` < LSN <= `lsn`, newest first. True when complete.
     pub fn gather(&self, key: &Key, lsn: Lsn, after: Lsn, into: &mut Gathered) -> Result<bool> {
         for layer in &self.level0 {

@@ -1,5 +1,6 @@
 //! L0 to L1: many layers of every key become few layers of disjoint keys, and long chains of
-//! changes end in an image, so that a read stays bounded however long the history is.
+//! changes of its input end in an image. Each compaction adds a run that reads look through: they are not merged yet, so a
+//! read costs more the longer the history is.
 //!
 //! Compaction loses nothing: every (key, LSN) of its input is in its output, images come on top.
 //! The order that makes a crash harmless: upload the new layers, name them (and no longer the old

@@ -395,8 +395,8 @@ impl Timeline {
         }
     }
 
-    /// The keys in [`first`, `last`] that have any value at or before `lsn`, other than blocks
-    /// and SLRU pages.
+    /// The keys in [`first`, `last`] that may have a value at or before `lsn`, other than blocks and SLRU pages. Some may
+    /// have later values only: a layer that goes on after `lsn` is not looked at more closely.
     pub fn list(&self, first: Key, last: Key, lsn: Lsn) -> Result<BTreeSet<Key>> {
         let mut keys = BTreeSet::new();
         let (mut timeline, mut lsn) = (self, lsn);
