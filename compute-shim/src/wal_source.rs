@@ -377,7 +377,7 @@ mod tests {
                 start_lsn: Lsn(u64::from(SEGMENT)),
                 ancestor: None,
             };
-            let prev = Lsn(START.0 - 100 & !7);
+            let prev = Lsn((START.0 - 100) & !7);
             let fenced = Arc::default();
             let (path, map) = (directory.path().to_owned(), memory.map);
             let source = PgWal::new(path, parameters, PgVersion::V15, map, START, prev, fenced);
