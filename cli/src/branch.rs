@@ -62,6 +62,34 @@ pub fn committed_now(cluster: &Cluster, name: &str) -> Result<Option<Lsn>> {
     Ok(committed(&Answers::ask(cluster), name, timeline))
 }
 
+/// Fields of a row that say what is wrong with a branch that is served all the same.
+const TROUBLES: &[&str] = &[
+    "upload_failure",
+    "compaction_failure",
+    "unreadable_pages",
+    "unreadable_page",
+    "bad_safekeepers",
+];
+
+/// What is wrong with a branch that is served, a line each.
+pub fn troubles(row: &Value) -> Vec<String> {
+    let text = |name: &str| row.get(name).and_then(Value::as_str);
+    let mut lines = Vec::new();
+    lines.extend(text("upload_failure").map(|why| format!("uploads fail: {why}")));
+    lines.extend(text("compaction_failure").map(|why| format!("compaction fails: {why}")));
+    let pages = row.get("unreadable_pages").and_then(Value::as_u64).unwrap_or_default();
+    if pages > 0 {
+        let one = text("unreadable_page").unwrap_or_default();
+        lines.push(format!("{pages} pages can't be made, one of them: {one}"));
+    }
+    let bad = row.get("bad_safekeepers").and_then(Value::as_object);
+    for (address, what) in bad.into_iter().flatten() {
+        let what = what.as_str().unwrap_or_default();
+        lines.push(format!("safekeeper {address}: {what}"));
+    }
+    lines
+}
+
 fn listed(answers: &Answers, row: &Value) -> Value {
     let field = |name: &str| row.get(name).cloned().unwrap_or(Value::Null);
     let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -75,6 +103,9 @@ fn listed(answers: &Answers, row: &Value) -> Value {
     listed.insert("commit_lsn".into(), json!(commit.map(|lsn| lsn.to_string())));
     for name in ["remote_lsn", "logical_size", "created", "pg_version", "failure"] {
         listed.insert(name.into(), field(name));
+    }
+    for name in TROUBLES {
+        listed.insert((*name).into(), field(name));
     }
     Value::Object(listed)
 }

@@ -154,6 +154,14 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
             let columns =
                 ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "commit_lsn", "failure"];
             table::print(&columns, &rows);
+            for row in &rows {
+                for trouble in branch::troubles(row) {
+                    table::line(&format!(
+                        "{}: {trouble}",
+                        row["name"].as_str().unwrap_or_default()
+                    ));
+                }
+            }
         }
         Err(error) => table::line(&format!("branches: {error:#}")),
     }

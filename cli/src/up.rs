@@ -15,7 +15,7 @@ use crate::cluster::{
     is_free, major_version,
 };
 use crate::process::Process;
-use crate::{branch, compute, files, found, http};
+use crate::{branch, compute, files, found, http, status};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
@@ -197,6 +197,15 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     for branch in others {
         if let Err(error) = start_compute(&mut cluster, &branch, None) {
             troubles.push(format!("{error:#}"));
+        }
+    }
+    // One that runs may still be unable to serve a branch. (One that is slow to answer got ready a moment ago.)
+    for row in status::processes(&cluster, &status::Answers::ask(&cluster)) {
+        if let (Some("safekeeper"), Some(name), Some(failure)) =
+            (row["role"].as_str(), row["name"].as_str(), row["failure"].as_str())
+            && failure != status::no_answer()
+        {
+            troubles.push(format!("{name}: {failure}"));
         }
     }
     let place = cluster.state.computes.get("main").context("the compute of main is not there")?;

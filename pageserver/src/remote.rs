@@ -200,7 +200,7 @@ impl RemoteIndex {
                     let pause = rand::random_range(10..50) << attempt.min(4);
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
-                Err(error) => return Err(error.into()),
+                Err(SwapError::Store(error)) => return Err(error.into()),
             }
         }
         bail!("{} is being written by another page server all the time", in_store())

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use parking_lot::{Mutex, RwLock};
-use pgstrata_blob::Store;
+use pgstrata_blob::{BlobError, Store};
 use pgstrata_format::index::{Ancestor, TimelineIndex};
 use pgstrata_ids::{Generation, Lsn, TenantId, TimelineId};
 use tokio::runtime::Handle;
@@ -28,6 +28,8 @@ pub const FLUSH: &str = "flush";
 pub const COMPACT: &str = "compact";
 /// How soon what failed on a timeline is tried again there.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+/// How soon a timeline that the object store did not give is asked for again.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// How soon background work looks again.
 const MOMENT: Duration = Duration::from_millis(20);
 /// How long a request waits for WAL that may be on its way.
@@ -116,11 +118,31 @@ pub struct Broken {
     pub name: Option<String>,
     /// Why.
     pub error: String,
+    /// It was the object store that failed, which may answer later: the index is read again until it can be.
+    pub is_tried_again: bool,
 }
 
 impl Broken {
     fn new(tenant: TenantId, error: &anyhow::Error) -> Broken {
-        Broken { tenant, name: None, error: format!("{error:#}").replace('\n', " ") }
+        let failed = |cause: &(dyn std::error::Error + 'static)| {
+            matches!(cause.downcast_ref(), Some(BlobError::Failed { .. }))
+        };
+        Broken {
+            tenant,
+            name: None,
+            error: format!("{error:#}").replace('\n', " "),
+            is_tried_again: error.chain().any(failed),
+        }
+    }
+
+    /// One whose ancestor is not served (yet).
+    fn without_ancestor(index: &TimelineIndex) -> Broken {
+        Broken {
+            tenant: index.tenant.parse().unwrap_or(TenantId([0; 16])),
+            name: Some(index.name.clone()),
+            error: "its ancestor can't be read".to_owned(),
+            is_tried_again: true,
+        }
     }
 }
 
@@ -227,10 +249,7 @@ impl Repository {
             }
             if indexes.len() == before {
                 for (id, index) in indexes.drain() {
-                    let error = anyhow::anyhow!("its ancestor can't be read");
-                    let mut broken = Broken::new(TenantId([0; 16]), &error);
-                    broken.name = Some(index.current().name.clone());
-                    repository.note_broken(id, broken);
+                    repository.note_broken(id, Broken::without_ancestor(&index.current()));
                 }
             }
         }
@@ -330,7 +349,50 @@ impl Repository {
                 .with_context(|| format!("can't start the {name} thread"))?;
             self.background.lock().push(thread);
         }
+        let repository = Arc::clone(self);
+        let thread = std::thread::Builder::new()
+            .name("reopen".into())
+            .spawn(move || repository.keep_reopening())
+            .context("can't start the reopen thread")?;
+        self.background.lock().push(thread);
         Ok(())
+    }
+
+    /// Tries again to open timelines that the object store did not give, until the work is to end.
+    fn keep_reopening(&self) {
+        let mut tried = Instant::now();
+        while !self.stopping.load(Ordering::Acquire) {
+            std::thread::sleep(MOMENT);
+            if tried.elapsed() < REOPEN_PAUSE {
+                continue;
+            }
+            for (id, broken) in self.broken().into_iter().filter(|(_, one)| one.is_tried_again) {
+                match self.reopen(id, broken.tenant) {
+                    Ok(()) => tracing::info!(timeline = %id, "served again"),
+                    Err(now) => self.note_broken(id, now),
+                }
+            }
+            tried = Instant::now();
+        }
+    }
+
+    /// Opens a timeline that is not served. An error says what is wrong with it now.
+    fn reopen(&self, id: TimelineId, tenant: TenantId) -> Result<(), Broken> {
+        let broken = |error: anyhow::Error| Broken::new(tenant, &error);
+        let opened = RemoteIndex::open(&self.store, tenant, id, self.generation);
+        let index = self.runtime.block_on(opened).map_err(broken)?;
+        let current = index.current();
+        let Some(ancestor) = self.ancestor_of(&current) else {
+            return Err(Broken::without_ancestor(&current));
+        };
+        let timeline = ancestor.and_then(|ancestor| self.add(index, ancestor)).map_err(broken)?;
+        self.broken.write().remove(&id);
+        if let Some(replaced) = timeline.replaces().and_then(|id| self.timeline(id).ok())
+            && let Err(error) = replaced.mark_deleted()
+        {
+            tracing::warn!(timeline = %replaced.info.id, "can't mark a replaced branch deleted: {error:#}");
+        }
+        self.start_following(&timeline).map_err(broken)
     }
 
     /// Does one job on every timeline, until the work is to end. What fails is tried again after a

@@ -95,6 +95,7 @@ impl World {
                     // The answer that got lost may have been that of the index.
                     repository.stop();
                     repository = open(&runtime, &store, &layers(&directory), limits()).unwrap();
+                    assert!(repository.broken().is_empty(), "nothing fails now");
                     if let Ok(timeline) = repository.timeline(id) {
                         break timeline;
                     }
@@ -319,6 +320,16 @@ impl World {
             self.faults.set(0);
             open(&self.runtime, &self.store, &layers(&self.directory), limits()).unwrap()
         });
+        // What the store did not give at first comes once it answers.
+        if !self.repository.broken().is_empty() {
+            assert!(self.faults.are_on());
+            self.faults.set(0);
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            while !self.repository.broken().is_empty() {
+                assert!(std::time::Instant::now() < deadline, "{:?}", self.repository.broken());
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+        }
         for (at, (deleted, before)) in ingested.into_iter().enumerate() {
             let now = self.timeline(at);
             let before = before.unwrap().progress.lsn();

@@ -33,6 +33,17 @@ fn refused_up(cluster: &Cluster) -> String {
     cluster.refusal(&["up", "--pg-bin", pg_bin.to_str().unwrap()], 1)
 }
 
+/// `up` where a minority of the safekeepers can't serve: main is up, and the command fails with one line. Returns the URI
+/// and the line.
+fn troubled_up(cluster: &Cluster) -> (String, String) {
+    let pg_bin = pg_bin();
+    let output = cluster.try_cli(&["up", "--pg-bin", pg_bin.to_str().unwrap()]);
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    assert!(line.contains("main is up, but") && line.lines().count() == 1, "{line}");
+    (String::from_utf8(output.stdout).unwrap().trim().to_owned(), line)
+}
+
 /// Files below a directory, by the end of their paths.
 fn files(root: &Path, wanted: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -231,7 +242,7 @@ fn a_computes_directory_with_rubbish_in_it() {
 }
 
 #[test]
-fn damaged_safekeepers_are_named_and_never_guess() {
+fn h18_damaged_safekeepers_are_named_and_never_guess() {
     let cluster = filled();
     let one = cluster.dir().join("safekeeper-1");
     let control = files(&one, &|name| name == "control").remove(0);
@@ -245,7 +256,9 @@ fn damaged_safekeepers_are_named_and_never_guess() {
     // The WAL begins at the segment's start plus some; the first records are in its first pages.
     for (path, at) in [(&control, 40), (&segment, 5000)] {
         flip(path, at);
-        assert_eq!(sum(&cluster.up()), 500_500, "a majority is enough");
+        let (uri, line) = troubled_up(&cluster);
+        assert_eq!(sum(&uri), 500_500, "a majority is enough");
+        assert!(line.contains("safekeeper-1"), "h18: {line}");
         let text = failure();
         assert!(text.contains(one.to_str().unwrap()), "{text}");
         cluster.cli(&["down"]);
@@ -257,7 +270,7 @@ fn damaged_safekeepers_are_named_and_never_guess() {
     // A segment that is gone.
     let aside = one.join("aside");
     std::fs::rename(&segment, &aside).unwrap();
-    assert_eq!(sum(&cluster.up()), 500_500);
+    assert_eq!(sum(&troubled_up(&cluster).0), 500_500);
     assert!(failure().contains("segments are missing or damaged"), "{}", failure());
     cluster.cli(&["down"]);
 

@@ -572,6 +572,10 @@ async fn compact(
             while timeline.remote_consistent_lsn() < end && std::time::Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(10));
             }
+            if timeline.remote_consistent_lsn() < end {
+                let why = timeline.trouble(FLUSH).unwrap_or_else(|| "they are slow".to_owned());
+                anyhow::bail!("what is ingested could not be uploaded in {PATIENCE:?}: {why}");
+            }
             let compacted = timeline.compact()?;
             Ok(Json(serde_json::json!({ "compacted": compacted })))
         })
