@@ -1,7 +1,6 @@
 //! The life of a compute: election, clean start, running, end.
 
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +21,7 @@ use crate::dynamic_memory::DynamicMemory;
 use crate::memory::Memory;
 use crate::pages::PageClient;
 use crate::postgres::{Postgres, Settings};
-use crate::proposer::{Leader, ProposerConfig, ProposerError, Proposing, elect};
+use crate::proposer::{Leader, ProposerConfig, ProposerError, Proposing, elect_again};
 use crate::segments::Segments;
 use crate::wal_source::PgWal;
 use crate::{settings, socket};
@@ -121,6 +120,8 @@ pub struct Shared {
     pub fenced: Arc<AtomicBool>,
     /// It has accepted connections once.
     pub was_running: AtomicBool,
+    /// The highest term that it asked for, or 0.
+    pub asked_term: AtomicU64,
 }
 
 impl Shared {
@@ -153,6 +154,27 @@ struct CleanStart {
 
 /// Runs one compute from election to end.
 pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
+    let ended = run_once(config, shared);
+    // At whatever step it hears of it: a compute that was outranked must not campaign again.
+    let is_fenced = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(ProposerError::Fenced(_)))
+    };
+    match ended {
+        Err(error) if error.chain().any(is_fenced) => {
+            shared.report.lock().state = "fenced".into();
+            Ok(Outcome::Fenced)
+        }
+        Ok(Outcome::Stopped) => Ok(Outcome::Stopped),
+        // It was heard while something else went wrong.
+        _ if shared.fenced.load(Ordering::Acquire) => {
+            shared.report.lock().state = "fenced".into();
+            Ok(Outcome::Fenced)
+        }
+        ended => ended,
+    }
+}
+
+fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let mut steps = Steps { since: Instant::now(), shared };
     let data_path = config.dir.join("data");
     {
@@ -229,12 +251,8 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let segments = Arc::new(segments);
     let socket_path = socket_path(&config.dir);
     remove_stale_sockets(&config.dir, &socket_path)?;
-    let listener = UnixListener::bind(&socket_path)
+    let _backends = socket::Backends::start(socket_path.clone(), segments)
         .with_context(|| format!("can't listen on {}", socket_path.display()))?;
-    std::thread::Builder::new()
-        .name("backends".into())
-        .spawn(move || socket::serve(listener, segments))
-        .context("can't start a thread")?;
 
     let mut proposing = None;
     if let Some(leader) = leader {
@@ -290,7 +308,6 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let outcome = supervise(&mut postgres, proposing, shared);
     postgres.kill();
     drop(dynamic_memory);
-    let _ = std::fs::remove_file(&socket_path);
     outcome
 }
 
@@ -353,7 +370,7 @@ fn campaign(config: &ComputeConfig, shared: &Shared) -> Result<Leader, ProposerE
         safekeepers: config.safekeepers.clone(),
         id: ProposerId(rand::random()),
     };
-    elect(proposer, timeout)
+    elect_again(proposer, timeout, &shared.asked_term)
 }
 
 fn writer(config: &ComputeConfig, version: PgVersion) -> WalWriter {

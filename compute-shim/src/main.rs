@@ -277,6 +277,11 @@ fn watch_signals(shared: &Arc<Shared>) -> Result<()> {
                     _ = interrupt.recv() => shared.stop.store(true, Ordering::Release),
                     _ = quit.recv() => shared.abort.store(true, Ordering::Release),
                 }
+                if matches!(shared.report.lock().state.as_str(), "starting" | "restarting") {
+                    // Nobody was told of a commit yet, and a start waits for others: for a quorum, the page server,
+                    // postgres, which the kernel ends with us.
+                    std::process::exit(0);
+                }
             }
         });
     })?;

@@ -2,7 +2,9 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgstrata_compute_shared::{Found, NO_ENTRY, REQUEST_SIZE, Reply, Request, RequestKind};
 
@@ -11,9 +13,38 @@ use crate::segments::Segments;
 /// The error that PostgreSQL is told; the text goes to our log.
 const EIO: i32 = 5;
 
-/// Accepts connections until the process ends.
-pub fn serve(listener: UnixListener, segments: Arc<Segments>) {
+/// Serves the backends of one run. Dropping it ends that, with the connections' own ends.
+pub struct Backends {
+    ended: Arc<AtomicBool>,
+    path: PathBuf,
+}
+
+impl Backends {
+    /// Listens at `path`, on a thread of its own.
+    pub fn start(path: PathBuf, segments: Arc<Segments>) -> io::Result<Backends> {
+        let listener = UnixListener::bind(&path)?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let backends = Backends { ended: Arc::clone(&ended), path };
+        let thread = std::thread::Builder::new().name("backends".into());
+        thread.spawn(move || serve(&listener, &segments, &ended))?;
+        Ok(backends)
+    }
+}
+
+impl Drop for Backends {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        // It waits for a connection. If there can't be one, the thread is left waiting, and nothing else.
+        let _ = UnixStream::connect(&self.path);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn serve(listener: &UnixListener, segments: &Arc<Segments>, ended: &AtomicBool) {
     for stream in listener.incoming() {
+        if ended.load(Ordering::Acquire) {
+            return;
+        }
         let stream = match stream {
             Ok(stream) => stream,
             Err(error) => {
@@ -22,7 +53,7 @@ pub fn serve(listener: UnixListener, segments: Arc<Segments>) {
                 continue;
             }
         };
-        let segments = Arc::clone(&segments);
+        let segments = Arc::clone(segments);
         let thread = std::thread::Builder::new().name("backend".into());
         if let Err(error) = thread.spawn(move || connection(stream, &segments)) {
             tracing::error!("can't serve a backend: {error}");

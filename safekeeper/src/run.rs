@@ -32,9 +32,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("--zone has {} bytes, at most {MAX_ZONE} are possible", args.zone.len());
     }
     let disk = Arc::new(RealDisk);
+    // Before anything in it is read or made: another process may be about to make the same.
+    let lock = lock_directory(&args)?;
     let own = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
     let node = own.node;
-    let lock = lock_directory(&args)?;
     let latch = Latch::default();
     throw_on_panic(&latch);
     let members = Members::open(own, Arc::clone(&disk) as Arc<dyn Disk>, &args.dir, latch.clone())?;
@@ -117,6 +118,8 @@ fn open_archive(args: &Args) -> anyhow::Result<Option<Arc<Archive>>> {
 
 /// Keeps a second process out of the directory.
 fn lock_directory(args: &Args) -> anyhow::Result<std::fs::File> {
+    std::fs::create_dir_all(&args.dir)
+        .with_context(|| format!("can't create {}", args.dir.display()))?;
     let path = args.dir.join("lock");
     let file =
         std::fs::File::create(&path).with_context(|| format!("can't create {}", path.display()))?;

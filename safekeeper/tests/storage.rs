@@ -563,8 +563,51 @@ fn l6_a_hole_far_before_the_end_is_damage() {
     let segment = world.timeline_directory().join(parameters(START).segment_name(2));
     let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
     file.write_all_at(&[0; 4096], 8192).unwrap();
-    forget_note(&world);
     assert_damaged(&world, "a hole");
+}
+
+#[test]
+fn l6_a_long_record_of_zeros_that_was_cut_short_is_a_torn_end() {
+    for note_is_lost in [false, true] {
+        let mut world = World::new();
+        let timeline = world.led();
+        let whole = world.append(&timeline, 1000).unwrap();
+        // As PostgreSQL writes a message of zeros: its first sectors hold nothing else.
+        let record = world.generator.record_of(&vec![0; 9 << 20]);
+        let part = &record[..8 << 20];
+        for (number, piece) in part.chunks(256 << 10).enumerate() {
+            let start = whole + (number * (256 << 10)) as u64;
+            let length = piece.len() as u64;
+            let append =
+                Append { term: Term(1), start, length, record_end: whole, commit_lsn: whole };
+            let mut batch = timeline.batch();
+            batch.append(&append, piece).unwrap();
+            batch.finish().unwrap();
+        }
+        drop(timeline);
+        if note_is_lost {
+            forget_note(&world);
+        }
+        assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
+    }
+}
+
+#[test]
+fn l6_a_cut_that_was_interrupted_is_no_damage() {
+    use std::os::unix::fs::FileExt;
+    let mut world = World::new();
+    let timeline = world.led();
+    let kept = world.append(&timeline, 1000).unwrap();
+    while world.generator.at < kept + (SEGMENT_SIZE - (100 << 10)) {
+        world.append(&timeline, 50_000).unwrap();
+    }
+    drop(timeline);
+    // Zeros were put over the first part of what was cut off.
+    let segment = world.timeline_directory().join(parameters(START).segment_name(1));
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    file.write_all_at(&vec![0; 64 << 10], kept - START).unwrap();
+    forget_note(&world);
+    assert_eq!(world.open().only().unwrap().flush_lsn(), kept);
 }
 
 #[test]

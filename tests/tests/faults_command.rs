@@ -26,8 +26,8 @@ fn s1_nothing_that_postgresqls_user_makes_is_followed() {
         assert!(!made.status.success(), "{name} could be made");
     }
     // A link that is there all the same, from before the directory was ours.
-    std::os::unix::fs::symlink(victim.path(), computes.join("evil")).unwrap();
     cluster.cli(&["branch", "create", "evil"]);
+    std::os::unix::fs::symlink(victim.path(), computes.join("evil")).unwrap();
     let line = cluster.refusal(&["compute", "start", "evil"], 1);
     assert!(line.contains("link") && line.contains("remove it"), "{line}");
     assert_eq!(std::fs::metadata(victim.path()).unwrap().uid(), 0);

@@ -276,3 +276,52 @@ fn h5_a_read_that_waits_for_the_page_server_can_be_cancelled() {
     client.batch_execute("reset statement_timeout").unwrap();
     assert_eq!(count(&mut client, "select sum(g) from t"), 5_000_050_000);
 }
+
+#[test]
+fn h6_a_compute_that_tries_again_takes_nothing_from_its_successor() {
+    let cluster = Cluster::new();
+    let mut client = cluster.client();
+    client.batch_execute("create table t as select 1 a").unwrap();
+    let keepers = [cluster.pid("safekeeper-1"), cluster.pid("safekeeper-2")];
+    keepers.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    let first = cluster.pid("compute-main");
+    let arguments = std::fs::read(format!("/proc/{first}/cmdline")).unwrap();
+    let postgres = cluster.status()["computes"][0]["postgres_pid"].as_u64().unwrap();
+    signal(postgres, Signal::KILL);
+    wait_gone(postgres);
+    wait_for("it tries again", || cluster.status()["computes"][0]["state"] == "restarting");
+    // It sleeps while another one takes over, and wakes up.
+    signal(first, Signal::STOP);
+    keepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    let mut arguments: Vec<String> = arguments
+        .split(|&byte| byte == 0)
+        .map(|argument| String::from_utf8_lossy(argument).into_owned())
+        .collect();
+    arguments.pop();
+    let directory = pgstrata_tests::pg_directory();
+    let port = pgstrata_tests::free_port();
+    for (name, value) in [
+        ("--dir", directory.path().to_str().unwrap()),
+        ("--port", &port.to_string()),
+        ("--listen-http", "127.0.0.1:0"),
+    ] {
+        let at = arguments.iter().position(|argument| argument == name).unwrap();
+        value.clone_into(&mut arguments[at + 1]);
+    }
+    let program = arguments.remove(0);
+    let rest: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut second = pgstrata_tests::unprivileged(program.as_ref(), &rest)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut client = connect(&format!("postgresql://postgres@127.0.0.1:{port}/postgres"));
+    client.batch_execute("insert into t values (2)").unwrap();
+    signal(first, Signal::CONT);
+    wait_gone(first);
+    client.batch_execute("insert into t values (3)").unwrap();
+    assert_eq!(count(&mut client, "select count(*) from t"), 3);
+    drop(client);
+    second.kill().unwrap();
+    second.wait().unwrap();
+}

@@ -72,6 +72,12 @@ pub enum ProposerError {
     /// Another compute won a newer term.
     #[error("another compute has taken over this branch in term {0}; this one must stop")]
     Fenced(Term),
+    /// A member whose vote counted turned out to be another one than the one that joined: this term may stand on what was
+    /// forgotten, and another one has to be won.
+    #[error(
+        "safekeeper {0} voted for this term with another directory than the one that joined: the term is given up"
+    )]
+    Impostor(NodeId),
     /// Too few safekeepers answered in time.
     #[error("no quorum of safekeepers answered within {seconds} s: {details}")]
     NoQuorum {

@@ -53,6 +53,8 @@ pub struct Driver {
     backlog: Backlog,
     election: Option<Election>,
     fenced: Option<Term>,
+    yields_above: Option<Term>,
+    impostor: Option<NodeId>,
     commit_lsn: Lsn,
     commit_changed_at: Instant,
     /// When the log grew after everything in it was committed.
@@ -90,6 +92,8 @@ impl Driver {
             config,
             election: None,
             fenced: None,
+            yields_above: None,
+            impostor: None,
             commit_lsn: Lsn::INVALID,
             commit_changed_at: now,
             appended_at: now,
@@ -162,11 +166,44 @@ impl Driver {
         self.links.iter().map(text).collect::<Vec<_>>().join("; ")
     }
 
+    /// A member that was counted in the election and must not have been, if any.
+    pub fn impostor(&self) -> Option<NodeId> {
+        self.impostor
+    }
+
+    /// Whether the term that was won still stands.
+    pub fn check(&self) -> Result<(), ProposerError> {
+        match (self.fenced, self.impostor) {
+            (Some(term), _) => Err(ProposerError::Fenced(term)),
+            (None, Some(node)) => Err(ProposerError::Impostor(node)),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Yields to whoever campaigned above `term`, which is the highest that this compute asked for.
+    pub fn yield_above(&mut self, term: Term) {
+        self.yields_above = Some(term);
+    }
+
+    /// The term that is asked for or won.
+    pub fn term(&self) -> Term {
+        self.core.term()
+    }
+
     /// Campaigns again, above `term`, on the same connections.
     pub fn campaign_above(&mut self, term: Term) {
         let next = Term(term.0.saturating_add(1));
         self.core = Proposer::new(self.config.id, self.config.configuration.clone(), next);
         self.fenced = None;
+        self.impostor = None;
+        // Nothing of an election that was won meanwhile is of use.
+        self.election = None;
+        self.backlog = Backlog::new(self.config.parameters.start_lsn);
+        self.commit_lsn = Lsn::INVALID;
+        for link in &mut self.links {
+            link.next_lsn = None;
+            link.told_commit_lsn = Lsn::INVALID;
+        }
         for link in &self.links {
             if link.connection.is_some() && link.is_greeted() {
                 self.core.connected(link.node, term, &mut self.outputs);
@@ -517,9 +554,15 @@ impl Driver {
                         return Err(io::Error::other(super::incarnations::describe(node)));
                     }
                     link.succeeded();
-                    self.core.connected(node, reply.term, outputs);
+                    // First of all: this member must hear of no election that counted such a one.
                     if !strange.is_empty() {
                         self.expel(&strange);
+                    }
+                    if self.yields_above.is_some_and(|asked| reply.term > asked) {
+                        self.core.outranked(reply.term, &mut self.outputs);
+                    }
+                    if self.impostor.is_none() {
+                        self.core.connected(node, reply.term, &mut self.outputs);
                     }
                 }
                 Message::GreetingReply(reply) => {
@@ -559,12 +602,10 @@ impl Driver {
             link.fail(now, &super::incarnations::describe(link.node));
             link.refuses = true;
         }
+        self.outputs.clear();
         match self.core.phase() {
-            Phase::Greeting | Phase::Campaigning => {
-                self.outputs.clear();
-                self.campaign_above(self.core.term());
-            }
-            Phase::Elected => self.fenced = Some(self.core.term()),
+            Phase::Greeting | Phase::Campaigning => self.campaign_above(self.core.term()),
+            Phase::Elected => self.impostor = strange.first().copied(),
             Phase::Fenced => {}
         }
     }

@@ -69,15 +69,38 @@ pub struct Leader {
 ///
 /// Tries until `timeout`, also against other computes that campaign at the same time.
 pub fn elect(config: ProposerConfig, timeout: Duration) -> Result<Leader, ProposerError> {
+    elect_again(config, timeout, &AtomicU64::new(0))
+}
+
+/// As [`elect`], for a compute that may have been elected before and did not hear yet that another one took over: `asked`
+/// is the highest term that it ever asked for, or 0, and is kept up. It never outranks a compute that came after it.
+pub fn elect_again(
+    config: ProposerConfig,
+    timeout: Duration,
+    asked: &AtomicU64,
+) -> Result<Leader, ProposerError> {
     let deadline = Instant::now() + timeout;
     let mut driver = Driver::new(config.clone())?;
+    let before = Some(Term(asked.load(Ordering::Acquire))).filter(|term| term.0 > 0);
+    if let Some(term) = before {
+        driver.yield_above(term);
+    }
     let election = loop {
         driver.turn(None, TURN)?;
         if let Some(term) = driver.fenced() {
+            if before.is_some() {
+                return Err(ProposerError::Fenced(term));
+            }
             pause_before_retry(&config, term);
             driver.campaign_above(term);
+        } else if driver.impostor().is_some() {
+            driver.campaign_above(driver.term());
         } else if let Some(election) = driver.election() {
+            asked.fetch_max(driver.term().0, Ordering::AcqRel);
             break election.clone();
+        }
+        if before.is_some() {
+            asked.fetch_max(driver.term().0, Ordering::AcqRel);
         }
         if driver.is_refused() {
             return Err(ProposerError::Refused { details: driver.describe() });
@@ -143,9 +166,7 @@ fn ask<T: Send + 'static>(
             spawned.map_err(ProposerError::system("can't start a thread"))?;
         }
         driver.turn(None, Duration::from_millis(1))?;
-        if let Some(term) = driver.fenced() {
-            return Err(ProposerError::Fenced(term));
-        }
+        driver.check()?;
         while let Ok((node, answer)) = answers.try_recv() {
             match answer {
                 Ok(answer) => return Ok(answer),
@@ -191,9 +212,7 @@ impl Leader {
         let deadline = Instant::now() + timeout;
         while self.driver.commit_lsn() < end {
             self.driver.turn(None, TURN)?;
-            if let Some(term) = self.driver.fenced() {
-                return Err(ProposerError::Fenced(term));
-            }
+            self.driver.check()?;
             if Instant::now() >= deadline {
                 return Err(ProposerError::NotCommitted {
                     what: format!("the record at {start}"),
@@ -210,9 +229,7 @@ impl Leader {
     pub fn drive_until(&mut self, mut done: impl FnMut() -> bool) -> Result<(), ProposerError> {
         while !done() {
             self.driver.turn(None, Duration::from_millis(1))?;
-            if let Some(term) = self.driver.fenced() {
-                return Err(ProposerError::Fenced(term));
-            }
+            self.driver.check()?;
         }
         Ok(())
     }
@@ -348,7 +365,7 @@ fn follow(
             driver.append(chunk)?;
             more = piece + 1 == MAX_PIECES_PER_TURN;
         }
-        more |= source.has_more();
+        more |= driver.has_room() && source.has_more();
         // Timers bound the wait.
         let wait = if more { Duration::ZERO } else { Duration::from_secs(1) };
         driver.turn(Some(source), wait)?;
@@ -360,6 +377,7 @@ fn follow(
             source.on_fenced(term);
             return Err(ProposerError::Fenced(term));
         }
+        driver.check()?;
         if looked_at.elapsed() > LOOK_AFTER {
             looked_at = Instant::now();
             *shared.problem.lock() = driver.problem();

@@ -15,6 +15,9 @@ use super::poller::Poller;
 /// First and longest pause before connecting again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
+/// How often a look-up of a name is looked at.
+const LOOKUP_PAUSE: Duration = Duration::from_millis(5);
+
 /// A connection that isn't made by then is given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -97,7 +100,9 @@ impl Link {
 
     /// The time of the next attempt, if none is under way.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.connection.is_none().then_some(self.retry_at)
+        // A look-up that is under way is looked at every few milliseconds.
+        let pending = self.lookup.is_pending().then(|| Instant::now() + LOOKUP_PAUSE);
+        self.connection.is_none().then_some(self.retry_at.max(pending.unwrap_or(self.retry_at)))
     }
 
     /// Gives the connection up; tries again later.

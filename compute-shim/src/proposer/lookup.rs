@@ -18,6 +18,11 @@ impl Lookup {
         Lookup { address, asked: None }
     }
 
+    /// Whether the system was asked and has not answered.
+    pub fn is_pending(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// The answer, or `None` while there is none: then ask again.
     pub fn poll(&mut self) -> Option<io::Result<SocketAddr>> {
         if let Ok(address) = self.address.parse() {

@@ -23,5 +23,5 @@ pub use config::{
     MAX_BACKLOG, MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
 };
 pub use connection::SENT_BYTES;
-pub use leader::{Elected, Leader, Proposing, elect};
+pub use leader::{Elected, Leader, Proposing, elect, elect_again};
 pub use pgstrata_wal_client::SafekeeperClient;

@@ -345,18 +345,9 @@ impl Acceptor {
             return last.min(self.flush_lsn);
         }
         let ours = &self.control.history;
-        let base = self.agreed(&elected.history);
+        // Where no entry is shared, entries were merged, or nothing is: what is committed here every winner has.
+        let base = self.commit_lsn;
         ours.divergence(self.flush_lsn, &elected.history, Lsn::MAX, base)
-    }
-
-    /// Up to where the log agrees with that of a winner of which no entry is shared: where both
-    /// begin, or, if entries were merged there, what is known to be committed here, which every
-    /// winner has.
-    fn agreed(&self, other: &TermHistory) -> Lsn {
-        match other.may_be_compacted() || self.control.history.may_be_compacted() {
-            true => self.commit_lsn,
-            false => self.control.start_lsn,
-        }
     }
 
     #[cfg(any(test, feature = "explorer"))]
@@ -559,7 +550,7 @@ impl Acceptor {
         if self.control.history.up_to(commit_lsn).last() == committed.last() {
             return Ok(());
         }
-        let base = self.agreed(&range.history);
+        let base = self.commit_lsn;
         let ours = &self.control.history;
         let divergence = ours.divergence(self.write_lsn, committed, commit_lsn, base);
         // A later winner has everything committed; a history of one that doesn't is no winner's.
@@ -781,6 +772,79 @@ mod tests {
         behind.peer_range(&range, &mut outputs);
         behind.flush(&mut outputs);
         assert_eq!((behind.flush_lsn(), behind.commit_lsn()), (end, end), "{outputs:?}");
+    }
+
+    fn member_of(node: u64, h: &TermHistory, flush: Lsn, commit: Lsn) -> Acceptor {
+        let control = ControlState {
+            term: Term(20_000),
+            history: h.up_to(flush),
+            commit_lsn: commit,
+            ..ControlState::empty(Lsn(8), three())
+        };
+        Acceptor::restore(NodeId(node), control, flush).unwrap()
+    }
+
+    fn elect_by(term: u64, votes: &[(u64, &Acceptor)]) -> Elected {
+        use crate::{Proposer, ProposerOutput, Vote};
+        let mut proposer = Proposer::new(ProposerId([1; 16]), three(), Term(term));
+        let mut outputs = Vec::new();
+        for (node, _) in votes {
+            proposer.connected(NodeId(*node), Term(term - 1), &mut outputs);
+        }
+        for (node, a) in votes {
+            let vote = Vote {
+                asked: Term(term),
+                granted: true,
+                term: Term(term),
+                flush_lsn: a.flush_lsn(),
+                commit_lsn: a.commit_lsn(),
+                history: a.history().up_to(a.flush_lsn()),
+            };
+            proposer.vote(NodeId(*node), vote, &mut outputs);
+        }
+        outputs
+            .iter()
+            .find_map(|o| match o {
+                ProposerOutput::AnnounceElected(_, e) => Some(e.clone()),
+                _ => None,
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn l12_what_ends_where_a_kept_entry_begins_is_not_merged() {
+        // 8200 terms of 8 bytes. Committed on {2,3} up to the end of term 4105's predecessor; 3 alone has the rest.
+        let n = 8200u64;
+        let entries: Vec<(u64, u64)> = (1..=n).map(|t| (t, 8 * t)).collect();
+        let full = history(&entries);
+        // history.continued adds one: first kept index = 8201-4096 = 4105 -> lsn = 8*4106
+        let k1 = Lsn(8 * 4106);
+        let c = member_of(3, &full, Lsn(8 * n + 8), k1);
+        let mut b = member_of(2, &full, k1, Lsn(8));
+        let elected = elect_by(20_001, &[(2, &b), (3, &c)]);
+        let mut outputs = Vec::new();
+        b.elected(&elected, &mut outputs);
+        assert_eq!(b.flush_lsn(), k1);
+    }
+
+    #[test]
+    fn l12_a_merged_history_that_shrank_shuts_nobody_out() {
+        let n = 8200u64;
+        let entries: Vec<(u64, u64)> = (1..=n).map(|t| (t, 8 * t)).collect();
+        let full = history(&entries);
+        let end = Lsn(8 * n + 8);
+        // A lacks the last term's bytes, C has them, uncommitted.
+        let mut a = member_of(1, &full, Lsn(8 * n), Lsn(8 * n));
+        let c = member_of(3, &full, end, Lsn(8 * n));
+        let merged = elect_by(20_001, &[(1, &a), (3, &c)]);
+        let mut outputs = Vec::new();
+        a.elected(&merged, &mut outputs);
+        // C is gone; B is far behind, with a commit LSN.
+        let mut b = member_of(2, &full, Lsn(8000), Lsn(8000));
+        let next = elect_by(20_002, &[(1, &a), (2, &b)]);
+        outputs.clear();
+        b.elected(&next, &mut outputs);
+        assert!(matches!(outputs.last(), Some(AcceptorOutput::Ack(_))));
     }
 
     #[test]

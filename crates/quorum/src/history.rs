@@ -84,7 +84,8 @@ impl TermHistory {
     }
 
     /// This history with old entries merged into one, if there are many; everything that they say
-    /// is about bytes before `commit_lsn`.
+    /// is about bytes before `commit_lsn`, and so is the first byte of the entry after them, which a
+    /// majority shares therefore.
     ///
     /// The merged entry is the first byte of all with the newest of their terms: which of those
     /// terms wrote what is forgotten, and need not be known, as all of it is committed. It is in
@@ -93,18 +94,12 @@ impl TermHistory {
     pub fn compacted(self, commit_lsn: Lsn) -> TermHistory {
         let count = self.0.len();
         let first_kept = count.saturating_sub(KEEP);
-        if count <= COMPACT_ABOVE || self.0[first_kept].lsn > commit_lsn {
+        if count <= COMPACT_ABOVE || self.0[first_kept].lsn >= commit_lsn {
             return self;
         }
         let merged = TermStart { term: self.0[first_kept - 1].term, lsn: self.0[0].lsn };
         let kept = self.0[first_kept..].iter().copied();
         TermHistory(std::iter::once(merged).chain(kept).collect())
-    }
-
-    /// True if old entries may have been merged: then a log that shares none of them can be any
-    /// of the logs that were.
-    pub fn may_be_compacted(&self) -> bool {
-        self.0.len() > KEEP
     }
 
     /// The end of the bytes that both logs have in common: this log up to `end`, the other up to

@@ -129,10 +129,7 @@ fn copy(
     let parameters = timeline.parameters();
     let (own, theirs) = (timeline.history(), &peer.status.history);
     // Where entries were merged and none is shared, both have what is committed here.
-    let base = match own.may_be_compacted() || theirs.may_be_compacted() {
-        true => timeline.commit_lsn(),
-        false => parameters.start_lsn,
-    };
+    let base = timeline.commit_lsn();
     let divergence = own.divergence(timeline.flush_lsn(), theirs, target, base);
     let mut archive = background.archive.clone().map(ArchiveReader::new);
     let mut at = divergence;

@@ -6,9 +6,10 @@
 //! part of a record again.
 //!
 //! That holds for a torn end only. Where the first record that is not valid was durable before,
-//! the log is damaged, and nothing of it is counted or removed. Three things tell the two apart:
-//! what was noted as durable; that no more than [`MAX_UNSYNCED`] bytes were ever unsynced; and
-//! that a sector which did not reach the disk is still zero, as segments are made of zeros.
+//! the log is damaged, and nothing of it is counted or removed. Two things tell the two apart:
+//! what was noted as durable, and that a sector which did not reach the disk is still zero, as
+//! segments are made of zeros. What can be either is taken for a torn end: a record that is whole,
+//! without a zero sector, and wrong, can't.
 
 use std::sync::Arc;
 
@@ -22,13 +23,11 @@ use crate::storage_error::StorageError;
 /// WAL read and decoded at once, in bytes.
 const READ_CHUNK: usize = 256 << 10;
 
-/// Most bytes that are written and not synced, in bytes: what is further on shows that what came
-/// before was synced. A batch of [`crate::timeline::SYNC_EVERY`] and what one buffer of a
-/// connection adds to it.
-pub const MAX_UNSYNCED: u64 = 4 << 20;
-
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: u64 = 512;
+
+/// What the system writes back at once, in bytes.
+const CACHE_PAGE: u64 = 4096;
 
 /// The durable log as found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +98,13 @@ fn evidence_of_more(files: &SegmentFiles, end: Lsn) -> Result<Option<String>, St
         let next = Lsn((at.0 / SECTOR + 1) * SECTOR);
         let sector = reader.read(files, at, next)?;
         if sector.iter().all(|&byte| byte == 0) {
-            // It did not reach the disk: nothing that was written with it or later was synced.
-            let far = last.0 >= at.0 + MAX_UNSYNCED;
-            return Ok(far.then(|| format!("but there is WAL up to {last}, far beyond it")));
+            // It may not have reached the disk; or a long record has zeros there and is not whole; or a cut was under
+            // way that puts zeros over what was cut off.
+            return Ok(None);
+        }
+        if next.0.is_multiple_of(CACHE_PAGE) && next <= last && sector.last() == Some(&0) {
+            // The page's rest may have been written later, and that write may not have reached the disk.
+            return Ok(None);
         }
         at = next;
     }

@@ -35,12 +35,18 @@ impl WalGenerator {
     /// The bytes of one record with `size` bytes of main data, from the current position on.
     pub fn record(&mut self, size: usize) -> Vec<u8> {
         self.counter += 1;
+        let fill = self.counter.to_le_bytes();
+        let data: Vec<u8> = (0..size).map(|i| fill[i % 8] ^ (i / 8) as u8).collect();
+        self.record_of(&data)
+    }
+
+    /// The bytes of one record with this main data, from the current position on.
+    pub fn record_of(&mut self, data: &[u8]) -> Vec<u8> {
         let mut record = vec![0; 24];
-        if size > 0 {
+        if !data.is_empty() {
             record.push(254);
-            record.extend_from_slice(&(size as u32).to_le_bytes());
-            let fill = self.counter.to_le_bytes();
-            record.extend((0..size).map(|i| fill[i % 8] ^ (i / 8) as u8));
+            record.extend_from_slice(&(data.len() as u32).to_le_bytes());
+            record.extend_from_slice(data);
         }
         let total = record.len() as u32;
         record[0..4].copy_from_slice(&total.to_le_bytes());
