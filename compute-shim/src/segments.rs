@@ -350,3 +350,68 @@ impl Segments {
         mapped.file.write_all_at(&pages, u64::from(first) * BLOCK_SIZE)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Memory;
+    use pgstrata_ids::{Lsn, TenantId, TimelineId};
+    use std::fs;
+
+    const ID: SegmentId = SegmentId { spc: 1663, db: 5, rel: 1, fork: 0, segment: 0 };
+
+    fn segments(data: &Path) -> Segments {
+        fs::create_dir_all(data.join("base/5")).unwrap();
+        let memory = Memory::new(16 << 20).unwrap();
+        // Nobody is asked.
+        let nobody = "127.0.0.1:9";
+        let pages =
+            PageClient::new(nobody, TenantId([1; 16]), TimelineId([2; 16]), Lsn(0x100_0000));
+        Segments::new(memory.map, Arc::new(pages), data, "PG_15_202209061".into(), 16).unwrap()
+    }
+
+    #[test]
+    fn l16_a_thread_of_an_earlier_run_does_not_touch_the_next_ones_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        let earlier = segments(&data);
+        let tag = tag(&ID).unwrap();
+        fs::remove_dir_all(&data).unwrap();
+        let next = segments(&data);
+        next.resolve_as(&ID, tag, Some(3)).unwrap();
+        fs::write(data.join("base/5/1"), [7; 3 * 8192]).unwrap();
+        assert!(earlier.resolve_as(&ID, tag, Some(9)).is_err());
+        assert_eq!(fs::read(data.join("base/5/1")).unwrap(), [7; 3 * 8192]);
+    }
+
+    #[test]
+    fn h3_files_are_opened_again_and_never_others_of_their_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        let segments = segments(&data);
+        let mut entries = Vec::new();
+        for rel in 1..=200 {
+            let id = SegmentId { rel, ..ID };
+            let Found::Mapped(entry) =
+                segments.resolve_as(&id, tag(&id).unwrap(), Some(rel)).unwrap()
+            else {
+                panic!("it is mapped")
+            };
+            entries.push((id, entry));
+        }
+        assert!(segments.open.len() <= 16, "{} are open", segments.open.len());
+        for (id, entry) in &entries {
+            let mapped = segments.mapped(*entry, id).unwrap().unwrap();
+            assert_eq!(mapped.file.metadata().unwrap().len(), u64::from(id.rel) * BLOCK_SIZE);
+        }
+        // The first is not open any more. Its file goes, and another takes its name.
+        let (id, entry) = entries[0];
+        assert!(segments.open.get(&entry).is_none());
+        let path = data.join("base/5/1");
+        fs::write(data.join("base/5/other"), b"other").unwrap();
+        fs::rename(data.join("base/5/other"), &path).unwrap();
+        assert!(segments.mapped(entry, &id).unwrap().is_none());
+        fs::remove_file(&path).unwrap();
+        assert!(segments.mapped(entry, &id).unwrap().is_none());
+    }
+}
