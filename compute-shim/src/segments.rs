@@ -404,10 +404,10 @@ mod tests {
             let mapped = segments.mapped(*entry, id).unwrap().unwrap();
             assert_eq!(mapped.file.metadata().unwrap().len(), u64::from(id.rel) * BLOCK_SIZE);
         }
-        // The first is not open any more. Its file goes, and another takes its name.
-        let (id, entry) = entries[0];
-        assert!(segments.open.get(&entry).is_none());
-        let path = data.join("base/5/1");
+        // One that is not open any more: its file goes, and another takes its name.
+        let closed = entries.iter().find(|(_, entry)| segments.open.get(entry).is_none());
+        let (id, entry) = *closed.unwrap();
+        let path = data.join(segments.path(&id));
         fs::write(data.join("base/5/other"), b"other").unwrap();
         fs::rename(data.join("base/5/other"), &path).unwrap();
         assert!(segments.mapped(entry, &id).unwrap().is_none());
