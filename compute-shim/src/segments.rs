@@ -31,6 +31,8 @@ use crate::pages::PageClient;
 const BLOCK_SIZE: u64 = 8192;
 /// Pages fetched in one request, at most.
 const BATCH: u32 = 64;
+/// Blocks of an init fork, at most: those of stock PostgreSQL have fewer than ten, and it is in memory for a moment.
+const LARGEST_TEMPLATE: u32 = 4096;
 /// Pages fetched ahead of the first read of a relation.
 const FIRST_WINDOW: u32 = 4;
 
@@ -154,7 +156,7 @@ impl Segments {
     /// Puts a segment of a relation into the table of which the page server has `known` blocks.
     fn resolve_as(&self, id: &SegmentId, tag: RelTag, known: Option<u32>) -> io::Result<Found> {
         let template = if known.is_none() && tag.fork == Fork::Main && id.segment == 0 {
-            self.pages.size(tag.with_fork(Fork::Init))?
+            self.template(tag)?
         } else {
             None
         };
@@ -165,8 +167,9 @@ impl Segments {
         let gone = table.dropped.contains(&(id.spc, id.db));
         match (known, template) {
             (Some(blocks), _) if !gone => self.place(&mut table, id, blocks),
-            (None, Some(blocks)) if !gone => {
-                self.copy_template(id, tag, blocks)?;
+            (None, Some(pages)) if !gone => {
+                let file = self.open_at(id, OFlags::CREATE | OFlags::TRUNC)?;
+                file.write_all_at(&pages, 0)?;
                 self.insert(id, segment::KEPT, 0, 0)?;
                 Ok(Found::Local)
             }
@@ -214,20 +217,27 @@ impl Segments {
         Ok(Found::Mapped(entry))
     }
 
-    /// An unlogged relation starts as its init fork says.
-    fn copy_template(&self, id: &SegmentId, tag: RelTag, blocks: u32) -> io::Result<()> {
+    /// What an unlogged relation starts as: its init fork, which has a few pages. `None` for a relation without one.
+    /// Asked without the lock on the table: the page server may be slow.
+    fn template(&self, tag: RelTag) -> io::Result<Option<Vec<u8>>> {
         let init = tag.with_fork(Fork::Init);
-        let file = self.open_at(id, OFlags::CREATE | OFlags::TRUNC)?;
+        let Some(blocks) = self.pages.size(init)? else { return Ok(None) };
+        if blocks > LARGEST_TEMPLATE {
+            return Err(io::Error::other(format!(
+                "{init} has {blocks} blocks, which no init fork has"
+            )));
+        }
+        let mut template = Vec::new();
         let mut at = 0;
         while at < blocks {
             let pages = self.pages.pages(init, at, BATCH.min(blocks - at))?;
             if pages.is_empty() {
                 return Err(io::Error::other(format!("{init} ends at block {at} of {blocks}")));
             }
-            file.write_all_at(&pages, u64::from(at) * BLOCK_SIZE)?;
+            template.extend_from_slice(&pages);
             at += (pages.len() as u64 / BLOCK_SIZE) as u32;
         }
-        Ok(())
+        Ok(Some(template))
     }
 
     /// Puts every file of a database directory into place.
