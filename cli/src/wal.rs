@@ -194,9 +194,11 @@ impl BranchWal {
         );
         let (location, endpoint) = &self.archive;
         let location: Location = location.parse()?;
+        // A frame of a segment that can't be compressed, and its checksum.
+        let limit = zstd::zstd_safe::compress_bound(self.segment_size as usize) as u64 + 4;
         let compressed = http::block_on(async {
             let store = Store::open(&location, endpoint.as_deref())?;
-            match store.get(&object).await {
+            match store.get(&object, limit).await {
                 Ok(bytes) => Ok(Some(bytes)),
                 Err(error) if error.is_not_found() => Ok(None),
                 Err(error) => Err(error.into()),

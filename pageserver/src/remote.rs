@@ -13,6 +13,9 @@ use tokio::runtime::Handle;
 
 const GENERATIONS: &str = "pageserver/generations";
 
+/// Longest index that is read, in bytes: that of some millions of layers.
+const INDEX_LIMIT: u64 = 1 << 30;
+
 /// How often a takeover is tried while another page server writes.
 const TAKEOVER_ATTEMPTS: u32 = 10;
 
@@ -99,7 +102,7 @@ async fn swap(
         if let Ok(CasOutcome::Swapped(version)) = outcome {
             return Ok(version);
         }
-        let there = store.get_versioned(object).await;
+        let there = store.get_versioned(object, INDEX_LIMIT).await;
         if let Err(error) = outcome {
             return match there {
                 // A directory loses no answers: what failed there may not be durable.
@@ -180,7 +183,7 @@ impl RemoteIndex {
         let object = index_object(tenant, timeline);
         let in_store = || format!("object '{object}' in {}", store.name());
         for attempt in 0..TAKEOVER_ATTEMPTS {
-            let (bytes, version) = store.get_versioned(&object).await?;
+            let (bytes, version) = store.get_versioned(&object, INDEX_LIMIT).await?;
             let mut index = TimelineIndex::decode(&bytes).with_context(in_store)?;
             let owner = (index.tenant.clone(), index.timeline.clone());
             if owner != (tenant.to_string(), timeline.to_string()) {

@@ -280,7 +280,7 @@ fn h11_a_corrupt_index_fails_its_timeline_only() {
         .unwrap();
     world.repository.stop();
     let object = index_object(TENANT, ID);
-    let mut bytes = world.runtime.block_on(world.store.get(&object)).unwrap().to_vec();
+    let mut bytes = world.runtime.block_on(world.store.get(&object, u64::MAX)).unwrap().to_vec();
     let last = bytes.len() - 5;
     bytes[last] ^= 1;
     world.runtime.block_on(world.store.put(&object, bytes.into())).unwrap();
@@ -325,7 +325,10 @@ fn l15_exchanged_layers_are_refused() {
     let run = runs.values().find(|run| run.len() > 2).unwrap();
     let [a, b] = [0, 1].map(|at| layer_object(TENANT, ID, &run[at]));
     world.runtime.block_on(async {
-        let [one, two] = [world.store.get(&a).await.unwrap(), world.store.get(&b).await.unwrap()];
+        let [one, two] = [
+            world.store.get(&a, u64::MAX).await.unwrap(),
+            world.store.get(&b, u64::MAX).await.unwrap(),
+        ];
         world.store.put(&a, two).await.unwrap();
         world.store.put(&b, one).await.unwrap();
     });

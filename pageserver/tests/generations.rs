@@ -57,7 +57,7 @@ fn h11_an_older_page_server_lets_go_and_leaves_the_newer_one_alone() {
     again.feed(&history.bytes[..history.bytes.len() / 2]).unwrap();
     newer.shut_down();
     let object = index_object(TENANT, ID);
-    let index = runtime.block_on(store.get(&object)).unwrap();
+    let index = runtime.block_on(store.get(&object, u64::MAX)).unwrap();
     ingest.freeze_if_due(true);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while repository.timeline(ID).is_ok() {
@@ -73,11 +73,11 @@ fn h11_an_older_page_server_lets_go_and_leaves_the_newer_one_alone() {
     repository.stop();
 
     let newer = index;
-    let index = runtime.block_on(store.get(&index_object(TENANT, ID))).unwrap();
+    let index = runtime.block_on(store.get(&index_object(TENANT, ID), u64::MAX)).unwrap();
     assert!(index == newer, "the older page server overwrote the newer one's index");
     for entry in TimelineIndex::decode(&index).unwrap().layers {
         let layer = format!("tenants/{TENANT}/timelines/{ID}/layers/{}", entry.name);
-        runtime.block_on(store.get(&layer)).unwrap();
+        runtime.block_on(store.get(&layer, u64::MAX)).unwrap();
     }
     // And an older generation can't even open what a later one has.
     let error = runtime.block_on(async {
@@ -104,7 +104,12 @@ fn an_import_that_fails_never_was() {
     assert!(format!("{refused:#}").contains("interceptor"), "{refused:#}");
     faults.set(0);
     assert!(repository.branches().is_empty());
-    assert!(runtime.block_on(truth.get(&index_object(TENANT, ID))).unwrap_err().is_not_found());
+    assert!(
+        runtime
+            .block_on(truth.get(&index_object(TENANT, ID), u64::MAX))
+            .unwrap_err()
+            .is_not_found()
+    );
     // The same again is not in its own way.
     repository.import(TENANT, ID, "main", &archive[..]).unwrap();
     let twice = repository.import(TENANT, ID, "other", &archive[..]).err().unwrap();
@@ -161,7 +166,7 @@ impl Interceptor for Meddler {
             let meddling = std::thread::spawn(move || {
                 runtime().block_on(async {
                     let mut index =
-                        TimelineIndex::decode(&truth.get(&path).await.unwrap()).unwrap();
+                        TimelineIndex::decode(&truth.get(&path, u64::MAX).await.unwrap()).unwrap();
                     index.sequence += 1;
                     truth.put(&path, index.encode().into()).await.unwrap();
                 });

@@ -352,8 +352,10 @@ impl World {
         branch.remote = said;
         let object = index_object(TENANT, branch.id);
         let truth = &self.truth;
-        let read =
-            || TimelineIndex::decode(&self.runtime.block_on(truth.get(&object)).unwrap()).unwrap();
+        let read = || {
+            TimelineIndex::decode(&self.runtime.block_on(truth.get(&object, u64::MAX)).unwrap())
+                .unwrap()
+        };
         let index = read();
         let durable: Lsn = index.remote_consistent_lsn.parse().unwrap();
         assert!(durable >= said, "{said} was said to be durable, and {durable} is");

@@ -42,6 +42,12 @@ impl Archive {
         segment: &CheckedSegment,
     ) -> Result<(), String> {
         let name = object_name(parameters, segment.number);
+        if segment.missing > 0 {
+            return Err(format!(
+                "{name} begins with WAL of the ancestor timeline, which this safekeeper doesn't \
+                 have: another member has to write it"
+            ));
+        }
         let bytes = Arc::clone(&segment.bytes);
         let compressed = off_runtime(move || compress(&bytes)).await;
         let compressed = compressed.map_err(|error| format!("can't compress {name}: {error}"))?;
@@ -63,7 +69,7 @@ impl Archive {
     ) -> Result<bool, String> {
         match self.get(parameters, segment.number).await? {
             None => Ok(false),
-            Some(found) if found == *segment.bytes => Ok(true),
+            Some(found) if segment.is_held_by(&found, parameters) => Ok(true),
             Some(_) => Err(format!(
                 "{} differs from the WAL that is committed here: it is not counted as archived. \
                  Move it away, and it is written again",
@@ -79,7 +85,9 @@ impl Archive {
         number: u64,
     ) -> Result<Option<Vec<u8>>, String> {
         let name = object_name(parameters, number);
-        let compressed = match self.store.get(&name).await {
+        // A frame of a segment that can't be compressed, and its checksum.
+        let limit = zstd::zstd_safe::compress_bound(parameters.segment_size as usize) as u64 + 4;
+        let compressed = match self.store.get(&name, limit).await {
             Ok(compressed) => compressed,
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error.to_string()),

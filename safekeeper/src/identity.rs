@@ -7,6 +7,9 @@ use pgstrata_env::{Disk, replace_file};
 use pgstrata_format::safekeeper::{decode_identity, encode_identity};
 use pgstrata_ids::{Incarnation, NodeId, TenantId};
 
+/// Largest identity file that is read, in bytes; those that we write are shorter.
+const MAX_IDENTITY_SIZE: u64 = 4096;
+
 /// Which safekeeper a directory is, and which life of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -24,8 +27,7 @@ pub fn load_or_create(
 ) -> anyhow::Result<Identity> {
     let path = directory.join("identity");
     if path.exists() {
-        let bytes =
-            std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+        let bytes = read(disk, &path).with_context(|| format!("can't read {}", path.display()))?;
         let (node, incarnation) =
             decode_identity(&bytes).with_context(|| path.display().to_string())?;
         if let Some(wanted) = wanted.filter(|wanted| *wanted != node) {
@@ -57,6 +59,14 @@ pub fn load_or_create(
     write(disk, &path, node)
 }
 
+fn read(disk: &dyn Disk, path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = disk.open(path)?;
+    let mut bytes = vec![0; file.size()?.min(MAX_IDENTITY_SIZE) as usize];
+    let count = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
 /// Begins a life of the directory.
 fn write(disk: &dyn Disk, path: &Path, node: NodeId) -> anyhow::Result<Identity> {
     let incarnation = Incarnation(rand::random());
@@ -84,5 +94,20 @@ mod tests {
         assert!(load(Some(5)).unwrap_err().to_string().contains("belongs to safekeeper 4"));
         std::fs::write(inside.join("identity"), b"rubbish").unwrap();
         assert!(load(Some(4)).is_err());
+    }
+
+    #[test]
+    fn s4_an_identity_that_is_no_file_is_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("identity");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let load = || load_or_create(&RealDisk, directory.path(), Some(NodeId(1)));
+        let error = format!("{:#}", load().unwrap_err());
+        assert!(error.contains("identity") && error.contains("no regular file"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let error = format!("{:#}", load().unwrap_err());
+        assert!(error.contains("identity") && error.contains("no regular file"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::cluster::Cluster;
 use common::wal::{SEGMENT_SIZE, parameters};
 use pgstrata_compute_shim::proposer::SafekeeperClient;
-use pgstrata_ids::{Lsn, Term};
+use pgstrata_ids::{Lsn, Term, TimelineId, TimelineParameters};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 const LONG: Duration = Duration::from_secs(20);
@@ -353,6 +353,92 @@ fn h13_another_member_archives_what_the_first_can_not() {
     let failed = failed.lines().find(|line| line.contains("archiving_failed{")).unwrap();
     assert!(failed.ends_with(" 1"), "{failed}");
     proposing.stop().unwrap();
+}
+
+/// A position that a node's status gives for one of its timelines.
+fn lsn_of(node: &common::cluster::Node, parameters: &TimelineParameters, field: &str) -> Lsn {
+    let status = node.status();
+    let timelines = status["timelines"].as_array().unwrap();
+    let id = parameters.timeline.to_string();
+    let found = timelines.iter().find(|timeline| timeline["timeline_id"] == id.as_str());
+    found.map_or(Lsn::INVALID, |found| found[field].as_str().unwrap().parse().unwrap())
+}
+
+#[test]
+fn l9_a_branch_is_archived_where_its_ancestor_is_not() {
+    let broker = start_broker();
+    let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let args = ["--broker", &broker.url, "--object-store", &store_path];
+    let mut cluster = Cluster::start_with(3, &args);
+    let parent = parameters(START);
+    // The first in the order of those who upload the branch's WAL has none of the parent.
+    let mut branch = TimelineParameters {
+        timeline: TimelineId([0x33; 16]),
+        ancestor: Some(parent.timeline),
+        ..parent.clone()
+    };
+    let first = usize::from(branch.timeline.0[15]) % 3;
+    cluster.nodes[first].kill();
+    let (writer, proposing) = cluster.lead(&parent, true);
+    branch.start_lsn = writer.commit(30, 10_000);
+    assert_ne!(branch.start_lsn.segment_offset(SEGMENT_SIZE), 0);
+    // On the others, the parent goes on from there.
+    writer.commit(10, 10_000);
+    for (n, node) in cluster.nodes.iter().enumerate().filter(|(n, _)| *n != first) {
+        wait_until(&format!("commit of {n}"), || {
+            lsn_of(node, &parent, "commit_lsn") >= branch.start_lsn
+        });
+    }
+    proposing.stop().unwrap();
+    cluster.nodes[first].start();
+    let (writer, proposing) = cluster.lead(&branch, true);
+    let end = writer.commit(500, 10_000);
+    let archived = end.segment_start(SEGMENT_SIZE);
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        wait_until(&format!("{n} has all archived"), || {
+            lsn_of(node, &branch, "archived_lsn") == archived
+        });
+    }
+    assert_eq!(lsn_of(&cluster.nodes[first], &parent, "commit_lsn"), Lsn::INVALID);
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn a_record_of_many_segments_is_checked_by_reading_it_a_few_times() {
+    const SIZE: usize = 48 << 20;
+    let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let mut cluster = Cluster::start(1);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    writer.commit(1, SIZE);
+    let end = writer.commit(300, 10_000);
+    cluster.nodes[0].wait_lsn("commit_lsn", end, LONG);
+    proposing.stop().unwrap();
+    assert_eq!(cluster.nodes[0].stop(), Some(0));
+    let node = &mut cluster.nodes[0];
+    node.args = vec!["--object-store".into(), store_path];
+    node.start();
+    let before = bytes_read(node);
+    node.wait_lsn("archived_lsn", end.segment_start(SEGMENT_SIZE), 3 * LONG);
+    let read = bytes_read(node) - before;
+    assert!(read < 6 * SIZE as u64, "{read} bytes were read of a record of {SIZE}");
+}
+
+/// Bytes that a safekeeper has read so far, from wherever.
+fn bytes_read(node: &common::cluster::Node) -> u64 {
+    let pid = node.child.as_ref().unwrap().id();
+    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+    line.parse().unwrap()
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + 3 * LONG;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: waited in vain");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -40,6 +40,11 @@ impl BlobError {
     }
 }
 
+/// What is said of an object that is longer than its reader can use.
+pub(crate) fn too_large(size: u64, limit: u64) -> String {
+    format!("it has {size} bytes, and can't have more than {limit}: it is not what it should be")
+}
+
 /// The messages of an error and its sources, in one line without repetition.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

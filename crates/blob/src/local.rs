@@ -16,6 +16,7 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::durable::DurableDirectories;
+use crate::error::too_large;
 use crate::store::{CasOutcome, ObjectInfo, PutOutcome, Version};
 
 /// Temporary files start with this, and are never listed as objects.
@@ -41,9 +42,12 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 }
 
 /// A file's content, as long as the file is when it is opened.
-fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(path)?;
     let size = file.metadata()?.len();
+    if size > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, too_large(size, limit)));
+    }
     let mut bytes = Vec::with_capacity(usize::try_from(size).map_err(io::Error::other)?);
     file.take(size).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -73,8 +77,8 @@ impl LocalDirectory {
         self.directories.root().join(path)
     }
 
-    pub(crate) fn get(&self, path: &str) -> io::Result<Bytes> {
-        read_regular(&self.file(path)).map(Bytes::from)
+    pub(crate) fn get(&self, path: &str, limit: u64) -> io::Result<Bytes> {
+        read_regular(&self.file(path), limit).map(Bytes::from)
     }
 
     pub(crate) fn get_range(&self, path: &str, range: Range<u64>) -> io::Result<Bytes> {
@@ -118,19 +122,21 @@ impl LocalDirectory {
         let lock = OpenOptions::new().write(true).custom_flags(NONBLOCK).open(&lock_path)?;
         let lock = regular(lock, &lock_path)?;
         flock(&lock, FlockOperation::LockExclusive)?;
-        let current = match read_regular(&self.file(path)) {
-            Ok(current) => Some(current),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
+        let content = match expected {
+            Some(Version::Content(content)) => Some(content),
+            _ => None,
         };
-        let matches = match (&current, expected) {
-            (None, None) => true,
-            (Some(current), Some(Version::Content(expected))) => current == expected,
-            _ => false,
+        let limit = content.map_or(0, |content| content.len() as u64);
+        let (is_there, matches) = match read_regular(&self.file(path), limit) {
+            Ok(current) => (true, content.is_some_and(|content| *content == current)),
+            // Another one.
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => (true, false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (false, expected.is_none()),
+            Err(error) => return Err(error),
         };
         if !matches {
             // The caller goes by what is there instead.
-            if current.is_some() {
+            if is_there {
                 self.directories.sync_parent(&self.file(path))?;
             }
             return Ok(CasOutcome::Conflict);
@@ -281,7 +287,7 @@ mod tests {
             rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
             std::os::unix::fs::symlink("/dev/zero", store.file("t/endless")).unwrap();
             for name in ["t/pipe", "t/endless"] {
-                told.send((name, store.get(name).unwrap_err())).unwrap();
+                told.send((name, store.get(name, 100).unwrap_err())).unwrap();
                 told.send((name, store.get_range(name, 0..8).unwrap_err())).unwrap();
                 let swapped = store.compare_and_swap(name, Some(&one), b"two");
                 told.send((name, swapped.unwrap_err())).unwrap();
@@ -331,7 +337,7 @@ mod tests {
             }
             assert_eq!((world.synced(), fs::read(store.file("object")).ok()), (vec![], left));
             world.open().put("object", b"two").unwrap();
-            assert_eq!(store.get("object").unwrap(), "two");
+            assert_eq!(store.get("object", 100).unwrap(), "two");
             world.synced();
         }
     }

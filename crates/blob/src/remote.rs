@@ -16,6 +16,13 @@ use object_store::{
 
 use crate::store::{CasOutcome, ObjectInfo, PutOutcome, Version};
 
+/// What reading an object gave.
+pub(crate) enum Got {
+    Whole(Bytes, Version),
+    /// It has so many bytes, more than was allowed, and was not read.
+    Longer(u64),
+}
+
 #[derive(Debug)]
 pub(crate) struct Remote {
     store: Arc<dyn ObjectStore>,
@@ -68,11 +75,15 @@ impl Remote {
         }
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Result<(Bytes, Version), Error> {
+    pub(crate) async fn get(&self, path: &str, limit: u64) -> Result<Got, Error> {
         let result = self.store.get(&self.path(path)).await?;
+        // Known before the body is read.
+        if result.meta.size > limit {
+            return Ok(Got::Longer(result.meta.size));
+        }
         let version =
             Version::Tag { e_tag: result.meta.e_tag.clone(), version: result.meta.version.clone() };
-        Ok((result.bytes().await?, version))
+        Ok(Got::Whole(result.bytes().await?, version))
     }
 
     pub(crate) async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Bytes, Error> {

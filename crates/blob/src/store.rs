@@ -8,10 +8,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::environment;
-use crate::error::{BlobError, chain};
+use crate::error::{BlobError, chain, too_large};
 use crate::local::LocalDirectory;
 use crate::location::Location;
-use crate::remote::Remote;
+use crate::remote::{Got, Remote};
+
+/// Longest object that [`Store::check`] reads back, in bytes; what it writes is shorter.
+const PROBE_LIMIT: u64 = 1000;
 
 /// What a put-if-absent did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,13 +176,13 @@ impl Store {
         let [one, two, three] = [&b"1"[..], b"2", b"3"].map(Bytes::from_static);
         self.put_if_absent(path, one.clone()).await?;
         let second = self.put_if_absent(path, two.clone()).await?;
-        let (content, version) = self.get_versioned(path).await?;
+        let (content, version) = self.get_versioned(path, PROBE_LIMIT).await?;
         if second != PutOutcome::Exists || content != one {
             return Ok(false);
         }
         let swapped = self.compare_and_swap(path, Some(&version), two.clone()).await?;
         let again = self.compare_and_swap(path, Some(&version), three).await?;
-        let content = self.get(path).await?;
+        let content = self.get(path, PROBE_LIMIT).await?;
         let swapped = matches!(swapped, CasOutcome::Swapped(_));
         Ok(swapped && again == CasOutcome::Conflict && content == two)
     }
@@ -225,22 +228,35 @@ impl Store {
         }
     }
 
-    /// The whole object.
-    pub async fn get(&self, path: &str) -> Result<Bytes, BlobError> {
-        self.get_versioned(path).await.map(|(bytes, _)| bytes)
+    /// The whole object. One of more than `limit` bytes is an error, and is not read.
+    pub async fn get(&self, path: &str, limit: u64) -> Result<Bytes, BlobError> {
+        self.get_versioned(path, limit).await.map(|(bytes, _)| bytes)
     }
 
-    /// The whole object and which version it is, for [`Store::compare_and_swap`].
-    pub async fn get_versioned(&self, path: &str) -> Result<(Bytes, Version), BlobError> {
+    /// The whole object and which version it is, for [`Store::compare_and_swap`]. One of more than `limit` bytes is an
+    /// error, and is not read.
+    pub async fn get_versioned(
+        &self,
+        path: &str,
+        limit: u64,
+    ) -> Result<(Bytes, Version), BlobError> {
         let work = async {
             match &*self.backend {
                 Backend::Local(_) => {
-                    let bytes = self.local("read", path, |local, path| local.get(path)).await?;
+                    let get = move |local: &LocalDirectory, path: &str| local.get(path, limit);
+                    let bytes = self.local("read", path, get).await?;
                     Ok((bytes.clone(), Version::Content(bytes)))
                 }
-                Backend::Remote(remote) => {
-                    remote.get(path).await.map_err(|error| self.remote_error("read", path, error))
-                }
+                Backend::Remote(remote) => match remote.get(path, limit).await {
+                    Ok(Got::Whole(bytes, version)) => Ok((bytes, version)),
+                    Ok(Got::Longer(size)) => Err(BlobError::Failed {
+                        action: "read",
+                        store: self.name.to_string(),
+                        path: path.to_owned(),
+                        cause: too_large(size, limit),
+                    }),
+                    Err(error) => Err(self.remote_error("read", path, error)),
+                },
             }
         };
         self.guarded("read", path, work).await
@@ -325,8 +341,8 @@ impl Store {
                 .await
                 .map_err(|error| self.remote_error("swap", path, error))?;
             if outcome == CasOutcome::Conflict {
-                match remote.get(path).await {
-                    Ok((current, version)) if current == bytes => {
+                match remote.get(path, bytes.len() as u64).await {
+                    Ok(Got::Whole(current, version)) if current == bytes => {
                         return Ok(CasOutcome::Swapped(version));
                     }
                     Ok(_) | Err(object_store::Error::NotFound { .. }) => {}

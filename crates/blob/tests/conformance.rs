@@ -22,20 +22,22 @@ async fn conforms(store: &Store) {
     assert!(store.check().await.unwrap(), "conditional writes must be enforced");
 
     // Absent objects.
-    assert!(store.get("a/none").await.unwrap_err().is_not_found());
+    assert!(store.get("a/none", 100).await.unwrap_err().is_not_found());
     assert_eq!(store.list("a").await.unwrap(), vec![]);
     store.delete("a/none").await.unwrap();
 
     // Put, overwrite, ranges.
     store.put("a/b/one", bytes("0123456789")).await.unwrap();
     store.put("a/b/one", bytes("abcdefghij")).await.unwrap();
-    assert_eq!(store.get("a/b/one").await.unwrap(), "abcdefghij");
+    assert_eq!(store.get("a/b/one", 10).await.unwrap(), "abcdefghij");
+    let refused = store.get("a/b/one", 9).await.unwrap_err().to_string();
+    assert!(refused.contains("'a/b/one'") && refused.contains("10 bytes"), "{refused}");
     assert_eq!(store.get_range("a/b/one", 2..5).await.unwrap(), "cde");
 
     // Put-if-absent never changes what is there.
     assert_eq!(store.put_if_absent("a/two", bytes("x")).await.unwrap(), PutOutcome::Created);
     assert_eq!(store.put_if_absent("a/two", bytes("y")).await.unwrap(), PutOutcome::Exists);
-    assert_eq!(store.get("a/two").await.unwrap(), "x");
+    assert_eq!(store.get("a/two", 100).await.unwrap(), "x");
 
     // Listings are sorted, whole components, with sizes.
     store.put("ab/three", bytes("z")).await.unwrap();
@@ -62,7 +64,7 @@ async fn conforms(store: &Store) {
         store.compare_and_swap("index", Some(&first), bytes("v3")).await.unwrap(),
         CasOutcome::Conflict
     );
-    let (content, version) = store.get_versioned("index").await.unwrap();
+    let (content, version) = store.get_versioned("index", 100).await.unwrap();
     assert_eq!(content, "v2");
     assert!(matches!(
         store.compare_and_swap("index", Some(&version), bytes("v4")).await.unwrap(),
@@ -75,10 +77,10 @@ async fn conforms(store: &Store) {
 
     // A swap repeated after a lost answer is success, not conflict (remote stores only can lose
     // an answer; a local one reports the truth at once).
-    assert_eq!(store.get("index").await.unwrap(), "v4");
+    assert_eq!(store.get("index", 100).await.unwrap(), "v4");
 
     store.delete("a/two").await.unwrap();
-    assert!(store.get("a/two").await.unwrap_err().is_not_found());
+    assert!(store.get("a/two", 100).await.unwrap_err().is_not_found());
 }
 
 /// Exactly one of many concurrent writers wins, whatever the backend.
@@ -113,7 +115,7 @@ async fn local_directory() {
     one_winner(&store).await;
     // A second handle on the same directory, as another process would have, sees the same.
     let again = Store::open(&location, None).unwrap();
-    assert_eq!(again.get("index").await.unwrap(), "v4");
+    assert_eq!(again.get("index", 100).await.unwrap(), "v4");
     let unwritable = Location::Directory("/proc/pgstrata".into());
     assert!(Store::open(&unwritable, None).is_err());
 }

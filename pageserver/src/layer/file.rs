@@ -262,7 +262,8 @@ impl LayerFile {
 
     /// The object's bytes, every checksum checked.
     fn fetch(&self) -> Result<Bytes> {
-        let bytes = self.source.runtime.block_on(self.source.store.get(&self.object))?;
+        let bytes =
+            self.source.runtime.block_on(self.source.store.get(&self.object, self.entry.size))?;
         let size = bytes.len() as u64;
         let checked = layer::verify(&bytes)
             .map_err(anyhow::Error::from)

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, NodeId};
-use pgstrata_pg_wal::WalChecker;
 
 use super::{Background, INTERVAL};
 use crate::archive::Archive;
 use crate::chain_reader::ChainReader;
-use crate::checked_segment::CheckedSegment;
+use crate::checked_segment::{CheckedSegment, Reached};
 use crate::timeline::Timeline;
 use crate::timelines::TimelineKey;
 
@@ -52,7 +51,7 @@ pub async fn run(background: Background) {
 
 /// What is known of one timeline between rounds.
 struct State {
-    reached: Option<WalChecker>,
+    reached: Reached,
     /// What is archived, and since when it is no more than that although there is a full segment.
     archived_lsn: Lsn,
     since: Instant,
@@ -64,7 +63,13 @@ impl State {
     fn new() -> State {
         let now = Instant::now();
         let archived_lsn = Lsn::INVALID;
-        State { reached: None, archived_lsn, since: now, retry_at: now, pause: PAUSE.0 }
+        State {
+            reached: Reached::default(),
+            archived_lsn,
+            since: now,
+            retry_at: now,
+            pause: PAUSE.0,
+        }
     }
 
     fn look(&mut self, timeline: &Timeline) {
