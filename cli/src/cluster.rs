@@ -15,7 +15,7 @@ use nix::unistd::{Uid, User};
 use pgstrata_pg_wal::PgVersion;
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::{files, owner};
 
 const STATE_FILE: &str = "cluster.json";
 const LOCK_FILE: &str = "lock";
@@ -215,8 +215,9 @@ impl Cluster {
         Ok(Some(Cluster { dir: dir.canonicalize()?, state }))
     }
 
-    /// The cluster in `dir`.
+    /// The cluster in `dir`. If we are root, we become its owner.
     pub fn open(dir: &Path) -> Result<Cluster> {
+        owner::become_owner(dir)?;
         match Cluster::find(dir)? {
             Some(cluster) => Ok(cluster),
             None => bail!("there is no cluster in {}: run 'pgstrata up' first", dir.display()),
@@ -268,14 +269,7 @@ impl Cluster {
             fs::create_dir_all(&inside)?;
             return Ok(inside);
         };
-        let reachable = self.dir.ancestors().skip(1).all(|parent| {
-            fs::metadata(parent).is_ok_and(|metadata| {
-                let mode = metadata.mode();
-                mode & 0o001 != 0
-                    || (metadata.uid() == user.uid.as_raw() && mode & 0o100 != 0)
-                    || (metadata.gid() == user.gid.as_raw() && mode & 0o010 != 0)
-            })
-        });
+        let reachable = owner::is_reachable(&self.dir, &user);
         let directory = match reachable {
             true => {
                 let mode = fs::metadata(&self.dir)?.mode() & 0o7777;

@@ -6,6 +6,7 @@ mod compute;
 mod files;
 mod found;
 mod http;
+mod owner;
 mod page;
 mod process;
 mod status;

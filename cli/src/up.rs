@@ -15,7 +15,7 @@ use crate::cluster::{
     is_free, major_version,
 };
 use crate::process::Process;
-use crate::{branch, compute, files, found, http, status};
+use crate::{branch, compute, files, found, http, owner, status};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +38,10 @@ pub struct UpArguments {
     /// User that PostgreSQL runs as when this is run by root
     #[arg(long, default_value = "postgres")]
     pg_user: String,
+    /// User that the whole cluster belongs to and runs as when root makes it [default: that of --pg-user]. With 'root',
+    /// all but PostgreSQL runs as root
+    #[arg(long)]
+    run_as: Option<String>,
     /// Port of the compute of branch main [default: a free one]
     #[arg(long)]
     port: Option<u16>,
@@ -51,19 +55,22 @@ pub struct UpArguments {
 
 /// A program of ours, beside this one.
 pub fn program(name: &str) -> Result<PathBuf> {
+    if let Some(path) = owner::copied_program(name)? {
+        return Ok(path);
+    }
     let path = std::env::current_exe()?.with_file_name(name);
     ensure!(path.is_file(), "{} does not exist: build the whole workspace", path.display());
     Ok(path)
 }
 
 /// Refuses what can't work before anything is made.
-fn check_arguments(arguments: &UpArguments) -> Result<()> {
+fn check_arguments(arguments: &UpArguments) -> Result<Option<Location>> {
     find_postgres(arguments.pg_bin.as_deref())?;
-    if let Some(text) = &arguments.object_store {
-        let shared = text.parse::<Location>()? != Location::Memory;
-        ensure!(shared, "{text} is one process's own: name a directory or s3://bucket/prefix");
-    }
-    Ok(())
+    let Some(text) = &arguments.object_store else { return Ok(None) };
+    let location = text.parse::<Location>()?;
+    let shared = location != Location::Memory;
+    ensure!(shared, "{text} is one process's own: name a directory or s3://bucket/prefix");
+    Ok(Some(location))
 }
 
 fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
@@ -132,9 +139,11 @@ fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
 
 /// Starts what does not run.
 pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
+    owner::become_owner(dir)?;
     if Cluster::find(dir)?.is_none() {
-        check_arguments(arguments)?;
-        fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
+        let object_store = check_arguments(arguments)?;
+        let user = arguments.run_as.as_ref().unwrap_or(&arguments.pg_user);
+        owner::prepare(dir, user, object_store.as_ref())?;
     }
     let _lock = Lock::take(dir)?;
     let (mut cluster, fresh) = match Cluster::find(dir)? {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn s1_nothing_that_postgresqls_user_makes_is_followed() {
         // There is nobody less privileged then.
         return;
     }
-    let cluster = Cluster::new();
+    let cluster = Cluster::with(&["--run-as", "root"], &[]);
     cluster.up();
     let computes = cluster.dir().join("computes");
     let victim = tempfile::tempdir().unwrap();
@@ -31,6 +31,97 @@ fn s1_nothing_that_postgresqls_user_makes_is_followed() {
     let line = cluster.refusal(&["compute", "start", "evil"], 1);
     assert!(line.contains("link") && line.contains("remove it"), "{line}");
     assert_eq!(std::fs::metadata(victim.path()).unwrap().uid(), 0);
+}
+
+/// The users of all processes of a cluster.
+fn users(cluster: &Cluster) -> Vec<u32> {
+    let status = cluster.status();
+    let rows = status["processes"].as_array().unwrap();
+    assert!(rows.len() >= 6, "{status}");
+    let pids = rows.iter().map(|row| row["pid"].as_u64().unwrap());
+    let mut users: Vec<_> =
+        pids.map(|pid| std::fs::metadata(format!("/proc/{pid}")).unwrap().uid()).collect();
+    users.sort_unstable();
+    users.dedup();
+    users
+}
+
+#[test]
+fn s1_a_cluster_that_root_makes_runs_as_one_other_user() {
+    if !running_as_root() {
+        return;
+    }
+    let cluster = Cluster::new();
+    cluster.up();
+    let owner = std::fs::metadata(cluster.dir()).unwrap().uid();
+    assert_ne!(owner, 0);
+    assert_eq!(users(&cluster), [owner]);
+    // Nor has what the command writes become root's.
+    cluster.cli(&["branch", "create", "b"]);
+    cluster.cli(&["compute", "start", "b"]);
+    cluster.kill_everything();
+    cluster.up();
+    assert_eq!(users(&cluster), [owner]);
+    let find = Command::new("find").arg(cluster.dir()).args(["-uid", "0"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&find.stdout), "");
+    // What a superuser of the database puts in root's way is met by its own rights.
+    let victim = tempfile::tempdir().unwrap();
+    let (name, computes) = (victim.path().display(), cluster.dir().join("computes"));
+    cluster.cli(&["branch", "create", "evil"]);
+    let link = format!("ln -s {name} {}/evil", computes.display());
+    cluster.client().batch_execute(&format!("copy (select 1) to program '{link}'")).unwrap();
+    cluster.refusal(&["compute", "start", "evil"], 1);
+    assert_eq!(std::fs::metadata(victim.path()).unwrap().uid(), 0);
+}
+
+#[test]
+fn s1_where_that_user_can_not_get_root_says_that_it_stays_root() {
+    if !running_as_root() {
+        return;
+    }
+    let closed = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(closed.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let directory = closed.path().join("cluster");
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(programs().join("pgstrata"));
+        command.arg("--dir").arg(&directory).args(arguments).output().unwrap()
+    };
+    let pg_bin = pgstrata_tests::pg_bin();
+    let output = command(&["up", "--pg-bin", pg_bin.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let ended = command(&["down"]);
+    assert!(output.status.success(), "{text}");
+    assert!(ended.status.success());
+    assert!(text.contains("runs as root") && text.contains("cluster can't be made"), "{text}");
+}
+
+#[test]
+fn programs_that_the_owner_can_not_read_are_copied() {
+    if !running_as_root() {
+        return;
+    }
+    let from = programs();
+    let closed = tempfile::TempDir::with_prefix_in("closed-", &from).unwrap();
+    std::fs::set_permissions(closed.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    for entry in std::fs::read_dir(&from).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            std::fs::hard_link(entry.path(), closed.path().join(entry.file_name())).unwrap();
+        }
+    }
+    let open = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(open.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let directory = open.path().join("cluster");
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(closed.path().join("pgstrata"));
+        command.arg("--dir").arg(&directory).args(arguments).output().unwrap()
+    };
+    let pg_bin = pgstrata_tests::pg_bin();
+    let output = command(&["up", "--pg-bin", pg_bin.to_str().unwrap()]);
+    let owner = std::fs::metadata(&directory).map(|about| about.uid());
+    let ended = command(&["down"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(ended.status.success());
+    assert_ne!(owner.unwrap(), 0);
 }
 
 #[test]
