@@ -14,6 +14,9 @@ use crate::{conf, settings};
 
 /// The skeleton's file with the encoded control state.
 const CONTROL_STATE_FILE: &str = "pgstrata.control_state";
+/// Largest of the files below that is kept, in bytes.
+const MAX_KEPT: u64 = 16 << 20;
+
 /// Files that people may have edited, kept from start to start.
 const KEPT: &[&str] = &["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"];
 const POSTGRESQL_CONF: &str = "\
@@ -64,7 +67,12 @@ impl DataDirectory {
     pub fn create(path: &Path) -> Result<DataDirectory> {
         let mut kept = Vec::new();
         for name in KEPT {
-            if let Ok(content) = fs::read(path.join(name)) {
+            // Nothing but a file of a sensible size: who can put a pipe there must not hold us up.
+            let file = path.join(name);
+            let is_one = |about: fs::Metadata| about.is_file() && about.len() <= MAX_KEPT;
+            if fs::metadata(&file).is_ok_and(is_one)
+                && let Ok(content) = fs::read(&file)
+            {
                 kept.push((*name, content));
             }
         }
