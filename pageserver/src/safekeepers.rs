@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use parking_lot::RwLock;
 use pgstrata_ids::{Generation, Lsn, NodeId};
 use pgstrata_wire::broker::{
-    Addresses, Listing, PUBLISH_INTERVAL_S, Publication, Role, TimelineProgress,
+    Addresses, Listing, MAX_LISTING, PUBLISH_INTERVAL_S, Publication, Role, TimelineProgress,
 };
 
 use crate::receiver::Safekeepers;
@@ -65,7 +65,9 @@ impl Discovery {
     fn exchange(&self, agent: &ureq::Agent, broker: &str, said: &Publication) -> Result<()> {
         agent.post(format!("{broker}/v1/publish")).send_json(said)?;
         let mut answer = agent.get(format!("{broker}/v1/nodes")).call()?;
-        *self.heard.write() = answer.body_mut().read_json()?;
+        let body = answer.body_mut().with_config().limit(MAX_LISTING as u64);
+        let listing = body.read_json()?;
+        *self.heard.write() = listing;
         Ok(())
     }
 }

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// A node that published nothing for this long is forgotten, in seconds.
 pub const TTL_S: u64 = 10;
 
+/// Longest listing that is read, in bytes: that of ten nodes with 20,000 timelines each has a third of it.
+pub const MAX_LISTING: usize = 256 << 20;
+
 /// Nodes publish this often, in seconds.
 pub const PUBLISH_INTERVAL_S: u64 = 1;
 

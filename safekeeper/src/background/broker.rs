@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pgstrata_wire::broker::{Listing, Publication, Role, TimelineProgress};
+use anyhow::ensure;
+use pgstrata_wire::broker::{Listing, MAX_LISTING, Publication, Role, TimelineProgress};
 
 use super::{Background, INTERVAL};
 use crate::timeline::Timeline;
@@ -38,7 +39,7 @@ async fn exchange(
     background: &Background,
     client: &reqwest::Client,
     url: &str,
-) -> reqwest::Result<()> {
+) -> anyhow::Result<()> {
     let timelines = background.timelines.all();
     let publication = Publication {
         node: background.timelines.context().node.0,
@@ -51,7 +52,7 @@ async fn exchange(
     let published = client.post(format!("{url}/v1/publish")).json(&publication).send().await?;
     published.error_for_status()?;
     let answer = client.get(format!("{url}/v1/nodes")).send().await?.error_for_status()?;
-    let listing: Listing = answer.json().await?;
+    let listing = read_listing(answer).await?;
     background.known.replace(listing);
     for timeline in timelines {
         let key = (timeline.parameters().tenant, timeline.parameters().timeline);
@@ -66,6 +67,16 @@ async fn exchange(
         timeline.note_consistent(consistent);
     }
     Ok(())
+}
+
+/// Reads an answer, as far as one is sensibly long.
+async fn read_listing(mut answer: reqwest::Response) -> anyhow::Result<Listing> {
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        body.extend_from_slice(&chunk);
+        ensure!(body.len() <= MAX_LISTING, "it answers with more than {MAX_LISTING} bytes");
+    }
+    Ok(serde_json::from_slice(&body)?)
 }
 
 fn progress(timeline: &Timeline) -> TimelineProgress {
