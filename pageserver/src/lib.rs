@@ -7,6 +7,7 @@ pub mod directory;
 pub mod import;
 pub mod ingest;
 pub mod layer;
+pub mod lock;
 pub mod metrics;
 pub mod origins;
 pub mod receiver;

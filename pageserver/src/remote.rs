@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
 use pgstrata_blob::{BlobError, CasOutcome, PutOutcome, Store, Version};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_ids::{Generation, TenantId, TimelineId};
 use tokio::runtime::Handle;
+
+use crate::lock::{RwLock, Turn, wait_for};
 
 const GENERATIONS: &str = "pageserver/generations";
 
@@ -66,7 +67,7 @@ pub struct RemoteIndex {
     object: String,
     /// Held by the one who writes, until the store has answered. The version is `None` until the
     /// object is there.
-    writer: Mutex<Option<Version>>,
+    writer: Turn<Option<Version>>,
     /// The index as last written.
     published: RwLock<Arc<TimelineIndex>>,
     /// Set when another page server's index was found in the place of ours.
@@ -153,7 +154,7 @@ impl RemoteIndex {
             store: store.clone(),
             runtime,
             object,
-            writer: Mutex::new(version),
+            writer: Turn::new(version),
             published: RwLock::new(Arc::new(index)),
             lost: OnceLock::new(),
         }
@@ -168,7 +169,7 @@ impl RemoteIndex {
     ) -> Result<RemoteIndex> {
         let index = RemoteIndex::absent(store, Handle::current(), tenant, timeline, index);
         let version = swap(store, &index.object, None, &index.current()).await?;
-        *index.writer.lock() = Some(version);
+        *index.writer.take() = Some(version);
         Ok(index)
     }
 
@@ -224,7 +225,7 @@ impl RemoteIndex {
     /// A conflict means that another page server took the timeline: nothing we know about its
     /// layers holds any more, and nothing is written from then on.
     pub fn update(&self, change: impl FnOnce(&mut TimelineIndex)) -> Result<Arc<TimelineIndex>> {
-        let mut written = self.writer.lock();
+        let mut written = self.writer.take();
         if let Some(reason) = self.lost.get() {
             bail!("{reason}");
         }
@@ -232,7 +233,7 @@ impl RemoteIndex {
         change(&mut index);
         index.sequence += 1;
         let swapped = swap(&self.store, &self.object, written.as_ref(), &index);
-        match self.runtime.block_on(swapped) {
+        match wait_for(&self.runtime, swapped) {
             Ok(version) => {
                 *written = Some(version);
                 let index = Arc::new(index);

@@ -11,13 +11,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use parking_lot::{Mutex, RwLock};
 use pgstrata_blob::{BlobError, Store};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_ids::{Generation, Lsn, TenantId, TimelineId};
 use tokio::runtime::Handle;
 
 use crate::layer::LayerSource;
+use crate::lock::{Mutex, RwLock, wait_for};
 use crate::receiver::{Safekeepers, follow};
 use crate::remote::{RemoteIndex, list_timelines};
 use crate::timeline::{Limits, Timeline};
@@ -328,7 +328,7 @@ impl Repository {
     fn reopen(&self, id: TimelineId, tenant: TenantId) -> Result<(), Broken> {
         let broken = |error: anyhow::Error| Broken::new(tenant, &error);
         let opened = RemoteIndex::open(&self.store, tenant, id, self.generation);
-        let index = self.runtime.block_on(opened).map_err(broken)?;
+        let index = wait_for(&self.runtime, opened).map_err(broken)?;
         let current = index.current();
         let Some(ancestor) = self.ancestor_of(&current) else {
             return Err(Broken::without_ancestor(&current));

@@ -7,12 +7,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use parking_lot::RwLock;
 use pgstrata_ids::{Generation, Lsn, NodeId};
 use pgstrata_wire::broker::{
     Addresses, Listing, MAX_LISTING, PUBLISH_INTERVAL_S, Publication, Role, TimelineProgress,
 };
 
+use crate::lock::RwLock;
 use crate::receiver::Safekeepers;
 use crate::repository::Repository;
 use crate::timeline::Timeline;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use pgstrata_blob::{Location, Store};
 use pgstrata_ids::{Lsn, TimelineId};
+use pgstrata_pageserver::lock::Mutex;
 use pgstrata_pageserver::receiver::{Safekeepers, follow};
 use pgstrata_pageserver::timeline::{Limits, Timeline};
 use pgstrata_pg_wal::PgVersion;

@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
 use pgstrata_blob::{Store, open_regular};
 use pgstrata_format::index::LayerEntry;
 use pgstrata_format::layer::{self, BlockHandle, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
 use pgstrata_ids::{Key, Lsn, TenantId, TimelineId};
 
 use super::{BlockCache, Descriptors, Gathered, split_flags};
+
+use crate::lock::{RwLock, Turn, wait_for};
 
 /// Where layer files come from and are kept.
 pub struct LayerSource {
@@ -88,7 +89,7 @@ pub struct LayerFile {
     /// What readers use; the lock is held only to copy or to replace a pointer.
     opened: RwLock<Option<Arc<Opened>>>,
     /// Held by the one who opens or fetches the layer. Taken before `opened`, never after.
-    opening: Mutex<()>,
+    opening: Turn<()>,
     obsolete: AtomicBool,
 }
 
@@ -137,7 +138,7 @@ impl LayerFile {
             object,
             source: Arc::clone(source),
             opened: RwLock::new(None),
-            opening: Mutex::new(()),
+            opening: Turn::new(()),
             obsolete: AtomicBool::new(false),
             entry,
         })
@@ -162,7 +163,7 @@ impl LayerFile {
             return Ok(opened);
         }
         // One fetches, the others wait for it.
-        let _opening = self.opening.lock();
+        let _opening = self.opening.take();
         if let Some(opened) = usable() {
             return Ok(opened);
         }
@@ -231,7 +232,7 @@ impl LayerFile {
             Content::Remote { .. } => {
                 let range = offset..offset.saturating_add(length as u64);
                 let read = self.source.store.get_range(&self.object, range);
-                Ok(self.source.runtime.block_on(read)?)
+                Ok(wait_for(&self.source.runtime, read)?)
             }
         }
     }
@@ -263,7 +264,7 @@ impl LayerFile {
     /// The object's bytes, every checksum checked.
     fn fetch(&self) -> Result<Bytes> {
         let bytes =
-            self.source.runtime.block_on(self.source.store.get(&self.object, self.entry.size))?;
+            wait_for(&self.source.runtime, self.source.store.get(&self.object, self.entry.size))?;
         let size = bytes.len() as u64;
         let checked = layer::verify(&bytes)
             .map_err(anyhow::Error::from)
@@ -319,7 +320,7 @@ impl LayerFile {
             Err(error) => error,
         };
         tracing::warn!(layer = %self.local.display(), "block refused: {error:#}");
-        let _opening = self.opening.lock();
+        let _opening = self.opening.take();
         // Somebody may have fetched it while we waited.
         let now = self.opened.read().clone();
         if let Some(now) = now.filter(|now| !Arc::ptr_eq(now, opened))

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use pgstrata_ids::{Key, KeyKind, Lsn};
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::{COMPLETE, Gathered};
+
+use crate::lock::{Mutex, RwLock};
 
 const SHARDS: usize = 16;
 const CHUNK_SIZE: usize = 512 * 1024;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use parking_lot::Mutex;
 use pgstrata_format::index::{Ancestor, TimelineIndex};
 use pgstrata_ids::{Lsn, TenantId, TimelineId};
 
 use super::{Busy, Refused, Repository};
 use crate::import;
+use crate::lock::{Mutex, wait_for};
 use crate::remote::{RemoteIndex, index_object};
 use crate::timeline::Timeline;
 
@@ -302,7 +302,7 @@ impl Repository {
             layers: Vec::new(),
         };
         let tenant = parent.info.tenant;
-        let index = self.runtime.block_on(async {
+        let index = wait_for(&self.runtime, async {
             let created = RemoteIndex::create(&self.store, tenant, id, index).await;
             if created.is_err() {
                 // Its answer may have been lost: a branch that nobody was told of must not appear

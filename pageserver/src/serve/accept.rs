@@ -9,9 +9,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::lock::Mutex;
 
 /// How long a client may take to say what it wants.
 pub const GREETING: Duration = Duration::from_secs(10);

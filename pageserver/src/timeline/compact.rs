@@ -23,7 +23,7 @@ impl Timeline {
 
     /// Compacts all present L0 layers into one run of L1 layers. Returns how many there were.
     pub fn compact(&self) -> Result<usize> {
-        let _compacting = self.compacting.lock();
+        let _compacting = self.compacting.take();
         if !self.has_ancestors() {
             // Images need the pages that the branch started with.
             return Ok(0);
@@ -35,7 +35,7 @@ impl Timeline {
         let mut files = NewFiles::default();
         self.merge(&old, start, end, &mut files)?;
 
-        let _flushing = self.flushing.lock();
+        let _flushing = self.flushing.take();
         let replaced = |name: &str| old.iter().any(|layer| layer.entry.name == name);
         self.index.update(|index| {
             index.layers.retain(|entry| !replaced(&entry.name));

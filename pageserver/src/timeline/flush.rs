@@ -16,6 +16,7 @@ use pgstrata_ids::{Key, Lsn};
 use super::Timeline;
 use super::compact::NewFiles;
 use crate::layer::{LayerFile, LayerMap, OpenLayer, key_text, layer_object};
+use crate::lock::wait_for;
 
 impl Timeline {
     /// Frozen layers that wait for their upload.
@@ -76,7 +77,7 @@ impl Timeline {
             tracing::warn!("no local copy of layer '{}': {error}", file.entry.name);
         }
         let put = self.source.store.put(&object, Bytes::from(bytes));
-        if let Err(error) = self.source.runtime.block_on(put) {
+        if let Err(error) = wait_for(&self.source.runtime, put) {
             // The next attempt is another file.
             file.forget_local();
             return Err(error.into());
@@ -86,7 +87,7 @@ impl Timeline {
 
     /// Uploads the oldest frozen layer. Returns false if there was none.
     pub fn flush_one(&self) -> Result<bool> {
-        let _flushing = self.flushing.lock();
+        let _flushing = self.flushing.take();
         let Some(frozen) = self.layers.read().frozen.last().cloned() else { return Ok(false) };
         let (start, end) = (frozen.start_lsn(), frozen.end_lsn());
         let mut writer =
@@ -134,7 +135,7 @@ impl Timeline {
         record_start: Lsn,
         entries: impl Iterator<Item = Result<(Key, Vec<u8>)>>,
     ) -> Result<()> {
-        let _flushing = self.flushing.lock();
+        let _flushing = self.flushing.take();
         let mut files = NewFiles::default();
         let mut writer =
             LayerWriter::new(self.layer_header(LayerKind::Image, lsn, lsn), Codec::small());

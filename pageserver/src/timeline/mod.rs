@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use parking_lot::{Mutex, RwLock};
 use pgstrata_ids::{Generation, Key, Lsn, SystemId, TenantId, TimelineId};
 use pgstrata_pg_wal::PgVersion;
 use quick_cache::sync::Cache;
 
 use crate::layer::{Gathered, LayerFile, LayerMap, LayerSource, OpenLayer, split_flags};
+use crate::lock::{Mutex, RwLock, Turn};
 use crate::remote::RemoteIndex;
 use crate::value::Database;
 use read::CommitTimes;
@@ -134,9 +134,9 @@ pub struct Timeline {
     /// Why ingest stopped for good, if it did.
     failure: Mutex<Option<String>>,
     /// Held by whoever changes the set of layer files.
-    flushing: Mutex<()>,
+    flushing: Turn<()>,
     /// Held by whoever compacts: two at once would both write what is in the same layers.
-    compacting: Mutex<()>,
+    compacting: Turn<()>,
     stopping: AtomicBool,
     freeze_requested: AtomicBool,
     layer_serial: AtomicU64,
@@ -193,8 +193,8 @@ impl Timeline {
             bad_sources: Mutex::default(),
             trouble: Mutex::default(),
             failure: Mutex::new(None),
-            flushing: Mutex::new(()),
-            compacting: Mutex::new(()),
+            flushing: Turn::new(()),
+            compacting: Turn::new(()),
             stopping: AtomicBool::new(false),
             freeze_requested: AtomicBool::new(false),
             layer_serial: AtomicU64::new(0),

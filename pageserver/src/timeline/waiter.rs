@@ -1,9 +1,12 @@
 //! How far a timeline is ingested, and waiting for it to come so far.
+#![expect(clippy::disallowed_types, reason = "a condition needs the plain lock, held for moments")]
 
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use pgstrata_ids::Lsn;
+
+use crate::lock;
 
 /// How soon to try again while a read waits.
 const MOMENT: Duration = Duration::from_millis(5);
@@ -108,6 +111,7 @@ impl LsnWaiter {
 
     /// Waits until `lsn` is reached. The error says how far it came.
     pub fn wait(&self, lsn: Lsn, timeout: Duration) -> Result<(), String> {
+        lock::assert_none_held();
         let deadline = Instant::now() + timeout;
         let mut state = self.state.lock();
         state.waiting += 1;

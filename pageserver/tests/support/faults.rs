@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use pgstrata_blob::{Interceptor, Verdict};
+use pgstrata_pageserver::lock::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 

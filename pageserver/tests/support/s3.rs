@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::Response;
-use parking_lot::Mutex;
+use pgstrata_pageserver::lock::Mutex;
 use tokio::runtime::Runtime;
 
 /// What the server holds, and how it misbehaves.
