@@ -15,9 +15,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use pgstrata_tests::installation::Installation;
-use pgstrata_tests::{
-    Cluster, connect, pg_directory, signal, thorough, unprivileged, wait_gone,
-};
+use pgstrata_tests::{Cluster, connect, pg_directory, signal, thorough, unprivileged, wait_gone};
 use postgres::Client;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -320,7 +318,9 @@ fn pids(cluster: &Cluster) -> BTreeMap<String, u64> {
     let status = cluster.status();
     let processes = status["processes"].as_array().unwrap().iter();
     let mut pids: BTreeMap<String, u64> = processes
-        .filter_map(|process| Some((process["name"].as_str()?.to_owned(), process["pid"].as_u64()?)))
+        .filter_map(|process| {
+            Some((process["name"].as_str()?.to_owned(), process["pid"].as_u64()?))
+        })
         .collect();
     let computes = status["computes"].as_array().unwrap();
     let main = computes.iter().find(|row| row["branch"] == "main").unwrap();
