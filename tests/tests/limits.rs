@@ -139,15 +139,16 @@ fn make_layers(cluster: &Cluster, client: &mut Client, count: usize) {
     let address = http_address(&cluster.status(), "pageserver");
     let layers = || ask(&address, "GET", "/v1/branch/layers?name=main").as_array().unwrap().len();
     run(client, "create table grows (a int)");
+    let deadline = Instant::now() + Duration::from_secs(900);
     let mut has = layers();
     while has < count {
+        assert!(Instant::now() < deadline, "{has} layers, not {count}");
         for _ in has..count {
             run(client, "insert into grows values (1)");
             ask(&address, "POST", "/v1/branch/compact?name=main");
         }
-        let now = layers();
-        assert!(now > has, "compactions add no layers: {now}");
-        has = now;
+        // One less where the page server compacted by itself in between.
+        has = layers();
     }
 }
 
@@ -290,7 +291,7 @@ fn a_crowd_with_1024_descriptors(major: u32, crowd: &Crowd) {
 }
 
 fn crowd(major: u32) {
-    let small = Crowd { tables: 300, databases: 3, layers: 60, connections: 60 };
+    let small = Crowd { tables: 200, databases: 2, layers: 30, connections: 60 };
     let whole = Crowd { tables: 5000, databases: 20, layers: 2000, connections: 200 };
     a_crowd_with_1024_descriptors(major, if thorough() { &whole } else { &small });
 }
@@ -309,8 +310,9 @@ fn postgresql_18_many_of_everything() {
 // Long records
 // ---------------------------------------------------------------------------------------------------------------------
 
-/// What a process may grow by besides, whatever the record: buffers that fill once, such as the page server's open
-/// layer (64 MiB) and PostgreSQL's shared buffers (128 MiB), which count where they are touched first.
+/// What a process may grow by, however short the record: buffers that fill once and are bounded, such as a safekeeper's
+/// segments being archived (16 MiB, compressed beside it) or PostgreSQL's shared buffers, which count as memory of whoever
+/// touches them first. From 16 MiB on the record decides.
 const ALLOWANCE: u64 = 64 * MIB;
 
 /// Processes of a cluster and of its compute of main, by name.
@@ -699,12 +701,17 @@ fn very_many_relations(major: u32, count: i64) {
     say("dropped");
 }
 
+/// Only whole: what few relations do is seen in `postgresql_15_many_of_everything`.
 #[test]
 fn postgresql_15_very_many_relations() {
-    very_many_relations(15, if thorough() { 100_000 } else { 1000 });
+    if thorough() {
+        very_many_relations(15, 100_000);
+    }
 }
 
 #[test]
 fn postgresql_18_very_many_relations() {
-    very_many_relations(18, if thorough() { 100_000 } else { 1000 });
+    if thorough() {
+        very_many_relations(18, 100_000);
+    }
 }
