@@ -379,11 +379,8 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn start(clients: &Clients, cluster: &Cluster) -> Option<Receiver> {
+    fn start(clients: &Clients, cluster: &Cluster, main: &Value) -> Option<Receiver> {
         let program = clients.0.as_ref()?.join("pg_receivewal");
-        let status = cluster.status();
-        let branches = status["branches"].as_array().unwrap();
-        let main = branches.iter().find(|branch| branch["name"] == "main").unwrap();
         let connection = format!(
             "host=127.0.0.1 port={} user=test options='-c pgstrata.tenant={} -c pgstrata.timeline={}'",
             cluster.replication_port("safekeeper"),
@@ -413,7 +410,7 @@ impl Receiver {
     /// Removes what is checked: a test has some gigabytes of WAL.
     fn forget(&self) {
         for entry in std::fs::read_dir(self.directory.path()).unwrap().flatten() {
-            if !entry.path().extension().is_some_and(|extension| extension == "partial") {
+            if entry.path().extension().is_none_or(|extension| extension != "partial") {
                 std::fs::remove_file(entry.path()).unwrap();
             }
         }
@@ -500,6 +497,7 @@ struct Passage {
     /// It ends before what it follows.
     receiver: Option<Receiver>,
     cluster: Cluster,
+    timeline: String,
     passed: i64,
 }
 
@@ -515,8 +513,12 @@ impl Passage {
         }
         let mut client = cluster.restart();
         run(&mut client, "create table passed (a bigint)");
-        let receiver = Receiver::start(&clients, &cluster);
-        Passage { major, clients, receiver, cluster, passed: 0 }
+        let status = cluster.status();
+        let branches = status["branches"].as_array().unwrap();
+        let main = branches.iter().find(|branch| branch["name"] == "main").unwrap();
+        let timeline = main["timeline_id"].as_str().unwrap().to_owned();
+        let receiver = Receiver::start(&clients, &cluster, main);
+        Passage { major, clients, receiver, cluster, timeline, passed: 0 }
     }
 
     /// The record is written while a safekeeper is killed, and is found everywhere.
@@ -530,9 +532,7 @@ impl Passage {
         }
         let prepared = began.elapsed();
         let status = self.cluster.status();
-        let branches = status["branches"].as_array().unwrap();
-        let main = branches.iter().find(|branch| branch["name"] == "main").unwrap();
-        let timeline = main["timeline_id"].as_str().unwrap().to_owned();
+        let timeline = self.timeline.clone();
         // Not the one that pg_receivewal listens to.
         let victim = format!("safekeeper-{}", 2 + self.passed % 2);
         let victim_pid = self.cluster.pid(&victim);
@@ -688,14 +688,17 @@ fn very_many_relations(major: u32, count: i64) {
     say(&format!("the database has {size} bytes"));
     assert!(size > count * 8192, "{size}");
     drop(client);
+    let since = Instant::now();
+    passage.cluster.status();
+    say(&format!("status took {:.1} s", since.elapsed().as_secs_f64()));
     let drop = Record {
         prepare: String::new(),
         statement: format!(
             "do $$ begin for i in 1..{count} loop execute format('drop table t%s', i); end loop; end $$"
         ),
         kind: "Transaction/COMMIT",
-        // For each relation its tablespace, database and number.
-        bytes: count as u64 * 12,
+        // For each relation its tablespace, database and number, and some twenty invalidations of 16 bytes.
+        bytes: count as u64 * 300,
     };
     passage.passes(&drop);
     say("dropped");
