@@ -152,10 +152,13 @@ fn make_layers(cluster: &Cluster, client: &mut Client, count: usize) {
     }
 }
 
+/// What is in a database's directory besides its relations' blocks, at most: free space maps of its catalogs, which are
+/// not kept, and `pg_internal.init` (160 kB), which PostgreSQL makes when somebody connects, such as autovacuum.
+const BESIDES: i64 = 512 << 10;
+
 /// Sizes of everything, and what one row of many relations says.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 struct Sizes {
-    /// Without free space maps, which are not kept, where that can be told: in the database that is connected to.
     databases: Vec<(String, i64)>,
     relations: i64,
     rows: i64,
@@ -163,14 +166,7 @@ struct Sizes {
 
 fn sizes(client: &mut Client, tables: i64) -> Sizes {
     let databases = client
-        .query(
-            "select datname::text, pg_database_size(oid)
-                    - case when datname = current_database() then
-                          (select sum(pg_relation_size(oid, 'fsm')) from pg_class)::bigint
-                      else 0 end
-             from pg_database order by 1",
-            &[],
-        )
+        .query("select datname::text, pg_database_size(oid) from pg_database order by 1", &[])
         .unwrap();
     let relations = "select sum(pg_total_relation_size(oid))::bigint from pg_class
                      where relname ~ '^t[0-9]+$' and relkind = 'r'";
@@ -182,6 +178,17 @@ fn sizes(client: &mut Client, tables: i64) -> Sizes {
         databases: databases.iter().map(|row| (row.get(0), row.get(1))).collect(),
         relations: number(client, relations),
         rows: number(client, &rows),
+    }
+}
+
+impl Sizes {
+    fn compare(&self, before: &Sizes, when: &str) {
+        assert_eq!((self.relations, self.rows), (before.relations, before.rows), "{when}");
+        for (now, before) in self.databases.iter().zip(&before.databases) {
+            let is_close = (now.1 - before.1).abs() <= BESIDES;
+            assert!(now.0 == before.0 && is_close, "{when}: {now:?}, not {before:?}");
+        }
+        assert_eq!(self.databases.len(), before.databases.len(), "{when}");
     }
 }
 
@@ -251,7 +258,7 @@ fn a_crowd_with_1024_descriptors(major: u32, crowd: &Crowd) {
     let mut client = cluster.restart();
     let uri = cluster.up();
     say("compute restarted");
-    assert_eq!(sizes(&mut client, crowd.tables), before, "after a restart of the compute");
+    sizes(&mut client, crowd.tables).compare(&before, "after a restart of the compute");
     say("sizes compared");
     check_clients(&clients, &uri, crowd);
     say("psql and pg_dump");
@@ -267,8 +274,7 @@ fn a_crowd_with_1024_descriptors(major: u32, crowd: &Crowd) {
     say(&format!("branch's compute started in {} ms", row["start_ms"]));
     let uri = row["uri"].as_str().unwrap();
     let mut client = connect(uri);
-    let on_branch = sizes(&mut client, crowd.tables);
-    assert_eq!((on_branch.relations, on_branch.rows), (before.relations, before.rows));
+    sizes(&mut client, crowd.tables).compare(&before, "on a branch");
     say("sizes on the branch");
     check_clients(&clients, uri, crowd);
     check_connections(uri, crowd);
@@ -282,8 +288,7 @@ fn a_crowd_with_1024_descriptors(major: u32, crowd: &Crowd) {
     cluster.cli(&["down"]);
     let mut client = cluster.client();
     say("all restarted");
-    let sizes = sizes(&mut client, crowd.tables);
-    assert_eq!((sizes.relations, sizes.rows), (before.relations, before.rows));
+    sizes(&mut client, crowd.tables).compare(&before, "after a restart of everything");
     let address = http_address(&cluster.status(), "pageserver");
     let layers = ask(&address, "GET", "/v1/branch/layers?name=main").as_array().unwrap().len();
     assert!(layers >= crowd.layers, "{layers}");
@@ -676,13 +681,13 @@ fn very_many_relations(major: u32, count: i64) {
     make_tables(&mut client, count);
     say("relations made");
     drop(client);
+    let mut starts_ms = Vec::new();
     for _ in 0..3 {
         passage.cluster.cli(&["compute", "stop", "main"]);
         let row = passage.cluster.json(&["compute", "start", "main"]);
-        let start_ms = row["start_ms"].as_u64().unwrap();
-        say(&format!("started in {start_ms} ms"));
-        assert!(start_ms < 2000, "{start_ms} ms with {count} relations");
+        starts_ms.push(row["start_ms"].as_u64().unwrap());
     }
+    say(&format!("started in {starts_ms:?} ms"));
     let mut client = passage.cluster.client();
     let size = number(&mut client, "select pg_database_size(current_database())");
     say(&format!("the database has {size} bytes"));
@@ -702,6 +707,8 @@ fn very_many_relations(major: u32, count: i64) {
     };
     passage.passes(&drop);
     say("dropped");
+    // Last, since a machine that is busy with other things spoils this and nothing else.
+    assert!(starts_ms.iter().all(|ms| *ms < 2000), "with {count} relations: {starts_ms:?} ms");
 }
 
 /// Only whole: what few relations do is seen in `postgresql_15_many_of_everything`.
