@@ -37,7 +37,8 @@ host replication all 127.0.0.1/32 trust
 host replication all ::1/128 trust
 ";
 
-/// A data directory under construction.
+/// A data directory under construction. When that ends, one way or the other, those before it are removed: their files
+/// may be many, and nothing of a start is to wait for the same disk.
 pub struct DataDirectory {
     path: PathBuf,
     /// There was no `postgresql.conf` before.
@@ -136,7 +137,6 @@ impl DataDirectory {
             let old = kept.iter().find(|(kept, _)| *kept == name);
             write(&path.join(name), old.map_or(default, |(_, content)| content))?;
         }
-        remove_old(path);
         let is_first = kept.iter().all(|(kept, _)| *kept != "postgresql.conf");
         Ok(DataDirectory { path: path.to_owned(), is_first })
     }
@@ -231,6 +231,12 @@ impl DataDirectory {
     }
 }
 
+impl Drop for DataDirectory {
+    fn drop(&mut self) {
+        remove_old(&self.path);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -240,10 +246,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn h3_an_earlier_directory_is_removed_beside_the_start() {
+    fn h3_an_earlier_directory_is_removed_after_the_start() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("data");
-        DataDirectory::create(&path).unwrap();
+        drop(DataDirectory::create(&path).unwrap());
         fs::create_dir_all(path.join("base/5")).unwrap();
         for number in 0..100 {
             fs::write(path.join(format!("base/5/{number}")), "x").unwrap();
@@ -253,7 +259,7 @@ mod tests {
         fs::create_dir_all(place.path().join("data.old-0/base")).unwrap();
         fs::create_dir(place.path().join("data2.old-0")).unwrap();
 
-        DataDirectory::create(&path).unwrap();
+        drop(DataDirectory::create(&path).unwrap());
         let names = |at: &Path| {
             let entries = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name());
             let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
