@@ -297,6 +297,7 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let mut postgres = Postgres::start(&settings, &memory)?;
     postgres.wait_ready(READY_TIMEOUT)?;
     steps.done("ready");
+    drop(data);
     {
         let mut report = shared.report.lock();
         report.state = "running".into();

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use pgstrata_compute_shared::CONTROL_FILE;
@@ -19,6 +20,8 @@ const MAX_KEPT: u64 = 16 << 20;
 
 /// Files that people may have edited, kept from start to start.
 const KEPT: &[&str] = &["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"];
+/// What the names of earlier directories begin with after their own name, until they are removed.
+const OLD: &str = ".old-";
 const POSTGRESQL_CONF: &str = "\
 # Written once by the compute shim; your changes stay as long as this directory does.
 # Settings that pgstrata needs are given on the command line and can't be changed here.
@@ -37,7 +40,8 @@ host replication all 127.0.0.1/32 trust
 host replication all ::1/128 trust
 ";
 
-/// A data directory under construction.
+/// A data directory under construction. When that ends, one way or the other, those before it are removed: their files
+/// may be many, and nothing of a start is to wait for the same disk.
 pub struct DataDirectory {
     path: PathBuf,
     /// There was no `postgresql.conf` before.
@@ -62,8 +66,57 @@ fn contained(path: &Path) -> Result<&Path> {
     Ok(path)
 }
 
+/// Gives the directory of an earlier run another name. It has a file for each relation that was used: a start that
+/// removed them first would take the longer the more there are.
+fn set_aside(path: &Path) -> Result<()> {
+    let mut number = 0u64;
+    loop {
+        let mut old = path.as_os_str().to_owned();
+        old.push(format!("{OLD}{number}"));
+        let old = PathBuf::from(old);
+        if old.symlink_metadata().is_ok() {
+            number += 1;
+            continue;
+        }
+        return match fs::rename(path, &old) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
+                .with_context(|| format!("can't move {} to {}", path.display(), old.display())),
+            _ => Ok(()),
+        };
+    }
+}
+
+/// Removes what was set aside, in the background; also what runs left that were killed meanwhile.
+fn remove_old(path: &Path) {
+    // Each round finds what another one is at.
+    static REMOVING: Mutex<()> = Mutex::new(());
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let (parent, prefix) = (parent.to_owned(), format!("{}{OLD}", name.to_string_lossy()));
+    let remove = move || -> std::io::Result<()> {
+        // Nothing is kept under the lock that a panic could leave half done.
+        let _removing = REMOVING.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in fs::read_dir(parent)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    };
+    let spawned = std::thread::Builder::new().name("remove old data".into()).spawn(move || {
+        if let Err(error) = remove() {
+            tracing::warn!(
+                "an earlier data directory can't be removed, and takes up space: {error}"
+            );
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::warn!("an earlier data directory is removed at the next start: {error}");
+    }
+}
+
 impl DataDirectory {
-    /// Empties and makes the directory. What people may have edited stays.
+    /// Makes the directory, empty. What people may have edited stays.
     pub fn create(path: &Path) -> Result<DataDirectory> {
         let mut kept = Vec::new();
         for name in KEPT {
@@ -76,13 +129,7 @@ impl DataDirectory {
                 kept.push((*name, content));
             }
         }
-        match fs::remove_dir_all(path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't empty {}", path.display()));
-            }
-        }
+        set_aside(path)?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -189,5 +236,52 @@ impl DataDirectory {
             at = next.min(end);
         }
         Ok(())
+    }
+}
+
+impl Drop for DataDirectory {
+    fn drop(&mut self) {
+        remove_old(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn h3_an_earlier_directory_is_removed_after_the_start() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("data");
+        drop(DataDirectory::create(&path).unwrap());
+        fs::create_dir_all(path.join("base/5")).unwrap();
+        for number in 0..100 {
+            fs::write(path.join(format!("base/5/{number}")), "x").unwrap();
+        }
+        fs::write(path.join("postgresql.auto.conf"), "a = 1").unwrap();
+        // Left by one that was killed while it removed them, and somebody else's.
+        fs::create_dir_all(place.path().join("data.old-0/base")).unwrap();
+        fs::create_dir(place.path().join("data2.old-0")).unwrap();
+
+        drop(DataDirectory::create(&path).unwrap());
+        let names = |at: &Path| {
+            let entries = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let mut kept = KEPT.to_vec();
+        kept.sort_unstable();
+        assert_eq!(names(&path), kept);
+        assert_eq!(fs::read(path.join("postgresql.auto.conf")).unwrap(), b"a = 1");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while names(place.path()) != ["data", "data2.old-0"] {
+            assert!(Instant::now() < deadline, "{:?}", names(place.path()));
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
