@@ -13,6 +13,7 @@ pub mod memory;
 pub mod pages;
 pub mod postgres;
 pub mod proposer;
+pub mod pulse;
 pub mod segments;
 pub mod settings;
 pub mod socket;

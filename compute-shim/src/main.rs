@@ -12,6 +12,7 @@ use clap::Parser;
 use pgstrata_compute_shim::branch::Branch;
 use pgstrata_compute_shim::compute::{ComputeConfig, Outcome, Shared, run};
 use pgstrata_compute_shim::http;
+use pgstrata_compute_shim::pulse::Pulse;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -224,6 +225,7 @@ fn start(arguments: Arguments) -> Result<Outcome> {
     http::serve(http_listener, Arc::clone(&shared))?;
     println!("{}", serde_json::json!({ "ready": true, "http": address.to_string() }));
 
+    let pulse = Pulse::start().context("can't start a thread")?;
     let mut pause = FIRST_PAUSE;
     loop {
         let since = Instant::now();
@@ -231,8 +233,11 @@ fn start(arguments: Arguments) -> Result<Outcome> {
         let failure = match run(&config, &shared) {
             Ok(Outcome::PostgresDied) => "postgres ended by itself; its log says why".to_owned(),
             Ok(outcome) => return Ok(outcome),
-            // Whoever started it hears of a first start that fails.
-            Err(error) if !shared.was_running.load(Ordering::Acquire) => return Err(error),
+            // Whoever started it hears of a first start that fails, unless it was this process that was away: everybody
+            // else has given it up meanwhile, and answers when asked again.
+            Err(error) if !shared.was_running.load(Ordering::Acquire) && !pulse.take_hang() => {
+                return Err(error);
+            }
             Err(error) => format!("{error:#}").replace('\n', " "),
         };
         if since.elapsed() > LONG_RUN {

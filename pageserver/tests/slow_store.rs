@@ -122,3 +122,39 @@ fn h2_refusals_and_cut_connections_are_ridden_out() {
     assert!(s3.bucket.failed.load(Ordering::SeqCst) > 0);
     answers_at_once(&process, &page);
 }
+
+#[test]
+fn h2_a_listing_waits_for_no_sizes() {
+    let directory = tempfile::tempdir().unwrap();
+    let s3 = S3::start();
+    drop(served(&s3, directory.path()));
+    // Nothing is there to read sizes from but the object store.
+    let empty = tempfile::tempdir().unwrap();
+    let process =
+        Process::start(with_s3(command(empty.path(), "s3://bucket/prefix"), &s3.endpoint));
+    s3.bucket.refusing.store(true, Ordering::SeqCst);
+    let list = || {
+        let answer = process.get("/v1/branches?sizes=true");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.took < Duration::from_millis(100), "{:?}", answer.took);
+        let rows = answer.json();
+        assert_eq!(rows[0]["name"], "main");
+        rows[0]["logical_size"].as_u64()
+    };
+    for _ in 0..20 {
+        assert_eq!(list(), None);
+    }
+    assert!(s3.bucket.failed.load(Ordering::SeqCst) > 0, "the sizes were there");
+    s3.bucket.refusing.store(false, Ordering::SeqCst);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let size = loop {
+        if let Some(size) = list() {
+            break size;
+        }
+        assert!(Instant::now() < deadline, "no size is shown");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    // It is still shown when the object store is away again.
+    s3.bucket.refusing.store(true, Ordering::SeqCst);
+    assert_eq!(list(), Some(size));
+}

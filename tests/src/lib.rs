@@ -6,8 +6,12 @@
 #![allow(clippy::unwrap_used)] // A harness panics: that is how a test fails.
 
 pub mod backup;
+pub mod health;
 pub mod installation;
+pub mod load;
 pub mod other_s3;
+pub mod probes;
+pub mod proxy;
 pub mod workload;
 
 use std::net::{TcpListener, TcpStream};
@@ -131,9 +135,20 @@ impl Cluster {
 
     /// With the server of another version, and options of `up`.
     pub fn of(installation: &installation::Installation, options: &[&str]) -> Cluster {
-        let mut cluster = Cluster::with(options, &[]);
-        cluster.postgres = installation.bin().to_owned();
-        cluster
+        Cluster::with(options, &[]).with_server_of(installation)
+    }
+
+    /// With its objects in the S3 server at this URL.
+    pub fn in_s3(endpoint: &str) -> Cluster {
+        let store = "s3://pgstrata-e2e/some/prefix";
+        let options = ["--object-store", store, "--s3-endpoint", endpoint, "--create-bucket"];
+        Cluster::with(&options, &S3_ENVIRONMENT)
+    }
+
+    /// The same with the server of another version.
+    pub fn with_server_of(mut self, installation: &installation::Installation) -> Cluster {
+        self.postgres = installation.bin().to_owned();
+        self
     }
 
     /// The cluster's directory.
@@ -405,16 +420,7 @@ impl S3Server {
 impl S3Server {
     /// A cluster that is not up yet, with its objects in this server.
     pub fn cluster(&self) -> Cluster {
-        Cluster::with(
-            &[
-                "--object-store",
-                "s3://pgstrata-e2e/some/prefix",
-                "--s3-endpoint",
-                &self.endpoint,
-                "--create-bucket",
-            ],
-            &S3_ENVIRONMENT,
-        )
+        Cluster::in_s3(&self.endpoint)
     }
 }
 

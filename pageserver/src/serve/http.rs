@@ -1,6 +1,6 @@
 //! The HTTP interface: branches, skeletons, single pages, maintenance, state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::directory::{self, Contents, Entry};
 use crate::repository::{Broken, Busy, COMPACT, FLUSH, Moment, Refused};
 use crate::serve::accept::{self, Slots};
 use crate::serve::service::{Service, Work};
+use crate::serve::sizes::logical_size;
 use crate::timeline::{ReadError, Timeline};
 
 /// Microseconds between 1970-01-01 and 2000-01-01.
@@ -77,8 +78,8 @@ pub struct BranchRow {
     pub last_record_lsn: String,
     /// Everything up to here is in object storage.
     pub remote_lsn: String,
-    /// Bytes of all relations at the last record.
-    pub logical_size: u64,
+    /// Bytes of all relations at the last record, or a little earlier; `None` if they are not asked for or not known.
+    pub logical_size: Option<u64>,
     /// Database system identifier.
     pub system_id: u64,
     /// PostgreSQL major version.
@@ -119,7 +120,7 @@ fn broken_row(id: TimelineId, broken: Broken) -> BranchRow {
         start_prev: Lsn::INVALID.to_string(),
         last_record_lsn: Lsn::INVALID.to_string(),
         remote_lsn: Lsn::INVALID.to_string(),
-        logical_size: 0,
+        logical_size: None,
         system_id: 0,
         pg_version: 0,
         segment_size: 0,
@@ -133,27 +134,12 @@ fn broken_row(id: TimelineId, broken: Broken) -> BranchRow {
     }
 }
 
-fn logical_size(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<u64> {
-    let mut blocks = 0u64;
-    let mut databases = timeline.databases(lsn)?;
-    databases.push((1664, 0));
-    databases.extend(timeline.implicit_databases(lsn)?);
-    for (spc, db) in databases {
-        blocks +=
-            timeline.relations(spc, db, lsn)?.iter().map(|(_, size)| u64::from(*size)).sum::<u64>();
-    }
-    Ok(blocks * 8192)
-}
-
-fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
-    let (lsn, _) = timeline.progress.last_record();
-    if with_size {
-        timeline.wait(lsn, PATIENCE).map_err(anyhow::Error::msg)?;
-    }
+fn row(timeline: &Timeline) -> BranchRow {
+    let lsn = timeline.progress.lsn();
     let info = &timeline.info;
     let ancestor = timeline.ancestor.as_ref();
     let (unreadable_pages, unreadable_page) = timeline.unmakeable();
-    Ok(BranchRow {
+    BranchRow {
         name: timeline.name(),
         timeline_id: info.id.to_string(),
         tenant_id: info.tenant.to_string(),
@@ -164,7 +150,7 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
         start_prev: info.start_record.to_string(),
         last_record_lsn: lsn.to_string(),
         remote_lsn: timeline.remote_consistent_lsn().to_string(),
-        logical_size: if with_size { logical_size(timeline, lsn)? } else { 0 },
+        logical_size: None,
         system_id: info.system_id.0,
         pg_version: info.version.major(),
         segment_size: info.segment_size,
@@ -175,7 +161,7 @@ fn row(timeline: &Timeline, with_size: bool) -> anyhow::Result<BranchRow> {
         unreadable_pages,
         unreadable_page,
         bad_safekeepers: timeline.bad_sources(),
-    })
+    }
 }
 
 /// Connections at once.
@@ -269,16 +255,16 @@ async fn list(
     State(service): State<Service>,
     Query(query): Query<ListQuery>,
 ) -> Answer<Json<Vec<BranchRow>>> {
-    service
-        .run(Work::Read, move |repository| {
-            let branches = repository.branches();
-            let rows: anyhow::Result<Vec<_>> =
-                branches.iter().map(|timeline| row(timeline, query.sizes)).collect();
-            let broken = repository.broken().into_iter();
-            let broken = broken.map(|(id, broken)| broken_row(id, broken));
-            Ok(Json(rows?.into_iter().chain(broken).collect()))
-        })
-        .await
+    let (branches, broken) = service
+        .run(Work::Read, |repository| Ok((repository.branches(), repository.broken())))
+        .await?;
+    let sizes = if query.sizes { service.sizes(&branches).await } else { HashMap::new() };
+    let served = branches.iter().map(|timeline| {
+        let logical_size = sizes.get(&timeline.info.id).copied();
+        BranchRow { logical_size, ..row(timeline) }
+    });
+    let broken = broken.into_iter().map(|(id, broken)| broken_row(id, broken));
+    Ok(Json(served.chain(broken).collect()))
 }
 
 /// A request for a branch. At most one of `lsn` and `time`.
@@ -343,7 +329,7 @@ async fn create(
                 true => repository.replace_branch(&request.name, &request.from, moment)?,
                 false => repository.create_branch(&request.name, &request.from, moment)?,
             };
-            Ok(Json(row(&branch, false)?))
+            Ok(Json(row(&branch)))
         })
         .await
 }
@@ -358,7 +344,7 @@ async fn show(
     Query(query): Query<NameQuery>,
 ) -> Answer<Json<BranchRow>> {
     service
-        .run(Work::Read, move |repository| Ok(Json(row(&*repository.branch(&query.name)?, false)?)))
+        .run(Work::Read, move |repository| Ok(Json(row(&*repository.branch(&query.name)?))))
         .await
 }
 
@@ -367,9 +353,7 @@ async fn show_timeline(
     Path(id): Path<String>,
 ) -> Answer<Json<BranchRow>> {
     service
-        .run(Work::Read, move |repository| {
-            Ok(Json(row(&*repository.timeline(id.parse()?)?, false)?))
-        })
+        .run(Work::Read, move |repository| Ok(Json(row(&*repository.timeline(id.parse()?)?))))
         .await
 }
 
@@ -412,7 +396,7 @@ async fn rename(
     service
         .run(Work::Change, move |repository| {
             repository.rename_branch(&query.name, &query.to)?;
-            Ok(Json(row(&*repository.branch(&query.to)?, false)?))
+            Ok(Json(row(&*repository.branch(&query.to)?)))
         })
         .await
 }
@@ -616,7 +600,8 @@ async fn import(
                 let _ = std::io::copy(&mut reader.take(DRAINED), &mut std::io::sink());
             }
             let timeline = imported?;
-            Ok(Json(row(&timeline, true)?))
+            let logical_size = Some(logical_size(&timeline, timeline.progress.lsn())?);
+            Ok(Json(BranchRow { logical_size, ..row(&timeline) }))
         })
         .await
 }

@@ -8,3 +8,4 @@ pub mod pages;
 pub mod pg;
 mod protocol;
 pub mod service;
+pub mod sizes;

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use crate::metrics::Metrics;
 use crate::repository::{Busy, Repository};
 use crate::serve::http::Failure;
+use crate::serve::sizes::Sizes;
 use crate::timeline::Timeline;
 
 /// How long a request waits for a thread before it is told that there is none.
@@ -34,10 +35,12 @@ pub enum Work {
     Wait,
     /// Takes in a cluster.
     Import,
+    /// Reads sizes of all relations, from many layers.
+    Size,
 }
 
 impl Work {
-    const ALL: [Work; 4] = [Work::Read, Work::Change, Work::Wait, Work::Import];
+    const ALL: [Work; 5] = [Work::Read, Work::Change, Work::Wait, Work::Import, Work::Size];
 
     const fn threads(self) -> usize {
         match self {
@@ -45,6 +48,7 @@ impl Work {
             Work::Change => 32,
             Work::Wait => 64,
             Work::Import => 2,
+            Work::Size => 2,
         }
     }
 }
@@ -59,13 +63,15 @@ struct Shared {
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
     pools: [Arc<Semaphore>; Work::ALL.len()],
+    sizes: Sizes,
 }
 
 impl Service {
     /// Serves these timelines.
     pub fn new(repository: Arc<Repository>, metrics: Arc<Metrics>) -> Service {
         let pools = Work::ALL.map(|work| Arc::new(Semaphore::new(work.threads())));
-        Service { shared: Arc::new(Shared { repository, metrics, pools }) }
+        let sizes = Sizes::default();
+        Service { shared: Arc::new(Shared { repository, metrics, pools, sizes }) }
     }
 
     /// Runs work that may block. Once begun it is carried through, whatever becomes of the client.
@@ -109,6 +115,11 @@ impl Service {
                 return Err(anyhow!(error).into());
             }
         }
+    }
+
+    /// What is known of branches' sizes.
+    pub fn known_sizes(&self) -> &Sizes {
+        &self.shared.sizes
     }
 
     /// The text of `/metrics`, from what is in memory.
