@@ -72,6 +72,26 @@ impl Installation {
         &self.bin
     }
 
+    /// Directory of this version's client programs, which a fetched server comes without: they are where
+    /// `PGSTRATA_PG_CLIENTS_18` says, beside the server, or where `scripts/fetch-clients` puts them.
+    pub fn clients(&self) -> PathBuf {
+        let major = self.major;
+        let named = std::env::var_os(format!("PGSTRATA_PG_CLIENTS_{major}"));
+        let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let candidates = [
+            named.map(PathBuf::from).unwrap_or_default(),
+            self.bin.clone(),
+            checkout.join(format!(".cache/postgres/clients-{major}/bin")),
+            format!("/var/cache/pgstrata/clients-{major}/bin").into(),
+        ];
+        let found = candidates.iter().find(|bin| bin.join("pg_dump").is_file());
+        found.cloned().unwrap_or_else(|| {
+            panic!(
+                "there are no clients of PostgreSQL {major}: run 'scripts/fetch-clients {major}'"
+            )
+        })
+    }
+
     /// The major version.
     pub fn major(&self) -> u32 {
         self.major

@@ -1,9 +1,8 @@
 //! How much of anything there may be: relations, databases, layers, connections at 1,024 descriptors a process, and
 //! WAL records of any length that PostgreSQL can write.
 //!
-//! `make test` runs small forms of both, on PostgreSQL 15 and 18; `make test-all` the whole. The clients of PostgreSQL
-//! 18 are used where they are installed, or where `PGSTRATA_PG_CLIENTS_18` names their directory: the build of 18 that
-//! `scripts/fetch-postgres` fetches has none, and those of 15 refuse its servers.
+//! `make test` runs small forms of both, on PostgreSQL 15 and 18; `make test-all` the whole. Clients are of the server's
+//! version: those of an older one refuse it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -80,29 +79,22 @@ fn in_database(uri: &str, database: &str) -> String {
     format!("{}/{database}", uri.rsplit_once('/').unwrap().0)
 }
 
-/// PostgreSQL's client programs of a version; `None` where there are only those of its server.
-struct Clients(Option<PathBuf>);
+/// PostgreSQL's client programs of a version.
+struct Clients(PathBuf);
 
 impl Clients {
     fn of(installation: &Installation) -> Clients {
-        let major = installation.major();
-        let named = std::env::var_os(format!("PGSTRATA_PG_CLIENTS_{major}")).map(PathBuf::from);
-        let own = installation.bin().join("pg_dump");
-        let found = named.or_else(|| own.is_file().then(|| installation.bin().to_owned()));
-        if found.is_none() {
-            eprintln!("PostgreSQL {major} has no clients here: set PGSTRATA_PG_CLIENTS_{major}");
-        }
-        Clients(found)
+        Clients(installation.clients())
     }
 
-    /// What one of them prints. `None` where there is none.
-    fn run(&self, name: &str, arguments: &[&str]) -> Option<String> {
-        let output = unprivileged(&self.0.as_ref()?.join(name), arguments).output().unwrap();
+    /// What one of them prints.
+    fn run(&self, name: &str, arguments: &[&str]) -> String {
+        let output = unprivileged(&self.0.join(name), arguments).output().unwrap();
         let complaints = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{name} {arguments:?}: {complaints}");
         // A size that can't be found out is a warning or an empty field elsewhere.
         assert!(complaints.is_empty(), "{name} {arguments:?}: {complaints}");
-        Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
 
@@ -195,21 +187,16 @@ impl Sizes {
 /// What PostgreSQL's own clients say of a compute.
 fn check_clients(clients: &Clients, uri: &str, crowd: &Crowd) {
     let shown = clients.run("psql", &["-X", "-A", "-t", "-F", "|", "-c", "\\l+", uri]);
-    if let Some(shown) = shown {
-        let sized = |line: &&str| line.contains(" MB|") || line.contains(" kB|");
-        // Those that were made, and the three that initdb makes.
-        let count = shown.lines().filter(sized).count() as i64;
-        assert_eq!(count, crowd.databases + 3, "{shown}");
-    }
+    let sized = |line: &&str| line.contains(" MB|") || line.contains(" kB|");
+    // Those that were made, and the three that initdb makes.
+    let count = shown.lines().filter(sized).count() as i64;
+    assert_eq!(count, crowd.databases + 3, "{shown}");
     let shown = clients.run("psql", &["-X", "-A", "-t", "-F", "|", "-c", "\\dt+ t*", uri]);
-    if let Some(shown) = shown {
-        let count = shown.lines().filter(|line| line.contains("|8192 bytes|")).count() as i64;
-        assert_eq!(count, crowd.tables, "{}", shown.lines().take(5).collect::<String>());
-    }
-    if let Some(dump) = clients.run("pg_dump", &["--schema-only", "-d", uri]) {
-        let count = dump.lines().filter(|line| line.starts_with("CREATE TABLE public.t")).count();
-        assert_eq!(count as i64, crowd.tables);
-    }
+    let count = shown.lines().filter(|line| line.contains("|8192 bytes|")).count() as i64;
+    assert_eq!(count, crowd.tables, "{}", shown.lines().take(5).collect::<String>());
+    let dump = clients.run("pg_dump", &["--schema-only", "-d", uri]);
+    let count = dump.lines().filter(|line| line.starts_with("CREATE TABLE public.t")).count();
+    assert_eq!(count as i64, crowd.tables);
 }
 
 /// So many sessions at once, each of which reads tables that no other has read.
@@ -384,8 +371,8 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn start(clients: &Clients, cluster: &Cluster, main: &Value) -> Option<Receiver> {
-        let program = clients.0.as_ref()?.join("pg_receivewal");
+    fn start(clients: &Clients, cluster: &Cluster, main: &Value) -> Receiver {
+        let program = clients.0.join("pg_receivewal");
         let connection = format!(
             "host=127.0.0.1 port={} user=test options='-c pgstrata.tenant={} -c pgstrata.timeline={}'",
             cluster.replication_port("safekeeper"),
@@ -396,7 +383,7 @@ impl Receiver {
         let into = directory.path().to_str().unwrap();
         let arguments = ["--no-loop", "--status-interval=1", "-d", &connection, "-D", into];
         let child = unprivileged(&program, &arguments).stdin(Stdio::null()).spawn().unwrap();
-        Some(Receiver { child, directory })
+        Receiver { child, directory }
     }
 
     /// Waits until everything before `end` is there, in whole segments.
@@ -434,7 +421,7 @@ impl Drop for Receiver {
 fn longest_by_waldump(clients: &Clients, at: &Path, from: u64, to: u64, kind: &str) -> u64 {
     let (start, end) = (format!("--start={}", lsn_text(from)), format!("--end={}", lsn_text(to)));
     let arguments = ["--stats=record", "-p", at.to_str().unwrap(), &start, &end];
-    let output = clients.run("pg_waldump", &arguments).unwrap();
+    let output = clients.run("pg_waldump", &arguments);
     let line = output.lines().find(|line| line.trim().starts_with(kind));
     let line = line.unwrap_or_else(|| panic!("no {kind} in {output}"));
     // Kind, count, (share), bytes of records, ...
@@ -500,7 +487,7 @@ struct Passage {
     major: u32,
     clients: Clients,
     /// It ends before what it follows.
-    receiver: Option<Receiver>,
+    receiver: Receiver,
     cluster: Cluster,
     timeline: String,
     passed: i64,
@@ -617,14 +604,11 @@ impl Passage {
         let verified = self.cluster.cli(&["wal", "verify", "--from", &from, "--to", &to]);
         let verify_time = since.elapsed();
 
-        let mut received = 0;
-        if let Some(receiver) = &mut self.receiver {
-            receiver.wait(end);
-            let at = receiver.directory.path();
-            received = longest_by_waldump(&self.clients, at, start, end, record.kind);
-            assert!(received >= record.bytes, "{what}: pg_receivewal has {received}");
-            receiver.forget();
-        }
+        self.receiver.wait(end);
+        let at = self.receiver.directory.path();
+        let received = longest_by_waldump(&self.clients, at, start, end, record.kind);
+        assert!(received >= record.bytes, "{what}: pg_receivewal has {received}");
+        self.receiver.forget();
         eprintln!(
             "{what}: prepared {:.1} s, written {:.1} s ({victim} killed at {:.1} of {:.1} MiB), branched {:.1} s, \
              archived {:.1} s, verified {:.1} s ({}), received {received}",
