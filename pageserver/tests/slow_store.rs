@@ -130,9 +130,9 @@ fn h2_a_listing_waits_for_no_sizes() {
     drop(served(&s3, directory.path()));
     // Nothing is there to read sizes from but the object store.
     let empty = tempfile::tempdir().unwrap();
+    s3.bucket.refusing_layers.store(true, Ordering::SeqCst);
     let process =
         Process::start(with_s3(command(empty.path(), "s3://bucket/prefix"), &s3.endpoint));
-    s3.bucket.refusing.store(true, Ordering::SeqCst);
     let list = || {
         let answer = process.get("/v1/branches?sizes=true");
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -145,7 +145,7 @@ fn h2_a_listing_waits_for_no_sizes() {
         assert_eq!(list(), None);
     }
     assert!(s3.bucket.failed.load(Ordering::SeqCst) > 0, "the sizes were there");
-    s3.bucket.refusing.store(false, Ordering::SeqCst);
+    s3.bucket.refusing_layers.store(false, Ordering::SeqCst);
     let deadline = Instant::now() + Duration::from_secs(60);
     let size = loop {
         if let Some(size) = list() {

@@ -74,12 +74,14 @@ def pgbench(uri, clients, seconds, script):
     return value("tps ="), value("latency average")
 
 
-def start_all(root, programs, scale):
+def start_all(root, programs, scale, others):
+    """All systems, loaded. `others` are directories of other programs of ours, by name."""
     systems = {}
     for name, make in (
         (STOCK, lambda directory: Stock(directory, False)),
         (QUORUM, lambda directory: Stock(directory, True)),
         (OURS, lambda directory: Strata(directory, programs)),
+        *((name, lambda directory, path=path: Strata(directory, path)) for name, path in others.items()),
     ):
         systems[name] = make(directory_for_postgres(root / re.sub(r"\W+", "-", name)))
         run([BIN / "pgbench", "-i", "-q", "-s", scale, systems[name].uri])

@@ -139,18 +139,21 @@ def print_rows(name, facts, stock, rows):
         )
 
 
-def ingest(program, root, rounds, transactions, scale):
-    """The page server's whole way into layers."""
+def ingest(program, root, rounds, transactions, scale, others):
+    """The page server's whole way into layers. `others` are other programs of ours, by name."""
     print(HEAD, flush=True)
     for name, *recording in recordings(transactions, scale):
         recorded = Recorded(root, name, *recording)
-        stock, ours = [], []
+        stock, ours, theirs = [], [], {name: [] for name in others}
         for _ in range(rounds):
             stock.append(recorded.stock_replay())
             ours.append(recorded.ours(program, "ingest")[0])
+            for other, path in others.items():
+                theirs[other].append(recorded.ours(path, "ingest")[0]["seconds"])
         seconds = statistics.median(one["seconds"] for one in ours)
         decode = recorded.ours(program, "decode")[0]["seconds"]
         rows = [("pgstrata ingest", seconds), ("  decode", decode)]
+        rows += [(f"{other}: ingest", statistics.median(times)) for other, times in theirs.items()]
         print_rows(name, ours[0], statistics.median(stock), rows)
         recorded.drop()
 
@@ -196,13 +199,14 @@ def make_pages(uri):
     return paths
 
 
-def pages(program, root):
+def pages(program, root, others):
     recorded = Recorded(root, "pages", None, make_pages, "off")
     print(f"{'pieces a page':<14} {'from':<7} {'readers':>7} {'pages':>7} {'p50 us':>8} {'p99 us':>8} {'pages/s':>9}")
-    for row in recorded.ours(program, "pages", *recorded.facts, pinned=False):
-        print(
-            f"{row['relation']:<14} {row['from']:<7} {row['readers']:>7} {row['pages']:>7} "
-            f"{row['p50_us']:>8.1f} {row['p99_us']:>8.1f} {row['pages_per_s']:>9.0f}",
-            flush=True,
-        )
+    for label, path in {"": program, **others}.items():
+        for row in recorded.ours(path, "pages", *recorded.facts, pinned=False):
+            print(
+                f"{row['relation']:<14} {row['from']:<7} {row['readers']:>7} {row['pages']:>7} "
+                f"{row['p50_us']:>8.1f} {row['p99_us']:>8.1f} {row['pages_per_s']:>9.0f}  {label}",
+                flush=True,
+            )
     recorded.drop()

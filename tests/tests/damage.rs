@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -411,7 +412,14 @@ impl SmallDisk {
             .arg(path)
             .stderr(Stdio::null())
             .status();
-        status.is_ok_and(|status| status.success()).then(|| SmallDisk(path.to_owned()))
+        let mounted = status.is_ok_and(|status| status.success());
+        let disk = mounted.then(|| SmallDisk(path.to_owned()));
+        if mounted {
+            // Of whoever owns what it is in.
+            let about = std::fs::metadata(path.parent().unwrap()).unwrap();
+            std::os::unix::fs::chown(path, Some(about.uid()), Some(about.gid())).unwrap();
+        }
+        disk
     }
 }
 

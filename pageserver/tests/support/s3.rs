@@ -23,6 +23,8 @@ pub struct Bucket {
     pub delayed: AtomicU64,
     /// Every request is answered with 503.
     pub refusing: AtomicBool,
+    /// Every reading of a layer is answered with 503.
+    pub refusing_layers: AtomicBool,
     /// Every other request does what it asks for, and ends without an answer.
     pub cutting: AtomicBool,
     /// Requests that were refused or cut.
@@ -66,7 +68,10 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    if bucket.refusing.load(Ordering::SeqCst) {
+    let layer = method == Method::GET && uri.path().contains("/layers/");
+    if bucket.refusing.load(Ordering::SeqCst)
+        || (layer && bucket.refusing_layers.load(Ordering::SeqCst))
+    {
         bucket.failed.fetch_add(1, Ordering::SeqCst);
         return status(StatusCode::SERVICE_UNAVAILABLE);
     }

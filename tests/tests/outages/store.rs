@@ -14,7 +14,7 @@ use pgstrata_tests::{Cluster, S3Server, connect, thorough};
 use postgres::Client;
 use serde_json::Value;
 
-use crate::{LONGEST_STALL, P99, RECOVERY, cluster_command, cold_table, optimised, versions};
+use crate::{LONGEST_STALL, RECOVERY, cluster_command, cold_table, longest_p99, versions};
 
 /// The addresses of everybody's HTTP interface.
 fn addresses(cluster: &Cluster) -> Vec<(String, String)> {
@@ -117,9 +117,7 @@ fn watched(what: &str, seconds: u64, probes: &Probes, load: &Load) -> Vec<String
     for (name, seen) in seen {
         let (p99, longest, count) = (seen.p99(), seen.longest(), seen.count());
         println!("{what}: {name}: p99 {p99:?}, longest {longest:?}, of {count}");
-        // Of the command most is the start of a program that was not optimised; what it asks for is watched as well.
-        let is_judged = optimised() || !name.starts_with("pgstrata ");
-        if is_judged && p99 >= P99 {
+        if p99 >= longest_p99() {
             wrong.push(format!("{name}: p99 {p99:?}"));
         }
         wrong.extend(seen.failure.map(|failure| format!("{name}: {failure}")));
