@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use parking_lot::Mutex;
+
 use pgstrata_ids::{Lsn, TimelineId};
 
+use crate::lock::Mutex;
 use crate::serve::service::{Service, Work};
 use crate::timeline::Timeline;
 
