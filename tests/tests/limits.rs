@@ -507,7 +507,7 @@ fn stock_growth(major: u32, record: &Record<'_>) -> u64 {
     if !record.prepare.is_empty() {
         run(&mut client, &record.prepare);
     }
-    let pid = number(&mut client, "select pg_backend_pid()") as u64;
+    let pid = number(&mut client, "select pg_backend_pid()::bigint") as u64;
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
     let before = memory(pid, "VmRSS").unwrap();
     run(&mut client, &record.statement);
