@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,6 +21,7 @@ use pgstrata_pg_wal::{
     DecodedRecord, MAX_RECORD_SIZE_DEFAULT, PgVersion, Record, WalDecoder, page_header_size, rmgr,
 };
 
+use crate::conf;
 use crate::memory::wake_waiters;
 use crate::proposer::{WalChunk, WalSource};
 
@@ -136,7 +137,7 @@ impl PgWal {
             self.decoder.feed(&self.buffer[..count]);
             // Any error here only means "not complete yet": see `WalError::is_end_of_wal`.
             while let Ok(Some(record)) = self.decoder.poll() {
-                refuse_unkept(record)?;
+                refuse_unkept(record, &self.directory)?;
                 self.boundaries.push_back(record.end);
             }
             let stuck = self.decoder.poll().is_err();
@@ -253,14 +254,15 @@ fn record_position(start: Lsn, bytes: u64, segment_size: u64) -> Lsn {
     }
 }
 
-/// WAL that nothing of ours could ever replay must not be acknowledged.
-fn refuse_unkept(record: Record<'_>) -> io::Result<()> {
+/// WAL that nothing of ours could ever replay must not be acknowledged. `directory` is the server's `pg_wal`.
+fn refuse_unkept(record: Record<'_>, directory: &Path) -> io::Result<()> {
     // The header is whole: the record's checksum was right.
     let (info, manager) = (record.bytes[16], record.bytes[17]);
     let reason = if manager >= FIRST_CUSTOM_RMGR {
         format!(
             "an extension wrote WAL of its own kind (resource manager {manager}), which can't be replayed: remove the \
-             extension from shared_preload_libraries"
+             extension from shared_preload_libraries{}",
+            preloaded(directory)
         )
     } else if manager == rmgr::XLOG && info & 0xF0 == XLOG_PARAMETER_CHANGE && is_minimal(record) {
         "wal_level is minimal, which leaves changes out of the WAL".to_owned()
@@ -269,6 +271,15 @@ fn refuse_unkept(record: Record<'_>) -> io::Result<()> {
     };
     let text = format!("WAL at {} is refused: {reason}", record.lsn);
     Err(io::Error::new(io::ErrorKind::Unsupported, text))
+}
+
+/// Who may have written WAL of its own kind: only what is preloaded can, and the record has no name.
+fn preloaded(directory: &Path) -> String {
+    let entries = directory.parent().map(conf::read).unwrap_or_default();
+    match conf::find(&entries, "shared_preload_libraries") {
+        Some(entry) => format!(", which is '{}' ({})", entry.value, entry.place),
+        None => String::new(),
+    }
 }
 
 /// Whether a record of new parameters says that `wal_level` is minimal (`xl_parameter_change` in catalog/pg_control.h
@@ -379,7 +390,8 @@ mod tests {
             };
             let prev = Lsn((START.0 - 100) & !7);
             let fenced = Arc::default();
-            let (path, map) = (directory.path().to_owned(), memory.map);
+            let (path, map) = (directory.path().join("pg_wal"), memory.map);
+            std::fs::create_dir(&path).unwrap();
             let source = PgWal::new(path, parameters, PgVersion::V15, map, START, prev, fenced);
             let writer = WalWriter {
                 version: PgVersion::V15,
@@ -400,7 +412,7 @@ mod tests {
                 let room = (size - at.segment_offset(size)) as usize;
                 let (now, later) = left.split_at(left.len().min(room));
                 let name = self.source.parameters.segment_name(number);
-                let path = self.directory.path().join(name);
+                let path = self.directory.path().join("pg_wal").join(name);
                 let file = File::options().create(true).truncate(false).write(true).open(path);
                 let file = file.unwrap();
                 file.set_len(size).unwrap();
@@ -447,11 +459,15 @@ mod tests {
         let (at, bytes) = server.record(rmgr::XLOG, 0x20, b"noop");
         server.write(at, &bytes);
         assert_eq!(server.poll().unwrap().unwrap().record_end, server.at);
+        let conf = server.directory.path().join("postgresql.conf");
+        std::fs::write(conf, "port = 1\nshared_preload_libraries = 'pg_columns, other'\n").unwrap();
         let (at, bytes) = server.record(128, 0, b"mine");
         server.write(at, &bytes);
         let error = server.poll().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
-        assert!(error.to_string().contains("resource manager 128"), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("resource manager 128"), "{text}");
+        assert!(text.contains("'pg_columns, other' (postgresql.conf line 2)"), "{text}");
         assert_eq!(server.memory.map.control().durable_sequence.load(Ordering::SeqCst), 0);
     }
 
