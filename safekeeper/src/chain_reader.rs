@@ -20,6 +20,9 @@ pub enum ReadError {
     /// It is nowhere that we know of.
     #[error("{0}")]
     Missing(String),
+    /// It was here, and the archive did not give it.
+    #[error("{0}")]
+    Archive(String),
     /// It should be here, but can't be read.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -78,7 +81,7 @@ impl ChainReader {
         }
         let parameters = place.timeline.parameters();
         match &mut self.archive {
-            Some(archive) => archive.read(parameters, at, buffer).await.map_err(ReadError::Missing),
+            Some(archive) => archive.read(parameters, at, buffer).await.map_err(ReadError::Archive),
             None => Err(ReadError::Missing(format!(
                 "the WAL segment of {at} is no longer on this safekeeper, and no object store is \
                  configured"
