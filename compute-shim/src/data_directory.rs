@@ -18,10 +18,12 @@ const CONTROL_STATE_FILE: &str = "pgstrata.control_state";
 /// Largest of the files below that is kept, in bytes.
 const MAX_KEPT: u64 = 16 << 20;
 
-/// Files that people may have edited, kept from start to start.
-const KEPT: &[&str] = &["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"];
 /// What the names of earlier directories begin with after their own name, until they are removed.
 const OLD: &str = ".old-";
+/// What a new directory is called until all that is kept is in it.
+const UNFINISHED: &str = ".unfinished";
+/// What it is called from then until it takes the place of the old one.
+const NEW: &str = ".new";
 const POSTGRESQL_CONF: &str = "\
 # Written once by the compute shim; your changes stay as long as this directory does.
 # Settings that pgstrata needs are given on the command line and can't be changed here.
@@ -66,23 +68,57 @@ fn contained(path: &Path) -> Result<&Path> {
     Ok(path)
 }
 
+/// The path of another directory beside this one.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to)
+        .with_context(|| format!("can't move {} to {}", from.display(), to.display()))
+}
+
 /// Gives the directory of an earlier run another name. It has a file for each relation that was used: a start that
 /// removed them first would take the longer the more there are.
 fn set_aside(path: &Path) -> Result<()> {
-    let mut number = 0u64;
-    loop {
-        let mut old = path.as_os_str().to_owned();
-        old.push(format!("{OLD}{number}"));
-        let old = PathBuf::from(old);
-        if old.symlink_metadata().is_ok() {
-            number += 1;
-            continue;
+    let free = (0u64..).map(|number| beside(path, &format!("{OLD}{number}")));
+    match free.into_iter().find(|old| !exists(old)) {
+        Some(old) if exists(path) => rename(path, &old),
+        _ => Ok(()),
+    }
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("can't create {}", path.display()))
+}
+
+/// Takes over a file that people may have edited, if there is one. A link to it, where that can be: its bytes are as
+/// durable as they were, and a symbolic link stays one.
+fn keep(from: &Path, to: &Path) -> Result<bool> {
+    // Nothing but a file of a sensible size: who can put a pipe there must not hold us up.
+    if !fs::metadata(from).is_ok_and(|about| about.is_file() && about.len() <= MAX_KEPT) {
+        return Ok(false);
+    }
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(true);
+    }
+    match fs::read(from) {
+        Ok(content) => write(to, &content).map(|()| true),
+        Err(error) => {
+            let from = from.display();
+            tracing::warn!("{from} can't be read, and is made anew: {error}");
+            Ok(false)
         }
-        return match fs::rename(path, &old) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
-                .with_context(|| format!("can't move {} to {}", path.display(), old.display())),
-            _ => Ok(()),
-        };
     }
 }
 
@@ -116,36 +152,33 @@ fn remove_old(path: &Path) {
 }
 
 impl DataDirectory {
-    /// Makes the directory, empty. What people may have edited stays.
+    /// Makes the directory, empty. What people may have edited stays, also when we are killed at any moment: the new
+    /// directory is complete under another name before the old one loses its own.
     pub fn create(path: &Path) -> Result<DataDirectory> {
-        let mut kept = Vec::new();
-        for name in KEPT {
-            // Nothing but a file of a sensible size: who can put a pipe there must not hold us up.
-            let file = path.join(name);
-            let is_one = |about: fs::Metadata| about.is_file() && about.len() <= MAX_KEPT;
-            if fs::metadata(&file).is_ok_and(is_one)
-                && let Ok(content) = fs::read(&file)
-            {
-                kept.push((*name, content));
-            }
+        let (unfinished, new) = (beside(path, UNFINISHED), beside(path, NEW));
+        if exists(&new) && !exists(path) {
+            rename(&new, path)?;
         }
-        set_aside(path)?;
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .with_context(|| format!("can't create {}", path.display()))?;
+        for left in [&unfinished, &new].into_iter().filter(|left| exists(left)) {
+            fs::remove_dir_all(left).with_context(|| format!("can't remove {}", left.display()))?;
+        }
+        make_directory(&unfinished)?;
         let defaults: [(&str, &[u8]); 4] = [
             ("postgresql.conf", POSTGRESQL_CONF.as_bytes()),
             ("postgresql.auto.conf", b""),
             ("pg_hba.conf", PG_HBA.as_bytes()),
             ("pg_ident.conf", b""),
         ];
+        let mut is_first = false;
         for (name, default) in defaults {
-            let old = kept.iter().find(|(kept, _)| *kept == name);
-            write(&path.join(name), old.map_or(default, |(_, content)| content))?;
+            if !keep(&path.join(name), &unfinished.join(name))? {
+                write(&unfinished.join(name), default)?;
+                is_first |= name == "postgresql.conf";
+            }
         }
-        let is_first = kept.iter().all(|(kept, _)| *kept != "postgresql.conf");
+        rename(&unfinished, &new)?;
+        set_aside(path)?;
+        rename(&new, path)?;
         Ok(DataDirectory { path: path.to_owned(), is_first })
     }
 
@@ -153,7 +186,10 @@ impl DataDirectory {
     pub fn settings(&self, sizes: settings::Sizes) -> Result<Vec<conf::Entry>> {
         if self.is_first {
             let text = format!("{POSTGRESQL_CONF}{}", settings::first_sizes(sizes));
-            write(&self.path.join("postgresql.conf"), text.as_bytes())?;
+            // At once, or not: half of it would be kept from then on.
+            let (half, whole) = (self.path.join(UNFINISHED), self.path.join("postgresql.conf"));
+            write(&half, text.as_bytes())?;
+            rename(&half, &whole)?;
         }
         Ok(conf::read(&self.path))
     }
@@ -274,8 +310,7 @@ mod tests {
             names.sort();
             names
         };
-        let mut kept = KEPT.to_vec();
-        kept.sort_unstable();
+        let kept = ["pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf", "postgresql.conf"];
         assert_eq!(names(&path), kept);
         assert_eq!(fs::read(path.join("postgresql.auto.conf")).unwrap(), b"a = 1");
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -283,5 +318,39 @@ mod tests {
             assert!(Instant::now() < deadline, "{:?}", names(place.path()));
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    #[test]
+    fn what_was_edited_outlives_a_kill_at_any_moment() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("data");
+        drop(DataDirectory::create(&path).unwrap());
+        let edited = |at: &Path, text: &str| fs::write(at.join("postgresql.conf"), text).unwrap();
+        let now = || {
+            drop(DataDirectory::create(&path).unwrap());
+            fs::read_to_string(path.join("postgresql.conf")).unwrap()
+        };
+        edited(&path, "a = 1");
+        // Killed while the new one was made: it is not believed.
+        fs::create_dir(beside(&path, UNFINISHED)).unwrap();
+        edited(&beside(&path, UNFINISHED), "a =");
+        assert_eq!(now(), "a = 1");
+        // Killed between the two renames.
+        fs::rename(&path, beside(&path, ".old-7")).unwrap();
+        fs::create_dir(beside(&path, NEW)).unwrap();
+        edited(&beside(&path, NEW), "a = 2");
+        assert_eq!(now(), "a = 2");
+        // Killed before the first of them.
+        fs::create_dir(beside(&path, NEW)).unwrap();
+        edited(&beside(&path, NEW), "a = 2");
+        edited(&path, "a = 3");
+        assert_eq!(now(), "a = 3");
+        // Elsewhere, and not ours to change.
+        let elsewhere = place.path().join("elsewhere");
+        fs::write(&elsewhere, "a = 4").unwrap();
+        fs::remove_file(path.join("postgresql.conf")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, path.join("postgresql.conf")).unwrap();
+        assert_eq!(now(), "a = 4");
+        assert!(path.join("postgresql.conf").is_symlink());
     }
 }
