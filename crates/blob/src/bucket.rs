@@ -1,90 +1,109 @@
-//! What `object_store` can't do: create a bucket and look at its settings.
+//! What `object_store` has no call for: create a bucket. The request is signed and sent by what it makes public.
 
-use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::operation::create_bucket::CreateBucketError;
-use aws_sdk_s3::types::{
-    BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration,
-};
-use aws_sdk_s3::{Client, Config};
+use http::{Method, StatusCode};
+use object_store::ClientOptions;
+use object_store::aws::{AwsAuthorizer, AwsCredential};
+use object_store::client::{HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector};
 
 use crate::environment::{self, variable};
 use crate::error::{BlobError, chain};
 
-/// Settings of a bucket that matter to us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BucketSettings {
-    /// Overwritten and deleted objects stay as old versions, and are paid for.
-    pub versioned: bool,
+/// Longest part of an answer that is shown, in bytes.
+const SHOWN: usize = 500;
+
+struct Server {
+    url: String,
+    region: String,
+    credential: AwsCredential,
+    options: ClientOptions,
 }
 
-fn unusable<E>(bucket: &str, error: &SdkError<E>) -> BlobError
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-{
-    let cause = match (error.message(), error.code()) {
-        (Some(message), Some(code)) => format!("{message} ({code})"),
-        (Some(message), None) => message.to_owned(),
-        (None, _) => chain(error),
+fn server(bucket: &str, endpoint: Option<&str>) -> Result<Server, String> {
+    environment::check(endpoint)?;
+    let needed = |name: &str| variable(name).ok_or_else(|| format!("{name} is not set"));
+    let credential = AwsCredential {
+        key_id: needed("AWS_ACCESS_KEY_ID")?,
+        secret_key: needed("AWS_SECRET_ACCESS_KEY")?,
+        token: variable("AWS_SESSION_TOKEN"),
     };
-    BlobError::Unusable { store: format!("s3://{bucket}"), cause: cause.replace('\n', " ") }
-}
-
-fn client(bucket: &str, endpoint: Option<&str>) -> Result<(Client, String), BlobError> {
-    let refused = |cause| BlobError::Unusable { store: format!("s3://{bucket}"), cause };
-    environment::check(endpoint).map_err(refused)?;
-    let missing = |name: &str| refused(format!("{name} is not set"));
-    let key = variable("AWS_ACCESS_KEY_ID").ok_or_else(|| missing("AWS_ACCESS_KEY_ID"))?;
-    let secret =
-        variable("AWS_SECRET_ACCESS_KEY").ok_or_else(|| missing("AWS_SECRET_ACCESS_KEY"))?;
     let region = variable("AWS_REGION")
         .or_else(|| variable("AWS_DEFAULT_REGION"))
         .unwrap_or_else(|| "us-east-1".into());
-    let credentials =
-        Credentials::new(key, secret, variable("AWS_SESSION_TOKEN"), None, "environment");
-    let mut config: Builder = Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::new(region.clone()))
-        .credentials_provider(credentials);
-    if let Some(endpoint) = endpoint {
-        config = config.endpoint_url(endpoint).force_path_style(true);
+    // It becomes a part of a name and of a document.
+    if !region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err(format!("'{region}' is no region (AWS_REGION)"));
     }
-    Ok((Client::from_conf(config.build()), region))
+    let host = match endpoint {
+        Some(endpoint) => endpoint.trim_end_matches('/').to_owned(),
+        None => format!("https://s3.{region}.amazonaws.com"),
+    };
+    let options = ClientOptions::new().with_allow_http(host.starts_with("http://"));
+    Ok(Server { url: format!("{host}/{bucket}"), region, credential, options })
+}
+
+/// The text of an element of an S3 server's error document.
+fn element<'a>(document: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = document.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once(&format!("</{name}>"))?.0)
+}
+
+/// What an answer that is no success says.
+fn refusal(status: StatusCode, document: &str) -> String {
+    match (element(document, "Message"), element(document, "Code")) {
+        (Some(message), Some(code)) => format!("{message} ({code})"),
+        (None, Some(code)) => code.to_owned(),
+        _ => format!("{status} {}", document.chars().take(SHOWN).collect::<String>()),
+    }
+    .replace('\n', " ")
+}
+
+async fn create(bucket: &str, endpoint: Option<&str>) -> Result<(), String> {
+    let server = server(bucket, endpoint)?;
+    // us-east-1 is the one region that must not be named.
+    let body = match server.region.as_str() {
+        "us-east-1" => String::new(),
+        region => format!(
+            "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+             <LocationConstraint>{region}</LocationConstraint></CreateBucketConfiguration>"
+        ),
+    };
+    let mut request: HttpRequest = http::Request::builder()
+        .method(Method::PUT)
+        .uri(&server.url)
+        .body(HttpRequestBody::from(body))
+        .map_err(|error| chain(&error))?;
+    AwsAuthorizer::new(&server.credential, "s3", &server.region)
+        .try_authorize(&mut request, None)
+        .map_err(|error| chain(&error))?;
+    let client = ReqwestConnector::default();
+    let client = client.connect(&server.options).map_err(|error| chain(&error))?;
+    let answer = client.execute(request).await.map_err(|error| chain(&error))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let document = answer.into_body().bytes().await.map_err(|error| chain(&error))?;
+    let document = String::from_utf8_lossy(&document);
+    match element(&document, "Code") {
+        Some("BucketAlreadyOwnedByYou") => Ok(()),
+        _ => Err(refusal(status, &document)),
+    }
 }
 
 /// Creates the bucket; success if we own it already.
 pub async fn create_bucket(bucket: &str, endpoint: Option<&str>) -> Result<(), BlobError> {
-    let (client, region) = client(bucket, endpoint)?;
-    let mut request = client.create_bucket().bucket(bucket);
-    // us-east-1 is the one region that must not be named.
-    if region != "us-east-1" {
-        let constraint = BucketLocationConstraint::from(region.as_str());
-        request = request.create_bucket_configuration(
-            CreateBucketConfiguration::builder().location_constraint(constraint).build(),
-        );
-    }
-    match request.send().await {
-        Ok(_) => Ok(()),
-        Err(SdkError::ServiceError(error))
-            if matches!(error.err(), CreateBucketError::BucketAlreadyOwnedByYou(_)) =>
-        {
-            Ok(())
-        }
-        Err(error) => Err(unusable(bucket, &error)),
-    }
+    let unusable = |cause| BlobError::Unusable { store: format!("s3://{bucket}"), cause };
+    create(bucket, endpoint).await.map_err(unusable)
 }
 
-/// Reads the bucket's settings; an error says that the bucket is missing or unreachable.
-pub async fn bucket_settings(
-    bucket: &str,
-    endpoint: Option<&str>,
-) -> Result<BucketSettings, BlobError> {
-    let (client, _) = client(bucket, endpoint)?;
-    let versioning = client
-        .get_bucket_versioning()
-        .bucket(bucket)
-        .send()
-        .await
-        .map_err(|error| unusable(bucket, &error))?;
-    Ok(BucketSettings { versioned: versioning.status() == Some(&BucketVersioningStatus::Enabled) })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_the_server_said() {
+        let document = "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code><Message>Access\nDenied.</Message></Error>";
+        assert_eq!(refusal(StatusCode::FORBIDDEN, document), "Access Denied. (AccessDenied)");
+        assert_eq!(refusal(StatusCode::BAD_GATEWAY, "no <Code>"), "502 Bad Gateway no <Code>");
+    }
 }

@@ -13,7 +13,7 @@ mod location;
 mod remote;
 mod store;
 
-pub use bucket::{BucketSettings, bucket_settings, create_bucket};
+pub use bucket::create_bucket;
 pub use error::BlobError;
 pub use local::open_regular;
 pub use location::{Location, LocationError};
