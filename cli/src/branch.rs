@@ -198,6 +198,7 @@ pub fn create(
     at: Option<&At>,
     as_json: bool,
 ) -> Result<()> {
+    pgstrata_ids::check_branch_name(name)?;
     if find(cluster, name)?.is_none() && compute::process(cluster, name).pid().is_none() {
         // What a deletion left that was killed: a new branch must not find another one's settings.
         cluster.remove_compute_directory(name)?;

@@ -8,14 +8,14 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Uid, User};
 use pgstrata_pg_wal::PgVersion;
 use serde::{Deserialize, Serialize};
 
-use crate::{files, owner};
+use crate::{files, owner, way};
 
 const STATE_FILE: &str = "cluster.json";
 const LOCK_FILE: &str = "lock";
@@ -255,7 +255,9 @@ impl Cluster {
         match &self.state.pg_user {
             Some(name) if Uid::effective().is_root() => {
                 let user = User::from_name(name)?;
-                user.map(Some).with_context(|| format!("there is no user '{name}' any more"))
+                let user = user.with_context(|| format!("there is no user '{name}' any more"))?;
+                ensure!(!user.uid.is_root(), "PostgreSQL does not run as '{name}', who is root");
+                Ok(Some(user))
             }
             _ => Ok(None),
         }
@@ -269,7 +271,7 @@ impl Cluster {
             fs::create_dir_all(&inside)?;
             return Ok(inside);
         };
-        let reachable = owner::is_reachable(&self.dir, &user);
+        let reachable = way::is_reachable(&self.dir, &user);
         let directory = match reachable {
             true => {
                 let mode = fs::metadata(&self.dir)?.mode() & 0o7777;
@@ -278,12 +280,14 @@ impl Cluster {
             }
             false => std::env::temp_dir().join(format!("pgstrata-computes-{}", self.state.tenant)),
         };
-        // Ours alone: whoever could put names into it could have us follow them.
-        files::own_directory(&directory, 0o755, None)?;
+        // Ours alone: whoever could put names into it could have us follow them. An earlier version gave it away.
+        files::own_directory(&directory, 0o755, None, Some(&user))?;
         Ok(directory)
     }
 
+    /// What a name leads to is removed with all that is in it: it must not lead anywhere else.
     fn compute_path(&self, branch: &str) -> Result<PathBuf> {
+        pgstrata_ids::check_branch_name(branch)?;
         Ok(self.computes_directory()?.join(branch.replace('/', "%")))
     }
 
@@ -313,7 +317,7 @@ impl Cluster {
     pub fn compute_directory(&self, branch: &str) -> Result<PathBuf> {
         let path = self.compute_path(branch)?;
         let user = self.postgres_user()?;
-        files::own_directory(&path, 0o700, user.as_ref())?;
+        files::own_directory(&path, 0o700, user.as_ref(), None)?;
         Ok(path)
     }
 }
@@ -328,8 +332,15 @@ pub fn find_postgres(asked: Option<&Path>) -> Result<PathBuf> {
             .collect(),
     };
     for path in &candidates {
-        if path.join("postgres").is_file() && path.join("initdb").is_file() {
+        let programs = ["postgres", "initdb"].map(|name| fs::metadata(path.join(name)));
+        if programs.iter().all(|about| about.as_ref().is_ok_and(fs::Metadata::is_file)) {
             return Ok(path.canonicalize()?);
+        }
+        let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+        if let Some(error) = programs.into_iter().filter_map(Result::err).find(closed) {
+            let who = owner::became().map(|name| format!(" by {name}")).unwrap_or_default();
+            return Err(error)
+                .with_context(|| format!("{} can't be looked into{who}", path.display()));
         }
     }
     match asked {
@@ -361,18 +372,30 @@ pub fn major_version(bin: &Path) -> Result<u32> {
     }
 }
 
-/// Makes sure that there is a user for PostgreSQL, which refuses to run as root.
+/// The user that PostgreSQL runs as unless another one is named.
+pub const PG_USER: &str = "postgres";
+
+/// Makes sure that there is a user for PostgreSQL, which refuses to run as root. Only the usual one is made.
 pub fn ensure_user(name: &str) -> Result<Option<String>> {
     if !Uid::effective().is_root() {
         return Ok(None);
     }
-    if User::from_name(name)?.is_none() {
-        let status = std::process::Command::new("useradd")
-            .args(["--system", "--no-create-home", "--shell", "/usr/sbin/nologin", name])
-            .status()
-            .context("can't run useradd")?;
-        if !status.success() {
-            bail!("can't create the user '{name}' (useradd: {status}); name one with --pg-user");
+    match User::from_name(name)? {
+        Some(user) if user.uid.is_root() => {
+            bail!("PostgreSQL does not run as '{name}', who is root: name another with --pg-user")
+        }
+        Some(_) => {}
+        None if name != PG_USER => bail!("there is no user '{name}' on this machine"),
+        None => {
+            let status = std::process::Command::new("useradd")
+                .args(["--system", "--no-create-home", "--shell", "/usr/sbin/nologin", name])
+                .status()
+                .context("can't run useradd")?;
+            if !status.success() {
+                bail!(
+                    "can't create the user '{name}' (useradd: {status}); name one with --pg-user"
+                );
+            }
         }
     }
     Ok(Some(name.to_owned()))

@@ -38,9 +38,14 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Makes a directory whose parent is ours, or takes the one that is there: not a link, and of us or of `user`. It is
-/// then `user`'s, or ours without one.
-pub fn own_directory(path: &Path, mode: u32, user: Option<&User>) -> Result<()> {
+/// Makes a directory whose parent is ours, or takes the one that is there: not a link, and of us, of `user`, or of
+/// `former`. It is then `user`'s, or ours without one.
+pub fn own_directory(
+    path: &Path,
+    mode: u32,
+    user: Option<&User>,
+    former: Option<&User>,
+) -> Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("can't create {}", parent.display()))?;
     }
@@ -53,9 +58,8 @@ pub fn own_directory(path: &Path, mode: u32, user: Option<&User>) -> Result<()> 
     let directory = open_directory(path)?;
     let about = directory.metadata()?;
     let us = Uid::effective().as_raw();
-    let is_known = about.uid() == us || user.is_some_and(|user| about.uid() == user.uid.as_raw());
-    // What an earlier version gave to PostgreSQL's user becomes ours again.
-    let is_known = is_known || (user.is_none() && Uid::effective().is_root());
+    let known = [user, former].into_iter().flatten().map(|user| user.uid.as_raw());
+    let is_known = known.chain([us]).any(|known| about.uid() == known);
     ensure!(
         is_known,
         "{} belongs to user {}, which is nobody of this cluster's: remove it",
@@ -100,7 +104,7 @@ pub fn place_program(directory: &Path, name: &str, content: &[u8]) -> Result<()>
         };
         removed.with_context(|| format!("can't remove {}", directory.display()))?;
     }
-    own_directory(directory, 0o755, None)?;
+    own_directory(directory, 0o755, None, None)?;
     // Through the descriptor that was checked.
     let opened = open_directory(directory)?;
     let inside = Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string());
@@ -143,7 +147,7 @@ mod tests {
         fs::set_permissions(&victim, fs::Permissions::from_mode(0o711)).unwrap();
         let link = directory.path().join("evil");
         symlink(&victim, &link).unwrap();
-        let error = own_directory(&link, 0o700, None).unwrap_err().to_string();
+        let error = own_directory(&link, 0o700, None, None).unwrap_err().to_string();
         assert!(error.contains("link"), "{error}");
         assert_eq!(fs::metadata(&victim).unwrap().mode() & 0o777, 0o711);
 

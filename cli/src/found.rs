@@ -71,16 +71,18 @@ pub fn initdb(
         if let Some(user) = user {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", "/");
         }
-        // SAFETY: the closure makes one system call and allocates nothing.
+        // SAFETY: the closure makes system calls and allocates nothing.
         unsafe {
             command.pre_exec(|| {
+                // Our terminal is not that user's to type into.
+                nix::unistd::setsid()?;
                 nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
                     .map_err(std::io::Error::from)
             })
         };
         command
     };
-    files::own_directory(parent, 0o700, user)?;
+    files::own_directory(parent, 0o700, user, None)?;
     let mut command = as_user(&pg_bin.join("initdb"));
     command
         .arg("-D")

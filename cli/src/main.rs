@@ -13,6 +13,7 @@ mod status;
 mod table;
 mod up;
 mod wal;
+mod way;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

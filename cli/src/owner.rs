@@ -1,20 +1,23 @@
 //! Who a local cluster belongs to where root runs this command: one user that is not root.
 //!
 //! A cluster is run by the owner of its directory. Where that is not root, root becomes that user before anything of the
-//! cluster is looked at, for good: neither this process nor any that it starts can do then what the user can't. A new
-//! cluster's directory is given to the user that `up` names, unless that one could not get there.
+//! cluster is looked at, for good: neither this process nor any that it starts can do then what the user can't. Root
+//! stays root only where nobody else can make the directory another one. A new cluster's directory is made for the user
+//! that `up` names, unless that one could not get there.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, ensure};
-use nix::unistd::{Gid, Uid, User, initgroups, setgid, setgroups, setuid};
+use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::OFlag;
+use nix::unistd::{Uid, User, initgroups, setgid, setuid};
 use pgstrata_blob::Location;
 
 use crate::cluster::ensure_user;
 use crate::files;
+use crate::way::{self, Way};
 
 /// What an owner can't read by itself, opened while we still could.
 struct Programs {
@@ -24,9 +27,16 @@ struct Programs {
 }
 
 static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+/// Whom root became.
+static BECAME: OnceLock<String> = OnceLock::new();
 
 const NAMES: [&str; 5] =
     ["storage-broker", "safekeeper", "pageserver", "compute-shim", "libpgstrata_preload.so"];
+
+/// The user that this process was not when it began, if it was root then.
+pub fn became() -> Option<&'static str> {
+    BECAME.get().map(String::as_str)
+}
 
 /// Becomes the owner of the cluster's directory, if we are root and it is there and another's.
 pub fn become_owner(dir: &Path) -> Result<()> {
@@ -34,99 +44,174 @@ pub fn become_owner(dir: &Path) -> Result<()> {
         return Ok(());
     }
     match fs::metadata(dir) {
+        // Whoever can exchange the directory makes us work as himself at most.
         Ok(about) if about.uid() != 0 => {
-            become_user(dir, Uid::from_raw(about.uid()), Gid::from_raw(about.gid()))
+            let user = User::from_uid(Uid::from_raw(about.uid()))?.with_context(|| {
+                format!(
+                    "{} belongs to user {}, which this machine does not know: give it to one that \
+                     it does",
+                    dir.display(),
+                    about.uid()
+                )
+            })?;
+            become_user(dir, &user)
         }
-        _ => Ok(()),
+        Ok(_) => stay_root(dir),
+        // Anything else but its absence is said where it is used.
+        Err(_) => Ok(()),
     }
 }
 
-/// Makes a new cluster's directory. Where we are root, it is `name`'s, whom we become, and so is the object store's, if
-/// that is a directory.
-pub fn prepare(dir: &Path, name: &str, object_store: Option<&Location>) -> Result<()> {
-    if Uid::effective().is_root() && name != "root" {
-        ensure_user(name)?;
-        let user = User::from_name(name)?.with_context(|| format!("there is no user '{name}'"))?;
-        let store = match object_store {
-            Some(Location::Directory(path)) => Some(path.as_path()),
-            _ => None,
-        };
-        let unusable = [Some(dir), store].into_iter().flatten().find(|path| !can_be(path, &user));
-        match unusable {
-            Some(path) => eprintln!(
-                "pgstrata: all but PostgreSQL runs as root: {} can't be made {name}'s (empty, and \
-                 in directories that {name} can enter). --run-as root leaves out this line",
-                path.display()
-            ),
-            None => {
-                for path in [Some(dir), store].into_iter().flatten() {
-                    files::own_directory(path, 0o755, Some(&user))?;
-                }
-                return become_user(dir, user.uid, user.gid);
+/// Nobody but root may put into the directory what root then believes, or another one in its place.
+fn stay_root(dir: &Path) -> Result<()> {
+    let way = way::roots(dir)?;
+    let mode = fs::metadata(&way.existing)?.mode();
+    ensure!(
+        mode & 0o022 == 0,
+        "{} is root's, and others can write it: root believes nothing there. Take that right away \
+         (chmod go-w), or make the cluster in a directory of its own",
+        way.existing.display()
+    );
+    Ok(())
+}
+
+/// How a directory of a new cluster comes to be a user's.
+enum Making {
+    /// It is already.
+    There,
+    /// By root, whom nobody can mislead there.
+    ByRoot(Way),
+    /// By the user, in a directory of his.
+    ByUser,
+}
+
+/// How a directory can become a user's, or why it can't.
+fn making(path: &Path, user: &User) -> Result<Making> {
+    ensure!(
+        way::is_reachable(path, user),
+        "{} is where {} can't get: a directory above it is closed",
+        path.display(),
+        user.name
+    );
+    let uid = user.uid.as_raw();
+    match fs::metadata(path) {
+        Ok(about) if !about.is_dir() => bail!("{} is no directory", path.display()),
+        Ok(about) if about.uid() == uid => Ok(Making::There),
+        Ok(_) => {
+            let way = way::roots(path)?;
+            let empty = fs::read_dir(&way.existing)?.next().is_none();
+            ensure!(empty, "{} is root's, and not empty", path.display());
+            Ok(Making::ByRoot(way))
+        }
+        Err(_) => {
+            let absolute = std::path::absolute(path)?;
+            let parent = absolute.ancestors().find_map(|parent| fs::metadata(parent).ok());
+            match parent {
+                Some(about) if about.uid() == uid => Ok(Making::ByUser),
+                _ => Ok(Making::ByRoot(way::roots(path)?)),
             }
         }
     }
-    fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))
 }
 
-/// Whether a directory is a user's, or can be given to it.
-fn can_be(path: &Path, user: &User) -> bool {
-    let Ok(absolute) = std::path::absolute(path) else { return false };
-    if !is_reachable(&absolute, user) {
-        return false;
+/// Makes the missing directories, whatever the umask is, and gives the last one away.
+fn make_for(way: &Way, user: &User) -> Result<()> {
+    let mut at = way.existing.clone();
+    for name in &way.missing {
+        at.push(name);
+        // It must not be there: somebody else would have made it since.
+        DirBuilder::new()
+            .mode(0o755)
+            .create(&at)
+            .and_then(|()| fs::set_permissions(&at, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("can't create {}", at.display()))?;
     }
-    match fs::symlink_metadata(&absolute) {
-        Err(_) => true,
-        Ok(about) if !about.is_dir() => false,
-        Ok(about) if about.uid() == user.uid.as_raw() => true,
-        Ok(about) => {
-            about.uid() == 0
-                && fs::read_dir(&absolute).is_ok_and(|mut names| names.next().is_none())
-        }
-    }
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    File::options()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(&at)
+        .and_then(|directory| {
+            let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+            std::os::unix::fs::fchown(directory, Some(uid), Some(gid))
+        })
+        .with_context(|| format!("can't give {} to {}", at.display(), user.name))
 }
 
-/// Whether a user can get to a path through the directories above it, as far as they exist.
-pub fn is_reachable(path: &Path, user: &User) -> bool {
-    path.ancestors().skip(1).all(|parent| match fs::metadata(parent) {
-        Ok(about) => {
-            let mode = about.mode();
-            mode & 0o001 != 0
-                || (about.uid() == user.uid.as_raw() && mode & 0o100 != 0)
-                || (about.gid() == user.gid.as_raw() && mode & 0o010 != 0)
-        }
-        // We are about to make it.
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    })
-}
-
-fn become_user(dir: &Path, uid: Uid, gid: Gid) -> Result<()> {
-    let user = User::from_uid(uid)?;
-    remember_programs(dir, uid, gid)?;
-    let name = user.as_ref().map_or_else(|| uid.to_string(), |user| user.name.clone());
-    let become_it = || -> Result<()> {
-        match &user {
-            Some(user) => initgroups(&std::ffi::CString::new(user.name.as_str())?, gid)?,
-            None => setgroups(&[gid])?,
-        }
-        setgid(gid)?;
-        setuid(uid)?;
-        // What /proc says of us is ours again.
-        nix::sys::prctl::set_dumpable(true)?;
-        Ok(())
+/// Makes a new cluster's directory. Where we are root, it is `name`'s, whom we become, and so is the object store's, if
+/// that is a directory. `programs` are PostgreSQL's, which that user must be able to run.
+pub fn prepare(
+    dir: &Path,
+    name: &str,
+    object_store: Option<&Location>,
+    programs: &Path,
+) -> Result<()> {
+    let create = |path: &Path| {
+        fs::create_dir_all(path).with_context(|| format!("can't create {}", path.display()))
     };
+    if !Uid::effective().is_root() {
+        return create(dir);
+    }
+    if name == "root" {
+        way::roots(dir)?;
+        return create(dir);
+    }
+    ensure_user(name)?;
+    let user = User::from_name(name)?.with_context(|| format!("there is no user '{name}'"))?;
+    ensure!(
+        way::is_usable(&programs.join("postgres"), &user),
+        "{name} can't run the programs in {}: put them where every user can",
+        programs.display()
+    );
+    let store = match object_store {
+        Some(Location::Directory(path)) => Some(path.as_path()),
+        _ => None,
+    };
+    let paths = || [Some(dir), store].into_iter().flatten();
+    // All of them, or none is made.
+    match paths().try_for_each(|path| making(path, &user).map(drop)) {
+        Ok(()) => {
+            for path in paths() {
+                if let Making::ByRoot(way) = making(path, &user)? {
+                    make_for(&way, &user)?;
+                }
+            }
+            become_user(dir, &user)?;
+        }
+        Err(why) => {
+            way::roots(dir)?;
+            eprintln!(
+                "pgstrata: all but PostgreSQL runs as root: {why:#}. --run-as root leaves out this \
+                 line"
+            );
+        }
+    }
+    create(dir)
+}
+
+fn become_user(dir: &Path, user: &User) -> Result<()> {
+    remember_programs(dir, user)?;
+    let become_it = || -> Result<()> {
+        initgroups(&std::ffi::CString::new(user.name.as_str())?, user.gid)?;
+        setgid(user.gid)?;
+        // From here on nobody but root can look into this process, or at what it was started with: it is not made
+        // dumpable again.
+        Ok(setuid(user.uid)?)
+    };
+    let name = &user.name;
     become_it().with_context(|| format!("can't become user {name}, who owns {}", dir.display()))?;
     ensure!(setuid(Uid::from_raw(0)).is_err(), "user {name} can become root again");
+    // Set once: a process becomes somebody once.
+    let _ = BECAME.set(name.clone());
     // SAFETY: this is the only thread: the command has started nothing yet.
     unsafe { std::env::set_var("HOME", "/") };
     Ok(())
 }
 
-/// Programs that lie where the owner can't get are opened now, and copied later, by the owner.
-fn remember_programs(dir: &Path, uid: Uid, gid: Gid) -> Result<()> {
+/// Programs that the owner can't run where they lie are opened now, and copied later, by the owner.
+fn remember_programs(dir: &Path, user: &User) -> Result<()> {
     let own = std::env::current_exe()?;
-    let stand_in = User { uid, gid, ..User::from_uid(Uid::effective())?.context("no user 0")? };
-    if is_reachable(&own, &stand_in) {
+    if NAMES.iter().all(|name| way::is_usable(&own.with_file_name(name), user)) {
         return Ok(());
     }
     let open = |name| Some((name, File::open(own.with_file_name(name)).ok()?));

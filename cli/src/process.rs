@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
-use crate::files;
+use crate::{files, owner};
 
 /// Bytes of the file with its process id, and of what it says when it is ready, at most.
 const NOTE_LIMIT: u64 = 1024;
@@ -65,6 +65,20 @@ fn note_self(mut to: &File) -> std::io::Result<()> {
     to.write_all(&line[..length])
 }
 
+/// Whether a process gets a variable of our environment: credentials of the object store are for those who use it, and
+/// what root has in its own is not for another user.
+fn inherits(name: &str, uses_store: bool, is_roots: bool) -> bool {
+    let begins =
+        |beginnings: &[&str]| beginnings.iter().any(|beginning| name.starts_with(beginning));
+    if begins(&["AWS_"]) {
+        return uses_store;
+    }
+    let of_store = begins(&["SSL_CERT_"]) || name.to_ascii_lowercase().ends_with("_proxy");
+    let harmless = begins(&["LC_", "PGSTRATA_", "RUST_"])
+        || ["HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ"].contains(&name);
+    !is_roots || harmless || (uses_store && of_store)
+}
+
 impl Process {
     /// The process `name` of the cluster in `dir`.
     pub fn new(dir: &Path, name: &str) -> Process {
@@ -109,14 +123,21 @@ impl Process {
             .with_context(|| format!("can't open {}", self.log().display()))?;
         let ready = File::create(self.ready_file())
             .with_context(|| format!("can't write {}", self.ready_file().display()))?;
-        command.stdin(Stdio::null()).stdout(ready).stderr(log).process_group(0);
+        command.stdin(Stdio::null()).stdout(ready).stderr(log);
+        self.hide_environment(command);
         let program = command.get_program().to_string_lossy().into_owned();
         let noted = File::create(self.pid_file())
             .with_context(|| format!("can't write {}", self.pid_file().display()))?;
         // The process notes itself before it becomes the program: whatever happens to us meanwhile, none runs that is
         // not noted.
         // SAFETY: the closure makes system calls and uses the stack only.
-        unsafe { command.pre_exec(move || note_self(&noted)) };
+        unsafe {
+            command.pre_exec(move || {
+                // Its own session: whoever gets hold of it has no way to our terminal.
+                nix::unistd::setsid()?;
+                note_self(&noted)
+            })
+        };
         let child = command.spawn().with_context(|| format!("can't start {program}"))?;
         let pid = child.id();
         // Reap it if it ends while we are here; afterwards init does.
@@ -125,6 +146,18 @@ impl Process {
             let _ = child.wait();
         });
         Ok(pid)
+    }
+
+    /// Takes out of what a process inherits what is none of its business: SQL can read a compute's environment.
+    fn hide_environment(&self, command: &mut Command) {
+        let uses_store =
+            ["safekeeper", "pageserver"].iter().any(|role| self.name.starts_with(role));
+        let given: Vec<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
+        for (name, _) in std::env::vars_os().filter(|(name, _)| !given.contains(name)) {
+            if !inherits(&name.to_string_lossy(), uses_store, owner::became().is_some()) {
+                command.env_remove(name);
+            }
+        }
     }
 
     /// The line of JSON with which it says that it is ready.
@@ -190,6 +223,22 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn s1_each_process_inherits_what_it_needs() {
+        for (name, uses_store, is_roots, expected) in [
+            ("AWS_SECRET_ACCESS_KEY", false, false, false),
+            ("AWS_SECRET_ACCESS_KEY", true, true, true),
+            ("MY_TOKEN", true, true, false),
+            ("MY_TOKEN", false, false, true),
+            ("https_proxy", true, true, true),
+            ("HTTPS_PROXY", false, true, false),
+            ("LC_ALL", false, true, true),
+            ("PATH", false, true, true),
+        ] {
+            assert_eq!(inherits(name, uses_store, is_roots), expected, "{name}");
+        }
+    }
 
     #[test]
     fn h16_a_process_is_noted_before_it_does_anything() {

@@ -11,8 +11,8 @@ use nix::sys::signal::Signal;
 use pgstrata_blob::Location;
 
 use crate::cluster::{
-    Cluster, Lock, STATE_VERSION, SafekeeperPlace, State, ensure_user, find_postgres, free_ports,
-    is_free, major_version,
+    Cluster, Lock, PG_USER, STATE_VERSION, SafekeeperPlace, State, ensure_user, find_postgres,
+    free_ports, is_free, major_version,
 };
 use crate::process::Process;
 use crate::{branch, compute, files, found, http, owner, status};
@@ -35,9 +35,9 @@ pub struct UpArguments {
     /// Endpoint of an S3 server other than AWS, such as http://127.0.0.1:9000
     #[arg(long)]
     s3_endpoint: Option<String>,
-    /// User that PostgreSQL runs as when this is run by root
-    #[arg(long, default_value = "postgres")]
-    pg_user: String,
+    /// User that PostgreSQL runs as when this is run by root [default: postgres]
+    #[arg(long)]
+    pg_user: Option<String>,
     /// User that the whole cluster belongs to and runs as when root makes it [default: that of --pg-user]. With 'root',
     /// all but PostgreSQL runs as root
     #[arg(long)]
@@ -53,6 +53,25 @@ pub struct UpArguments {
     create_bucket: bool,
 }
 
+impl UpArguments {
+    fn pg_user(&self) -> &str {
+        self.pg_user.as_deref().unwrap_or(PG_USER)
+    }
+}
+
+/// Whose a cluster is was decided when its directory was made.
+fn check_users(dir: &Path, arguments: &UpArguments) -> Result<()> {
+    let asked = arguments.run_as.as_ref().or(arguments.pg_user.as_ref());
+    if let (Some(asked), Some(owner)) = (asked, owner::became()) {
+        ensure!(
+            asked == owner,
+            "{} belongs to {owner}, who runs all of its cluster: '{asked}' can't",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
 /// A program of ours, beside this one.
 pub fn program(name: &str) -> Result<PathBuf> {
     if let Some(path) = owner::copied_program(name)? {
@@ -65,7 +84,6 @@ pub fn program(name: &str) -> Result<PathBuf> {
 
 /// Refuses what can't work before anything is made.
 fn check_arguments(arguments: &UpArguments) -> Result<Option<Location>> {
-    find_postgres(arguments.pg_bin.as_deref())?;
     let Some(text) = &arguments.object_store else { return Ok(None) };
     let location = text.parse::<Location>()?;
     let shared = location != Location::Memory;
@@ -75,7 +93,7 @@ fn check_arguments(arguments: &UpArguments) -> Result<Option<Location>> {
 
 fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
     let pg_bin = find_postgres(arguments.pg_bin.as_deref())?;
-    let pg_user = ensure_user(&arguments.pg_user)?;
+    let pg_user = ensure_user(arguments.pg_user())?;
     let dir = dir.canonicalize()?;
     let object_store = match &arguments.object_store {
         None => dir.join("objects").display().to_string(),
@@ -141,10 +159,12 @@ fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
 pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     owner::become_owner(dir)?;
     if Cluster::find(dir)?.is_none() {
+        let programs = find_postgres(arguments.pg_bin.as_deref())?;
         let object_store = check_arguments(arguments)?;
-        let user = arguments.run_as.as_ref().unwrap_or(&arguments.pg_user);
-        owner::prepare(dir, user, object_store.as_ref())?;
+        let user = arguments.run_as.as_deref().unwrap_or(arguments.pg_user());
+        owner::prepare(dir, user, object_store.as_ref(), &programs)?;
     }
+    check_users(dir, arguments)?;
     let _lock = Lock::take(dir)?;
     let (mut cluster, fresh) = match Cluster::find(dir)? {
         Some(mut cluster) => {

@@ -33,6 +33,89 @@ fn s1_nothing_that_postgresqls_user_makes_is_followed() {
     assert_eq!(std::fs::metadata(victim.path()).unwrap().uid(), 0);
 }
 
+/// A name that is refused was once joined to a path, and what was there removed: with '..' the whole cluster.
+#[test]
+fn a_name_that_is_none_removes_nothing() {
+    let cluster = Cluster::new();
+    cluster.up();
+    cluster.client().batch_execute("create table t as select 1 a").unwrap();
+    for name in ["..", ".", "", "a/../..", ".bin"] {
+        for command in [
+            &["branch", "create", name][..],
+            &["branch", "delete", name],
+            &["branch", "rename", "main", name],
+            &["compute", "start", name],
+        ] {
+            let line = cluster.refusal(command, 1);
+            assert!(line.contains("branch"), "{command:?}: {line}");
+        }
+    }
+    assert!(cluster.dir().join("computes/main/data/PG_VERSION").exists());
+    cluster.client().batch_execute("table t; create table u as table t; checkpoint").unwrap();
+    cluster.kill_everything();
+    cluster.up();
+    assert_eq!(cluster.client().query("table u", &[]).unwrap().len(), 1);
+}
+
+/// What no process of another user is to have, though root has it.
+#[test]
+fn s1_a_database_superuser_reaches_neither_roots_terminal_nor_its_secrets() {
+    if !running_as_root() {
+        return;
+    }
+    let secrets = [("AWS_SECRET_ACCESS_KEY", "of the store"), ("MY_TOKEN", "of root")];
+    let cluster = Cluster::with(&[], &secrets);
+    cluster.up();
+    let owner = std::fs::metadata(cluster.dir()).unwrap();
+    let rows = cluster.status();
+    for row in rows["processes"].as_array().unwrap() {
+        let (name, pid) = (row["name"].as_str().unwrap(), &row["pid"]);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        // Its session is its own, and has no terminal.
+        assert_eq!(fields[3], pid.to_string(), "{name}: {stat}");
+        assert_eq!(fields[4], "0", "{name}: {stat}");
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let environment = String::from_utf8_lossy(&environment);
+        assert!(!environment.contains("of root"), "{name}");
+        let stores = name.starts_with("safekeeper") || name == "pageserver";
+        assert_eq!(environment.contains("of the store"), stores, "{name}");
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let gid = groups.lines().find(|line| line.starts_with("Gid:")).unwrap();
+        assert_ne!(gid.split_whitespace().nth(1), Some("0"), "{name}");
+    }
+    assert_ne!(owner.gid(), 0);
+}
+
+/// The directory is root's, but not what leads to it, or not all that is in it.
+#[test]
+fn s1_root_believes_nothing_where_others_write() {
+    if !running_as_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let [theirs, sticky] = ["theirs", "sticky"].map(|name| place.path().join(name));
+    for (directory, mode) in [(&theirs, 0o755), (&sticky, 0o1777)] {
+        std::fs::create_dir(directory).unwrap();
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
+    std::os::unix::fs::symlink(&sticky, theirs.join("link")).unwrap();
+    std::fs::write(sticky.join("cluster.json"), "{}").unwrap();
+    for directory in [theirs.join("link"), sticky, theirs.join("new")] {
+        for arguments in [&["up"][..], &["status"], &["up", "--run-as", "root"]] {
+            let mut command = Command::new(programs().join("pgstrata"));
+            let output = command.arg("--dir").arg(&directory).args(arguments).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success(), "{directory:?}: {arguments:?}");
+            let known = ["not safe for root", "others can write it", "no cluster"];
+            assert!(known.iter().any(|known| text.contains(known)), "{text}");
+        }
+    }
+    assert!(!theirs.join("new").exists());
+}
+
 /// The users of all processes of a cluster.
 fn users(cluster: &Cluster) -> Vec<u32> {
     let status = cluster.status();
@@ -92,7 +175,7 @@ fn s1_where_that_user_can_not_get_root_says_that_it_stays_root() {
     let ended = command(&["down"]);
     assert!(output.status.success(), "{text}");
     assert!(ended.status.success());
-    assert!(text.contains("runs as root") && text.contains("cluster can't be made"), "{text}");
+    assert!(text.contains("runs as root") && text.contains("can't get"), "{text}");
 }
 
 #[test]

@@ -3,11 +3,13 @@
 //! Owns the types, their text forms and their order. Does no I/O and knows nothing about how
 //! any of them is stored.
 
+mod branch_name;
 mod id;
 mod key;
 mod lsn;
 mod timeline;
 
+pub use branch_name::{BranchNameError, MAX_BRANCH_NAME, check_branch_name};
 pub use id::{Generation, IdError, Incarnation, NodeId, SystemId, TenantId, Term, TimelineId};
 pub use key::{Fork, Key, KeyError, KeyKind, RelTag, SlruKind};
 pub use lsn::{Lsn, LsnError, PAGE_SIZE, SEGMENT_SIZE_DEFAULT};

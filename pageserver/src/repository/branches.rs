@@ -72,12 +72,10 @@ pub enum Moment {
 
 impl Repository {
     fn check_new_name(&self, name: &str) -> Result<()> {
-        let valid = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-        let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
-        if !first || name.len() > 100 || !name.chars().all(valid) || name.contains("..") {
-            let rule =
-                "letters, digits, '-', '_', '.' and '/', at most 100, a letter or digit first";
-            anyhow::bail!(Refused::Invalid(format!("'{name}' is no branch name (use {rule})")));
+        let refused = |why: String| anyhow::Error::from(Refused::Invalid(why));
+        pgstrata_ids::check_branch_name(name).map_err(|error| refused(error.to_string()))?;
+        if name.ends_with('/') || name.contains("//") {
+            return Err(refused(format!("'{name}' is no branch name: a part of it is empty")));
         }
         Ok(())
     }
