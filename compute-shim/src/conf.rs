@@ -3,15 +3,19 @@
 //! Owns the grammar of `postgresql.conf` and its includes. It judges nothing, and misses nothing that PostgreSQL takes:
 //! a line that this does not understand stops PostgreSQL itself at its start.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Result, ensure};
+
+use crate::plain_file::plain_file;
+
 /// Files included by files included by files: PostgreSQL's own limit (`CONF_FILE_MAX_DEPTH` in utils/conffiles.h).
 const MAX_DEPTH: usize = 10;
-/// Bytes of one file that are read, at most.
-const MAX_FILE: u64 = 4 << 20;
-/// Files that are read in all, at most.
+/// Bytes of one file, at most.
+const MAX_FILE: u64 = 16 << 20;
+/// Files in all, at most.
 const MAX_FILES: usize = 1000;
 
 /// A setting in a file.
@@ -26,11 +30,12 @@ pub struct Entry {
 }
 
 /// What the files of a data directory say, in the order in which it counts: the last entry of a name wins.
-pub fn read(data: &Path) -> Vec<Entry> {
+/// An error where there is more than we read: PostgreSQL would follow what we have not seen.
+pub fn read(data: &Path) -> Result<Vec<Entry>> {
     let mut reader = Reader { entries: Vec::new(), files: 0 };
-    reader.file(&data.join("postgresql.conf"), 0);
-    reader.file(&data.join("postgresql.auto.conf"), 0);
-    reader.entries
+    reader.file(&data.join("postgresql.conf"), 0)?;
+    reader.file(&data.join("postgresql.auto.conf"), 0)?;
+    Ok(reader.entries)
 }
 
 /// The entry that counts.
@@ -44,24 +49,33 @@ struct Reader {
 }
 
 impl Reader {
-    fn file(&mut self, path: &Path, depth: usize) {
-        self.files += 1;
-        if depth > MAX_DEPTH || self.files > MAX_FILES {
-            return;
+    fn file(&mut self, path: &Path, depth: usize) -> Result<()> {
+        // PostgreSQL refuses more of them itself.
+        if depth > MAX_DEPTH {
+            return Ok(());
         }
-        // Only a regular file: the reader of a pipe would wait for its writer.
-        let text = std::fs::metadata(path).ok().filter(|about| about.is_file()).and_then(|_| {
-            let mut bytes = Vec::new();
-            File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
-            Some(String::from_utf8_lossy(&bytes).into_owned())
-        });
-        let Some(text) = text else { return };
+        self.files += 1;
+        ensure!(self.files <= MAX_FILES, "the configuration has more than {MAX_FILES} files");
+        // What can't be read stops PostgreSQL, or is nothing to it.
+        let Ok(file) = plain_file(path, OpenOptions::new().read(true)) else { return Ok(()) };
+        let mut bytes = Vec::new();
+        if file.take(MAX_FILE + 1).read_to_end(&mut bytes).is_err() {
+            return Ok(());
+        }
+        ensure!(
+            bytes.len() as u64 <= MAX_FILE,
+            "{} has more than {MAX_FILE} bytes: a configuration file can't have so many",
+            path.display()
+        );
+        let text = String::from_utf8_lossy(&bytes);
         let directory = path.parent().unwrap_or(Path::new("/"));
         for (number, line) in text.lines().enumerate() {
             let Some((name, value)) = parse(line) else { continue };
             match name.as_str() {
-                "include" | "include_if_exists" => self.file(&directory.join(value), depth + 1),
-                "include_dir" => self.directory(&directory.join(value), depth + 1),
+                "include" | "include_if_exists" => {
+                    self.file(&directory.join(value), depth + 1)?;
+                }
+                "include_dir" => self.directory(&directory.join(value), depth + 1)?,
                 _ => {
                     let file = path.file_name().unwrap_or(path.as_os_str()).display();
                     let place = format!("{file} line {}", number + 1);
@@ -69,20 +83,19 @@ impl Reader {
                 }
             }
         }
+        Ok(())
     }
 
     /// Every `*.conf` in it that is not hidden, in the order of the names.
-    fn directory(&mut self, path: &Path, depth: usize) {
-        let Ok(found) = std::fs::read_dir(path) else { return };
+    fn directory(&mut self, path: &Path, depth: usize) -> Result<()> {
+        let Ok(found) = std::fs::read_dir(path) else { return Ok(()) };
         let mut files: Vec<PathBuf> = found.flatten().map(|entry| entry.path()).collect();
         files.retain(|path| {
             let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
             name.ends_with(".conf") && !name.starts_with('.')
         });
         files.sort();
-        for file in files {
-            self.file(&file, depth);
-        }
+        files.iter().try_for_each(|file| self.file(file, depth))
     }
 }
 
@@ -183,11 +196,15 @@ mod tests {
         write("conf.d/1.conf", "wal_level = minimal\n");
         write("conf.d/.3.conf", "wal_level = hidden\n");
         write("postgresql.auto.conf", "port = '7'\n");
-        let entries = read(directory.path());
+        let entries = read(directory.path()).unwrap();
         let value = |name| find(&entries, name).map(|entry| entry.value.as_str());
         assert_eq!(value("fsync"), Some("off"));
         assert_eq!(value("wal_level"), Some("logical"));
         assert_eq!(find(&entries, "port").unwrap().place, "postgresql.auto.conf line 1");
         assert_eq!(value("include"), None);
+        // What is not looked at could say anything.
+        let long = format!("{}\nwal_level = minimal\n", "#".repeat(MAX_FILE as usize));
+        write("a.conf", &long);
+        assert!(read(directory.path()).unwrap_err().to_string().contains("a.conf"));
     }
 }

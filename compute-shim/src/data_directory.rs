@@ -1,8 +1,8 @@
 //! The disposable data directory: a skeleton, a clean start, and no relation data.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,6 +11,7 @@ use pgstrata_compute_shared::CONTROL_FILE;
 use pgstrata_ids::Lsn;
 use pgstrata_pg_redo::ControlState;
 
+use crate::plain_file::plain_file;
 use crate::{conf, settings};
 
 /// The skeleton's file with the encoded control state.
@@ -18,6 +19,8 @@ const CONTROL_STATE_FILE: &str = "pgstrata.control_state";
 /// Largest of the files below that is kept, in bytes.
 const MAX_KEPT: u64 = 16 << 20;
 
+/// The configuration file.
+const CONF: &str = "postgresql.conf";
 /// What the names of earlier directories begin with after their own name, until they are removed.
 const OLD: &str = ".old-";
 /// What a new directory is called until all that is kept is in it.
@@ -46,8 +49,6 @@ host replication all ::1/128 trust
 /// may be many, and nothing of a start is to wait for the same disk.
 pub struct DataDirectory {
     path: PathBuf,
-    /// There was no `postgresql.conf` before.
-    is_first: bool,
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -102,24 +103,39 @@ fn make_directory(path: &Path) -> Result<()> {
         .with_context(|| format!("can't create {}", path.display()))
 }
 
-/// Takes over a file that people may have edited, if there is one. A link to it, where that can be: its bytes are as
-/// durable as they were, and a symbolic link stays one.
-fn keep(from: &Path, to: &Path) -> Result<bool> {
-    // Nothing but a file of a sensible size: who can put a pipe there must not hold us up.
-    if !fs::metadata(from).is_ok_and(|about| about.is_file() && about.len() <= MAX_KEPT) {
-        return Ok(false);
-    }
-    if fs::hard_link(from, to).is_ok() {
-        return Ok(true);
-    }
-    match fs::read(from) {
-        Ok(content) => write(to, &content).map(|()| true),
-        Err(error) => {
-            let from = from.display();
-            tracing::warn!("{from} can't be read, and is made anew: {error}");
-            Ok(false)
+/// Takes over a file that people may have edited, if there is one. What is there and can't be taken over is an error,
+/// and nothing was changed: the default in its place could let in everybody whom the file kept out.
+fn keep(data: &Path, name: &str, to: &Path) -> Result<bool> {
+    let from = data.join(name);
+    let about = match from.symlink_metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        about => about.with_context(|| format!("can't look at {}", from.display()))?,
+    };
+    // Also opens what it is a link to, and does not wait for a pipe's writer.
+    let mut file = plain_file(&from, OpenOptions::new().read(true))?;
+    let size = file.metadata()?.len();
+    ensure!(size <= MAX_KEPT, "{} has {size} bytes: more than {MAX_KEPT}", from.display());
+    let kept = match about.is_symlink() {
+        // One into the directory would lead to nothing in the next.
+        true if !from.canonicalize()?.starts_with(data.canonicalize()?) => {
+            fs::read_link(&from).and_then(|target| symlink(target, to))
         }
+        true => Err(ErrorKind::Unsupported.into()),
+        // The same file: its bytes are as durable as they were.
+        false => fs::hard_link(&from, to),
+    };
+    if kept.is_err() {
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).with_context(|| format!("can't read {}", from.display()))?;
+        write(to, &content)?;
     }
+    Ok(true)
+}
+
+/// Whether a name is one that [`set_aside`] gives.
+fn is_old(name: &str, prefix: &str) -> bool {
+    let number = name.strip_prefix(prefix);
+    number.is_some_and(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Removes what was set aside, in the background; also what runs left that were killed meanwhile.
@@ -131,19 +147,22 @@ fn remove_old(path: &Path) {
     let remove = move || -> std::io::Result<()> {
         // Nothing is kept under the lock that a panic could leave half done.
         let _removing = REMOVING.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that can't be removed does not keep the others.
         for entry in fs::read_dir(parent)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                fs::remove_dir_all(entry.path())?;
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if is_old(&name, &prefix)
+                && let Err(error) = fs::remove_dir_all(&path)
+            {
+                let path = path.display();
+                tracing::warn!("{path} can't be removed, and takes up space: {error}");
             }
         }
         Ok(())
     };
     let spawned = std::thread::Builder::new().name("remove old data".into()).spawn(move || {
         if let Err(error) = remove() {
-            tracing::warn!(
-                "an earlier data directory can't be removed, and takes up space: {error}"
-            );
+            tracing::warn!("earlier data directories can't be looked for: {error}");
         }
     });
     if let Err(error) = spawned {
@@ -163,35 +182,30 @@ impl DataDirectory {
             fs::remove_dir_all(left).with_context(|| format!("can't remove {}", left.display()))?;
         }
         make_directory(&unfinished)?;
-        let defaults: [(&str, &[u8]); 4] = [
-            ("postgresql.conf", POSTGRESQL_CONF.as_bytes()),
-            ("postgresql.auto.conf", b""),
-            ("pg_hba.conf", PG_HBA.as_bytes()),
-            ("pg_ident.conf", b""),
-        ];
-        let mut is_first = false;
-        for (name, default) in defaults {
-            if !keep(&path.join(name), &unfinished.join(name))? {
-                write(&unfinished.join(name), default)?;
-                is_first |= name == "postgresql.conf";
+        for (name, default) in
+            [("postgresql.auto.conf", ""), ("pg_hba.conf", PG_HBA), ("pg_ident.conf", "")]
+        {
+            if !keep(path, name, &unfinished.join(name))? {
+                write(&unfinished.join(name), default.as_bytes())?;
             }
         }
+        // The first one is written when it is known what the branch needs, and whole: until then there is none.
+        keep(path, CONF, &unfinished.join(CONF))?;
         rename(&unfinished, &new)?;
         set_aside(path)?;
         rename(&new, path)?;
-        Ok(DataDirectory { path: path.to_owned(), is_first })
+        Ok(DataDirectory { path: path.to_owned() })
     }
 
-    /// Completes the first `postgresql.conf` of this directory, and reads what the files ask for.
+    /// Writes the first `postgresql.conf` of this directory, and reads what the files ask for.
     pub fn settings(&self, sizes: settings::Sizes) -> Result<Vec<conf::Entry>> {
-        if self.is_first {
-            let text = format!("{POSTGRESQL_CONF}{}", settings::first_sizes(sizes));
-            // At once, or not: half of it would be kept from then on.
-            let (half, whole) = (self.path.join(UNFINISHED), self.path.join("postgresql.conf"));
-            write(&half, text.as_bytes())?;
+        let whole = self.path.join(CONF);
+        if !exists(&whole) {
+            let half = self.path.join(UNFINISHED);
+            write(&half, format!("{POSTGRESQL_CONF}{}", settings::first_sizes(sizes)).as_bytes())?;
             rename(&half, &whole)?;
         }
-        Ok(conf::read(&self.path))
+        conf::read(&self.path)
     }
 
     /// Whether transactions are prepared that have not ended.
@@ -302,6 +316,9 @@ mod tests {
         // Left by one that was killed while it removed them, and somebody else's.
         fs::create_dir_all(place.path().join("data.old-0/base")).unwrap();
         fs::create_dir(place.path().join("data2.old-0")).unwrap();
+        fs::create_dir(place.path().join("data.old-mine")).unwrap();
+        // Not a directory, so it is not removed as one; the others are all the same.
+        fs::write(place.path().join("data.old-1"), "").unwrap();
 
         drop(DataDirectory::create(&path).unwrap());
         let names = |at: &Path| {
@@ -310,11 +327,11 @@ mod tests {
             names.sort();
             names
         };
-        let kept = ["pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf", "postgresql.conf"];
+        let kept = ["pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"];
         assert_eq!(names(&path), kept);
         assert_eq!(fs::read(path.join("postgresql.auto.conf")).unwrap(), b"a = 1");
         let deadline = Instant::now() + Duration::from_secs(20);
-        while names(place.path()) != ["data", "data2.old-0"] {
+        while names(place.path()) != ["data", "data.old-1", "data.old-mine", "data2.old-0"] {
             assert!(Instant::now() < deadline, "{:?}", names(place.path()));
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -324,7 +341,18 @@ mod tests {
     fn what_was_edited_outlives_a_kill_at_any_moment() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("data");
+        let sizes = [
+            ("max_connections", 200, 100),
+            ("max_worker_processes", 8, 8),
+            ("max_wal_senders", 10, 10),
+            ("max_prepared_transactions", 0, 0),
+            ("max_locks_per_transaction", 64, 64),
+        ];
+        // Killed before it was known what the branch needs: the next start writes it all.
         drop(DataDirectory::create(&path).unwrap());
+        DataDirectory::create(&path).unwrap().settings(sizes).unwrap();
+        let first = fs::read_to_string(path.join("postgresql.conf")).unwrap();
+        assert!(first.contains("max_connections"), "{first}");
         let edited = |at: &Path, text: &str| fs::write(at.join("postgresql.conf"), text).unwrap();
         let now = || {
             drop(DataDirectory::create(&path).unwrap());
@@ -352,5 +380,42 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, path.join("postgresql.conf")).unwrap();
         assert_eq!(now(), "a = 4");
         assert!(path.join("postgresql.conf").is_symlink());
+    }
+
+    #[test]
+    fn what_can_not_be_kept_is_not_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("data");
+        drop(DataDirectory::create(&path).unwrap());
+        let hba = path.join("pg_hba.conf");
+        let refused = |why: &str| {
+            let error = format!("{:#}", DataDirectory::create(&path).err().unwrap());
+            assert!(error.contains("pg_hba.conf") && error.contains(why), "{error}");
+        };
+        fs::remove_file(&hba).unwrap();
+        symlink("nowhere", &hba).unwrap();
+        refused("can't open");
+        fs::remove_file(&hba).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &hba,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        refused("no regular file");
+        fs::remove_file(&hba).unwrap();
+        fs::File::create(&hba).unwrap().set_len(MAX_KEPT + 1).unwrap();
+        refused("bytes");
+        // A link into the directory itself.
+        fs::remove_file(&hba).unwrap();
+        fs::create_dir(path.join("conf.d")).unwrap();
+        fs::write(path.join("conf.d/hba"), "local all all reject").unwrap();
+        symlink("conf.d/hba", &hba).unwrap();
+        for _ in 0..2 {
+            drop(DataDirectory::create(&path).unwrap());
+            assert_eq!(fs::read_to_string(&hba).unwrap(), "local all all reject");
+        }
     }
 }

@@ -7,10 +7,13 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
 const PREFIX: &str = "pgstrata-compute-";
+/// Nobody takes longer than this to lock one and name it.
+const NAMELESS: Duration = Duration::from_secs(3600);
 /// Held by the shim as long as it lives.
 const LOCK: &str = "lock";
 
@@ -56,13 +59,20 @@ fn sweep(parent: &Path) -> io::Result<()> {
     let user = rustix::process::geteuid().as_raw();
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // One that has no name yet has no lock yet either.
+        let unnamed = name.strip_prefix('.').is_some_and(|name| name.starts_with(PREFIX));
+        if !unnamed && !name.starts_with(PREFIX) {
             continue;
         }
         let path = entry.path();
         let stale = || -> io::Result<bool> {
-            if entry.metadata()?.uid() != user {
+            let about = entry.metadata()?;
+            if about.uid() != user {
                 return Ok(false);
+            }
+            if unnamed {
+                return Ok(about.modified()?.elapsed().is_ok_and(|age| age > NAMELESS));
             }
             let lock = File::open(path.join(LOCK))?;
             Ok(flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
@@ -95,11 +105,19 @@ mod tests {
         fs::create_dir(&killed).unwrap();
         fs::write(killed.join(LOCK), "").unwrap();
         fs::write(killed.join("mmap.2"), "x").unwrap();
+        // Killed before it had its name, and one that is about to get it.
+        let [nameless, new] =
+            ["1-2", "1-3"].map(|name| parent.path().join(format!(".{PREFIX}{name}")));
+        fs::create_dir(&nameless).unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * NAMELESS;
+        File::open(&nameless).unwrap().set_modified(long_ago).unwrap();
+        fs::create_dir(&new).unwrap();
         // Somebody else's.
         fs::create_dir(parent.path().join("other")).unwrap();
 
         let next = DynamicMemory::new(parent.path()).unwrap();
-        assert!(!killed.exists());
+        assert!(!killed.exists() && !nameless.exists() && new.exists());
+        fs::remove_dir(new).unwrap();
         assert!(running.path.join("mmap.1").exists() && next.path.exists());
         drop((running, next));
         let left: Vec<_> =

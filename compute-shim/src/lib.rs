@@ -11,6 +11,7 @@ pub mod dynamic_memory;
 pub mod http;
 pub mod memory;
 pub mod pages;
+pub mod plain_file;
 pub mod postgres;
 pub mod proposer;
 pub mod pulse;

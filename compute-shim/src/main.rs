@@ -12,6 +12,7 @@ use clap::Parser;
 use pgstrata_compute_shim::branch::Branch;
 use pgstrata_compute_shim::compute::{ComputeConfig, Outcome, Shared, run};
 use pgstrata_compute_shim::http;
+use pgstrata_compute_shim::plain_file::plain_file;
 use pgstrata_compute_shim::pulse::Pulse;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -199,7 +200,7 @@ fn config(arguments: Arguments) -> Result<ComputeConfig> {
 fn lock(dir: &std::path::Path) -> Result<std::fs::File> {
     let path = dir.join("shim.lock");
     let file =
-        std::fs::File::create(&path).with_context(|| format!("can't create {}", path.display()))?;
+        plain_file(&path, std::fs::OpenOptions::new().write(true).create(true).truncate(true))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .with_context(|| format!("another compute uses {}", dir.display()))?;
     Ok(file)

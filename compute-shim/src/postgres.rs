@@ -13,6 +13,7 @@ use pgstrata_compute_shared::{ENV_DATA, ENV_EVENT, ENV_MEMORY, ENV_READ_ONLY, EN
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::memory::Memory;
+use crate::plain_file::plain_file;
 use crate::settings::Decided;
 
 /// What `postgres` is started with.
@@ -182,9 +183,5 @@ impl Drop for Postgres {
 }
 
 fn open_log(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .with_context(|| format!("can't open the log {}", path.display()))
+    plain_file(path, OpenOptions::new().create(true).append(true)).context("the log")
 }
