@@ -3,7 +3,8 @@
 //! A [`Mutex`] or an [`RwLock`] guards memory, for moments: whoever answers requests may take it. A [`Turn`] is for those
 //! who do something slow one after the other, and is never taken by what is answered from memory. Each thread counts the
 //! locks that it holds, and tests fail where one waits for the object store ([`wait_for`]) or for a turn with one of them
-//! held. The plain types and `Handle::block_on` are refused by clippy (`clippy.toml` beside this crate's `Cargo.toml`).
+//! held. Other kinds of locks and `Handle::block_on` are refused by clippy (`clippy.toml` beside this crate's `Cargo.toml`);
+//! a runtime is made by `main` only.
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "here they are wrapped")]
 
 use std::cell::Cell;

@@ -23,7 +23,7 @@ use pgstrata_ids::{Key, Lsn, TenantId, TimelineId};
 
 use super::{BlockCache, Descriptors, Gathered, split_flags};
 
-use crate::lock::{RwLock, Turn, wait_for};
+use crate::lock::{RwLock, Turn, assert_none_held, wait_for};
 
 /// Where layer files come from and are kept.
 pub struct LayerSource {
@@ -222,6 +222,8 @@ impl LayerFile {
     }
 
     fn read(&self, content: &Content, offset: u64, length: usize) -> Result<Bytes> {
+        // A local file may be on a disk that hangs as a store does.
+        assert_none_held();
         match content {
             Content::Local => {
                 let file = self.file()?;
