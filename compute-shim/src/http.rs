@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use pgstrata_ids::Lsn;
+use pgstrata_listen::PatientListener;
 
 use crate::compute::{Report, Shared};
 use crate::proposer::SENT_BYTES;
@@ -67,7 +68,7 @@ pub fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<()> {
     std::thread::Builder::new().name("http".into()).spawn(move || {
         runtime.block_on(async move {
             let served = match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => axum::serve(listener, router).await,
+                Ok(listener) => axum::serve(PatientListener::new(listener), router).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = served {

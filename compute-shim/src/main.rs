@@ -15,6 +15,7 @@ use pgstrata_compute_shim::http;
 use pgstrata_compute_shim::plain_file::plain_file;
 use pgstrata_compute_shim::pulse::Pulse;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
+use pgstrata_listen::loopback;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Exit status of a compute whose branch has a newer compute.
@@ -47,7 +48,7 @@ struct Arguments {
     #[arg(long)]
     port: u16,
     /// Address of the HTTP interface; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:0")]
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
     listen_http: SocketAddr,
     /// Name of the branch. The page server is asked what it is, unless all of it is given
     #[arg(long)]
@@ -143,14 +144,6 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    if !arguments.listen_http.ip().is_loopback() {
-        eprintln!(
-            "compute-shim: refusing to listen on {}: only loopback addresses are allowed while \
-             authentication is not configured",
-            arguments.listen_http
-        );
-        return ExitCode::from(2);
-    }
     match start(arguments) {
         Ok(Outcome::Fenced) => {
             eprintln!("compute-shim: a newer compute owns this branch; this one ended");

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use pgstrata_blob::{Location, Store};
+use pgstrata_listen::loopback;
 use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
 use pgstrata_pageserver::metrics::Metrics;
 use pgstrata_pageserver::remote::take_generation;
@@ -38,13 +39,13 @@ struct Arguments {
     #[arg(long)]
     s3_endpoint: Option<String>,
     /// Address for the HTTP interface; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:0")]
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
     listen_http: SocketAddr,
     /// Address for computes' page requests
-    #[arg(long, default_value = "127.0.0.1:0")]
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
     listen_pages: SocketAddr,
     /// Address for PostgreSQL's protocol: pg_basebackup
-    #[arg(long, default_value = "127.0.0.1:0")]
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
     listen_pg: SocketAddr,
     /// Replication addresses of safekeepers, comma-separated, used beside the broker's
     #[arg(long, value_delimiter = ',')]
@@ -73,15 +74,6 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    for address in [arguments.listen_http, arguments.listen_pages, arguments.listen_pg] {
-        if !address.ip().is_loopback() {
-            eprintln!(
-                "pageserver: refusing to listen on {address}: only loopback addresses are \
-                 allowed while authentication is not configured"
-            );
-            return ExitCode::from(2);
-        }
-    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use pgstrata_listen::loopback;
 
 /// Keeps the write-ahead log of PostgreSQL timelines durable, as one member of a quorum.
 ///
@@ -56,32 +57,4 @@ pub struct Args {
     /// Endpoint of an S3-compatible store such as MinIO, for s3:// object stores.
     #[arg(long)]
     pub s3_endpoint: Option<String>,
-}
-
-/// An address that only this machine can reach: nothing authenticates clients yet.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| "expected an address and port such as 127.0.0.1:5454".to_owned())?;
-    match address.ip().is_loopback() {
-        true => Ok(address),
-        false => Err(format!(
-            "{} can be reached from other machines, and authentication is not configured; \
-             listen on 127.0.0.1",
-            address.ip()
-        )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_is_listened_on() {
-        assert!(loopback("127.0.0.1:0").is_ok());
-        assert!(loopback("[::1]:5").is_ok());
-        assert!(loopback("0.0.0.0:5").is_err());
-        assert!(loopback("localhost").is_err());
-    }
 }

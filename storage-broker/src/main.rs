@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use pgstrata_listen::PatientListener;
+use pgstrata_listen::{PatientListener, loopback};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Tells safekeepers and page servers of each other.
@@ -25,21 +25,6 @@ struct Args {
     /// Address to listen on. Port 0 takes any free one.
     #[arg(long, default_value = "127.0.0.1:50051", value_parser = loopback)]
     listen: SocketAddr,
-}
-
-/// An address that only this machine can reach: nothing authenticates clients yet.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| "expected an address and port such as 127.0.0.1:50051".to_owned())?;
-    match address.ip().is_loopback() {
-        true => Ok(address),
-        false => Err(format!(
-            "{} can be reached from other machines, and authentication is not configured; \
-             listen on 127.0.0.1",
-            address.ip()
-        )),
-    }
 }
 
 fn main() -> ExitCode {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
 
-use crate::{Place, Shares};
+use crate::{Place, Port};
 
 /// Connections of one HTTP port.
 const CONNECTIONS: usize = 512;
@@ -23,22 +23,18 @@ const OF_ONE_PEER: usize = 384;
 /// an idle connection ends then too.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Pause after a connection could not be taken: out of descriptors, most likely.
-const PAUSE: Duration = Duration::from_millis(10);
-
 /// See the module.
 #[derive(Debug)]
 pub struct PatientListener {
-    listener: TcpListener,
-    shares: Shares,
+    port: Port,
     patience: Duration,
 }
 
 impl PatientListener {
     /// A listener with the usual limits.
     pub fn new(listener: TcpListener) -> PatientListener {
-        let shares = Shares::new(OF_ONE_PEER, CONNECTIONS);
-        PatientListener { listener, shares, patience: PATIENCE }
+        let port = Port::new(listener, "HTTP", OF_ONE_PEER, CONNECTIONS);
+        PatientListener { port, patience: PATIENCE }
     }
 
     /// Waits only so long.
@@ -52,25 +48,12 @@ impl axum::serve::Listener for PatientListener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (PatientStream, SocketAddr) {
-        loop {
-            let taken = self.listener.accept().await.and_then(|(stream, peer)| {
-                let place = self.shares.take(peer.ip()).map_err(io::Error::other)?;
-                Ok((stream, place, peer))
-            });
-            match taken {
-                Ok((stream, place, peer)) => {
-                    return (PatientStream::new(stream, place, self.patience), peer);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "an HTTP connection could not be taken");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        }
+        let (stream, peer, place) = self.port.next().await;
+        (PatientStream::new(stream, place, self.patience), peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.port.local_addr()
     }
 }
 

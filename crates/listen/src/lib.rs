@@ -1,8 +1,14 @@
-//! Limits on who connects to a port, and for how long: what a port needs to be safe from clients
-//! that say nothing, or say it slowly. What is said on it is the service's.
+//! The listening room: which addresses are listened on, who gets a place, and how long a client may take to say what it
+//! wants. What is said is the service's.
 
+mod address;
 mod http;
+mod port;
 mod shares;
+mod threads;
 
+pub use address::loopback;
 pub use http::{PatientListener, PatientStream};
+pub use port::Port;
 pub use shares::{Place, Shares};
+pub use threads::{GREETING, threads};

@@ -25,7 +25,8 @@ pub struct Place {
 }
 
 impl Shares {
-    /// At most `of_all` places, of which one peer gets at most `of_one`.
+    /// At most `of_all` places, of which one peer gets at most `of_one`: but on the loopback interface all peers are one,
+    /// and that one may have all.
     pub fn new(of_one: usize, of_all: usize) -> Shares {
         Shares(Arc::new(Inner { of_one, of_all, counts: Mutex::default() }))
     }
@@ -36,11 +37,12 @@ impl Shares {
         if counts.0 >= self.0.of_all {
             return Err(format!("more than {} connections", self.0.of_all));
         }
-        let of_peer = counts.1.entry(peer).or_default();
-        if *of_peer >= self.0.of_one {
-            return Err(format!("more than {} connections from {peer}", self.0.of_one));
+        let share = if peer.is_loopback() { self.0.of_all } else { self.0.of_one };
+        let of_peer = counts.1.get(&peer).copied().unwrap_or(0);
+        if of_peer >= share {
+            return Err(format!("more than {share} connections from {peer}"));
         }
-        *of_peer += 1;
+        counts.1.insert(peer, of_peer + 1);
         counts.0 += 1;
         Ok(Place { shares: Arc::clone(&self.0), peer })
     }
@@ -68,11 +70,16 @@ mod tests {
         let shares = Shares::new(2, 3);
         let peer = |last: u8| IpAddr::from([10, 0, 0, last]);
         let first = shares.take(peer(1)).unwrap();
-        let _second = shares.take(peer(1)).unwrap();
+        let second = shares.take(peer(1)).unwrap();
         assert!(shares.take(peer(1)).unwrap_err().contains("10.0.0.1"));
-        let _third = shares.take(peer(2)).unwrap();
+        let third = shares.take(peer(2)).unwrap();
         assert!(shares.take(peer(3)).is_err());
         drop(first);
         assert!(shares.take(peer(3)).is_ok());
+        drop((second, third));
+        assert!(shares.0.counts.lock().1.is_empty());
+        let local: Vec<_> = (0..3).map(|_| shares.take([127, 0, 0, 1].into()).unwrap()).collect();
+        assert!(shares.take([127, 0, 0, 1].into()).is_err());
+        drop(local);
     }
 }

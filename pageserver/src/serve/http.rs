@@ -15,12 +15,12 @@ use futures::StreamExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
+use pgstrata_listen::{GREETING, Port};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use crate::directory::{self, Contents, Entry};
 use crate::repository::{Broken, Busy, COMPACT, FLUSH, Moment, Refused};
-use crate::serve::accept::{self, Slots};
 use crate::serve::service::{Service, Work};
 use crate::serve::sizes::logical_size;
 use crate::timeline::{ReadError, Timeline};
@@ -166,6 +166,8 @@ fn row(timeline: &Timeline) -> BranchRow {
 
 /// Connections at once.
 const CONNECTIONS: usize = 1024;
+/// Of one peer.
+const OF_ONE_PEER: usize = 512;
 /// What a connection may have in memory of requests that are read.
 const REQUEST_BUFFER: usize = 64 * 1024;
 /// How long a request may take from its head to the beginning of its answer.
@@ -177,16 +179,16 @@ const BODY_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, service: Service) {
-    let (router, slots) = (router(service), Slots::new(CONNECTIONS));
+    let (router, mut port) =
+        (router(service), Port::new(listener, "HTTP", OF_ONE_PEER, CONNECTIONS));
     loop {
-        let Some((stream, peer)) = accept::accept(&listener).await else { continue };
-        let Some(slot) = slots.take(peer) else { continue };
+        let (stream, peer, place) = port.next().await;
         let router = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
-            let _slot = slot;
+            let _place = place;
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(accept::GREETING)
+                .header_read_timeout(GREETING)
                 .max_buf_size(REQUEST_BUFFER)
                 .serve_connection(TokioIo::new(stream), router)
                 .await;

@@ -1,7 +1,6 @@
 //! What the page server answers: pages over its own protocol, everything else over HTTP, base
 //! backups over PostgreSQL's protocol.
 
-pub mod accept;
 mod backup;
 pub mod http;
 pub mod pages;

@@ -13,7 +13,6 @@ use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 use crate::repository::Repository;
-use crate::serve::accept;
 use crate::timeline::Timeline;
 
 /// How long a request waits for its LSN.
@@ -26,7 +25,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 
 /// Accepts connections until the process ends.
 pub async fn serve(listener: TcpListener, repository: Arc<Repository>, metrics: Arc<Metrics>) {
-    accept::threads(listener, "pages", HELLO_SIZE, CONNECTIONS, move |stream| {
+    pgstrata_listen::threads(listener, "pages", HELLO_SIZE, CONNECTIONS, move |stream| {
         if let Err(error) = connection(stream, &repository, &metrics) {
             tracing::debug!("page connection: {error:#}");
         }

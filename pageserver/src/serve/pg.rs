@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 
 use crate::directory::CleanShutdown;
 use crate::repository::{Moment, Repository};
+use crate::serve::backup;
 use crate::serve::protocol::Client;
-use crate::serve::{accept, backup};
 use crate::timeline::Timeline;
 
 /// Base backups at once: each reads everything.
@@ -25,7 +25,7 @@ const FIRST_BYTES: usize = 8;
 
 /// Accepts connections until the process ends.
 pub async fn serve(listener: TcpListener, repository: Arc<Repository>) {
-    accept::threads(listener, "replication", FIRST_BYTES, SESSIONS, move |stream| {
+    pgstrata_listen::threads(listener, "replication", FIRST_BYTES, SESSIONS, move |stream| {
         if let Err(error) = session(stream, &repository) {
             tracing::debug!("replication connection: {error:#}");
         }

@@ -6,7 +6,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pgstrata_listen::Shares;
+use pgstrata_listen::Port;
 use pgstrata_wire::postgres::POSTGRES_EPOCH_UNIX_S;
 use tokio::net::TcpListener;
 
@@ -30,26 +30,14 @@ pub struct PgState {
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, state: PgState) {
-    let shares = Shares::new(MAX_CLIENTS_OF_PEER, MAX_CLIENTS);
+    let mut port = Port::new(listener, "PostgreSQL", MAX_CLIENTS_OF_PEER, MAX_CLIENTS);
     loop {
-        let taken = listener.accept().await.and_then(|(stream, peer)| {
-            let place = shares.take(peer.ip()).map_err(std::io::Error::other)?;
-            Ok((stream, place))
-        });
-        let (stream, place) = match taken {
-            Ok(taken) => taken,
-            Err(error) => {
-                tracing::warn!(%error, "a PostgreSQL client could not be taken");
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                continue;
-            }
-        };
+        let (stream, peer, place) = port.next().await;
         let state = state.clone();
         tokio::spawn(async move {
             let _place = place;
-            let peer = stream.peer_addr();
             if let Err(error) = session::run(stream, state).await {
-                tracing::info!(?peer, %error, "PostgreSQL client left");
+                tracing::info!(%peer, %error, "PostgreSQL client left");
             }
         });
     }
