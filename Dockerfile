@@ -2,7 +2,8 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --workspace --locked --release
+RUN cargo build --locked --release --package pgstrata-cli --package pgstrata-safekeeper --package pgstrata-pageserver \
+    --package pgstrata-storage-broker --package pgstrata-compute-shim --package pgstrata-preload
 
 FROM debian:bookworm-slim
 RUN apt-get update \

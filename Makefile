@@ -6,6 +6,9 @@
 # Where rustup puts cargo: 'make deps' may have installed it just now.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 FUZZ_SECONDS ?= 60
+# What a user runs, and nothing that only tests need.
+PROGRAMS = --package pgstrata-cli --package pgstrata-safekeeper --package pgstrata-pageserver \
+  --package pgstrata-storage-broker --package pgstrata-compute-shim --package pgstrata-preload
 
 all: build
 
@@ -17,23 +20,27 @@ test-deps:
 	scripts/install-deps --tests
 
 build: deps
-	cargo build --workspace --locked
+	cargo build $(PROGRAMS) --locked
 
 demo: deps
-	cargo build --workspace --locked --release
+	cargo build $(PROGRAMS) --locked --release
 	scripts/demo target/release
 
 lint:
 	cargo fmt --all --check
+	scripts/check-docs
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
-test: test-deps build lint
+# All targets at once: the same packages with other features, because other targets are wanted, would be built again.
+test: test-deps
+	cargo build --workspace --all-targets --locked
+	$(MAKE) lint
 	scripts/with-venv cargo test --workspace --locked --no-fail-fast -- --test-threads=2
 	cargo test --package pgstrata-pg-redo --features redo-faults --locked --test faults
 	PROGRAMS=$${CARGO_TARGET_DIR:-target}/debug scripts/test-all compute-15 compute-18
 
 # The same with every moment, every round and every version, and what takes longer: hours, and one table at the end.
-test-all: test-deps build lint
+test-all: test-deps lint
 	cargo build --workspace --locked --release
 	FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/test-all
 
