@@ -208,14 +208,12 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
             troubles.push(format!("{error:#}"));
         }
     }
-    // One that runs may still be unable to serve a branch. (One that is slow to answer got ready a moment ago.)
-    for row in status::processes(&cluster, &status::Answers::ask(&cluster)) {
-        if let (Some("safekeeper"), Some(name), Some(failure)) =
-            (row["role"].as_str(), row["name"].as_str(), row["failure"].as_str())
-            && failure != status::no_answer()
-        {
-            troubles.push(format!("{name}: {failure}"));
-        }
+    // One that runs may still be unable to serve a branch. (One that is slow to answer got ready a moment ago; an archive
+    // that does not answer holds up nothing yet, and `status` says it.)
+    let answers = status::Answers::ask(&cluster);
+    for place in &cluster.state.safekeepers {
+        let name = format!("safekeeper-{}", place.id);
+        troubles.extend(status::damage(&answers, &name).map(|damage| format!("{name}: {damage}")));
     }
     let place = cluster.state.computes.get("main").context("the compute of main is not there")?;
     println!("{}", compute::uri(place.port));
