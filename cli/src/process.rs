@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
@@ -17,6 +17,9 @@ use crate::files;
 /// Bytes of the file with its process id, and of what it says when it is ready, at most.
 const NOTE_LIMIT: u64 = 1024;
 const READY_LIMIT: u64 = 1 << 20;
+
+/// How long a process may take to be gone once it was killed: what it held in memory is freed meanwhile.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A process of a cluster, by name.
 pub struct Process {
@@ -168,21 +171,43 @@ impl Process {
         }
     }
 
-    /// Ends it: with `signal`, then, when patience ends, at once. Returns whether it ran.
-    pub fn end(&self, signal: Signal, patience: Duration) -> bool {
-        if self.pid().is_none() {
-            return false;
-        }
-        self.signal(signal);
-        let deadline = Instant::now() + patience;
-        while self.pid().is_some() {
-            if Instant::now() > deadline {
-                self.signal(Signal::SIGKILL);
-            }
-            std::thread::sleep(Duration::from_millis(5));
+    /// Ends it: with `signal`, then, when patience ends, at once. Returns whether it ran. One that can't even be killed
+    /// is an error, and stays known.
+    pub fn end(&self, signal: Signal, patience: Duration) -> Result<bool> {
+        self.end_by(&|signal| self.signal(signal), signal, patience, KILL_PATIENCE)
+    }
+
+    fn end_by(
+        &self,
+        send: &dyn Fn(Signal),
+        signal: Signal,
+        patience: Duration,
+        kill_patience: Duration,
+    ) -> Result<bool> {
+        let Some(pid) = self.pid() else { return Ok(false) };
+        send(signal);
+        if !self.is_gone_within(patience) {
+            send(Signal::SIGKILL);
+            ensure!(
+                self.is_gone_within(kill_patience),
+                "{} (process {pid}) was killed, and has not ended in {kill_patience:?}: it may wait for a disk or a \
+                 network file system that does not answer",
+                self.name
+            );
         }
         let _ = fs::remove_file(self.pid_file());
         let _ = fs::remove_file(self.ready_file());
+        Ok(true)
+    }
+
+    fn is_gone_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.pid().is_some() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         true
     }
 }
@@ -204,8 +229,24 @@ mod tests {
             let line = process.wait_ready(Duration::from_secs(20)).unwrap();
             assert_eq!(line["ready"], pid);
             assert_eq!(process.pid(), Some(pid));
-            process.end(Signal::SIGKILL, Duration::from_secs(20));
+            process.end(Signal::SIGKILL, Duration::from_secs(20)).unwrap();
             assert_eq!(process.pid(), None);
         }
+    }
+
+    #[test]
+    fn one_that_can_not_be_killed_is_named_and_stays_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let process = Process::new(directory.path(), "stuck");
+        let pid = process.start(Command::new("sleep").arg("60")).unwrap();
+        // As in an uninterruptible wait.
+        let ignored = |_| {};
+        let short = Duration::from_millis(20);
+        let error = process.end_by(&ignored, Signal::SIGTERM, short, short).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("stuck") && error.contains(&pid.to_string()), "{error}");
+        assert_eq!(process.pid(), Some(pid));
+        assert!(process.end(Signal::SIGKILL, Duration::from_secs(20)).unwrap());
+        assert!(!process.end(Signal::SIGKILL, Duration::ZERO).unwrap());
     }
 }

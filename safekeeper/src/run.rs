@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use pgstrata_blob::Location;
@@ -25,6 +26,9 @@ use crate::{http, identity, pg, wal};
 
 /// Longest name of a zone that the broker takes, in bytes.
 const MAX_ZONE: usize = 255;
+
+/// Longest wait at the end for work on other threads.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs until SIGTERM or SIGINT, or until writing fails.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -105,6 +109,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tracing::info!("stopped");
         anyhow::Ok(())
     });
+    // What hangs in the object store would be waited for without end.
+    runtime.shutdown_timeout(STOP_PATIENCE);
     drop(lock);
     result
 }
