@@ -1,7 +1,8 @@
 //! Background processes of a cluster: started, found again, ended.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,6 +19,8 @@ use crate::files;
 const NOTE_LIMIT: u64 = 1024;
 const READY_LIMIT: u64 = 1 << 20;
 
+/// Bytes of a log's end in which the last line is looked for.
+const LAST_WORDS: u64 = 64 << 10;
 /// How long a process may take to be gone once it was killed: what it held in memory is freed meanwhile.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -68,6 +71,19 @@ fn note_self(mut to: &File) -> std::io::Result<()> {
     to.write_all(&line[..length])
 }
 
+/// The end of a regular file, at most `limit` bytes of it.
+fn tail(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let nonblock = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let mut file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+    let about = file.metadata()?;
+    let mut bytes = Vec::new();
+    if about.is_file() {
+        file.seek(SeekFrom::Start(about.len().saturating_sub(limit)))?;
+        file.take(limit).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
 impl Process {
     /// The process `name` of the cluster in `dir`.
     pub fn new(dir: &Path, name: &str) -> Process {
@@ -105,17 +121,11 @@ impl Process {
     pub fn start(&self, command: &mut Command) -> Result<u32> {
         fs::create_dir_all(&self.run).context("can't create the run directory")?;
         fs::create_dir_all(&self.logs).context("can't create the log directory")?;
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log())
-            .with_context(|| format!("can't open {}", self.log().display()))?;
-        let ready = File::create(self.ready_file())
-            .with_context(|| format!("can't write {}", self.ready_file().display()))?;
+        let log = files::open_for_writing(&self.log(), true)?;
+        let ready = files::open_for_writing(&self.ready_file(), false)?;
         command.stdin(Stdio::null()).stdout(ready).stderr(log).process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
-        let noted = File::create(self.pid_file())
-            .with_context(|| format!("can't write {}", self.pid_file().display()))?;
+        let noted = files::open_for_writing(&self.pid_file(), false)?;
         // The process notes itself before it becomes the program: whatever happens to us meanwhile, none runs that is
         // not noted.
         // SAFETY: the closure makes system calls and uses the stack only.
@@ -156,7 +166,8 @@ impl Process {
 
     /// The last line of its log, for messages.
     pub fn last_words(&self) -> String {
-        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let bytes = tail(&self.log(), LAST_WORDS).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
         match text.lines().rfind(|line| !line.trim().is_empty()) {
             Some(line) => format!("{} ended: {} (log: {})", self.name, line, self.log().display()),
             None => format!("{} ended without a word", self.name),
@@ -248,5 +259,52 @@ mod tests {
         assert_eq!(process.pid(), Some(pid));
         assert!(process.end(Signal::SIGKILL, Duration::from_secs(20)).unwrap());
         assert!(!process.end(Signal::SIGKILL, Duration::ZERO).unwrap());
+    }
+
+    /// What `work` gives, which must not wait for ever.
+    fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(work()));
+        answer.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+
+    #[test]
+    fn s4_what_is_no_regular_file_starts_nothing_and_holds_up_nobody() {
+        for is_link in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let process = Process::new(directory.path(), "p");
+            let victim = directory.path().join("victim");
+            fs::write(&victim, "precious").unwrap();
+            for place in [process.log(), process.ready_file(), process.pid_file()] {
+                fs::create_dir_all(place.parent().unwrap()).unwrap();
+                let _ = fs::remove_file(&place);
+                match is_link {
+                    true => std::os::unix::fs::symlink(&victim, &place).unwrap(),
+                    false => nix::unistd::mkfifo(&place, Mode::S_IRWXU).unwrap(),
+                }
+                let copy = Process::new(directory.path(), "p");
+                let error = in_time(move || copy.start(&mut Command::new("true"))).unwrap_err();
+                let error = error.to_string();
+                assert!(error.contains(place.to_str().unwrap()), "{error}");
+                assert!(error.contains("no regular file"), "{error}");
+                let copy = Process::new(directory.path(), "p");
+                in_time(move || copy.last_words());
+                fs::remove_file(&place).unwrap();
+            }
+            assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        }
+    }
+
+    #[test]
+    fn s4_of_a_long_log_the_end_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let process = Process::new(directory.path(), "p");
+        fs::create_dir_all(directory.path().join("logs")).unwrap();
+        let mut log = File::create(process.log()).unwrap();
+        // No disk has it, and nobody should have it in memory.
+        log.set_len(1 << 30).unwrap();
+        log.seek(SeekFrom::End(0)).unwrap();
+        log.write_all(b"\xff\nit is over\n").unwrap();
+        assert!(process.last_words().contains("it is over"), "{}", process.last_words());
     }
 }
