@@ -189,7 +189,7 @@ pub fn stop(cluster: &mut Cluster, branch: &str, immediate: bool) -> Result<()> 
     let process = process(cluster, branch);
     let known = cluster.state.computes.contains_key(branch);
     let signal = if immediate { Signal::SIGQUIT } else { Signal::SIGTERM };
-    let ran = process.end(signal, STOP_PATIENCE);
+    let ran = process.end(signal, STOP_PATIENCE)?;
     if !ran && !known {
         bail!("branch '{branch}' has no compute");
     }

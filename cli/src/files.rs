@@ -134,6 +134,27 @@ pub fn place_program(directory: &Path, name: &str, content: &[u8]) -> Result<()>
     written.with_context(|| format!("can't write {}", directory.join(name).display()))
 }
 
+/// Opens a file of ours for writing, emptied unless it is appended to; makes it where there is none. A pipe, a device or
+/// a link in its place is refused, and never waited for.
+pub fn open_for_writing(path: &Path, append: bool) -> Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+    let mut options = OpenOptions::new();
+    options.create(true).append(append).write(true).custom_flags(flags.bits());
+    let opened = options.open(path).and_then(|file| Ok((file.metadata()?.is_file(), file)));
+    let is_other = match &opened {
+        Ok((is_file, _)) => !is_file,
+        // A pipe that nobody reads, and a link, can't be opened at all.
+        Err(_) => fs::symlink_metadata(path).is_ok_and(|about| !about.is_file()),
+    };
+    ensure!(!is_other, "{} is no regular file: remove it", path.display());
+    let (_, file) = opened.with_context(|| format!("can't open {}", path.display()))?;
+    if !append {
+        // Not while it is opened: then what is in its place would be emptied as well.
+        file.set_len(0).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

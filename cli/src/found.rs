@@ -91,17 +91,34 @@ pub fn initdb(
         .args(data_checksums.then_some("--data-checksums"));
     let output = command.output().context("can't run initdb")?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        bail!("initdb failed: {}", text.lines().last().unwrap_or("without a word"));
+        bail!("initdb failed: {}", cause(&output.stderr));
     }
     let mut command = as_user(Path::new("tar"));
     command.args(["--format=ustar", "--sort=name", "-cf", "-", "-C"]).arg(&directory).args(PARTS);
     let output = command.output().context("can't run tar")?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        bail!("tar failed: {}", text.lines().last().unwrap_or("without a word"));
+        bail!("tar failed: {}", cause(&output.stderr));
     }
     Ok(output.stdout)
+}
+
+/// Lines of a failed program's output that are shown, at most.
+const CAUSE_LINES: usize = 3;
+
+/// Why a program failed, of what it wrote, in one line. `initdb` says that first, and last what it removes.
+fn cause(output: &[u8]) -> String {
+    const MARKS: &[&str] = &["error:", "FATAL:", "PANIC:"];
+    let text = String::from_utf8_lossy(output);
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let is_cause = |line: &&str| MARKS.iter().any(|mark| line.contains(mark));
+    let mut shown: Vec<_> = lines.iter().copied().filter(is_cause).take(CAUSE_LINES).collect();
+    if shown.is_empty() {
+        shown = lines[lines.len().saturating_sub(CAUSE_LINES)..].to_vec();
+    }
+    match shown.is_empty() {
+        true => "without a word".into(),
+        false => shown.join("; "),
+    }
 }
 
 /// What the page server wants of a data directory.
@@ -112,4 +129,26 @@ pub fn import(pageserver_http: &str, tenant: &str, name: &str, archive: &[u8]) -
     let timeline = pgstrata_ids::TimelineId(rand::random()).to_string();
     let query = [("tenant", tenant), ("timeline", timeline.as_str()), ("name", name)];
     Service::pageserver(pageserver_http).post::<Value>("/v1/import", &query, archive).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cause;
+
+    #[test]
+    fn the_cause_is_shown_and_not_what_is_removed_afterwards() {
+        let full = b"initdb: error: could not write file \"x/base\": No space left on device\n\
+                     initdb: removing data directory \"x\"\n";
+        let expected = "initdb: error: could not write file \"x/base\": No space left on device";
+        assert_eq!(cause(full), expected);
+        let bootstrap =
+            b"2026-01-01 UTC [7] FATAL:  could not write to file: No space left on device\n\
+                          child process exited with exit code 1\n\
+                          initdb: removing data directory \"x\"\n";
+        assert!(
+            cause(bootstrap).ends_with("FATAL:  could not write to file: No space left on device")
+        );
+        assert_eq!(cause(b"one\n\ntwo\nthree\nfour\n"), "two; three; four");
+        assert_eq!(cause(b"\n"), "without a word");
+    }
 }

@@ -12,7 +12,11 @@ const BODY_LIMIT: u64 = 1 << 30;
 
 /// Runs asynchronous work from this synchronous program.
 pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
+    // What hangs in a directory keeps its thread for ever.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn agent(timeout: Duration) -> Agent {

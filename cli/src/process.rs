@@ -1,13 +1,14 @@
 //! Background processes of a cluster: started, found again, ended.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
@@ -17,6 +18,11 @@ use crate::{files, owner};
 /// Bytes of the file with its process id, and of what it says when it is ready, at most.
 const NOTE_LIMIT: u64 = 1024;
 const READY_LIMIT: u64 = 1 << 20;
+
+/// Bytes of a log's end in which the last line is looked for.
+const LAST_WORDS: u64 = 64 << 10;
+/// How long a process may take to be gone once it was killed: what it held in memory is freed meanwhile.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A process of a cluster, by name.
 pub struct Process {
@@ -79,6 +85,19 @@ fn inherits(name: &str, uses_store: bool, is_roots: bool) -> bool {
     !is_roots || harmless || (uses_store && of_store)
 }
 
+/// The end of a regular file, at most `limit` bytes of it.
+fn tail(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let nonblock = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let mut file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+    let about = file.metadata()?;
+    let mut bytes = Vec::new();
+    if about.is_file() {
+        file.seek(SeekFrom::Start(about.len().saturating_sub(limit)))?;
+        file.take(limit).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
 impl Process {
     /// The process `name` of the cluster in `dir`.
     pub fn new(dir: &Path, name: &str) -> Process {
@@ -116,18 +135,12 @@ impl Process {
     pub fn start(&self, command: &mut Command) -> Result<u32> {
         fs::create_dir_all(&self.run).context("can't create the run directory")?;
         fs::create_dir_all(&self.logs).context("can't create the log directory")?;
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log())
-            .with_context(|| format!("can't open {}", self.log().display()))?;
-        let ready = File::create(self.ready_file())
-            .with_context(|| format!("can't write {}", self.ready_file().display()))?;
+        let log = files::open_for_writing(&self.log(), true)?;
+        let ready = files::open_for_writing(&self.ready_file(), false)?;
         command.stdin(Stdio::null()).stdout(ready).stderr(log);
         self.hide_environment(command);
         let program = command.get_program().to_string_lossy().into_owned();
-        let noted = File::create(self.pid_file())
-            .with_context(|| format!("can't write {}", self.pid_file().display()))?;
+        let noted = files::open_for_writing(&self.pid_file(), false)?;
         // The process notes itself before it becomes the program: whatever happens to us meanwhile, none runs that is
         // not noted.
         // SAFETY: the closure makes system calls and uses the stack only.
@@ -186,7 +199,8 @@ impl Process {
 
     /// The last line of its log, for messages.
     pub fn last_words(&self) -> String {
-        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let bytes = tail(&self.log(), LAST_WORDS).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
         match text.lines().rfind(|line| !line.trim().is_empty()) {
             Some(line) => format!("{} ended: {} (log: {})", self.name, line, self.log().display()),
             None => format!("{} ended without a word", self.name),
@@ -201,21 +215,43 @@ impl Process {
         }
     }
 
-    /// Ends it: with `signal`, then, when patience ends, at once. Returns whether it ran.
-    pub fn end(&self, signal: Signal, patience: Duration) -> bool {
-        if self.pid().is_none() {
-            return false;
-        }
-        self.signal(signal);
-        let deadline = Instant::now() + patience;
-        while self.pid().is_some() {
-            if Instant::now() > deadline {
-                self.signal(Signal::SIGKILL);
-            }
-            std::thread::sleep(Duration::from_millis(5));
+    /// Ends it: with `signal`, then, when patience ends, at once. Returns whether it ran. One that can't even be killed
+    /// is an error, and stays known.
+    pub fn end(&self, signal: Signal, patience: Duration) -> Result<bool> {
+        self.end_by(&|signal| self.signal(signal), signal, patience, KILL_PATIENCE)
+    }
+
+    fn end_by(
+        &self,
+        send: &dyn Fn(Signal),
+        signal: Signal,
+        patience: Duration,
+        kill_patience: Duration,
+    ) -> Result<bool> {
+        let Some(pid) = self.pid() else { return Ok(false) };
+        send(signal);
+        if !self.is_gone_within(patience) {
+            send(Signal::SIGKILL);
+            ensure!(
+                self.is_gone_within(kill_patience),
+                "{} (process {pid}) was killed, and has not ended in {kill_patience:?}: it may wait for a disk or a \
+                 network file system that does not answer",
+                self.name
+            );
         }
         let _ = fs::remove_file(self.pid_file());
         let _ = fs::remove_file(self.ready_file());
+        Ok(true)
+    }
+
+    fn is_gone_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.pid().is_some() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         true
     }
 }
@@ -253,8 +289,71 @@ mod tests {
             let line = process.wait_ready(Duration::from_secs(20)).unwrap();
             assert_eq!(line["ready"], pid);
             assert_eq!(process.pid(), Some(pid));
-            process.end(Signal::SIGKILL, Duration::from_secs(20));
+            process.end(Signal::SIGKILL, Duration::from_secs(20)).unwrap();
             assert_eq!(process.pid(), None);
         }
+    }
+
+    #[test]
+    fn one_that_can_not_be_killed_is_named_and_stays_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let process = Process::new(directory.path(), "stuck");
+        let pid = process.start(Command::new("sleep").arg("60")).unwrap();
+        // As in an uninterruptible wait.
+        let ignored = |_| {};
+        let short = Duration::from_millis(20);
+        let error = process.end_by(&ignored, Signal::SIGTERM, short, short).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("stuck") && error.contains(&pid.to_string()), "{error}");
+        assert_eq!(process.pid(), Some(pid));
+        assert!(process.end(Signal::SIGKILL, Duration::from_secs(20)).unwrap());
+        assert!(!process.end(Signal::SIGKILL, Duration::ZERO).unwrap());
+    }
+
+    /// What `work` gives, which must not wait for ever.
+    fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(work()));
+        answer.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+
+    #[test]
+    fn s4_what_is_no_regular_file_starts_nothing_and_holds_up_nobody() {
+        for is_link in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let process = Process::new(directory.path(), "p");
+            let victim = directory.path().join("victim");
+            fs::write(&victim, "precious").unwrap();
+            for place in [process.log(), process.ready_file(), process.pid_file()] {
+                fs::create_dir_all(place.parent().unwrap()).unwrap();
+                let _ = fs::remove_file(&place);
+                match is_link {
+                    true => std::os::unix::fs::symlink(&victim, &place).unwrap(),
+                    false => nix::unistd::mkfifo(&place, Mode::S_IRWXU).unwrap(),
+                }
+                let copy = Process::new(directory.path(), "p");
+                let error = in_time(move || copy.start(&mut Command::new("true"))).unwrap_err();
+                let error = error.to_string();
+                assert!(error.contains(place.to_str().unwrap()), "{error}");
+                assert!(error.contains("no regular file"), "{error}");
+                let copy = Process::new(directory.path(), "p");
+                in_time(move || copy.last_words());
+                fs::remove_file(&place).unwrap();
+            }
+            assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        }
+    }
+
+    #[test]
+    fn s4_of_a_long_log_the_end_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let process = Process::new(directory.path(), "p");
+        fs::create_dir_all(directory.path().join("logs")).unwrap();
+        let mut log = File::create(process.log()).unwrap();
+        // No disk has it, and nobody should have it in memory.
+        log.set_len(1 << 30).unwrap();
+        log.seek(SeekFrom::End(0)).unwrap();
+        log.write_all(b"\xff\nit is over\n").unwrap();
+        assert!(process.last_words().contains("it is over"), "{}", process.last_words());
     }
 }

@@ -74,12 +74,53 @@ impl Answers {
     }
 }
 
-/// What a running safekeeper can't serve, and why; or that it does not answer.
+/// Troubles of one process that are shown, at most: one cause can give each timeline its own.
+const SHOWN: usize = 3;
+
+/// The first of them, in one line; `None` if there are none.
+fn summary(troubles: &[String]) -> Option<String> {
+    let shown = troubles[..troubles.len().min(SHOWN)].join("; ");
+    match troubles.len() {
+        0 => None,
+        count if count > SHOWN => Some(format!("{shown}; and {} more like these", count - SHOWN)),
+        _ => Some(shown),
+    }
+}
+
+/// Archiving errors of a safekeeper, those of damaged WAL or the others, each with its timeline.
+fn archiving_errors(said: &Value, of_damage: bool) -> Vec<String> {
+    let entries = said.get("timelines").and_then(Value::as_array).into_iter().flatten();
+    let chosen = entries.filter(|entry| {
+        let is_damage = entry.get("committed_wal_damaged").and_then(Value::as_bool);
+        is_damage.unwrap_or_default() == of_damage
+    });
+    chosen
+        .filter_map(|entry| {
+            let error = entry.get("archiving_error")?.as_str()?;
+            let timeline = entry.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
+            Some(format!("timeline {timeline} can't be archived: {error}"))
+        })
+        .collect()
+}
+
+/// What a safekeeper said that it can't serve, or not all of it, and why.
+fn damages(said: &Value) -> Vec<String> {
+    let entries = said.get("damaged").and_then(Value::as_array).into_iter().flatten();
+    let unserved = entries.filter_map(|entry| entry.get("error")?.as_str().map(str::to_owned));
+    unserved.chain(archiving_errors(said, true)).collect()
+}
+
+/// What is damaged on a running safekeeper. An archive that fails is none of it.
+pub fn damage(answers: &Answers, safekeeper: &str) -> Option<String> {
+    summary(&damages(answers.of(safekeeper)?))
+}
+
+/// What is wrong with a running safekeeper: damage first; or that it does not answer.
 fn failure(said: Option<&Value>) -> Option<String> {
     let Some(said) = said else { return Some(no_answer()) };
-    let entries = said.get("damaged")?.as_array()?;
-    let reasons: Vec<_> = entries.iter().filter_map(|entry| entry.get("error")?.as_str()).collect();
-    (!reasons.is_empty()).then(|| reasons.join("; "))
+    let mut troubles = damages(said);
+    troubles.extend(archiving_errors(said, false));
+    summary(&troubles)
 }
 
 /// For a process that runs.
@@ -177,4 +218,53 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(timeline: &str, error: Option<&str>, is_damage: bool) -> Value {
+        json!({
+            "timeline_id": timeline,
+            "archiving_error": error,
+            "committed_wal_damaged": is_damage,
+        })
+    }
+
+    fn answer(timelines: &[Value]) -> (Answers, Option<String>, Option<String>) {
+        let said = json!({ "damaged": [], "timelines": timelines });
+        let by_process = [("safekeeper-1".to_owned(), said)].into();
+        let answers = Answers { by_process };
+        let damage = damage(&answers, "safekeeper-1");
+        let failure = failure(answers.of("safekeeper-1"));
+        (answers, damage, failure)
+    }
+
+    #[test]
+    fn h18_rot_in_a_timeline_that_is_served_is_damage() {
+        let rot = entry("aa", Some("committed WAL is damaged here: at 0/8"), true);
+        let (_, damage, failure) = answer(&[entry("bb", None, false), rot]);
+        let damage = damage.unwrap();
+        assert!(damage.contains("timeline aa") && damage.contains("at 0/8"), "{damage}");
+        assert_eq!(failure.unwrap(), damage);
+    }
+
+    #[test]
+    fn h18_an_archive_that_fails_is_shown_and_is_no_damage() {
+        let (_, damage, failure) = answer(&[entry("aa", Some("it does not answer"), false)]);
+        assert_eq!(damage, None);
+        assert!(failure.unwrap().contains("timeline aa can't be archived: it does not answer"));
+        let (_, damage, failure) = answer(&[entry("aa", None, false)]);
+        assert_eq!((damage, failure), (None, None));
+    }
+
+    #[test]
+    fn h18_what_fails_for_all_timelines_is_one_line() {
+        let entries: Vec<_> =
+            (0..1000).map(|n| entry(&n.to_string(), Some("no"), n == 999)).collect();
+        let failure = answer(&entries).2.unwrap();
+        assert!(failure.starts_with("timeline 999 "), "damage comes first: {failure}");
+        assert!(failure.ends_with("and 997 more like these"), "{failure}");
+    }
 }

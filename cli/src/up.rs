@@ -228,14 +228,12 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
             troubles.push(format!("{error:#}"));
         }
     }
-    // One that runs may still be unable to serve a branch. (One that is slow to answer got ready a moment ago.)
-    for row in status::processes(&cluster, &status::Answers::ask(&cluster)) {
-        if let (Some("safekeeper"), Some(name), Some(failure)) =
-            (row["role"].as_str(), row["name"].as_str(), row["failure"].as_str())
-            && failure != status::no_answer()
-        {
-            troubles.push(format!("{name}: {failure}"));
-        }
+    // One that runs may still be unable to serve a branch. (One that is slow to answer got ready a moment ago; an archive
+    // that does not answer holds up nothing yet, and `status` says it.)
+    let answers = status::Answers::ask(&cluster);
+    for place in &cluster.state.safekeepers {
+        let name = format!("safekeeper-{}", place.id);
+        troubles.extend(status::damage(&answers, &name).map(|damage| format!("{name}: {damage}")));
     }
     let place = cluster.state.computes.get("main").context("the compute of main is not there")?;
     println!("{}", compute::uri(place.port));
@@ -271,7 +269,7 @@ fn start_services(cluster: &mut Cluster) -> Result<Vec<String>> {
         if !taken || !all_may_move || attempt == ATTEMPTS {
             return outcome;
         }
-        end_services(cluster);
+        end_services(cluster)?;
         attempt += 1;
     }
 }
@@ -463,19 +461,61 @@ pub fn readable_copy(cluster: &Cluster, path: &Path) -> Result<PathBuf> {
 /// Ends everything: computes first, so that their last WAL is taken in.
 pub fn down(dir: &Path) -> Result<()> {
     let (cluster, _lock) = Cluster::change(dir)?;
-    for branch in cluster.state.computes.keys() {
-        compute::process(&cluster, branch).end(Signal::SIGTERM, STOP_PATIENCE);
-    }
-    end_services(&cluster);
+    let computes = cluster.state.computes.keys();
+    let computes = end_each(computes.map(|branch| compute::process(&cluster, branch)), end);
+    // All are tried, whatever one of them waits for.
+    let errors = [computes, end_services(&cluster)].into_iter().filter_map(Result::err);
+    let errors: Vec<_> = errors.map(|error| format!("{error:#}")).collect();
+    ensure!(errors.is_empty(), "{}", errors.join("; "));
     Ok(())
 }
 
 /// Ends all but the computes.
-fn end_services(cluster: &Cluster) {
-    Process::new(&cluster.dir, "pageserver").end(Signal::SIGTERM, STOP_PATIENCE);
-    for place in &cluster.state.safekeepers {
-        Process::new(&cluster.dir, &format!("safekeeper-{}", place.id))
-            .end(Signal::SIGTERM, STOP_PATIENCE);
+fn end_services(cluster: &Cluster) -> Result<()> {
+    let safekeepers =
+        cluster.state.safekeepers.iter().map(|place| format!("safekeeper-{}", place.id));
+    let names = ["pageserver".to_owned()].into_iter().chain(safekeepers);
+    let names = names.chain(["storage-broker".to_owned()]);
+    end_each(names.map(|name| Process::new(&cluster.dir, &name)), end)
+}
+
+fn end(process: &Process) -> Result<bool> {
+    process.end(Signal::SIGTERM, STOP_PATIENCE)
+}
+
+/// Ends each in turn, those too that come after one that can't be ended. What could not is an error.
+fn end_each(
+    processes: impl Iterator<Item = Process>,
+    end: impl Fn(&Process) -> Result<bool>,
+) -> Result<()> {
+    let errors: Vec<_> = processes
+        .filter_map(|process| end(&process).err())
+        .map(|error| format!("{error:#}"))
+        .collect();
+    ensure!(errors.is_empty(), "{}", errors.join("; "));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_does_not_end_keeps_no_other_from_ending() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = ["a", "b", "c"];
+        let processes = || names.map(|name| Process::new(directory.path(), name)).into_iter();
+        for process in processes() {
+            process.start(Command::new("sleep").arg("60")).unwrap();
+        }
+        let stuck = processes().next().unwrap().pid();
+        let error = end_each(processes(), |process| {
+            ensure!(process.pid() != stuck, "it waits");
+            end(process)
+        });
+        assert_eq!(error.unwrap_err().to_string(), "it waits");
+        let left: Vec<_> = processes().filter_map(|process| process.pid()).collect();
+        assert_eq!(left, Vec::from_iter(stuck));
+        end_each(processes(), end).unwrap();
     }
-    Process::new(&cluster.dir, "storage-broker").end(Signal::SIGTERM, STOP_PATIENCE);
 }

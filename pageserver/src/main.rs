@@ -1,10 +1,12 @@
 //! The page server's process.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -64,6 +66,9 @@ struct Arguments {
     cache_mib: u64,
 }
 
+/// Longest wait at the end for work on other threads.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
@@ -81,7 +86,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(arguments)) {
+    let outcome = runtime.block_on(run(arguments));
+    // What hangs in the object store would be waited for without end.
+    runtime.shutdown_timeout(STOP_PATIENCE);
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pageserver: {}", format!("{error:#}").replace('\n', " "));
@@ -102,8 +110,7 @@ fn asynchronous(listener: TcpListener) -> Result<tokio::net::TcpListener> {
 /// One page server a directory; the lock ends with its holder, however that ends.
 fn lock(dir: &std::path::Path) -> Result<std::fs::File> {
     let path = dir.join("lock");
-    let file =
-        std::fs::File::create(&path).with_context(|| format!("can't create {}", path.display()))?;
+    let file = open_lock_file(&path).with_context(|| format!("can't open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
@@ -112,6 +119,20 @@ fn lock(dir: &std::path::Path) -> Result<std::fs::File> {
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("can't lock {}", path.display()))
         }
+    }
+}
+
+/// Whoever put a pipe or a link in its place gets a refusal: a pipe would be waited for, and what a
+/// link names is not ours to lock.
+fn open_lock_file(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    use rustix::fs::OFlags;
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).custom_flags(flags.bits() as i32);
+    let file = options.open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::other("it is no regular file: remove it")),
     }
 }
 
@@ -185,4 +206,33 @@ async fn run(arguments: Arguments) -> Result<()> {
     tracing::info!("shutting down");
     tokio::task::spawn_blocking(move || repository.shut_down()).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s4_a_pipe_in_the_place_of_the_lock_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        // Also one that somebody reads, which can be opened.
+        for is_read in [false, true] {
+            let reader = is_read.then(|| reader_of(&path));
+            let (done, answer) = std::sync::mpsc::channel();
+            let to_open = path.clone();
+            std::thread::spawn(move || done.send(open_lock_file(&to_open).is_err()));
+            assert!(answer.recv_timeout(Duration::from_secs(20)).unwrap(), "read: {is_read}");
+            drop(reader);
+        }
+        std::fs::remove_file(&path).unwrap();
+        open_lock_file(&path).unwrap();
+    }
+
+    fn reader_of(path: &std::path::Path) -> std::fs::File {
+        let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        std::fs::OpenOptions::new().read(true).custom_flags(nonblock).open(path).unwrap()
+    }
 }

@@ -106,7 +106,7 @@ async fn swap(
         let there = store.get_versioned(object, INDEX_LIMIT).await;
         if let Err(error) = outcome {
             return match there {
-                // A directory loses no answers: what failed there may not be durable.
+                // What failed in a directory, or was not waited for, may not be durable yet.
                 Ok((there, version)) if there == bytes && store.local_path(object).is_none() => {
                     Ok(version)
                 }

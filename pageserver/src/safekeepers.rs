@@ -6,10 +6,11 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use pgstrata_ids::{Generation, Lsn, NodeId};
 use pgstrata_wire::broker::{
-    Addresses, Listing, MAX_LISTING, PUBLISH_INTERVAL_S, Publication, Role, TimelineProgress,
+    Addresses, LISTING_S, Listing, MAX_LISTING, PUBLISH_INTERVAL_S, Publication, Role, SILENCE_S,
+    TimelineProgress,
 };
 
 use crate::lock::RwLock;
@@ -17,7 +18,8 @@ use crate::receiver::Safekeepers;
 use crate::repository::Repository;
 use crate::timeline::Timeline;
 
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of a refusal that are read, at most.
+const REFUSAL: u64 = 300;
 
 /// Finds safekeepers, and tells the broker how far this page server is.
 pub struct Discovery {
@@ -43,14 +45,16 @@ impl Discovery {
         let Some(broker) = self.broker.clone() else { return Ok(()) };
         let (discovery, repository) = (Arc::clone(self), Arc::downgrade(repository));
         let talk = move || {
-            let agent: ureq::Agent = ureq::Agent::config_builder()
-                .timeout_global(Some(TIMEOUT))
-                .proxy(None)
-                .build()
-                .into();
+            let agent = agent();
+            let mut well = true;
             while let Some(publication) = publication(&repository, node, &addresses) {
-                if let Err(error) = discovery.exchange(&agent, &broker, &publication) {
-                    tracing::debug!("broker {broker}: {error:#}");
+                let exchanged = discovery.exchange(&agent, &broker, &publication);
+                match news(&mut well, exchanged) {
+                    Some(Ok(())) => tracing::info!("the broker is back"),
+                    Some(Err(error)) => {
+                        tracing::warn!("there is no exchange with the broker {broker}: {error:#}");
+                    }
+                    None => {}
                 }
                 std::thread::sleep(Duration::from_secs(PUBLISH_INTERVAL_S));
             }
@@ -63,13 +67,61 @@ impl Discovery {
     }
 
     fn exchange(&self, agent: &ureq::Agent, broker: &str, said: &Publication) -> Result<()> {
-        agent.post(format!("{broker}/v1/publish")).send_json(said)?;
-        let mut answer = agent.get(format!("{broker}/v1/nodes")).call()?;
-        let body = answer.body_mut().with_config().limit(MAX_LISTING as u64);
-        let listing = body.read_json()?;
-        *self.heard.write() = listing;
+        let published = agent.post(format!("{broker}/v1/publish")).send_json(said);
+        accepted(published.map_err(explained)?)?;
+        *self.heard.write() = listing(agent, broker)?;
         Ok(())
     }
+}
+
+/// What is long takes its time; one that says nothing is not waited for.
+fn agent() -> ureq::Agent {
+    let silence = Some(Duration::from_secs(SILENCE_S));
+    ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(LISTING_S)))
+        .timeout_connect(silence)
+        .timeout_recv_response(silence)
+        .timeout_per_read(silence)
+        .http_status_as_error(false)
+        .proxy(None)
+        .build()
+        .into()
+}
+
+fn listing(agent: &ureq::Agent, broker: &str) -> Result<Listing> {
+    let answer = agent.get(format!("{broker}/v1/nodes")).call().map_err(explained)?;
+    let mut answer = accepted(answer)?;
+    let body = answer.body_mut().with_config().limit(MAX_LISTING as u64);
+    let body = body.read_to_vec().map_err(explained)?;
+    serde_json::from_slice(&body).context("its listing can't be read")
+}
+
+type Answer = ureq::http::Response<ureq::Body>;
+
+/// An answer that is no refusal.
+fn accepted(mut answer: Answer) -> Result<Answer> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let text = answer.body_mut().with_config().limit(REFUSAL).lossy_utf8(true).read_to_string();
+    bail!("it answers {status}: {}", text.unwrap_or_default().trim())
+}
+
+fn explained(error: ureq::Error) -> anyhow::Error {
+    match error {
+        ureq::Error::Timeout(ureq::Timeout::Global) => {
+            anyhow!("one exchange took more than {LISTING_S} s")
+        }
+        ureq::Error::Timeout(_) => anyhow!("it was silent for {SILENCE_S} s"),
+        error => error.into(),
+    }
+}
+
+/// What to tell of an exchange: only what is another than it was before.
+fn news(well: &mut bool, exchanged: Result<()>) -> Option<Result<()>> {
+    let before = std::mem::replace(well, exchanged.is_ok());
+    (before != *well).then_some(exchanged)
 }
 
 /// This page server's identity at the broker: every start is a new one.
@@ -127,5 +179,58 @@ impl Safekeepers for Discovery {
             }
         }
         candidates
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+
+    use super::*;
+
+    /// A server that answers one request with these pieces, a pause after each.
+    fn slow_server(pieces: &'static [&'static str], pause: Duration) -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let lines = BufReader::new(socket.try_clone().unwrap()).lines();
+            lines.map_while(Result::ok).find(|line| line.is_empty());
+            for piece in pieces {
+                socket.write_all(piece.as_bytes()).unwrap();
+                std::thread::sleep(pause);
+            }
+        });
+        url
+    }
+
+    #[test]
+    fn a_long_listing_is_read_while_it_comes() {
+        const PIECES: &[&str] = &["HTTP/1.0 200 OK\r\n\r\n", "{\"no", "des\"", ":[]", "}"];
+        let url = slow_server(PIECES, Duration::from_millis(600));
+        assert_eq!(listing(&agent(), &url).unwrap(), Listing::default());
+    }
+
+    #[test]
+    fn a_broker_that_is_silent_or_refuses_is_said_to() {
+        const SILENT: &[&str] = &["HTTP/1.0 200 OK\r\n\r\n{\"nodes\":", "[]}"];
+        let url = slow_server(SILENT, Duration::from_secs(SILENCE_S) * 3 / 2);
+        let error = listing(&agent(), &url).unwrap_err().to_string();
+        assert!(error.contains("silent for 3 s"), "{error}");
+        const REFUSES: &[&str] = &["HTTP/1.0 507 Insufficient Storage\r\n\r\nno more timelines\n"];
+        let url = slow_server(REFUSES, Duration::ZERO);
+        let error = listing(&agent(), &url).unwrap_err().to_string();
+        assert!(error.contains("507") && error.contains("no more timelines"), "{error}");
+    }
+
+    #[test]
+    fn a_broker_that_is_away_is_told_once() {
+        let mut well = true;
+        let mut told = |ok: bool| {
+            let exchanged = if ok { Ok(()) } else { Err(anyhow!("away")) };
+            news(&mut well, exchanged).map(|told| told.is_ok())
+        };
+        let all = [true, false, false, true, true].map(&mut told);
+        assert_eq!(all, [None, Some(false), None, Some(true), None]);
     }
 }

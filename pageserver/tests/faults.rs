@@ -422,6 +422,37 @@ fn h18_failing_uploads_are_seen() {
 }
 
 #[test]
+fn h2_a_directory_that_hangs_is_seen_and_what_it_does_later_is_taken_in() {
+    use rustix::fs::{FlockOperation, flock};
+    let objects = tempfile::tempdir().unwrap();
+    let store = Store::open(&Location::Directory(objects.path().to_owned()), None).unwrap();
+    let world = World::new(store.with_patience(Duration::from_secs(3)), limits());
+    let mut history = world.history();
+    history.grow(&mut SmallRng::seed_from_u64(4), 100);
+    // Indexes can't be written, as on a network file system whose server is away.
+    let lock = std::fs::File::open(objects.path().join(".lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let mut ingest = Ingest::new(Arc::clone(&world.timeline)).unwrap();
+    ingest.feed(&history.bytes).unwrap();
+    world.timeline.freeze();
+    let says = |trouble: String| trouble.contains("has not answered for 3 s");
+    until("the hang is not told", || world.timeline.trouble("flush").is_some_and(says));
+    // Nobody waits for the first write any more when it is done; the next attempt finds it.
+    drop(lock);
+    until("it does not recover", || world.timeline.trouble("flush").is_none());
+    assert_eq!(world.timeline.remote_consistent_lsn(), history.end());
+    // The index names layers that are there.
+    let there = |name: &str| store.local_path(&layer_object(TENANT, ID, name)).unwrap().exists();
+    let layers = world.timeline.layer_files();
+    assert!(layers.iter().all(|file| there(&file.entry.name)));
+    let again = open(&world.runtime, &store, world.directory.path(), limits()).unwrap();
+    let timeline = again.branch("main").unwrap();
+    assert_eq!(timeline.remote_consistent_lsn(), history.end());
+    assert_eq!(timeline.layer_files().len(), layers.len());
+    again.shut_down();
+}
+
+#[test]
 fn h3_a_thousand_layers_take_a_bounded_number_of_descriptors() {
     let world = World::in_memory();
     let mut history = world.history();

@@ -23,6 +23,29 @@ pub struct CheckedSegment {
     pub missing: usize,
 }
 
+/// Why a segment can't be archived now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Trouble {
+    /// For people.
+    pub text: String,
+    /// What is committed can't be read here, or is not what it was: no later attempt mends that.
+    pub is_damage: bool,
+}
+
+impl From<String> for Trouble {
+    fn from(text: String) -> Trouble {
+        Trouble { text, is_damage: false }
+    }
+}
+
+impl From<ReadError> for Trouble {
+    fn from(error: ReadError) -> Trouble {
+        let is_damage = matches!(error, ReadError::Storage(_));
+        Trouble { text: error.to_string(), is_damage }
+    }
+}
+
 /// What a look at one segment leaves for the next one's.
 #[derive(Clone, Debug, Default)]
 pub struct Reached {
@@ -64,7 +87,7 @@ impl CheckedSegment {
         number: u64,
         commit_lsn: Lsn,
         reached: &mut Reached,
-    ) -> Result<CheckedSegment, String> {
+    ) -> Result<CheckedSegment, Trouble> {
         let size = u64::from(parameters.segment_size);
         let from = Lsn(number * size);
         let mut bytes = vec![0; size as usize];
@@ -75,7 +98,7 @@ impl CheckedSegment {
         let mut end = from + size;
         // From the last timeline that wrote in it to the first.
         loop {
-            let start = segment.reader.start_of(Lsn(end.0 - 1)).map_err(|e| e.to_string())?;
+            let start = segment.reader.start_of(Lsn(end.0 - 1))?;
             segment.check(start, end).await?;
             if start <= from + missing as u64 {
                 break;
@@ -104,18 +127,16 @@ async fn fill_segment(
     parameters: &TimelineParameters,
     from: Lsn,
     bytes: &mut [u8],
-) -> Result<usize, String> {
+) -> Result<usize, Trouble> {
     let ancestors = parameters.start_lsn.saturating_sub(from) as usize;
-    fill(reader, from + ancestors as u64, &mut bytes[ancestors..])
-        .await
-        .map_err(|e| e.to_string())?;
+    fill(reader, from + ancestors as u64, &mut bytes[ancestors..]).await?;
     match fill(reader, from, &mut bytes[..ancestors]).await {
         Ok(()) => Ok(0),
         Err(ReadError::Missing(_)) => {
             bytes[..ancestors].fill(0);
             Ok(ancestors)
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -139,7 +160,7 @@ struct Segment<'a> {
 
 impl Segment<'_> {
     /// Checks the part that one timeline wrote: from its `start`, or the segment's, to `end`.
-    async fn check(&mut self, start: Lsn, end: Lsn) -> Result<(), String> {
+    async fn check(&mut self, start: Lsn, end: Lsn) -> Result<(), Trouble> {
         let from = self.from.max(start);
         let mut checker = self.checker_at(start, from).await?;
         let range = (from - self.from) as usize..(end - self.from) as usize;
@@ -150,13 +171,13 @@ impl Segment<'_> {
         }
         match checker.position() == end {
             true => Ok(()),
-            false => Err(format!("a branch starts at {end}, which is inside a record")),
+            false => Err(format!("a branch starts at {end}, which is inside a record").into()),
         }
     }
 
     /// Checks a record that goes on in later segments, to its end. It is read once, however many
     /// segments it fills: of each of them the checksum is kept.
-    async fn check_rest(&mut self, mut checker: WalChecker, end: Lsn) -> Result<(), String> {
+    async fn check_rest(&mut self, mut checker: WalChecker, end: Lsn) -> Result<(), Trouble> {
         let size = self.bytes.len() as u64;
         let number = self.from.segment_number(size);
         if self.before.inside.get(&number) == Some(&crc32c::crc32c(self.bytes)) {
@@ -171,7 +192,7 @@ impl Segment<'_> {
             let left = self.commit_lsn.saturating_sub(at);
             let count = to_boundary.min(left).min(READ_CHUNK as u64) as usize;
             if count == 0 {
-                return Err(format!("the record at the end of {end} is not committed"));
+                return Err(format!("the record at the end of {end} is not committed").into());
             }
             self.read(at, &mut buffer[..count]).await?;
             check(&mut checker, &buffer[..count])?;
@@ -185,7 +206,7 @@ impl Segment<'_> {
     }
 
     /// A checker that is at `from` and knows of the record, if any, that goes on there.
-    async fn checker_at(&mut self, start: Lsn, from: Lsn) -> Result<WalChecker, String> {
+    async fn checker_at(&mut self, start: Lsn, from: Lsn) -> Result<WalChecker, Trouble> {
         if let Some(checker) = self.before.checker.take_if(|before| before.feed_position() == from)
         {
             return Ok(checker);
@@ -213,11 +234,14 @@ impl Segment<'_> {
         }
     }
 
-    async fn read(&mut self, at: Lsn, buffer: &mut [u8]) -> Result<(), String> {
-        fill(self.reader, at, buffer).await.map_err(|error| error.to_string())
+    async fn read(&mut self, at: Lsn, buffer: &mut [u8]) -> Result<(), Trouble> {
+        Ok(fill(self.reader, at, buffer).await?)
     }
 }
 
-fn check(checker: &mut WalChecker, bytes: &[u8]) -> Result<(), String> {
-    checker.check(bytes).map_err(|error| format!("committed WAL is damaged here: {error}"))
+fn check(checker: &mut WalChecker, bytes: &[u8]) -> Result<(), Trouble> {
+    checker.check(bytes).map_err(|error| Trouble {
+        text: format!("committed WAL is damaged here: {error}"),
+        is_damage: true,
+    })
 }

@@ -48,6 +48,7 @@ fn describe(timeline: &Timeline, known: &Known) -> Value {
     let marks = timeline.marks();
     // A slow disk must not keep the status waiting.
     let configuration = timeline.configuration_if_free();
+    let trouble = timeline.archiving_error();
     let crowded = configuration.and_then(|configuration| known.majority_zone(&configuration));
     json!({
         "tenant_id": parameters.tenant.to_string(),
@@ -63,7 +64,9 @@ fn describe(timeline: &Timeline, known: &Known) -> Value {
         "available_lsn": marks.available_lsn.to_string(),
         "archived_lsn": marks.archived_lsn.to_string(),
         "remote_consistent_lsn": marks.remote_consistent_lsn.to_string(),
-        "archiving_error": timeline.archiving_error(),
+        "archiving_error": trouble.as_ref().map(|trouble| &trouble.text),
+        // Where it is not the archive's fault.
+        "committed_wal_damaged": trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
         "majority_in_one_zone": crowded,
         "proposer_connected": timeline.has_proposer(),
     })

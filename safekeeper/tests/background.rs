@@ -348,7 +348,8 @@ fn h13_another_member_archives_what_the_first_can_not() {
     assert!(object_file(store.path(), 1).exists());
     let node = &cluster.nodes[first];
     assert_eq!(node.timeline_lsn("archived_lsn"), START);
-    assert!(node.status()["timelines"][0]["archiving_error"].is_string());
+    let entry = &node.status()["timelines"][0];
+    assert!(entry["archiving_error"].is_string() && entry["committed_wal_damaged"] == false);
     let failed = node.get("/metrics");
     let failed = failed.lines().find(|line| line.contains("archiving_failed{")).unwrap();
     assert!(failed.ends_with(" 1"), "{failed}");
@@ -464,4 +465,5 @@ fn l9_rot_on_disk_is_not_archived() {
     assert!(!object_file(store.path(), 1).exists());
     assert_eq!(cluster.nodes[0].timeline_lsn("archived_lsn"), START);
     assert_eq!(cluster.nodes[0].timeline_lsn("available_lsn"), START);
+    assert_eq!(cluster.nodes[0].status()["timelines"][0]["committed_wal_damaged"], true);
 }

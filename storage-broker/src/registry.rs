@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{TenantId, TimelineId};
-use pgstrata_wire::broker::{Addresses, Listing, Publication, Role, TTL_S};
+use pgstrata_wire::broker::{
+    Addresses, LONGEST_TIMELINE, Listing, MAX_LISTING, Publication, Role, TTL_S,
+};
 
 /// Most nodes that are remembered.
 pub const MAX_NODES: usize = 1000;
@@ -15,6 +17,17 @@ pub const MAX_TIMELINES: usize = 20_000;
 /// Longest text in a publication, a zone's name or an address, in bytes.
 pub const MAX_TEXT: usize = 255;
 
+/// Most timelines of all nodes.
+pub const MAX_ALL_TIMELINES: usize = 900_000;
+
+/// Longest that a node can be in a listing without its timelines, in bytes: five texts, of which
+/// each byte may be written as six.
+const LONGEST_NODE: usize = 5 * 6 * MAX_TEXT + 300;
+
+// Whoever asks for everything can read it.
+const _: () =
+    assert!(MAX_NODES * LONGEST_NODE + MAX_ALL_TIMELINES * LONGEST_TIMELINE < MAX_LISTING);
+
 /// What a publication was refused for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
@@ -22,6 +35,8 @@ pub enum Full {
     Nodes,
     /// [`MAX_TIMELINES`].
     Timelines,
+    /// [`MAX_ALL_TIMELINES`].
+    AllTimelines,
     /// [`MAX_TEXT`].
     Text,
 }
@@ -51,6 +66,11 @@ impl Registry {
         let key = key(&publication);
         if self.nodes.len() >= MAX_NODES && !self.nodes.contains_key(&key) {
             return Err(Full::Nodes);
+        }
+        let others = self.nodes.iter().filter(|(other, _)| **other != key);
+        let others: usize = others.map(|(_, (_, said))| said.timelines.len()).sum();
+        if others + publication.timelines.len() > MAX_ALL_TIMELINES {
+            return Err(Full::AllTimelines);
         }
         self.nodes.insert(key, (now, publication));
         Ok(())
@@ -144,5 +164,28 @@ mod tests {
         assert_eq!(registry.publish(address, now), Err(Full::Text));
         let long = says(5, Role::Safekeeper, &vec![1; MAX_TIMELINES + 1]);
         assert_eq!(registry.publish(long, now), Err(Full::Timelines));
+    }
+
+    #[test]
+    fn s3_a_listing_of_everything_is_not_too_long_to_be_read() {
+        let now = Instant::now();
+        let mut registry = Registry::default();
+        let full = vec![1; MAX_TIMELINES];
+        let nodes = (MAX_ALL_TIMELINES / MAX_TIMELINES) as u64;
+        for node in 0..nodes {
+            registry.publish(says(node, Role::Safekeeper, &full), now).unwrap();
+        }
+        let one_more = registry.publish(says(nodes, Role::Safekeeper, &[1]), now);
+        assert_eq!(one_more, Err(Full::AllTimelines));
+        // Who was there before may say something new, and those without timelines are heard.
+        assert_eq!(registry.publish(says(0, Role::Safekeeper, &full), now), Ok(()));
+        assert_eq!(registry.publish(says(nodes, Role::Pageserver, &[]), now), Ok(()));
+        let mut longest = says(0, Role::Safekeeper, &[]);
+        longest.zone = "\u{1}".repeat(MAX_TEXT);
+        let text = Some(longest.zone.clone());
+        let [wal, pg, http, pages] = std::array::from_fn(|_| text.clone());
+        longest.addresses = Addresses { wal, pg, http, pages };
+        longest.node = u64::MAX;
+        assert!(serde_json::to_string(&longest).unwrap().len() < LONGEST_NODE);
     }
 }

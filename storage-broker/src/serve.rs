@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use pgstrata_wire::broker::{Listing, Publication};
 use serde::Deserialize;
 
-use crate::registry::{Full, MAX_TEXT, Registry};
+use crate::registry::{Full, MAX_ALL_TIMELINES, MAX_NODES, MAX_TEXT, MAX_TIMELINES, Registry};
 
 /// Longest publication, in bytes.
 const MAX_BODY: usize = 16 << 20;
@@ -42,8 +42,9 @@ async fn publish(State(registry): State<Shared>, Json(said): Json<Publication>) 
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(full) => {
             let what = match full {
-                Full::Nodes => "nodes",
-                Full::Timelines => "timelines of one node",
+                Full::Nodes => format!("nodes than {MAX_NODES}"),
+                Full::Timelines => format!("timelines of one node than {MAX_TIMELINES}"),
+                Full::AllTimelines => format!("timelines of all nodes than {MAX_ALL_TIMELINES}"),
                 Full::Text => {
                     let text = format!("a zone or an address is over {MAX_TEXT} bytes long\n");
                     return (StatusCode::BAD_REQUEST, text).into_response();

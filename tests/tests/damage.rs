@@ -291,6 +291,48 @@ fn h18_damaged_safekeepers_are_named_and_never_guess() {
 }
 
 #[test]
+fn h18_rot_under_a_running_safekeeper_is_named() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let mut client = connect(&uri);
+    let mut position = || -> (String, usize) {
+        let sql = "select pg_walfile_name(lsn), file_offset \
+                   from pg_current_wal_insert_lsn() lsn, pg_walfile_name_offset(lsn)";
+        let row = client.query_one(sql, &[]).unwrap();
+        (row.get(0), row.get::<_, i32>(1) as usize)
+    };
+    let (name, from) = position();
+    let mut writer = connect(&uri);
+    writer
+        .batch_execute(
+            "create table rot as select repeat(md5(g::text), 30) a from generate_series(1, 1000) g",
+        )
+        .unwrap();
+    let (same, to) = position();
+    assert_eq!(name, same, "the segment was full already");
+    let segment = |name: &str| {
+        files(&cluster.dir().join("safekeeper-1"), &|file| file.ends_with(&name[8..])).remove(0)
+    };
+    flip(&segment(&name), (from + to) / 2);
+    // A full segment is read before it is archived.
+    writer.batch_execute("select pg_switch_wal(); create table next ()").unwrap();
+    let failure = || {
+        let status = cluster.status();
+        let processes = status["processes"].as_array().unwrap().clone();
+        let row = processes.iter().find(|row| row["name"] == "safekeeper-1").unwrap().clone();
+        row["failure"].as_str().unwrap_or_default().to_owned()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !failure().contains("committed WAL is damaged here") {
+        assert!(Instant::now() < deadline, "{:?}", failure());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let (again, line) = troubled_up(&cluster);
+    assert_eq!(again, uri);
+    assert!(line.contains("safekeeper-1: timeline ") && line.contains("damaged"), "h18: {line}");
+}
+
+#[test]
 fn a_safekeeper_that_lost_its_directory_does_not_vote_as_if_nothing_had_been() {
     let cluster = filled();
     let aside = |id: u32| {

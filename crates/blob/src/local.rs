@@ -155,8 +155,9 @@ impl LocalDirectory {
         }
     }
 
-    /// Every object whose path starts with `prefix` (a path of whole components), sorted.
-    pub(crate) fn list(&self, prefix: &str) -> io::Result<Vec<ObjectInfo>> {
+    /// Every object whose path starts with `prefix` (a path of whole components), sorted. Files that
+    /// were looked at are counted.
+    pub(crate) fn list(&self, prefix: &str, seen: &AtomicU64) -> io::Result<Vec<ObjectInfo>> {
         let mut found = Vec::new();
         let mut pending = vec![self.file(prefix)];
         while let Some(directory) = pending.pop() {
@@ -167,6 +168,7 @@ impl LocalDirectory {
             };
             for entry in entries {
                 let entry = entry?;
+                seen.fetch_add(1, Ordering::Relaxed);
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
                 if name.starts_with(TEMPORARY_PREFIX) || name == LOCK_FILE {

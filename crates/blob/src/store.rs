@@ -3,9 +3,12 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use crate::environment;
 use crate::error::{BlobError, chain, too_large};
@@ -15,6 +18,14 @@ use crate::remote::{Got, Remote};
 
 /// Longest object that [`Store::check`] reads back, in bytes; what it writes is shorter.
 const PROBE_LIMIT: u64 = 1000;
+
+/// Longest wait for a directory. A busy disk answers in seconds, a network file system whose server
+/// starts anew in less than a minute; after that whoever waits should know, and tell.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Operations in a directory at once, at most. Those that hang hold a thread each until they end,
+/// which may be never, and the runtime's threads are needed for more than this.
+const LOCAL_AT_ONCE: usize = 64;
 
 /// What a put-if-absent did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +97,25 @@ pub struct Store {
     backend: Arc<Backend>,
     name: Arc<str>,
     interceptor: Option<Arc<dyn Interceptor>>,
+    /// Turns in a directory, each held until its operation has ended.
+    turns: Arc<Semaphore>,
+    /// Longest wait for a directory.
+    patience: Duration,
+}
+
+/// Opens a directory, unless it does not answer.
+fn open_directory(path: PathBuf, patience: Duration) -> io::Result<LocalDirectory> {
+    let (answer, opened) = mpsc::channel();
+    std::thread::Builder::new().name("store".into()).spawn(move || {
+        // Nobody may be waiting any more.
+        let _ = answer.send(LocalDirectory::open(&path));
+    })?;
+    opened.recv_timeout(patience).unwrap_or_else(|_| Err(io::Error::other(silence(patience))))
+}
+
+/// What is said of a directory that does not answer.
+fn silence(patience: Duration) -> String {
+    format!("it has not answered for {} s", patience.as_secs_f64())
 }
 
 impl Store {
@@ -96,7 +126,8 @@ impl Store {
         let unusable = |cause| BlobError::Unusable { store: name.clone(), cause };
         let backend = match location {
             Location::Directory(path) => Backend::Local(
-                LocalDirectory::open(path).map_err(|error| unusable(error.to_string()))?,
+                open_directory(path.clone(), PATIENCE)
+                    .map_err(|error| unusable(error.to_string()))?,
             ),
             Location::S3 { bucket, prefix } => {
                 environment::check(s3_endpoint).map_err(unusable)?;
@@ -105,7 +136,18 @@ impl Store {
             }
             Location::Memory => Backend::Remote(Remote::memory()),
         };
-        Ok(Store { backend: Arc::new(backend), name: name.into(), interceptor: None })
+        Ok(Store {
+            backend: Arc::new(backend),
+            name: name.into(),
+            interceptor: None,
+            turns: Arc::new(Semaphore::new(LOCAL_AT_ONCE)),
+            patience: PATIENCE,
+        })
+    }
+
+    /// The same store, with another longest wait for a directory: for tests.
+    pub fn with_patience(&self, patience: Duration) -> Store {
+        Store { patience, ..self.clone() }
     }
 
     /// The same store, with somebody who is asked before every operation. What is read through
@@ -212,20 +254,49 @@ impl Store {
         path: &str,
         work: impl FnOnce(&LocalDirectory, &str) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BlobError> {
+        self.local_counted(action, path, |local, path, _| work(local, path)).await
+    }
+
+    /// The same. It is waited for as long as it goes on counting what it has done.
+    ///
+    /// One that is not waited for any more may still be done later: as with an answer that was lost,
+    /// its caller knows neither.
+    async fn local_counted<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        path: &str,
+        work: impl FnOnce(&LocalDirectory, &str, &AtomicU64) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, BlobError> {
         let backend = Arc::clone(&self.backend);
+        let turns = Arc::clone(&self.turns);
         let owned = path.to_owned();
-        let task = tokio::task::spawn_blocking(move || match &*backend {
-            Backend::Local(local) => work(local, &owned),
-            Backend::Remote(_) => Err(io::Error::other("not a local store")),
+        let done = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&done);
+        let mut answer = Box::pin(async move {
+            let turn = turns.acquire_owned().await.map_err(io::Error::other)?;
+            let task = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                match &*backend {
+                    Backend::Local(local) => work(local, &owned, &counter),
+                    Backend::Remote(_) => Err(io::Error::other("not a local store")),
+                }
+            });
+            task.await.map_err(io::Error::other)?
         });
-        match task.await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
-                Err(BlobError::NotFound { store: self.name.to_string(), path: path.into() })
+        let answered = loop {
+            let before = done.load(Ordering::Relaxed);
+            match tokio::time::timeout(self.patience, &mut answer).await {
+                Ok(answered) => break answered,
+                Err(_) if done.load(Ordering::Relaxed) != before => {}
+                Err(_) => return Err(self.failed(action, path, silence(self.patience))),
             }
-            Ok(Err(error)) => Err(self.failed(action, path, error.to_string())),
-            Err(error) => Err(self.failed(action, path, error.to_string())),
-        }
+        };
+        answered.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                BlobError::NotFound { store: self.name.to_string(), path: path.into() }
+            }
+            _ => self.failed(action, path, error.to_string()),
+        })
     }
 
     /// The whole object. One of more than `limit` bytes is an error, and is not read.
@@ -374,9 +445,7 @@ impl Store {
     pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, BlobError> {
         let work = async {
             match &*self.backend {
-                Backend::Local(_) => {
-                    self.local("list", prefix, |local, path| local.list(path)).await
-                }
+                Backend::Local(_) => self.local_counted("list", prefix, LocalDirectory::list).await,
                 Backend::Remote(remote) => remote
                     .list(prefix)
                     .await
@@ -384,5 +453,87 @@ impl Store {
             }
         };
         self.guarded("list", prefix, work).await
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failed helper fails the test.
+mod tests {
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::*;
+
+    /// A store in a directory, and what keeps it from answering a swap while it is held.
+    fn hanging(directory: &std::path::Path) -> (Store, std::fs::File) {
+        let store = Store::open(&Location::Directory(directory.to_owned()), None).unwrap();
+        let store = store.with_patience(Duration::from_secs(1));
+        let lock = std::fs::File::open(directory.join(".lock")).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        (store, lock)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn h2_a_directory_that_does_not_answer_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, lock) = hanging(directory.path());
+        let first = Bytes::from_static(b"first");
+        let error = store.compare_and_swap("index", None, first.clone()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("'index'") && text.contains("not answered for 1 s"), "{text}");
+        // What needs no lock is answered.
+        assert!(store.get("index", 10).await.unwrap_err().is_not_found());
+
+        // It is done when it can be, and the next one finds it.
+        drop(lock);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while store.get("index", 10).await.is_err() {
+            assert!(std::time::Instant::now() < deadline, "it was not done later");
+        }
+        let second = Bytes::from_static(b"second");
+        let patient = store.with_patience(PATIENCE);
+        let outcome = patient.compare_and_swap("index", None, second.clone()).await.unwrap();
+        assert_eq!(outcome, CasOutcome::Conflict);
+        let (content, version) = patient.get_versioned("index", 10).await.unwrap();
+        assert_eq!(content, first);
+        let swapped = patient.compare_and_swap("index", Some(&version), second).await.unwrap();
+        assert!(matches!(swapped, CasOutcome::Swapped(_)));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn h2_what_hangs_in_a_directory_takes_a_bounded_number_of_threads() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, lock) = hanging(directory.path());
+        let hang = |n: usize| {
+            let store = store.clone();
+            let path = format!("index-{n}");
+            tokio::spawn(async move { store.compare_and_swap(&path, None, Bytes::new()).await })
+        };
+        let all: Vec<_> = (0..2 * LOCAL_AT_ONCE).map(hang).collect();
+        for one in all {
+            assert!(one.await.unwrap().unwrap_err().to_string().contains("not answered"));
+        }
+        let others = Arc::clone(&store.turns);
+        assert_eq!(others.available_permits(), 0);
+        assert!(store.get("x", 1).await.unwrap_err().to_string().contains("not answered"));
+        // Those that had no turn are not done later.
+        drop(lock);
+        let patient = store.with_patience(PATIENCE);
+        drop(others.acquire_many(LOCAL_AT_ONCE as u32).await.unwrap());
+        assert_eq!(patient.list("").await.unwrap().len(), LOCAL_AT_ONCE);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_goes_on_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _lock) = hanging(directory.path());
+        let store = store.with_patience(Duration::from_millis(300));
+        let slow = |_: &LocalDirectory, _: &str, done: &AtomicU64| {
+            for _ in 0..20 {
+                std::thread::sleep(Duration::from_millis(30));
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(7)
+        };
+        assert_eq!(store.local_counted("list", "", slow).await.unwrap(), 7);
     }
 }

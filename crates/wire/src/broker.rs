@@ -9,8 +9,18 @@ use serde::{Deserialize, Serialize};
 /// A node that published nothing for this long is forgotten, in seconds.
 pub const TTL_S: u64 = 10;
 
-/// Longest listing that is read, in bytes: that of ten nodes with 20,000 timelines each has a third of it.
+/// Longest listing that is read, in bytes; the broker remembers no more than what fits into it.
 pub const MAX_LISTING: usize = 256 << 20;
+
+/// Longest that one timeline can be in a listing, in bytes, with what separates it from the next.
+pub const LONGEST_TIMELINE: usize = 270;
+
+/// Longest wait for a broker that says nothing, in seconds.
+pub const SILENCE_S: u64 = 3;
+
+/// Longest wait for a whole listing, in seconds: a node that waits longer is forgotten before it
+/// publishes again.
+pub const LISTING_S: u64 = TTL_S - 2;
 
 /// Nodes publish this often, in seconds.
 pub const PUBLISH_INTERVAL_S: u64 = 1;
@@ -132,6 +142,21 @@ pub struct Listing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_timeline_is_longer_than_the_longest() {
+        let last = Lsn(u64::MAX);
+        let longest = TimelineProgress {
+            tenant_id: TenantId([0xFF; 16]),
+            timeline_id: TimelineId([0xFF; 16]),
+            term: u64::MAX,
+            flush_lsn: last,
+            commit_lsn: last,
+            archived_lsn: last,
+            remote_consistent_lsn: last,
+        };
+        assert!(serde_json::to_string(&longest).unwrap().len() < LONGEST_TIMELINE);
+    }
 
     #[test]
     fn json_form() {

@@ -4,7 +4,7 @@
 //! have ingested yet. A listing needs none of that: it shows what is known, waits for newer sizes for a moment only, and
 //! they are there for the next one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,8 +41,9 @@ impl Sizes {
     /// Those of these branches whose size is another now and is computed by nobody. Whoever asks computes it, and says so
     /// with [`Sizes::note`]. Branches that are gone are forgotten.
     fn claim(&self, branches: &[Arc<Timeline>]) -> Vec<(Arc<Timeline>, Lsn)> {
+        let listed: HashSet<_> = branches.iter().map(|timeline| timeline.info.id).collect();
         let mut known = self.known.lock();
-        known.retain(|id, _| branches.iter().any(|timeline| timeline.info.id == *id));
+        known.retain(|id, _| listed.contains(id));
         let mut claimed = Vec::new();
         for timeline in branches {
             let lsn = timeline.progress.lsn();

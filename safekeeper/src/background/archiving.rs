@@ -13,7 +13,7 @@ use pgstrata_ids::{Lsn, NodeId};
 use super::{Background, INTERVAL};
 use crate::archive::Archive;
 use crate::chain_reader::ChainReader;
-use crate::checked_segment::{CheckedSegment, Reached};
+use crate::checked_segment::{CheckedSegment, Reached, Trouble};
 use crate::timeline::Timeline;
 use crate::timelines::TimelineKey;
 
@@ -81,7 +81,7 @@ impl State {
         }
     }
 
-    fn note(&mut self, timeline: &Timeline, advanced: Result<(), String>) {
+    fn note(&mut self, timeline: &Timeline, advanced: Result<(), Trouble>) {
         self.pause = match &advanced {
             Ok(()) => PAUSE.0,
             Err(_) => (self.pause * 2).min(PAUSE.1),
@@ -123,7 +123,7 @@ async fn advance(
     archive: &Arc<Archive>,
     timeline: &Arc<Timeline>,
     state: &mut State,
-) -> Result<(), String> {
+) -> Result<(), Trouble> {
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
     let size = u64::from(parameters.segment_size);

@@ -1,37 +1,69 @@
 //! What the broker last said; it stays when the broker is gone.
 
+use std::collections::HashMap;
+
 use parking_lot::RwLock;
 use pgstrata_ids::{Lsn, NodeId, TenantId, TimelineId};
 use pgstrata_quorum::Configuration;
-use pgstrata_wire::broker::{Listing, Role, TimelineProgress};
+use pgstrata_wire::broker::{Listing, Publication, Role, TimelineProgress};
+
+use crate::timelines::TimelineKey;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Known(RwLock<Listing>);
+pub struct Known(RwLock<Heard>);
+
+#[derive(Debug, Default)]
+struct Heard {
+    listing: Listing,
+    /// Where in the listing a timeline is: nodes, and its places there. Each is looked up every
+    /// second, and there may be many.
+    places: HashMap<TimelineKey, Vec<(usize, usize)>>,
+}
+
+impl Heard {
+    fn new(listing: Listing) -> Heard {
+        let mut places: HashMap<TimelineKey, Vec<(usize, usize)>> = HashMap::new();
+        for (node, said) in listing.nodes.iter().enumerate() {
+            for (place, progress) in said.timelines.iter().enumerate() {
+                let key = (progress.tenant_id, progress.timeline_id);
+                places.entry(key).or_default().push((node, place));
+            }
+        }
+        Heard { listing, places }
+    }
+
+    /// What nodes say of a timeline.
+    fn of(&self, key: TimelineKey) -> impl Iterator<Item = (&Publication, &TimelineProgress)> {
+        let places = self.places.get(&key).into_iter().flatten();
+        places.filter_map(|&(node, place)| {
+            let said = self.listing.nodes.get(node)?;
+            Some((said, said.timelines.get(place)?))
+        })
+    }
+}
 
 impl Known {
-    /// Replaces what is known.
+    /// Replaces what is known. Of a long listing this takes a while.
     pub fn replace(&self, listing: Listing) {
-        *self.0.write() = listing;
+        let heard = Heard::new(listing);
+        *self.0.write() = heard;
     }
 
     /// The WAL port of a safekeeper.
     pub fn wal_address(&self, node: NodeId) -> Option<String> {
-        let listing = self.0.read();
+        let heard = self.0.read();
+        let listing = &heard.listing;
         let mut safekeepers = listing.nodes.iter().filter(|said| said.role == Role::Safekeeper);
         safekeepers.find(|said| said.node() == node)?.addresses.wal.clone()
     }
 
     /// What a safekeeper says of a timeline.
     pub fn progress(&self, node: NodeId, key: (TenantId, TimelineId)) -> Option<TimelineProgress> {
-        let listing = self.0.read();
-        let of_node = |said: &&pgstrata_wire::broker::Publication| {
-            said.role == Role::Safekeeper && said.node() == node
-        };
-        let said = listing.nodes.iter().find(of_node)?;
-        let matching =
-            |progress: &&TimelineProgress| (progress.tenant_id, progress.timeline_id) == key;
-        said.timelines.iter().find(matching).cloned()
+        let heard = self.0.read();
+        let found =
+            heard.of(key).find(|(said, _)| said.role == Role::Safekeeper && said.node() == node);
+        found.map(|(_, progress)| progress.clone())
     }
 
     /// The highest value that any node gives for a timeline.
@@ -40,16 +72,14 @@ impl Known {
         key: (TenantId, TimelineId),
         value: impl Fn(&TimelineProgress) -> Lsn,
     ) -> Lsn {
-        let listing = self.0.read();
-        let progress = listing.nodes.iter().flat_map(|said| &said.timelines);
-        let matching =
-            progress.filter(|progress| (progress.tenant_id, progress.timeline_id) == key);
-        matching.map(value).max().unwrap_or_default()
+        let heard = self.0.read();
+        heard.of(key).map(|(_, progress)| value(progress)).max().unwrap_or_default()
     }
 
     /// The zone that holds a majority of a configuration's members, if one does.
     pub fn majority_zone(&self, configuration: &Configuration) -> Option<String> {
-        let listing = self.0.read();
+        let heard = self.0.read();
+        let listing = &heard.listing;
         let zone_of = |node: &NodeId| {
             let said = listing
                 .nodes
@@ -67,9 +97,52 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_wire::broker::{Addresses, Publication};
+    use pgstrata_wire::broker::Addresses;
 
     use super::*;
+
+    #[test]
+    fn every_timeline_of_a_long_listing_is_found_at_once() {
+        let key = |n: u32| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&n.to_le_bytes());
+            (TenantId([1; 16]), TimelineId(id))
+        };
+        let progress = |n: u32, lsn: u64| TimelineProgress {
+            tenant_id: key(n).0,
+            timeline_id: key(n).1,
+            term: 1,
+            flush_lsn: Lsn(lsn),
+            commit_lsn: Lsn(lsn),
+            archived_lsn: Lsn(0),
+            remote_consistent_lsn: Lsn(0),
+        };
+        let said = |node: u64, role| Publication {
+            node,
+            role,
+            zone: String::new(),
+            addresses: Addresses::default(),
+            timelines: (0..20_000).map(|n| progress(n, u64::from(n) + node)).collect(),
+        };
+        let nodes = vec![
+            said(3, Role::Pageserver),
+            said(1, Role::Safekeeper),
+            said(2, Role::Safekeeper),
+            said(3, Role::Safekeeper),
+        ];
+        let known = Known::default();
+        known.replace(Listing { nodes });
+        let began = std::time::Instant::now();
+        for n in 0..20_000 {
+            assert_eq!(known.highest(key(n), |said| said.commit_lsn), Lsn(u64::from(n) + 3));
+            let two = known.progress(NodeId(2), key(n)).unwrap();
+            assert_eq!(two.commit_lsn, Lsn(u64::from(n) + 2));
+        }
+        // To look through all of it each time takes more than a second even where that is fast.
+        assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!(known.highest(key(20_000), |said| said.commit_lsn), Lsn(0));
+        assert!(known.progress(NodeId(4), key(1)).is_none());
+    }
 
     #[test]
     fn a_majority_in_one_zone_is_seen() {

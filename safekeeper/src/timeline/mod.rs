@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use self::core::Core;
 pub use self::core::{Answer, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened};
+use crate::checked_segment::Trouble;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
 
@@ -44,7 +45,7 @@ pub struct Timeline {
     files: Arc<SegmentFiles>,
     core: Mutex<Core>,
     marks: Mutex<Marks>,
-    archiving_error: Mutex<Option<String>>,
+    archiving_error: Mutex<Option<Trouble>>,
     /// A commit LSN, and the start of the last record before it.
     last_committed: Mutex<Option<(Lsn, Lsn)>>,
     term: AtomicU64,
@@ -104,12 +105,12 @@ impl Timeline {
     }
 
     /// Why the last attempt to archive failed, if it did.
-    pub fn note_archiving(&self, error: Option<String>) {
+    pub fn note_archiving(&self, error: Option<Trouble>) {
         *self.archiving_error.lock() = error;
     }
 
     /// Why the last attempt to archive failed, if it did.
-    pub fn archiving_error(&self) -> Option<String> {
+    pub fn archiving_error(&self) -> Option<Trouble> {
         self.archiving_error.lock().clone()
     }
 
