@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use pgstrata_ids::Lsn;
 use serde_json::{Map, Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, FIRST_BRANCH};
 use crate::http::Service;
 use crate::status::Answers;
 use crate::{compute, table};
@@ -215,6 +215,65 @@ pub fn create(
     Ok(())
 }
 
+/// The branch that takes the primary's place where that is gone. It was renamed by an earlier version, or by a command
+/// that was killed before it could remember that.
+pub fn next_primary(cluster: &Cluster) -> Result<String> {
+    let rows: Vec<Value> =
+        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
+    let text = |row: &Value, field: &str| row.get(field)?.as_str().map(str::to_owned);
+    let ours = |row: &&Value| text(row, "tenant_id").as_ref() == Some(&cluster.state.tenant);
+    let ours: Vec<_> = rows.iter().filter(ours).collect();
+    let names: Vec<_> = ours.iter().filter_map(|row| text(row, "name")).collect();
+    let primary = &cluster.state.primary;
+    if names.is_empty() {
+        bail!(
+            "branch {primary} is not in {} any more: put the objects back (an empty database in \
+             its place would be somebody else's)",
+            cluster.object_store()
+        );
+    }
+    if names.iter().any(|name| name == FIRST_BRANCH) {
+        return Ok(FIRST_BRANCH.to_owned());
+    }
+    // A new cluster begins with one branch, from which all others come.
+    let roots = ours.iter().filter(|row| text(row, "ancestor").is_none());
+    match roots.filter_map(|row| text(row, "name")).collect::<Vec<_>>().as_slice() {
+        [root] => Ok(root.clone()),
+        _ => bail!(
+            "there is no branch '{primary}' any more, which 'up' starts: rename one of {} to \
+             '{FIRST_BRANCH}'",
+            names.join(", ")
+        ),
+    }
+}
+
+/// Refuses to delete what `up` could not do without. Returns the primary branch of what is left.
+fn primary_without(cluster: &Cluster, name: &str) -> Result<String> {
+    let rows: Vec<Value> =
+        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
+    let names = rows.iter().filter_map(|row| row.get("name").and_then(Value::as_str));
+    let others: Vec<_> = names.filter(|other| *other != name).collect();
+    if others.is_empty() {
+        bail!(
+            "branch '{name}' is the last one of the cluster: to begin anew, run 'pgstrata down' and \
+             remove {} and the objects in {}",
+            cluster.dir.display(),
+            cluster.object_store()
+        );
+    }
+    if cluster.state.primary != name {
+        return Ok(cluster.state.primary.clone());
+    }
+    match others.as_slice() {
+        [other] => Ok((*other).to_owned()),
+        _ if others.contains(&FIRST_BRANCH) => Ok(FIRST_BRANCH.to_owned()),
+        _ => bail!(
+            "branch '{name}' is the one that 'pgstrata up' starts: rename it, rename the one that is \
+             to be started instead to '{FIRST_BRANCH}', and delete it then"
+        ),
+    }
+}
+
 fn refuse_with_compute(cluster: &Cluster, name: &str) -> Result<()> {
     if compute::process(cluster, name).pid().is_some() {
         bail!("branch '{name}' has a compute: stop it first ('pgstrata compute stop {name}')");
@@ -232,11 +291,12 @@ fn send_delete(cluster: &Cluster, name: &str) -> Result<()> {
 pub fn delete(cluster: &mut Cluster, name: &str) -> Result<()> {
     get(cluster, name)?;
     refuse_with_compute(cluster, name)?;
+    let primary = primary_without(cluster, name)?;
     send_delete(cluster, name)?;
-    let port = cluster.state.ports.remove(name);
-    if cluster.state.computes.remove(name).is_some() || port.is_some() {
-        cluster.save()?;
-    }
+    cluster.state.ports.remove(name);
+    cluster.state.computes.remove(name);
+    cluster.state.primary = primary;
+    cluster.save()?;
     // Another branch of that name must not find this one's settings.
     cluster.remove_compute_directory(name)
 }
@@ -265,12 +325,15 @@ pub fn rename(cluster: &mut Cluster, old: &str, new: &str) -> Result<()> {
     // A compute that died is still wanted, under the name that the branch has now.
     if let Some(place) = cluster.state.computes.remove(old) {
         cluster.state.computes.insert(new.to_owned(), place);
-        cluster.save()?;
     }
     if let Some(port) = cluster.state.ports.remove(old) {
         cluster.state.ports.insert(new.to_owned(), port);
-        cluster.save()?;
     }
+    // Who gives a branch the usual name wants that one to be started.
+    if cluster.state.primary == old || new == FIRST_BRANCH {
+        cluster.state.primary = new.to_owned();
+    }
+    cluster.save()?;
     cluster.move_compute_directory(old, new)
 }
 

@@ -13,6 +13,8 @@ use crate::status::{self, Answers};
 use crate::{branch, http, up};
 
 const START_PATIENCE: Duration = Duration::from_secs(120);
+/// Longest wait for a port that is still taken.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
 const STOP_PATIENCE: Duration = Duration::from_secs(90);
 
 /// The URI of a compute.
@@ -30,6 +32,27 @@ pub fn report(cluster: &Cluster, branch: &str) -> Option<Value> {
     let place = cluster.state.computes.get(branch)?;
     process(cluster, branch).pid()?;
     http::try_get(&format!("127.0.0.1:{}", place.http), "/v1/status", Duration::from_secs(2))
+}
+
+/// Whether a port is free, or soon will be: a server whose shim was killed is about to end.
+fn gets_free(port: u16) -> bool {
+    let deadline = Instant::now() + PORT_PATIENCE;
+    while !is_free(port) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+/// Refuses a port that nobody can listen on.
+pub fn check_port(port: u16) -> Result<()> {
+    ensure!(
+        gets_free(port),
+        "port {port} is in use by another program, or not for us: name another with --port"
+    );
+    Ok(())
 }
 
 /// Starts the branch's compute unless it runs. Returns what it says about itself.
@@ -61,7 +84,9 @@ pub fn ensure(
     }
     let ports = free_ports(2)?;
     // Clients know the port that it had, which somebody else may have taken meanwhile.
-    let before = cluster.state.ports.get(name).copied().filter(|port| is_free(*port));
+    let state = &cluster.state;
+    let had = state.computes.get(name).map(|place| place.port);
+    let before = had.or(state.ports.get(name).copied()).filter(|port| gets_free(*port));
     let port = port.or(before).unwrap_or(ports[0]);
     let place = ComputePlace { port, http: ports[1], read_only_at };
     let directory = cluster.compute_directory(name)?;
@@ -160,6 +185,10 @@ pub fn start(cluster: &mut Cluster, arguments: &StartArguments) -> Result<()> {
         process(cluster, name).pid().is_none(),
         "branch '{name}' has a compute already: 'pgstrata compute list' shows it"
     );
+    if let Some(port) = arguments.port {
+        // Before anything of it is remembered.
+        check_port(port)?;
+    }
     let read_only_at = match (arguments.read_only, arguments.at) {
         (false, _) => None,
         (true, Some(lsn)) => Some(lsn.to_string()),

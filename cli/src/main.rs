@@ -8,6 +8,7 @@ mod found;
 mod http;
 mod owner;
 mod page;
+mod place;
 mod process;
 mod status;
 mod table;

@@ -133,7 +133,7 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     if as_json {
         let document = json!({
             "dir": cluster.dir.display().to_string(),
-            "object_store": cluster.state.object_store,
+            "object_store": cluster.object_store(),
             "processes": processes,
             "branches": branches.as_deref().unwrap_or_default(),
             "branches_failure": branches.as_ref().err().map(|error| format!("{error:#}")),
