@@ -128,4 +128,11 @@ impl Safekeepers for Discovery {
         }
         candidates
     }
+
+    fn is_known(&self, timeline: &Timeline) -> bool {
+        let heard = self.heard.read();
+        let has = |entry: &TimelineProgress| entry.timeline_id == timeline.info.id;
+        let safekeepers = heard.nodes.iter().filter(|node| node.role == Role::Safekeeper);
+        safekeepers.flat_map(|node| &node.timelines).any(has)
+    }
 }
