@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, ComputePlace, free_ports, is_free};
 use crate::process::Process;
 use crate::status::{self, Answers};
-use crate::{branch, http, up};
+use crate::{branch, http, out, up};
 
 const START_PATIENCE: Duration = Duration::from_secs(120);
 /// Longest wait for a port that is still taken.
@@ -170,9 +170,9 @@ pub struct StartArguments {
     /// Only answer queries
     #[arg(long)]
     read_only: bool,
-    /// As of this LSN (read-only computes)
-    #[arg(long, requires = "read_only")]
-    at: Option<pgstrata_ids::Lsn>,
+    /// As of this LSN or time (read-only computes)
+    #[arg(long, requires = "read_only", value_parser = branch::parse_at)]
+    at: Option<branch::At>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -189,9 +189,9 @@ pub fn start(cluster: &mut Cluster, arguments: &StartArguments) -> Result<()> {
         // Before anything of it is remembered.
         check_port(port)?;
     }
-    let read_only_at = match (arguments.read_only, arguments.at) {
+    let read_only_at = match (arguments.read_only, &arguments.at) {
         (false, _) => None,
-        (true, Some(lsn)) => Some(lsn.to_string()),
+        (true, Some(at)) => Some(branch::resolve(cluster, name, at)?),
         (true, None) => {
             let row = branch::get(cluster, name)?;
             row.get("last_record_lsn").and_then(Value::as_str).map(str::to_owned)
@@ -207,10 +207,9 @@ pub fn start(cluster: &mut Cluster, arguments: &StartArguments) -> Result<()> {
         "start_ms": report.get("start_ms"),
     });
     match arguments.json {
-        true => println!("{row}"),
-        false => println!("{}", report.get("uri").and_then(Value::as_str).unwrap_or_default()),
+        true => out::line(&row.to_string()),
+        false => out::line(report.get("uri").and_then(Value::as_str).unwrap_or_default()),
     }
-    Ok(())
 }
 
 /// `compute stop`.

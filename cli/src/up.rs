@@ -15,7 +15,7 @@ use crate::cluster::{
     find_postgres, free_ports, is_free, major_version,
 };
 use crate::process::Process;
-use crate::{branch, compute, files, found, http, owner, place, status};
+use crate::{branch, compute, files, found, http, out, owner, place, status};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Safekeepers of a new cluster.
@@ -242,7 +242,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     }
     let place =
         cluster.state.computes.get(&primary).context("the branch's compute is not there")?;
-    println!("{}", compute::uri(place.port));
+    out::line(&compute::uri(place.port))?;
     // What runs serves; what doesn't is still a failure, and said.
     ensure!(troubles.is_empty(), "{primary} is up, but {}", troubles.join("; "));
     Ok(())
