@@ -3,11 +3,12 @@
 //! Soft state both ways: without the broker the named ones are tried in turn, and what was last
 //! heard of the others stays.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pgstrata_ids::{Generation, Lsn, NodeId};
+use pgstrata_ids::{Generation, Lsn, NodeId, TimelineId};
 use pgstrata_wire::broker::{
     Addresses, Listing, MAX_LISTING, PUBLISH_INTERVAL_S, Publication, Role, TimelineProgress,
 };
@@ -24,13 +25,15 @@ pub struct Discovery {
     fixed: Vec<String>,
     broker: Option<String>,
     heard: RwLock<Listing>,
+    /// Timelines that any safekeeper has, of what was heard: asked for by every timeline that none has.
+    known: RwLock<HashSet<TimelineId>>,
 }
 
 impl Discovery {
     /// With the addresses given on the command line, and the broker's URL.
     pub fn new(fixed: Vec<String>, broker: Option<String>) -> Discovery {
         let broker = broker.map(|url| url.trim_end_matches('/').to_owned());
-        Discovery { fixed, broker, heard: RwLock::default() }
+        Discovery { fixed, broker, heard: RwLock::default(), known: RwLock::default() }
     }
 
     /// Talks with the broker from now on, until the repository is gone.
@@ -66,7 +69,10 @@ impl Discovery {
         agent.post(format!("{broker}/v1/publish")).send_json(said)?;
         let mut answer = agent.get(format!("{broker}/v1/nodes")).call()?;
         let body = answer.body_mut().with_config().limit(MAX_LISTING as u64);
-        let listing = body.read_json()?;
+        let listing: Listing = body.read_json()?;
+        let safekeepers = listing.nodes.iter().filter(|node| node.role == Role::Safekeeper);
+        let timelines = safekeepers.flat_map(|node| &node.timelines);
+        *self.known.write() = timelines.map(|entry| entry.timeline_id).collect();
         *self.heard.write() = listing;
         Ok(())
     }
@@ -130,9 +136,6 @@ impl Safekeepers for Discovery {
     }
 
     fn is_known(&self, timeline: &Timeline) -> bool {
-        let heard = self.heard.read();
-        let has = |entry: &TimelineProgress| entry.timeline_id == timeline.info.id;
-        let safekeepers = heard.nodes.iter().filter(|node| node.role == Role::Safekeeper);
-        safekeepers.flat_map(|node| &node.timelines).any(has)
+        self.known.read().contains(&timeline.info.id)
     }
 }
