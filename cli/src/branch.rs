@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail};
 use pgstrata_ids::Lsn;
 use serde_json::{Map, Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, FIRST_BRANCH};
 use crate::http::Service;
 use crate::status::Answers;
-use crate::{compute, table};
+use crate::{compute, out, table};
 
 /// A branch's row, as the page server has it; `None` if there is none.
 pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
@@ -127,13 +127,11 @@ pub fn listed_all(rows: &[Value], answers: &Answers) -> Vec<Value> {
 pub fn list(cluster: &Cluster, as_json: bool) -> Result<()> {
     let rows = listed_all(&rows_of_pageserver(cluster, None)?, &Answers::ask(cluster));
     if as_json {
-        println!("{}", Value::Array(rows));
-        return Ok(());
+        return out::line(&Value::Array(rows).to_string());
     }
     let columns =
         ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "remote_lsn", "logical_size"];
-    table::print(&columns, &rows);
-    Ok(())
+    table::print(&columns, &rows)
 }
 
 /// `--at LSN or TIME`.
@@ -160,6 +158,10 @@ pub fn parse_at(text: &str) -> Result<At, String> {
     }
     match time.parse::<jiff::Timestamp>() {
         Ok(time) => Ok(At::Time(time.to_string())),
+        Err(_) if time.parse::<jiff::civil::DateTime>().is_ok() => Err(format!(
+            "'{text}' has no time zone: write 2026-01-31T12:00:00Z for UTC, or \
+             2026-01-31T12:00:00+01:00"
+        )),
         Err(_) => {
             Err(format!("'{text}' is neither an LSN (0/1A2B3C8) nor a time (2026-01-31T12:00:00Z)"))
         }
@@ -187,7 +189,7 @@ fn create_request(
         }
         None => request["at_least"] = json!(committed()),
     }
-    Service::pageserver(&cluster.pageserver_http()).post_json("/v1/branches", &request)
+    Service::patient_pageserver(&cluster.pageserver_http())?.post_json("/v1/branches", &request)
 }
 
 /// `branch create`.
@@ -206,13 +208,71 @@ pub fn create(
     let request = create_request(cluster, name, from, at, false)?;
     let row = listed(&Answers::ask(cluster), &request);
     match as_json {
-        true => println!("{row}"),
-        false => println!(
+        true => out::line(&row.to_string()),
+        false => out::line(&format!(
             "{name} (from {from} at {})",
             row.get("ancestor_lsn").and_then(Value::as_str).unwrap_or_default()
+        )),
+    }
+}
+
+/// The branch that takes the primary's place where that is gone. It was renamed by an earlier version, or by a command
+/// that was killed before it could remember that.
+pub fn next_primary(cluster: &Cluster) -> Result<String> {
+    let rows: Vec<Value> =
+        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
+    let text = |row: &Value, field: &str| row.get(field)?.as_str().map(str::to_owned);
+    let ours = |row: &&Value| text(row, "tenant_id").as_ref() == Some(&cluster.state.tenant);
+    let ours: Vec<_> = rows.iter().filter(ours).collect();
+    let names: Vec<_> = ours.iter().filter_map(|row| text(row, "name")).collect();
+    let primary = &cluster.state.primary;
+    if names.is_empty() {
+        bail!(
+            "branch {primary} is not in {} any more: put the objects back (an empty database in \
+             its place would be somebody else's)",
+            cluster.object_store()
+        );
+    }
+    if names.iter().any(|name| name == FIRST_BRANCH) {
+        return Ok(FIRST_BRANCH.to_owned());
+    }
+    // A new cluster begins with one branch, from which all others come.
+    let roots = ours.iter().filter(|row| text(row, "ancestor").is_none());
+    match roots.filter_map(|row| text(row, "name")).collect::<Vec<_>>().as_slice() {
+        [root] => Ok(root.clone()),
+        _ => bail!(
+            "there is no branch '{primary}' any more, which 'up' starts: rename one of {} to \
+             '{FIRST_BRANCH}'",
+            names.join(", ")
         ),
     }
-    Ok(())
+}
+
+/// Refuses to delete what `up` could not do without. Returns the primary branch of what is left.
+fn primary_without(cluster: &Cluster, name: &str) -> Result<String> {
+    let rows: Vec<Value> =
+        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
+    let names = rows.iter().filter_map(|row| row.get("name").and_then(Value::as_str));
+    let others: Vec<_> = names.filter(|other| *other != name).collect();
+    if others.is_empty() {
+        bail!(
+            "branch '{name}' is the last one of the cluster: to begin anew, run 'pgstrata down' and \
+             remove {} and the objects in {}",
+            cluster.dir.display(),
+            cluster.object_store()
+        );
+    }
+    if cluster.state.primary != name {
+        return Ok(cluster.state.primary.clone());
+    }
+    match others.as_slice() {
+        [other] => Ok((*other).to_owned()),
+        _ if others.contains(&FIRST_BRANCH) => Ok(FIRST_BRANCH.to_owned()),
+        _ => bail!(
+            "branch '{name}' is the one that 'pgstrata up' starts: rename it, rename the one that is \
+             to be started instead to '{FIRST_BRANCH}', and delete it then"
+        ),
+    }
 }
 
 fn refuse_with_compute(cluster: &Cluster, name: &str) -> Result<()> {
@@ -223,7 +283,7 @@ fn refuse_with_compute(cluster: &Cluster, name: &str) -> Result<()> {
 }
 
 fn send_delete(cluster: &Cluster, name: &str) -> Result<()> {
-    Service::pageserver(&cluster.pageserver_http())
+    Service::patient_pageserver(&cluster.pageserver_http())?
         .delete::<Value>("/v1/branch", &[("name", name)])
         .map(drop)
 }
@@ -232,11 +292,12 @@ fn send_delete(cluster: &Cluster, name: &str) -> Result<()> {
 pub fn delete(cluster: &mut Cluster, name: &str) -> Result<()> {
     get(cluster, name)?;
     refuse_with_compute(cluster, name)?;
+    let primary = primary_without(cluster, name)?;
     send_delete(cluster, name)?;
-    let port = cluster.state.ports.remove(name);
-    if cluster.state.computes.remove(name).is_some() || port.is_some() {
-        cluster.save()?;
-    }
+    cluster.state.ports.remove(name);
+    cluster.state.computes.remove(name);
+    cluster.state.primary = primary;
+    cluster.save()?;
     // Another branch of that name must not find this one's settings.
     cluster.remove_compute_directory(name)
 }
@@ -253,7 +314,7 @@ pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
 }
 
 fn send_rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {
-    Service::pageserver(&cluster.pageserver_http())
+    Service::patient_pageserver(&cluster.pageserver_http())?
         .post::<Value>("/v1/branch/rename", &[("name", old), ("to", new)], &[])
         .map(drop)
 }
@@ -265,39 +326,84 @@ pub fn rename(cluster: &mut Cluster, old: &str, new: &str) -> Result<()> {
     // A compute that died is still wanted, under the name that the branch has now.
     if let Some(place) = cluster.state.computes.remove(old) {
         cluster.state.computes.insert(new.to_owned(), place);
-        cluster.save()?;
     }
     if let Some(port) = cluster.state.ports.remove(old) {
         cluster.state.ports.insert(new.to_owned(), port);
-        cluster.save()?;
     }
+    // Who gives a branch the usual name wants that one to be started.
+    if cluster.state.primary == old || new == FIRST_BRANCH {
+        cluster.state.primary = new.to_owned();
+    }
+    cluster.save()?;
     cluster.move_compute_directory(old, new)
+}
+
+/// Waits until a branch is ingested as far as it is known to be committed, which is returned.
+fn wait_for_committed(cluster: &Cluster, branch: &str) -> Result<Option<Lsn>> {
+    let committed = committed_now(cluster, branch)?;
+    if let Some(lsn) = committed {
+        let lsn = lsn.to_string();
+        Service::patient_pageserver(&cluster.pageserver_http())?
+            .get::<Value>("/v1/branch/wait", &[("name", branch), ("lsn", &lsn)])?;
+    }
+    Ok(committed)
+}
+
+/// The page server's answer to what a branch's LSN was at a time, or is.
+fn lsn_at(cluster: &Cluster, branch: &str, time: Option<&str>) -> Result<Value> {
+    let mut query = vec![("name", branch)];
+    query.extend(time.map(|time| ("time", time)));
+    Service::patient_pageserver(&cluster.pageserver_http())?.get("/v1/branch/lsn", &query)
+}
+
+/// The LSN of a moment of a branch.
+pub fn resolve(cluster: &Cluster, branch: &str, at: &At) -> Result<String> {
+    match at {
+        At::Lsn(lsn) => Ok(lsn.to_string()),
+        At::Time(time) => {
+            wait_for_committed(cluster, branch)?;
+            let answer = lsn_at(cluster, branch, Some(time))?;
+            let lsn = answer.get("lsn").and_then(Value::as_str);
+            Ok(lsn.context("the page server's answer has no LSN")?.to_owned())
+        }
+    }
 }
 
 /// `lsn`.
 pub fn lsn(cluster: &Cluster, branch: &str, at: Option<&At>, as_json: bool) -> Result<()> {
-    let committed = committed_now(cluster, branch)?;
-    let address = cluster.pageserver_http();
-    let pageserver = Service::pageserver(&address);
-    if let Some(lsn) = committed {
-        let lsn = lsn.to_string();
-        pageserver.get::<Value>("/v1/branch/wait", &[("name", branch), ("lsn", &lsn)])?;
-    }
-    let mut query = vec![("name", branch)];
-    match at {
-        Some(At::Time(time)) => query.push(("time", time)),
+    let time = match at {
         Some(At::Lsn(_)) => bail!("--at takes a time here, such as 2026-01-31T12:00:00Z"),
-        None => {}
-    }
-    let mut answer: Value = pageserver.get("/v1/branch/lsn", &query)?;
+        Some(At::Time(time)) => Some(time.as_str()),
+        None => None,
+    };
+    let committed = wait_for_committed(cluster, branch)?;
+    let mut answer = lsn_at(cluster, branch, time)?;
     if at.is_none()
         && let Some(lsn) = committed
     {
         answer["lsn"] = json!(lsn.to_string());
     }
     match as_json {
-        true => println!("{answer}"),
-        false => println!("{}", answer.get("lsn").and_then(Value::as_str).unwrap_or_default()),
+        true => out::line(&answer.to_string()),
+        false => out::line(answer.get("lsn").and_then(Value::as_str).unwrap_or_default()),
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_an_lsn_or_a_time_with_its_zone() {
+        assert!(matches!(parse_at("0/1A2B3C8"), Ok(At::Lsn(Lsn(0x1A2_B3C8)))));
+        for text in ["2026-01-31T12:00:00Z", "2026-01-31 13:00:00+01", "2026-01-31T12:00:00.0Z"] {
+            let At::Time(time) = parse_at(text).unwrap() else { panic!("{text} is no LSN") };
+            assert_eq!(time, "2026-01-31T12:00:00Z");
+        }
+        for text in ["2026-01-31T12:00:00", "2026-01-31 12:00", "2026-01-31"] {
+            let error = parse_at(text).unwrap_err();
+            assert!(error.contains("time zone"), "{error}");
+        }
+        assert!(parse_at("yesterday").unwrap_err().contains("neither"));
+    }
 }

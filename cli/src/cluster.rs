@@ -12,17 +12,22 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Uid, User};
+use pgstrata_blob::Location;
 use pgstrata_pg_wal::PgVersion;
 use serde::{Deserialize, Serialize};
 
+use crate::place::{self, Home};
 use crate::{files, owner, way};
 
-const STATE_FILE: &str = "cluster.json";
+/// What is remembered of a cluster, in its directory.
+pub const STATE_FILE: &str = "cluster.json";
 const LOCK_FILE: &str = "lock";
 /// Bytes of a state file, at most: room for tens of thousands of branches.
-const STATE_LIMIT: u64 = 64 << 20;
+pub const STATE_LIMIT: u64 = 64 << 20;
 /// Version of the state file that this program writes, and the newest that it reads.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
+/// The branch that a new cluster begins with.
+pub const FIRST_BRANCH: &str = "main";
 /// Ports below are where well-known services are.
 const FIRST_PORT: u16 = 15_000;
 /// Ports tried before the kernel is asked for any.
@@ -77,7 +82,7 @@ pub struct State {
     pub pg_major: Option<u32>,
     /// User that PostgreSQL runs as, if we are root.
     pub pg_user: Option<String>,
-    /// Object store.
+    /// Object store. A directory inside the cluster's is relative to that, since version 2.
     pub object_store: String,
     /// Endpoint of an S3 server other than AWS.
     pub s3_endpoint: Option<String>,
@@ -92,10 +97,26 @@ pub struct State {
     /// PostgreSQL's port of computes that were stopped, for the next start.
     #[serde(default)]
     pub ports: BTreeMap<String, u16>,
+    /// The branch whose compute `up` starts, and whose URI it prints.
+    #[serde(default = "first_branch")]
+    pub primary: String,
+    /// Whether the cluster was made with `--data-checksums`. Not remembered by clusters made before it was.
+    #[serde(default)]
+    pub data_checksums: Option<bool>,
+    /// Where the cluster was when it was last started.
+    #[serde(default)]
+    pub home: Option<Home>,
+    /// Tells a copy from its original, where both have the tenant's name outside their directories.
+    #[serde(default)]
+    pub copy: Option<String>,
 }
 
 fn first_version() -> u32 {
     1
+}
+
+fn first_branch() -> String {
+    FIRST_BRANCH.to_owned()
 }
 
 /// The version of a state file, whatever else is in it.
@@ -212,14 +233,22 @@ impl Cluster {
                 path.display()
             )
         })?;
-        Ok(Some(Cluster { dir: dir.canonicalize()?, state }))
+        let mut cluster = Cluster { dir: dir.canonicalize()?, state };
+        if cluster.state.version < STATE_VERSION {
+            place::migrate_store(&mut cluster);
+            cluster.state.version = STATE_VERSION;
+        }
+        Ok(Some(cluster))
     }
 
     /// The cluster in `dir`. If we are root, we become its owner.
     pub fn open(dir: &Path) -> Result<Cluster> {
         owner::become_owner(dir)?;
         match Cluster::find(dir)? {
-            Some(cluster) => Ok(cluster),
+            Some(cluster) => {
+                place::check(&cluster)?;
+                Ok(cluster)
+            }
             None => bail!("there is no cluster in {}: run 'pgstrata up' first", dir.display()),
         }
     }
@@ -243,6 +272,15 @@ impl Cluster {
             fs::File::open(&self.dir)?.sync_all()
         };
         write().with_context(|| format!("can't write {}", path.display()))
+    }
+
+    /// The object store, as services are told of it.
+    pub fn object_store(&self) -> String {
+        let text = &self.state.object_store;
+        match text.parse() {
+            Ok(Location::Directory(path)) => self.dir.join(path).display().to_string(),
+            _ => text.clone(),
+        }
     }
 
     /// The page server's HTTP address.
@@ -278,7 +316,12 @@ impl Cluster {
                 fs::set_permissions(&self.dir, fs::Permissions::from_mode(mode | 0o011))?;
                 inside
             }
-            false => std::env::temp_dir().join(format!("pgstrata-computes-{}", self.state.tenant)),
+            false => {
+                let copy = self.state.copy.as_ref().map(|copy| format!("-{copy}"));
+                let name =
+                    format!("pgstrata-computes-{}{}", self.state.tenant, copy.unwrap_or_default());
+                std::env::temp_dir().join(name)
+            }
         };
         // Ours alone: whoever could put names into it could have us follow them. An earlier version gave it away.
         files::own_directory(&directory, 0o755, None, Some(&user))?;

@@ -10,9 +10,11 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, ComputePlace, free_ports, is_free};
 use crate::process::Process;
 use crate::status::{self, Answers};
-use crate::{branch, http, up};
+use crate::{branch, http, out, up};
 
 const START_PATIENCE: Duration = Duration::from_secs(120);
+/// Longest wait for a port that is still taken.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
 const STOP_PATIENCE: Duration = Duration::from_secs(90);
 
 /// The URI of a compute.
@@ -30,6 +32,27 @@ pub fn report(cluster: &Cluster, branch: &str) -> Option<Value> {
     let place = cluster.state.computes.get(branch)?;
     process(cluster, branch).pid()?;
     http::try_get(&format!("127.0.0.1:{}", place.http), "/v1/status", Duration::from_secs(2))
+}
+
+/// Whether a port is free, or soon will be: a server whose shim was killed is about to end.
+fn gets_free(port: u16) -> bool {
+    let deadline = Instant::now() + PORT_PATIENCE;
+    while !is_free(port) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+/// Refuses a port that nobody can listen on.
+pub fn check_port(port: u16) -> Result<()> {
+    ensure!(
+        gets_free(port),
+        "port {port} is in use by another program, or not for us: name another with --port"
+    );
+    Ok(())
 }
 
 /// Starts the branch's compute unless it runs. Returns what it says about itself.
@@ -61,7 +84,9 @@ pub fn ensure(
     }
     let ports = free_ports(2)?;
     // Clients know the port that it had, which somebody else may have taken meanwhile.
-    let before = cluster.state.ports.get(name).copied().filter(|port| is_free(*port));
+    let state = &cluster.state;
+    let had = state.computes.get(name).map(|place| place.port);
+    let before = had.or(state.ports.get(name).copied()).filter(|port| gets_free(*port));
     let port = port.or(before).unwrap_or(ports[0]);
     let place = ComputePlace { port, http: ports[1], read_only_at };
     let directory = cluster.compute_directory(name)?;
@@ -145,9 +170,9 @@ pub struct StartArguments {
     /// Only answer queries
     #[arg(long)]
     read_only: bool,
-    /// As of this LSN (read-only computes)
-    #[arg(long, requires = "read_only")]
-    at: Option<pgstrata_ids::Lsn>,
+    /// As of this LSN or time (read-only computes)
+    #[arg(long, requires = "read_only", value_parser = branch::parse_at)]
+    at: Option<branch::At>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -160,9 +185,13 @@ pub fn start(cluster: &mut Cluster, arguments: &StartArguments) -> Result<()> {
         process(cluster, name).pid().is_none(),
         "branch '{name}' has a compute already: 'pgstrata compute list' shows it"
     );
-    let read_only_at = match (arguments.read_only, arguments.at) {
+    if let Some(port) = arguments.port {
+        // Before anything of it is remembered.
+        check_port(port)?;
+    }
+    let read_only_at = match (arguments.read_only, &arguments.at) {
         (false, _) => None,
-        (true, Some(lsn)) => Some(lsn.to_string()),
+        (true, Some(at)) => Some(branch::resolve(cluster, name, at)?),
         (true, None) => {
             let row = branch::get(cluster, name)?;
             row.get("last_record_lsn").and_then(Value::as_str).map(str::to_owned)
@@ -178,10 +207,9 @@ pub fn start(cluster: &mut Cluster, arguments: &StartArguments) -> Result<()> {
         "start_ms": report.get("start_ms"),
     });
     match arguments.json {
-        true => println!("{row}"),
-        false => println!("{}", report.get("uri").and_then(Value::as_str).unwrap_or_default()),
+        true => out::line(&row.to_string()),
+        false => out::line(report.get("uri").and_then(Value::as_str).unwrap_or_default()),
     }
-    Ok(())
 }
 
 /// `compute stop`.

@@ -10,8 +10,8 @@ use nix::unistd::{Uid, User};
 use serde_json::Value;
 
 use crate::cluster::{ensure_user, find_postgres};
-use crate::files;
 use crate::http::Service;
+use crate::{files, out};
 
 /// Arguments of `found`.
 #[derive(clap::Args)]
@@ -40,8 +40,7 @@ pub fn found(arguments: &FoundArguments) -> Result<()> {
     let rows: Vec<Value> = pageserver.get("/v1/branches", &[])?;
     let named = |row: &Value| row.get("name").and_then(Value::as_str) == Some(name);
     if rows.iter().any(named) {
-        println!("branch {name} is there");
-        return Ok(());
+        return out::line(&format!("branch {name} is there"));
     }
     let pg_bin = find_postgres(arguments.pg_bin.as_deref())?;
     let user = match ensure_user(&arguments.pg_user)? {
@@ -52,8 +51,7 @@ pub fn found(arguments: &FoundArguments) -> Result<()> {
     let archive = initdb(&pg_bin, temporary.path(), user.as_ref(), arguments.data_checksums)?;
     let tenant = pgstrata_ids::TenantId(rand::random()).to_string();
     import(&arguments.pageserver_http, &tenant, name, &archive)?;
-    println!("branch {name} was made");
-    Ok(())
+    out::line(&format!("branch {name} was made"))
 }
 
 /// A new database, as stock PostgreSQL makes it, as a tar, made in `parent`, which becomes `user`'s. Everything in it is
@@ -128,7 +126,9 @@ const PARTS: &[&str] = &["base", "global", "pg_xact", "pg_multixact", "pg_commit
 pub fn import(pageserver_http: &str, tenant: &str, name: &str, archive: &[u8]) -> Result<()> {
     let timeline = pgstrata_ids::TimelineId(rand::random()).to_string();
     let query = [("tenant", tenant), ("timeline", timeline.as_str()), ("name", name)];
-    Service::pageserver(pageserver_http).post::<Value>("/v1/import", &query, archive).map(drop)
+    Service::patient_pageserver(pageserver_http)?
+        .post::<Value>("/v1/import", &query, archive)
+        .map(drop)
 }
 
 #[cfg(test)]

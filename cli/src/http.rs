@@ -10,6 +10,11 @@ use ureq::{Agent, Body, http::Response};
 /// Bytes of an answer, at most.
 const BODY_LIMIT: u64 = 1 << 30;
 
+/// Longest wait for an answer that takes no time.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for work: longer than the page server takes for any.
+const WORK_PATIENCE: Duration = Duration::from_secs(180);
+
 /// Runs asynchronous work from this synchronous program.
 pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -44,14 +49,30 @@ pub type Pairs<'a> = &'a [(&'a str, &'a str)];
 impl<'a> Service<'a> {
     /// The page server.
     pub fn pageserver(address: &'a str) -> Service<'a> {
-        Service { name: "the page server", address, timeout: Duration::from_secs(120) }
+        Service { name: "the page server", address, timeout: ANSWER_PATIENCE }
+    }
+
+    /// The same for a request that may take long, such as one that waits for WAL: first it is asked whether it answers
+    /// at all.
+    pub fn patient_pageserver(address: &'a str) -> Result<Service<'a>> {
+        let service = Service::pageserver(address);
+        service.get_bytes("/healthz", &[])?;
+        Ok(Service { timeout: WORK_PATIENCE, ..service })
     }
 
     /// The body of an answer; an error response becomes an error with the service's own words.
     fn body(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<Vec<u8>> {
-        let mut response = answer.with_context(|| {
-            format!("{} can't be asked; is it up? ('pgstrata status' tells)", self.name)
-        })?;
+        let mut response = match answer {
+            Err(ureq::Error::Timeout(_)) => bail!(
+                "{} does not answer within {} s: if its process hangs, end it, and 'pgstrata up' \
+                 starts it again",
+                self.name,
+                self.timeout.as_secs()
+            ),
+            answer => answer.with_context(|| {
+                format!("{} can't be asked; is it up? ('pgstrata status' tells)", self.name)
+            })?,
+        };
         let status = response.status();
         let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec()?;
         if !status.is_success() {
@@ -108,7 +129,9 @@ impl<'a> Service<'a> {
     }
 }
 
-/// A GET that may fail quickly, for what is only good to know.
+/// A GET that may fail quickly, for what is only good to know. What is no JSON is a text.
 pub fn try_get(address: &str, path: &str, timeout: Duration) -> Option<Value> {
-    Service { name: "it", address, timeout }.get(path, &[]).ok()
+    let body = Service { name: "it", address, timeout }.get_bytes(path, &[]).ok()?;
+    let text = |_| Value::String(String::from_utf8_lossy(&body).into_owned());
+    Some(serde_json::from_slice(&body).unwrap_or_else(text))
 }

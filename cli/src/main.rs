@@ -6,8 +6,10 @@ mod compute;
 mod files;
 mod found;
 mod http;
+mod out;
 mod owner;
 mod page;
+mod place;
 mod process;
 mod status;
 mod table;
@@ -197,10 +199,9 @@ fn run(arguments: Arguments) -> Result<bool> {
                 let cluster = open()?;
                 let rows = compute::rows(&cluster, &status::Answers::ask(&cluster));
                 match json {
-                    true => println!("{}", serde_json::Value::Array(rows)),
+                    true => out::line(&serde_json::Value::Array(rows).to_string()),
                     false => table::print(&["branch", "state", "uri", "start_ms"], &rows),
                 }
-                Ok(())
             }
         },
         Verb::Lsn { branch, at, json } => branch::lsn(&open()?, &branch, at.as_ref(), json),
@@ -217,6 +218,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         // What is wrong was printed.
         Ok(false) => ExitCode::FAILURE,
+        // Who reads no more wants no more.
+        Err(_) if out::reader_left() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pgstrata: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::FAILURE

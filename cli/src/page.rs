@@ -1,15 +1,12 @@
 //! `page`, `layers`, `compact`.
 
-use std::io::Write;
-
 use anyhow::Result;
 use pgstrata_ids::Lsn;
 use serde_json::Value;
 
-use crate::branch;
 use crate::cluster::Cluster;
 use crate::http::Service;
-use crate::table;
+use crate::{branch, out, table};
 
 /// Verbs of `page`.
 #[derive(clap::Subcommand)]
@@ -44,18 +41,19 @@ pub fn run(cluster: &Cluster, verb: &PageVerb) -> Result<()> {
     query.extend(at.as_deref().map(|lsn| ("lsn", lsn)));
     query.extend(committed.as_deref().map(|lsn| ("at_least", lsn)));
     let address = cluster.pageserver_http();
-    let page = Service::pageserver(&address).get_bytes("/v1/branch/page", &query)?;
-    std::io::stdout().write_all(&page)?;
-    Ok(())
+    out::bytes(&Service::patient_pageserver(&address)?.get_bytes("/v1/branch/page", &query)?)
 }
 
 /// `compact`.
 pub fn compact(cluster: &Cluster, branch: &str) -> Result<()> {
     let address = cluster.pageserver_http();
-    let answer: Value =
-        Service::pageserver(&address).post("/v1/branch/compact", &[("name", branch)], &[])?;
-    println!("{} layers compacted", answer.get("compacted").unwrap_or(&Value::Null));
-    Ok(())
+    let answer: Value = Service::patient_pageserver(&address)?.post(
+        "/v1/branch/compact",
+        &[("name", branch)],
+        &[],
+    )?;
+    let compacted = answer.get("compacted").unwrap_or(&Value::Null);
+    out::line(&format!("{compacted} layers compacted"))
 }
 
 /// `layers`.
@@ -64,8 +62,7 @@ pub fn layers(cluster: &Cluster, branch: &str, as_json: bool) -> Result<()> {
     let rows: Vec<Value> =
         Service::pageserver(&address).get("/v1/branch/layers", &[("name", branch)])?;
     match as_json {
-        true => println!("{}", Value::Array(rows)),
+        true => out::line(&Value::Array(rows).to_string()),
         false => table::print(&["kind", "level", "start_lsn", "end_lsn", "size", "name"], &rows),
     }
-    Ok(())
 }

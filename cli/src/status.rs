@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::process::Process;
-use crate::{branch, compute, http, table};
+use crate::{branch, compute, http, out, table};
 
 fn process_row(cluster: &Cluster, name: &str, role: &str, listen: u16, http: u16) -> Value {
     let process = Process::new(&cluster.dir, name);
@@ -35,30 +35,38 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Asks the safekeepers and computes that run.
+    /// Asks those that run; of the broker and the page server it is known only whether they answer.
     pub fn ask(cluster: &Cluster) -> Answers {
         let state = &cluster.state;
         let safekeepers = state.safekeepers.iter();
         let safekeepers = safekeepers.map(|place| (format!("safekeeper-{}", place.id), place.http));
         let computes = state.computes.iter();
         let computes = computes.map(|(branch, place)| (format!("compute-{branch}"), place.http));
+        let said = |(name, port)| (name, port, "/v1/status");
+        let services = [("storage-broker", state.broker), ("pageserver", state.pageserver.0)];
+        let services = services.map(|(name, port)| (name.to_owned(), port, "/healthz"));
         let asked: Vec<_> = safekeepers
             .chain(computes)
-            .filter(|(name, _)| Process::new(&cluster.dir, name).pid().is_some())
+            .map(said)
+            .chain(services)
+            .filter(|(name, ..)| Process::new(&cluster.dir, name).pid().is_some())
             .collect();
         let mut answers = Answers::default();
         for some in asked.chunks(ASKED_AT_ONCE) {
             let said: Vec<_> = std::thread::scope(|scope| {
-                let ask =
-                    |port: u16| http::try_get(&format!("127.0.0.1:{port}"), "/v1/status", PATIENCE);
-                let threads: Vec<_> =
-                    some.iter().map(|(_, port)| scope.spawn(move || ask(*port))).collect();
+                let ask = |port: u16, path: &str| {
+                    http::try_get(&format!("127.0.0.1:{port}"), path, PATIENCE)
+                };
+                let threads: Vec<_> = some
+                    .iter()
+                    .map(|(_, port, path)| scope.spawn(move || ask(*port, path)))
+                    .collect();
                 threads.into_iter().map(|thread| thread.join().unwrap_or(None)).collect()
             });
             let named = some.iter().zip(said);
             answers
                 .by_process
-                .extend(named.filter_map(|((name, _), said)| Some((name.clone(), said?))));
+                .extend(named.filter_map(|((name, ..), said)| Some((name.clone(), said?))));
         }
         answers
     }
@@ -131,8 +139,14 @@ pub fn no_answer() -> String {
 /// Everything that belongs to the cluster.
 pub fn processes(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
     let state = &cluster.state;
-    let mut rows =
-        vec![process_row(cluster, "storage-broker", "storage-broker", state.broker, state.broker)];
+    // Of one that runs.
+    let silence = |row: &Value, name: &str| {
+        (row["pid"].is_u64() && answers.of(name).is_none()).then(no_answer)
+    };
+    let mut row =
+        process_row(cluster, "storage-broker", "storage-broker", state.broker, state.broker);
+    row["failure"] = json!(silence(&row, "storage-broker"));
+    let mut rows = vec![row];
     for place in &state.safekeepers {
         let name = format!("safekeeper-{}", place.id);
         let mut row = process_row(cluster, &name, "safekeeper", place.wal, place.http);
@@ -146,14 +160,13 @@ pub fn processes(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
     let (http, pages, pg) = state.pageserver;
     let mut row = process_row(cluster, "pageserver", "pageserver", pages, http);
     row["pg"] = json!(format!("127.0.0.1:{pg}"));
+    row["failure"] = json!(silence(&row, "pageserver"));
     row["local_dir"] = json!(cluster.dir.join("pageserver").display().to_string());
     rows.push(row);
     for (branch, place) in &state.computes {
         let name = format!("compute-{branch}");
         let mut row = process_row(cluster, &name, "compute", place.port, place.http);
-        if row["pid"].is_u64() && answers.of(&name).is_none() {
-            row["failure"] = json!(no_answer());
-        }
+        row["failure"] = json!(silence(&row, &name));
         rows.push(row);
     }
     rows
@@ -174,47 +187,43 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     if as_json {
         let document = json!({
             "dir": cluster.dir.display().to_string(),
-            "object_store": cluster.state.object_store,
+            "object_store": cluster.object_store(),
             "processes": processes,
             "branches": branches.as_deref().unwrap_or_default(),
             "branches_failure": branches.as_ref().err().map(|error| format!("{error:#}")),
             "computes": computes,
         });
-        println!("{document}");
-        return Ok(());
+        return out::line(&document.to_string());
     }
-    table::print(&["name", "state", "pid", "listen", "http"], &processes);
+    table::print(&["name", "state", "pid", "listen", "http"], &processes)?;
     for row in &processes {
         if let (Some(name), Some(failure)) = (row["name"].as_str(), row["failure"].as_str()) {
-            table::line(&format!("{name}: {failure}"));
+            out::line(&format!("{name}: {failure}"))?;
         }
     }
-    table::line("");
+    out::line("")?;
     match branches {
         Ok(rows) => {
             let columns =
                 ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "commit_lsn", "failure"];
-            table::print(&columns, &rows);
+            table::print(&columns, &rows)?;
             for row in &rows {
                 for trouble in branch::troubles(row) {
-                    table::line(&format!(
-                        "{}: {trouble}",
-                        row["name"].as_str().unwrap_or_default()
-                    ));
+                    out::line(&format!("{}: {trouble}", row["name"].as_str().unwrap_or_default()))?;
                 }
             }
         }
-        Err(error) => table::line(&format!("branches: {error:#}")),
+        Err(error) => out::line(&format!("branches: {error:#}"))?,
     }
-    table::line("");
-    table::print(&["branch", "state", "uri", "start_ms"], &computes);
+    out::line("")?;
+    table::print(&["branch", "state", "uri", "start_ms"], &computes)?;
     for row in &computes {
         let Some(branch) = row["branch"].as_str() else { continue };
         if let Some(failure) = row["failure"].as_str() {
-            table::line(&format!("{branch}: {failure}"));
+            out::line(&format!("{branch}: {failure}"))?;
         }
         for warning in row["warnings"].as_array().into_iter().flatten() {
-            table::line(&format!("{branch}: {}", warning.as_str().unwrap_or_default()));
+            out::line(&format!("{branch}: {}", warning.as_str().unwrap_or_default()))?;
         }
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! Listings for people.
 
-use std::io::Write;
-
+use anyhow::Result;
 use serde_json::Value;
+
+use crate::out;
 
 fn cell(row: &Value, column: &str) -> String {
     match row.get(column) {
@@ -12,13 +13,8 @@ fn cell(row: &Value, column: &str) -> String {
     }
 }
 
-/// Prints a line. A reader that has seen enough (`| head`) is no error.
-pub fn line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
 /// Prints the columns of the rows, aligned.
-pub fn print(columns: &[&str], rows: &[Value]) {
+pub fn print(columns: &[&str], rows: &[Value]) -> Result<()> {
     let mut lines: Vec<Vec<String>> =
         vec![columns.iter().map(|name| name.to_uppercase()).collect()];
     lines.extend(rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()));
@@ -28,6 +24,7 @@ pub fn print(columns: &[&str], rows: &[Value]) {
     for row in &lines {
         let cells: Vec<_> =
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        line(cells.join("  ").trim_end());
+        out::line(cells.join("  ").trim_end())?;
     }
+    Ok(())
 }

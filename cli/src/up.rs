@@ -11,13 +11,15 @@ use nix::sys::signal::Signal;
 use pgstrata_blob::Location;
 
 use crate::cluster::{
-    Cluster, Lock, PG_USER, STATE_VERSION, SafekeeperPlace, State, ensure_user, find_postgres,
-    free_ports, is_free, major_version,
+    Cluster, FIRST_BRANCH, Lock, PG_USER, STATE_VERSION, SafekeeperPlace, State, ensure_user,
+    find_postgres, free_ports, is_free, major_version,
 };
 use crate::process::Process;
-use crate::{branch, compute, files, found, http, owner, status};
+use crate::{branch, compute, files, found, http, out, owner, place, status};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Safekeepers of a new cluster.
+const SAFEKEEPERS: u64 = 3;
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Arguments of `up`.
@@ -26,9 +28,9 @@ pub struct UpArguments {
     /// Directory of PostgreSQL's programs [default: the newest of 15 to 18 that is installed]
     #[arg(long, env = "PGSTRATA_PG_BIN")]
     pg_bin: Option<PathBuf>,
-    /// Number of safekeepers, each in a zone of its own
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=15))]
-    safekeepers: u64,
+    /// Number of safekeepers, each in a zone of its own [default: 3, or as many as the cluster has]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=15))]
+    safekeepers: Option<u64>,
     /// Object storage: a directory [default: DIR/objects], or s3://bucket/prefix
     #[arg(long)]
     object_store: Option<String>,
@@ -42,7 +44,7 @@ pub struct UpArguments {
     /// all but PostgreSQL runs as root
     #[arg(long)]
     run_as: Option<String>,
-    /// Port of the compute of branch main [default: a free one]
+    /// Port of the compute of branch main [default: the one that it had, or a free one]
     #[arg(long)]
     port: Option<u16>,
     /// Make the cluster with page checksums, also before PostgreSQL 18, where they are the default
@@ -96,18 +98,19 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
     let pg_user = ensure_user(arguments.pg_user())?;
     let dir = dir.canonicalize()?;
     let object_store = match &arguments.object_store {
-        None => dir.join("objects").display().to_string(),
+        None => "objects".to_owned(),
         Some(text) => match text.parse::<Location>()? {
             Location::Directory(path) => {
                 fs::create_dir_all(&path)
                     .with_context(|| format!("can't create {}", path.display()))?;
-                path.canonicalize()?.display().to_string()
+                place::remembered_store(&dir, &path.canonicalize()?.display().to_string())
             }
             other => other.to_string(),
         },
     };
-    let ports = free_ports(4 + 3 * arguments.safekeepers as usize)?;
-    let safekeepers = (0..arguments.safekeepers as usize)
+    let safekeepers = arguments.safekeepers.unwrap_or(SAFEKEEPERS) as usize;
+    let ports = free_ports(4 + 3 * safekeepers)?;
+    let safekeepers = (0..safekeepers)
         .map(|at| SafekeeperPlace {
             id: at as u64 + 1,
             zone: format!("zone-{}", char::from(b'a' + at as u8)),
@@ -132,13 +135,17 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
         safekeepers,
         computes: Default::default(),
         ports: Default::default(),
+        primary: FIRST_BRANCH.to_owned(),
+        data_checksums: Some(arguments.data_checksums),
+        home: None,
+        copy: None,
     };
     Ok(Cluster { dir, state })
 }
 
 /// Checks the object store before anything is started, where the message is about it alone.
 fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
-    let location: Location = cluster.state.object_store.parse()?;
+    let location: Location = cluster.object_store().parse()?;
     let endpoint = cluster.state.s3_endpoint.as_deref();
     http::block_on(async {
         if let (Location::S3 { bucket, .. }, true) = (&location, create_bucket) {
@@ -168,6 +175,8 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     let _lock = Lock::take(dir)?;
     let (mut cluster, fresh) = match Cluster::find(dir)? {
         Some(mut cluster) => {
+            place::settle(&mut cluster)?;
+            check_unchanged(&cluster, arguments)?;
             if let Some(path) = &arguments.pg_bin {
                 let pg_bin = find_postgres(Some(path))?;
                 let (major, own) = (major_version(&pg_bin)?, cluster.state.pg_major);
@@ -184,22 +193,27 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
             find_postgres(Some(&cluster.state.pg_bin))?;
             (cluster, false)
         }
-        None => (create(dir, arguments)?, true),
+        None => {
+            let mut cluster = create(dir, arguments)?;
+            place::settle(&mut cluster)?;
+            (cluster, true)
+        }
     };
+    check_port(&cluster, arguments.port)?;
     if let Some(asked) = &arguments.object_store
         && !fresh
     {
         let same = match asked.parse::<Location>()? {
             Location::Directory(path) => path
                 .canonicalize()
-                .is_ok_and(|path| path.display().to_string() == cluster.state.object_store),
-            other => other.to_string() == cluster.state.object_store,
+                .is_ok_and(|path| path.display().to_string() == cluster.object_store()),
+            other => other.to_string() == cluster.object_store(),
         };
         ensure!(
             same,
             "the cluster in {} keeps its objects in {}, not in {asked}",
             cluster.dir.display(),
-            cluster.state.object_store
+            cluster.object_store()
         );
     }
     let pageserver_runs = Process::new(&cluster.dir, "pageserver").pid().is_some();
@@ -207,22 +221,11 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
         check_store(&cluster, arguments.create_bucket)?;
     }
     let mut troubles = start_services(&mut cluster)?;
-    if branch::find(&cluster, "main")?.is_none() {
-        ensure!(
-            !cluster.state.founded,
-            "branch main is not in {} any more: put the objects back (an empty database in its \
-             place would be somebody else's)",
-            cluster.state.object_store
-        );
-        create_main(&cluster, arguments.data_checksums)?;
-    }
-    if !cluster.state.founded {
-        cluster.state.founded = true;
-        cluster.save()?;
-    }
-    start_compute(&mut cluster, "main", arguments.port)?;
+    ensure_primary(&mut cluster, arguments.data_checksums)?;
+    let primary = cluster.state.primary.clone();
+    start_compute(&mut cluster, &primary, arguments.port)?;
     let others: Vec<_> =
-        cluster.state.computes.keys().filter(|&name| name != "main").cloned().collect();
+        cluster.state.computes.keys().filter(|&name| *name != primary).cloned().collect();
     for branch in others {
         if let Err(error) = start_compute(&mut cluster, &branch, None) {
             troubles.push(format!("{error:#}"));
@@ -235,17 +238,75 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
         let name = format!("safekeeper-{}", place.id);
         troubles.extend(status::damage(&answers, &name).map(|damage| format!("{name}: {damage}")));
     }
-    let place = cluster.state.computes.get("main").context("the compute of main is not there")?;
-    println!("{}", compute::uri(place.port));
+    let place =
+        cluster.state.computes.get(&primary).context("the branch's compute is not there")?;
+    out::line(&compute::uri(place.port))?;
     // What runs serves; what doesn't is still a failure, and said.
-    ensure!(troubles.is_empty(), "main is up, but {}", troubles.join("; "));
+    ensure!(troubles.is_empty(), "{primary} is up, but {}", troubles.join("; "));
     Ok(())
 }
 
-/// Starts a branch's compute as it was, or on `port` if it never was.
+/// What an existing cluster can't become is refused.
+fn check_unchanged(cluster: &Cluster, arguments: &UpArguments) -> Result<()> {
+    let (state, dir) = (&cluster.state, cluster.dir.display());
+    let members = state.safekeepers.len();
+    if let Some(asked) = arguments.safekeepers {
+        ensure!(
+            asked as usize == members,
+            "the cluster in {dir} has {members} safekeepers, and this can't be changed yet: leave \
+             out --safekeepers"
+        );
+    }
+    // PostgreSQL 18 makes every cluster with them.
+    let has = state.data_checksums == Some(true) || state.pg_major.is_some_and(|major| major >= 18);
+    ensure!(
+        !arguments.data_checksums || has || !state.founded,
+        "page checksums are chosen when a cluster is made, and the one in {dir} was made without \
+         --data-checksums: leave it out"
+    );
+    Ok(())
+}
+
+/// A port that the branch's compute can't have is refused before anything of it is remembered.
+fn check_port(cluster: &Cluster, asked: Option<u16>) -> Result<()> {
+    let Some(asked) = asked else { return Ok(()) };
+    let primary = &cluster.state.primary;
+    if compute::process(cluster, primary).pid().is_none() {
+        return compute::check_port(asked);
+    }
+    let now = cluster.state.computes.get(primary).map(|place| place.port);
+    ensure!(
+        now == Some(asked),
+        "the compute of branch '{primary}' runs on port {}: stop it first ('pgstrata compute stop \
+         {primary}'), and it takes port {asked}",
+        now.unwrap_or_default()
+    );
+    Ok(())
+}
+
+/// Makes sure that the branch is there whose compute is started.
+fn ensure_primary(cluster: &mut Cluster, data_checksums: bool) -> Result<()> {
+    if branch::find(cluster, &cluster.state.primary)?.is_none() {
+        if cluster.state.founded {
+            let next = branch::next_primary(cluster)?;
+            eprintln!(
+                "pgstrata: there is no branch '{}' any more: '{next}' is started",
+                cluster.state.primary
+            );
+            cluster.state.primary = next;
+        } else {
+            create_main(cluster, data_checksums)?;
+            cluster.state.data_checksums = Some(data_checksums);
+        }
+    }
+    cluster.state.founded = true;
+    cluster.save()
+}
+
+/// Starts a branch's compute as it was, on `port` if that is asked for.
 fn start_compute(cluster: &mut Cluster, branch: &str, port: Option<u16>) -> Result<()> {
     let remembered = cluster.state.computes.get(branch).cloned();
-    let port = remembered.as_ref().map_or(port, |place| Some(place.port));
+    let port = port.or(remembered.as_ref().map(|place| place.port));
     let read_only = remembered.and_then(|place| place.read_only_at);
     compute::ensure(cluster, branch, port, read_only).map(drop)
 }
@@ -362,7 +423,7 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
             .args(["--listen-pg", &format!("127.0.0.1:{}", place.pg)])
             .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
             .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)])
-            .args(["--object-store", &cluster.state.object_store]);
+            .args(["--object-store", &cluster.object_store()]);
         if let Some(endpoint) = &cluster.state.s3_endpoint {
             command.args(["--s3-endpoint", endpoint]);
         }
@@ -397,7 +458,7 @@ fn start_pageserver(cluster: &Cluster) -> Result<()> {
     command
         .arg("--dir")
         .arg(cluster.dir.join("pageserver"))
-        .args(["--object-store", &cluster.state.object_store])
+        .args(["--object-store", &cluster.object_store()])
         .args(["--listen-http", &format!("127.0.0.1:{http}")])
         .args(["--listen-pages", &format!("127.0.0.1:{pages}")])
         .args(["--listen-pg", &format!("127.0.0.1:{pg}")])
@@ -421,7 +482,7 @@ fn create_main(cluster: &Cluster, data_checksums: bool) -> Result<()> {
     let user = cluster.postgres_user()?;
     let archive =
         found::initdb(&cluster.state.pg_bin, directory.path(), user.as_ref(), data_checksums)?;
-    found::import(&cluster.pageserver_http(), &cluster.state.tenant, "main", &archive)?;
+    found::import(&cluster.pageserver_http(), &cluster.state.tenant, FIRST_BRANCH, &archive)?;
     remove_old_attempts(cluster)
 }
 

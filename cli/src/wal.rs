@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
+use crate::out::Out;
 use crate::status::Answers;
 use crate::{branch, http};
 
@@ -115,7 +116,7 @@ impl BranchWal {
                 .iter()
                 .map(|place| format!("127.0.0.1:{}", place.wal))
                 .collect(),
-            archive: (cluster.state.object_store.clone(), cluster.state.s3_endpoint.clone()),
+            archive: (cluster.object_store(), cluster.state.s3_endpoint.clone()),
             fetched: RefCell::default(),
         })
     }
@@ -252,11 +253,21 @@ impl BranchWal {
 
 /// `wal`. Returns whether everything was right.
 pub fn run(verb: WalVerb, open: impl FnOnce() -> Result<Cluster>) -> Result<bool> {
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(Out);
+    let right = run_to(verb, open, &mut out)?;
+    out.flush().context("can't write the answer")?;
+    Ok(right)
+}
+
+fn run_to(
+    verb: WalVerb,
+    open: impl FnOnce() -> Result<Cluster>,
+    out: &mut impl Write,
+) -> Result<bool> {
     match verb {
-        WalVerb::CheckRedo(args) => check_redo::run(&args, &mut out),
+        WalVerb::CheckRedo(args) => check_redo::run(&args, out),
         WalVerb::Dump { wal: Some(wal), from, to, json, .. } => {
-            dump::run(&dump::DumpArgs { wal, from, to, json }, &mut out)?;
+            dump::run(&dump::DumpArgs { wal, from, to, json }, out)?;
             Ok(true)
         }
         WalVerb::Dump { branch, from, to, json, .. } => {
@@ -276,7 +287,7 @@ pub fn run(verb: WalVerb, open: impl FnOnce() -> Result<Cluster>) -> Result<bool
                 to: Some(to),
                 json,
             };
-            dump::run(&args, &mut out)?;
+            dump::run(&args, out)?;
             Ok(true)
         }
         WalVerb::Verify { branch, from, to, json } => {
@@ -292,7 +303,6 @@ pub fn run(verb: WalVerb, open: impl FnOnce() -> Result<Cluster>) -> Result<bool
                     report["to"].as_str().unwrap_or_default()
                 )?,
             }
-            out.flush()?;
             Ok(true)
         }
     }

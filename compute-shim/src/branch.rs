@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use pgstrata_ids::{Lsn, SystemId, TimelineParameters};
 use serde_json::Value;
 
+use crate::compute::error_text;
+
 /// A page server that can't be reached is asked again for so long: it may be about to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
@@ -43,7 +45,7 @@ impl Branch {
         };
         let (status, body) = (response.status(), response.body_mut().read_to_vec()?);
         if !status.is_success() {
-            let text = String::from_utf8_lossy(&body);
+            let text = error_text(&body);
             bail!("page server {pageserver} has no branch '{name}': {text}");
         }
         let row: Value = serde_json::from_slice(&body)?;

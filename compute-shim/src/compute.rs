@@ -401,6 +401,14 @@ fn append_barrier(
     Ok((placed.start, placed.end))
 }
 
+/// The words of an error response of the page server.
+pub fn error_text(body: &[u8]) -> String {
+    serde_json::from_slice::<serde_json::Value>(body)
+        .ok()
+        .and_then(|value| Some(value.get("error")?.as_str()?.to_owned()))
+        .unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())
+}
+
 /// GET from the page server.
 fn ask_pageserver(config: &ComputeConfig, path: &str, what: &str) -> Result<Bytes> {
     let url = format!("http://{}{path}", config.pageserver_http);
@@ -416,7 +424,7 @@ fn ask_pageserver(config: &ComputeConfig, path: &str, what: &str) -> Result<Byte
     let status = response.status();
     let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
     if !status.is_success() {
-        let text = String::from_utf8_lossy(&body);
+        let text = error_text(&body);
         bail!("page server {} has no {what}: {text}", config.pageserver_http);
     }
     Ok(Bytes::from(body))

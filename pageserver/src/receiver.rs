@@ -31,12 +31,24 @@ const ANCESTOR_PATIENCE: Duration = Duration::from_millis(200);
 /// How soon ingest is tried again after it could not read or keep something.
 const STORAGE_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_STORAGE_PAUSE: Duration = Duration::from_secs(1);
+/// How often safekeepers are asked for a timeline that none of them has, while nobody wants its WAL and nobody is heard
+/// to have it.
+const UNKNOWN_PAUSE: Duration = Duration::from_secs(30);
+/// How soon it is noticed that one has it.
+const UNKNOWN_TICK: Duration = Duration::from_millis(500);
+/// SQLSTATE of a safekeeper that has no such timeline.
+const NO_SUCH_TIMELINE: &str = "3D000";
 const PROTOCOL_3: u32 = 196_608;
 
 /// Who may have a timeline's WAL. Asked again for every attempt.
 pub trait Safekeepers: Send + Sync {
     /// Addresses (`host:port`) of replication listeners, best first.
     fn candidates(&self, timeline: &Timeline) -> Vec<String>;
+
+    /// Whether any of them is known to have it.
+    fn is_known(&self, _timeline: &Timeline) -> bool {
+        false
+    }
 }
 
 /// Keeps a timeline ingesting until it is stopped or fails for good. What fails for lack of
@@ -117,6 +129,7 @@ fn follow_with(
             continue;
         }
         // Those that failed last come last: one that hangs would be the best by what is known of it.
+        let mut unknown = 0;
         failed.retain(|_, at| at.elapsed() < AVOIDED);
         candidates.sort_by_key(|address| failed.get(address).copied());
         for address in candidates {
@@ -124,6 +137,7 @@ fn follow_with(
                 Ok(()) => {}
                 Err(Ended::Stream(error)) => {
                     tracing::debug!(timeline = %timeline.info.id, address, "{error:#}");
+                    unknown += usize::from(error.is::<Unknown>());
                     failed.insert(address, Instant::now());
                 }
                 Err(Ended::Ingest(error)) => {
@@ -144,6 +158,8 @@ fn follow_with(
         ingest.freeze_if_due(false);
         if ingest.position() > before {
             pause = Duration::from_millis(20);
+        } else if known > 0 && unknown == known {
+            wait_until_known(timeline, safekeepers);
         } else {
             timeline.progress.wait_until_wanted(pause);
             pause = (pause * 2).min(Duration::from_secs(1));
@@ -151,6 +167,31 @@ fn follow_with(
     }
     ingest.freeze_if_due(true);
     Ok(())
+}
+
+/// Waits until the timeline may be somewhere: nobody has it before its first compute.
+fn wait_until_known(timeline: &Timeline, safekeepers: &dyn Safekeepers) {
+    let since = Instant::now();
+    loop {
+        timeline.progress.wait_until_wanted(UNKNOWN_TICK);
+        let is_over = timeline.is_stopping()
+            || timeline.progress.is_wanted()
+            || safekeepers.is_known(timeline)
+            || since.elapsed() > UNKNOWN_PAUSE;
+        if is_over {
+            return;
+        }
+    }
+}
+
+/// A safekeeper has no such timeline.
+#[derive(Debug)]
+struct Unknown(String);
+
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Why following one safekeeper ended.
@@ -289,6 +330,9 @@ impl Connection {
         while !is_over(since.elapsed()) {
             match self.read_any(&mut body)? {
                 Some(kind) if kind == wanted => return Ok(()),
+                Some(b'E') if error_field(&body, b'C').as_deref() == Some(NO_SUCH_TIMELINE) => {
+                    return Err(anyhow::Error::msg(Unknown(error_text(&body))));
+                }
                 Some(b'E') => bail!("{}", error_text(&body)),
                 _ => {}
             }
@@ -361,8 +405,11 @@ impl Connection {
 
 /// The message field of an error response.
 fn error_text(body: &[u8]) -> String {
-    body.split(|&byte| byte == 0).find_map(|field| field.strip_prefix(b"M")).map_or_else(
-        || "an error without a text".into(),
-        |text| String::from_utf8_lossy(text).into(),
-    )
+    error_field(body, b'M').unwrap_or_else(|| "an error without a text".into())
+}
+
+/// A field of an error response.
+fn error_field(body: &[u8], kind: u8) -> Option<String> {
+    let text = body.split(|&byte| byte == 0).find_map(|field| field.strip_prefix(&[kind]))?;
+    Some(String::from_utf8_lossy(text).into())
 }

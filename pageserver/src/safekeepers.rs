@@ -3,11 +3,12 @@
 //! Soft state both ways: without the broker the named ones are tried in turn, and what was last
 //! heard of the others stays.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use pgstrata_ids::{Generation, Lsn, NodeId};
+use pgstrata_ids::{Generation, Lsn, NodeId, TimelineId};
 use pgstrata_wire::broker::{
     Addresses, LISTING_S, Listing, MAX_LISTING, PUBLISH_INTERVAL_S, Publication, Role, SILENCE_S,
     TimelineProgress,
@@ -26,13 +27,15 @@ pub struct Discovery {
     fixed: Vec<String>,
     broker: Option<String>,
     heard: RwLock<Listing>,
+    /// Timelines that any safekeeper has, of what was heard: asked for by every timeline that none has.
+    known: RwLock<HashSet<TimelineId>>,
 }
 
 impl Discovery {
     /// With the addresses given on the command line, and the broker's URL.
     pub fn new(fixed: Vec<String>, broker: Option<String>) -> Discovery {
         let broker = broker.map(|url| url.trim_end_matches('/').to_owned());
-        Discovery { fixed, broker, heard: RwLock::default() }
+        Discovery { fixed, broker, heard: RwLock::default(), known: RwLock::default() }
     }
 
     /// Talks with the broker from now on, until the repository is gone.
@@ -69,7 +72,11 @@ impl Discovery {
     fn exchange(&self, agent: &ureq::Agent, broker: &str, said: &Publication) -> Result<()> {
         let published = agent.post(format!("{broker}/v1/publish")).send_json(said);
         accepted(published.map_err(explained)?)?;
-        *self.heard.write() = listing(agent, broker)?;
+        let listing = listing(agent, broker)?;
+        let safekeepers = listing.nodes.iter().filter(|node| node.role == Role::Safekeeper);
+        let timelines = safekeepers.flat_map(|node| &node.timelines);
+        *self.known.write() = timelines.map(|entry| entry.timeline_id).collect();
+        *self.heard.write() = listing;
         Ok(())
     }
 }
@@ -179,6 +186,10 @@ impl Safekeepers for Discovery {
             }
         }
         candidates
+    }
+
+    fn is_known(&self, timeline: &Timeline) -> bool {
+        self.known.read().contains(&timeline.info.id)
     }
 }
 

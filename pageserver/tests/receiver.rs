@@ -145,3 +145,65 @@ fn h12_a_rotten_safekeeper_is_left_for_another() {
     follower.join().unwrap();
     repository.stop();
 }
+
+/// A safekeeper that has no timeline, and counts who asks for one.
+fn without_timelines() -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let text = b"SFATAL\0C3D000\0Mtimeline: there is none\0\0";
+            let _ = stream.write_all(&message(b'E', text));
+            // Until the other one has read it.
+            std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn a_timeline_that_no_safekeeper_has_is_seldom_asked_for() {
+    struct Heard(Vec<String>, Arc<std::sync::atomic::AtomicBool>);
+    impl Safekeepers for Heard {
+        fn candidates(&self, _: &Timeline) -> Vec<String> {
+            self.0.clone()
+        }
+        fn is_known(&self, _: &Timeline) -> bool {
+            self.1.load(Ordering::SeqCst)
+        }
+    }
+    let (runtime, directory) = (runtime(), tempfile::tempdir().unwrap());
+    let store = Store::open(&Location::Memory, None).unwrap();
+    let repository = open(&runtime, &store, directory.path(), Limits::default()).unwrap();
+    let state = State::first(&mut SmallRng::seed_from_u64(1));
+    let archive = archive(PgVersion::V15, &state);
+    let timeline = repository.import(TENANT, TimelineId([7; 16]), "main", &archive[..]).unwrap();
+    let (address, asked) = without_timelines();
+    let heard = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let safekeepers = Heard(vec![address], Arc::clone(&heard));
+    let follower = {
+        let timeline = Arc::clone(&timeline);
+        std::thread::spawn(move || follow(&timeline, &safekeepers))
+    };
+    std::thread::sleep(Duration::from_secs(3));
+    let before = asked.load(Ordering::SeqCst);
+    assert!((1..=2).contains(&before), "asked {before} times");
+    // It appears, and that is noticed soon; and whoever wants its WAL waits for no pause.
+    heard.store(true, Ordering::SeqCst);
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while asked.load(Ordering::SeqCst) == before {
+        assert!(Instant::now() < deadline, "nobody notices that it appeared");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    heard.store(false, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_secs(1));
+    let before = asked.load(Ordering::SeqCst);
+    let _ = timeline.wait(Lsn(timeline.info.start_lsn.0 + 1), Duration::from_millis(300));
+    assert!(asked.load(Ordering::SeqCst) > before, "whoever waits is not heard");
+    timeline.stop();
+    follower.join().unwrap();
+    repository.stop();
+}

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use pgstrata_tests::other_s3::{Condition, OtherS3};
-use pgstrata_tests::{Cluster, S3_ENVIRONMENT, connect, pg_bin};
+use pgstrata_tests::{Cluster, S3_ENVIRONMENT, connect, pg_bin, pg_command, pg_directory, signal};
+use rustix::process::Signal;
 
 #[test]
 fn wrong_usage_is_status_2() {
@@ -96,6 +99,8 @@ fn a_running_cluster_refuses_nonsense() {
         (&["branch", "create", "x", "--at", "FFFF/0"][..], "future"),
         (&["branch", "create", "x", "--at", "0/1"], "before"),
         (&["branch", "create", "x", "--at", "1999-01-01T00:00:00Z"], "no commit"),
+        (&["branch", "create", "x", "--at", "2999-01-01T00:00:00Z"], "in the future"),
+        (&["lsn", "--at", "2999-01-01T00:00:00Z"], "in the future"),
         (&["branch", "create", "x", "--from", "nope"], "nope"),
         (&["branch", "create", "main"], "exists"),
         (&["branch", "create", "../x"], "branch name"),
@@ -124,7 +129,6 @@ fn a_running_cluster_refuses_nonsense() {
     // somebody else took it meanwhile.
     let start = || cluster.json(&["compute", "start", "b"])["uri"].as_str().unwrap().to_owned();
     let stop = || drop(cluster.cli(&["compute", "stop", "b"]));
-    stop();
     let first = start();
     assert!(!first.contains(&port), "{first}");
     stop();
@@ -136,6 +140,110 @@ fn a_running_cluster_refuses_nonsense() {
     // Nothing was damaged.
     let row = client.query_one("select a from t", &[]).unwrap();
     assert_eq!(row.get::<_, i32>(0), 1);
+}
+
+#[test]
+fn a_read_only_compute_is_of_any_moment_and_says_what_is_wrong_with_it() {
+    let cluster = Cluster::new();
+    let mut client = cluster.client();
+    client.batch_execute("create table t as select 1 a").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let row = client.query_one("select now()::text", &[]).unwrap();
+    let time: String = row.get(0);
+    std::thread::sleep(Duration::from_millis(20));
+    client.batch_execute("insert into t values (2)").unwrap();
+    cluster.cli(&["branch", "create", "b"]);
+    let text = cluster.refusal(&["compute", "start", "b", "--read-only", "--at", "0/1"], 1);
+    assert!(text.contains("before the history") && !text.contains('{'), "{text}");
+    let future = "2999-01-01T00:00:00Z";
+    let text = cluster.refusal(&["compute", "start", "b", "--read-only", "--at", future], 1);
+    assert!(text.contains("in the future"), "{text}");
+    cluster.try_cli(&["compute", "stop", "b"]);
+    let row = cluster.json(&["compute", "start", "b", "--read-only", "--at", &time]);
+    let mut reader = connect(row["uri"].as_str().unwrap());
+    assert_eq!(reader.query_one("select count(*) from t", &[]).unwrap().get::<_, i64>(0), 1);
+}
+
+#[test]
+fn what_can_not_be_printed_is_a_failure_with_a_line() {
+    let cluster = Cluster::new();
+    cluster.up();
+    let run = |arguments: &[&str], stdout: Stdio| {
+        let mut command = Command::new(pgstrata_tests::programs().join("pgstrata"));
+        command.arg("--dir").arg(cluster.dir()).args(arguments).stdout(stdout);
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for arguments in
+        [&["lsn"][..], &["status"], &["status", "--json"], &["wal", "verify"], &["branch", "list"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let (code, text) = run(arguments, full.into());
+        assert_eq!((code, text.lines().count()), (Some(1), 1), "{arguments:?}: {text}");
+        assert!(text.contains("can't write the answer"), "{arguments:?}: {text}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(run(arguments, writer.into()), (Some(0), String::new()), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_hung_page_server_is_named_and_waited_for_not_long() {
+    let cluster = Cluster::new();
+    cluster.up();
+    let pid = cluster.pid("pageserver");
+    signal(pid, Signal::STOP);
+    let status = cluster.status();
+    let processes = status["processes"].as_array().unwrap();
+    let row = processes.iter().find(|row| row["name"] == "pageserver").unwrap();
+    assert!(row["failure"].as_str().unwrap().contains("does not answer"), "{row}");
+    let pg_bin = pg_bin();
+    let commands =
+        [&["lsn"][..], &["branch", "create", "b"], &["up", "--pg-bin", pg_bin.to_str().unwrap()]];
+    std::thread::scope(|scope| {
+        for arguments in commands {
+            let cluster = &cluster;
+            scope.spawn(move || {
+                let since = Instant::now();
+                let text = cluster.refusal(arguments, 1);
+                assert!(text.contains("the page server does not answer"), "{arguments:?}: {text}");
+                assert!(since.elapsed() < Duration::from_secs(32), "{:?}", since.elapsed());
+            });
+        }
+    });
+    signal(pid, Signal::CONT);
+    cluster.cli(&["lsn"]);
+}
+
+#[test]
+fn a_base_backup_is_of_what_was_asked_for_or_refused() {
+    let cluster = Cluster::new();
+    cluster.up();
+    let port = cluster.replication_port("pageserver");
+    let connection =
+        format!("host=127.0.0.1 port={port} user=postgres options='-c pgstrata.brnch=main'");
+    let directory = pg_directory();
+    let target = directory.path().join("backup");
+    let arguments = ["-D", target.to_str().unwrap(), "-d", &connection];
+    let output = pg_command("pg_basebackup", &arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("no option pgstrata.brnch"), "{text}");
+}
+
+#[test]
+fn branches_without_a_compute_fill_no_log() {
+    let cluster = Cluster::new();
+    cluster.up();
+    for name in ["a", "b", "c"] {
+        cluster.cli(&["branch", "create", name]);
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    let log = std::fs::read_to_string(cluster.dir().join("logs/safekeeper-1.log")).unwrap();
+    assert_eq!(log.matches("PostgreSQL client left").count(), 0, "{log}");
+    // One that gets a compute is followed at once.
+    let mut client = cluster.branch_client("b");
+    client.batch_execute("create table t as select 1 a").unwrap();
+    cluster.cli(&["lsn", "--branch", "b"]);
 }
 
 /// Files below a directory whose path contains `part`.

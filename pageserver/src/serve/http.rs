@@ -28,6 +28,8 @@ use crate::timeline::{ReadError, Timeline};
 /// Microseconds between 1970-01-01 and 2000-01-01.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How far a client's clock may be ahead of ours, in microseconds.
+const CLOCK_SKEW: i64 = 5_000_000;
 
 /// An error as HTTP has it: `{"error": "..."}`.
 pub struct Failure(anyhow::Error);
@@ -300,6 +302,16 @@ fn parse_time(text: &str) -> anyhow::Result<i64> {
     Ok(time.as_microsecond() - POSTGRES_EPOCH)
 }
 
+/// A past time: of another one nobody knows yet what will have been committed by then.
+fn parse_past_time(text: &str) -> anyhow::Result<i64> {
+    let time = parse_time(text)?;
+    let latest = jiff::Timestamp::now().as_microsecond() - POSTGRES_EPOCH + CLOCK_SKEW;
+    if time > latest {
+        anyhow::bail!(Refused::Invalid(format!("{text} is in the future")));
+    }
+    Ok(time)
+}
+
 fn format_time(time: i64) -> anyhow::Result<String> {
     Ok(jiff::Timestamp::from_microsecond(time + POSTGRES_EPOCH)?.to_string())
 }
@@ -324,7 +336,7 @@ async fn create(
                     anyhow::bail!(Refused::Invalid("give an LSN or a time, not both".into()))
                 }
                 (Some(lsn), None) => Moment::Lsn(parse_lsn(lsn)?),
-                (None, Some(time)) => Moment::Time(parse_time(time)?),
+                (None, Some(time)) => Moment::Time(parse_past_time(time)?),
                 (None, None) => Moment::Now,
             };
             let branch = match request.replace {
@@ -428,7 +440,7 @@ async fn lsn_at(
             let end = timeline.progress.lsn();
             timeline.wait(end, PATIENCE).map_err(anyhow::Error::msg)?;
             let limit = match &query.time {
-                Some(time) => parse_time(time)?,
+                Some(time) => parse_past_time(time)?,
                 None => i64::MAX,
             };
             let found = timeline.lsn_at_time(limit, end)?;
@@ -624,6 +636,7 @@ async fn skeleton(
     let bytes = service
         .run(Work::Change, move |repository| {
             let timeline = repository.timeline(id)?;
+            checked_lsn(&timeline, lsn)?;
             let mut archive = tar::Builder::new(Vec::new());
             directory::walk(&timeline, lsn, &Contents::Skeleton, &mut |entry| {
                 append(&mut archive, entry)

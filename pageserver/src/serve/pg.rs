@@ -23,6 +23,9 @@ const SESSIONS: usize = 64;
 /// The least that any client begins with: a length and a code.
 const FIRST_BYTES: usize = 8;
 
+/// What a client's options may say to us.
+const OPTIONS: [&str; 3] = ["pgstrata.branch", "pgstrata.timeline", "pgstrata.lsn"];
+
 /// Accepts connections until the process ends.
 pub async fn serve(listener: TcpListener, repository: Arc<Repository>) {
     pgstrata_listen::threads(listener, "replication", FIRST_BYTES, SESSIONS, move |stream| {
@@ -48,6 +51,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn target(client: &Client, repository: &Repository) -> Result<Target> {
     let options = client.options();
+    // With a misspelt one the backup would be of something else than what was asked for.
+    let ours = |name: &&String| name.starts_with("pgstrata.");
+    if let Some(name) = options.keys().filter(ours).find(|name| !OPTIONS.contains(&name.as_str())) {
+        bail!("there is no option {name}: there are {}", OPTIONS.join(", "));
+    }
     let timeline = match (options.get("pgstrata.timeline"), options.get("pgstrata.branch")) {
         (Some(id), _) => repository.timeline(id.parse::<TimelineId>()?)?,
         (None, Some(name)) => repository.branch(name)?,

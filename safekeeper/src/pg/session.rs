@@ -105,7 +105,9 @@ pub async fn run(mut stream: TcpStream, state: PgState) -> anyhow::Result<()> {
         Err((sqlstate, message)) => {
             sender.out.error(true, sqlstate, &message);
             sender.flush().await?;
-            bail!("{message}");
+            // It was told. A page server asks again and again for branches that never had a compute.
+            tracing::debug!("a PostgreSQL client is refused: {message}");
+            return Ok(());
         }
     };
     greet(&packet, &session, &mut sender.out);

@@ -1,0 +1,184 @@
+//! Where a cluster is, and whether its directory was moved or copied since it was last started.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use pgstrata_blob::Location;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::cluster::{Cluster, STATE_FILE, STATE_LIMIT, free_ports};
+use crate::files;
+use crate::process::Process;
+
+/// A cluster's directory, as it was when the cluster was last started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Home {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Home {
+    fn of(dir: &Path) -> Result<Home> {
+        let about = fs::metadata(dir).with_context(|| format!("can't read {}", dir.display()))?;
+        Ok(Home { path: dir.to_owned(), device: about.dev(), inode: about.ino() })
+    }
+}
+
+/// What became of a directory.
+enum Place {
+    Same,
+    Moved,
+    /// Its original is there.
+    Copy(PathBuf),
+}
+
+/// Whether the cluster of this tenant is in `dir`. What can't be read may be it.
+fn holds(dir: &Path, tenant: &str) -> bool {
+    match files::read(&dir.join(STATE_FILE), STATE_LIMIT) {
+        Ok(None) => false,
+        Ok(Some(bytes)) => serde_json::from_slice::<Value>(&bytes)
+            .map_or(true, |state| state.get("tenant").and_then(Value::as_str) == Some(tenant)),
+        Err(_) => true,
+    }
+}
+
+fn place(cluster: &Cluster) -> Result<Place> {
+    let Some(home) = &cluster.state.home else { return Ok(Place::Same) };
+    let here = Home::of(&cluster.dir)?;
+    // A file system's device number may be another one after the machine started again.
+    if here.path == home.path {
+        return Ok(Place::Same);
+    }
+    if (here.device, here.inode) == (home.device, home.inode) {
+        return Ok(Place::Moved);
+    }
+    Ok(match holds(&home.path, &cluster.state.tenant) {
+        true => Place::Copy(home.path.clone()),
+        false => Place::Moved,
+    })
+}
+
+/// A store inside the cluster's directory is remembered by its path there, so that it follows the directory.
+pub fn remembered_store(dir: &Path, store: &str) -> String {
+    match Path::new(store).strip_prefix(dir) {
+        Ok(inside) if !inside.as_os_str().is_empty() => inside.display().to_string(),
+        _ => store.to_owned(),
+    }
+}
+
+/// Earlier versions remembered the path of the default store, wherever the directory went. Where it is certain that it
+/// was the default, it is again.
+pub fn migrate_store(cluster: &mut Cluster) {
+    let state = &mut cluster.state;
+    state.object_store = remembered_store(&cluster.dir, &state.object_store);
+    let store = Path::new(&state.object_store);
+    let Some(parent) = store.parent().filter(|_| store.is_absolute()) else { return };
+    let was_default = store.ends_with("objects") && cluster.dir.join("objects").is_dir();
+    if !was_default {
+        return;
+    }
+    let copied = parent.join(STATE_FILE).exists() && holds(parent, &state.tenant);
+    if copied || !store.exists() {
+        let about = fs::metadata(parent).ok();
+        state.home = Some(Home {
+            path: parent.to_owned(),
+            device: about.as_ref().map_or(0, MetadataExt::dev),
+            inode: about.as_ref().map_or(0, MetadataExt::ino),
+        });
+        state.object_store = "objects".to_owned();
+    }
+}
+
+/// Whether the objects are where only this directory leads to.
+fn store_is_inside(cluster: &Cluster) -> Result<bool> {
+    let location: Location = cluster.state.object_store.parse()?;
+    Ok(matches!(location, Location::Directory(path) if path.is_relative()))
+}
+
+fn refuse_shared_store(cluster: &Cluster, original: &Path) -> Result<()> {
+    ensure!(
+        store_is_inside(cluster)?,
+        "{} is a copy of the cluster in {}, and both have their objects in {}, where only one can \
+         write: go on with that one, or end it ('pgstrata --dir {} down') and move its directory \
+         away, and this one takes its place",
+        cluster.dir.display(),
+        original.display(),
+        cluster.state.object_store,
+        original.display()
+    );
+    Ok(())
+}
+
+/// Refuses to work with a copy that `up` has not made a cluster of its own: what it remembers of processes and ports is
+/// its original's.
+pub fn check(cluster: &Cluster) -> Result<()> {
+    if let Place::Copy(original) = place(cluster)? {
+        refuse_shared_store(cluster, &original)?;
+        bail!(
+            "{} is a copy of the cluster in {}: 'pgstrata up' makes it a cluster of its own",
+            cluster.dir.display(),
+            original.display()
+        );
+    }
+    Ok(())
+}
+
+/// Remembers where the cluster is now. A copy becomes a cluster of its own, unless it would share its objects.
+pub fn settle(cluster: &mut Cluster) -> Result<()> {
+    match place(cluster)? {
+        Place::Same => {}
+        Place::Moved => ensure!(
+            !anything_runs(cluster),
+            "the cluster in {} was moved while it ran: run 'pgstrata down' first",
+            cluster.dir.display()
+        ),
+        Place::Copy(original) => {
+            refuse_shared_store(cluster, &original)?;
+            part_from_original(cluster)?;
+        }
+    }
+    cluster.state.home = Some(Home::of(&cluster.dir)?);
+    Ok(())
+}
+
+fn anything_runs(cluster: &Cluster) -> bool {
+    let state = &cluster.state;
+    let safekeepers = state.safekeepers.iter().map(|place| format!("safekeeper-{}", place.id));
+    let computes = state.computes.keys().map(|branch| format!("compute-{branch}"));
+    let services = ["storage-broker", "pageserver"].map(str::to_owned);
+    services
+        .into_iter()
+        .chain(safekeepers)
+        .chain(computes)
+        .any(|name| Process::new(&cluster.dir, &name).pid().is_some())
+}
+
+/// The processes that are noted in a copy are its original's, and so are the ports.
+fn part_from_original(cluster: &mut Cluster) -> Result<()> {
+    let run = cluster.dir.join("run");
+    match fs::remove_dir_all(&run) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't remove {}", run.display()));
+        }
+        _ => {}
+    }
+    let state = &mut cluster.state;
+    let mut ports = vec![&mut state.broker];
+    let (http, pages, pg) = &mut state.pageserver;
+    ports.extend([http, pages, pg]);
+    for place in &mut state.safekeepers {
+        ports.extend([&mut place.wal, &mut place.pg, &mut place.http]);
+    }
+    for place in state.computes.values_mut() {
+        ports.extend([&mut place.port, &mut place.http]);
+    }
+    ports.extend(state.ports.values_mut());
+    let fresh = free_ports(ports.len())?;
+    ports.into_iter().zip(fresh).for_each(|(port, fresh)| *port = fresh);
+    state.copy = Some(format!("{:08x}", rand::random::<u32>()));
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! A cluster's directory that goes elsewhere, its primary branch, and its ports.
+
+#![allow(clippy::unwrap_used)]
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use pgstrata_tests::{Cluster, connect, pg_bin, programs};
+use serde_json::Value;
+
+fn run_in(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(programs().join("pgstrata"));
+    command.arg("--dir").arg(dir).args(arguments).output().unwrap()
+}
+
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end().to_owned()
+}
+
+/// Runs the command for the cluster in another directory than the harness's.
+fn cli(dir: &Path, arguments: &[&str]) -> String {
+    let output = run_in(dir, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text_of(&output.stderr));
+    text_of(&output.stdout)
+}
+
+fn refusal(dir: &Path, arguments: &[&str]) -> String {
+    let output = run_in(dir, arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", text_of(&output.stdout));
+    text_of(&output.stderr)
+}
+
+/// A directory whose cluster is stopped in the end.
+struct Elsewhere(PathBuf);
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        run_in(&self.0, &["down"]);
+    }
+}
+
+fn beside(cluster: &Cluster, name: &str) -> Elsewhere {
+    Elsewhere(cluster.dir().with_file_name(name))
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+fn count(uri: &str) -> i64 {
+    connect(uri).query_one("select count(*) from t", &[]).unwrap().get(0)
+}
+
+fn edit_state(dir: &Path, edit: impl FnOnce(&mut Value)) {
+    let path = dir.join("cluster.json");
+    let mut state = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut state);
+    std::fs::write(path, serde_json::to_vec(&state).unwrap()).unwrap();
+}
+
+/// As version 1 of the file had it.
+fn make_old(dir: &Path) {
+    edit_state(dir, |state| {
+        let state = state.as_object_mut().unwrap();
+        state.insert("version".into(), 1.into());
+        state.insert("object_store".into(), dir.join("objects").display().to_string().into());
+        for field in ["primary", "data_checksums", "home", "copy"] {
+            state.remove(field);
+        }
+    });
+}
+
+fn filled(options: &[&str]) -> Cluster {
+    let cluster = Cluster::with(options, &[]);
+    cluster.client().batch_execute("create table t as select 1 a").unwrap();
+    cluster
+}
+
+#[test]
+fn a_copy_is_a_cluster_of_its_own_and_a_move_is_the_same_one() {
+    let cluster = filled(&[]);
+    cluster.cli(&["down"]);
+    let copied = beside(&cluster, "copied");
+    copy(&cluster.dir(), &copied.0);
+    let uri = cluster.up();
+    // Nothing of the original is touched before the copy has places of its own.
+    for arguments in [&["down"][..], &["status"], &["branch", "create", "x"]] {
+        let text = refusal(&copied.0, arguments);
+        assert!(text.contains("copy") && text.contains("pgstrata up"), "{text}");
+    }
+    let own = cli(&copied.0, &["up"]);
+    assert_ne!(own, uri);
+    connect(&own).batch_execute("insert into t select generate_series(1, 9)").unwrap();
+    cli(&copied.0, &["down"]);
+    assert_eq!(cli(&copied.0, &["up"]), own);
+    assert_eq!((count(&uri), count(&own)), (1, 10));
+    assert!(copied.0.join("objects").is_dir());
+
+    // A moved one is refused while it runs, and goes on where it is afterwards.
+    let moved = beside(&cluster, "moved");
+    std::fs::rename(&copied.0, &moved.0).unwrap();
+    assert!(refusal(&moved.0, &["up"]).contains("down"));
+    cli(&moved.0, &["down"]);
+    assert_eq!(cli(&moved.0, &["up"]), own);
+    assert_eq!(count(&own), 10);
+}
+
+#[test]
+fn what_an_earlier_version_remembered_is_understood() {
+    let cluster = filled(&[]);
+    cluster.cli(&["branch", "create", "child"]);
+    cluster.cli(&["down"]);
+    make_old(&cluster.dir());
+    cluster.up();
+    cluster.cli(&["down"]);
+    make_old(&cluster.dir());
+    let copied = beside(&cluster, "copied");
+    copy(&cluster.dir(), &copied.0);
+    let own = cli(&copied.0, &["up"]);
+    connect(&own).batch_execute("insert into t values (2)").unwrap();
+    assert_eq!(count(&cluster.up()), 1);
+    cli(&copied.0, &["down"]);
+    make_old(&copied.0);
+    let moved = beside(&cluster, "moved");
+    std::fs::rename(&copied.0, &moved.0).unwrap();
+    assert_eq!(count(&cli(&moved.0, &["up"])), 2);
+    // It did not remember which branch is the primary one either.
+    cluster.cli(&["compute", "stop", "main"]);
+    cluster.cli(&["branch", "rename", "main", "prod"]);
+    cluster.cli(&["down"]);
+    make_old(&cluster.dir());
+    assert_eq!(count(&cluster.up()), 1);
+}
+
+#[test]
+fn a_copy_that_shares_its_objects_is_refused() {
+    let store = tempfile::tempdir().unwrap();
+    let place = store.path().join("s");
+    let cluster = filled(&["--object-store", place.to_str().unwrap()]);
+    cluster.cli(&["down"]);
+    let copied = beside(&cluster, "copied");
+    copy(&cluster.dir(), &copied.0);
+    for arguments in [&["up"][..], &["status"]] {
+        let text = refusal(&copied.0, arguments);
+        assert!(text.contains("copy") && text.contains(place.to_str().unwrap()), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+    // Its original is gone: it was moved to another disk.
+    std::fs::rename(cluster.dir(), cluster.dir().with_file_name("gone")).unwrap();
+    assert_eq!(count(&cli(&copied.0, &["up"])), 1);
+}
+
+#[test]
+fn up_starts_the_primary_branch_under_any_name() {
+    let cluster = filled(&[]);
+    cluster.cli(&["compute", "stop", "main"]);
+    let text = cluster.refusal(&["branch", "delete", "main"], 1);
+    assert!(text.contains("last"), "{text}");
+    cluster.cli(&["branch", "create", "restored"]);
+    cluster.cli(&["branch", "rename", "main", "prod"]);
+    let uri = cluster.up();
+    let rows = cluster.json(&["compute", "list"]);
+    assert_eq!((&rows[0]["branch"], &rows[0]["uri"]), (&"prod".into(), &uri.clone().into()));
+    connect(&uri).batch_execute("insert into t values (2)").unwrap();
+    // The branch that gets the usual name is the one.
+    cluster.cli(&["branch", "rename", "restored", "main"]);
+    assert_eq!(count(&cluster.up()), 1);
+    cluster.cli(&["compute", "stop", "main"]);
+    cluster.cli(&["branch", "delete", "main"]);
+    assert_eq!(count(&cluster.up()), 2);
+}
+
+#[test]
+fn up_says_what_an_existing_cluster_can_not_become() {
+    let cluster = Cluster::new();
+    let pg_bin = pg_bin();
+    let up = ["up", "--pg-bin", pg_bin.to_str().unwrap()];
+    let with = |more: &[&'static str]| [&up[..], more].concat();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken_port = taken.local_addr().unwrap().port().to_string();
+    let text = cluster.refusal(&[&up[..], &["--port", &taken_port]].concat(), 1);
+    assert!(text.contains(&taken_port), "{text}");
+    let uri = cluster.up();
+    assert!(!uri.contains(&taken_port), "{uri}");
+    let text = cluster.refusal(&with(&["--safekeepers", "5"]), 1);
+    assert!(text.contains("has 3 safekeepers"), "{text}");
+    cluster.cli(&with(&["--safekeepers", "3"]));
+    let text = cluster.refusal(&with(&["--data-checksums"]), 1);
+    assert!(text.contains("made without"), "{text}");
+    let port = pgstrata_tests::free_port().to_string();
+    let text = cluster.refusal(&[&up[..], &["--port", &port]].concat(), 1);
+    assert!(text.contains("compute stop main"), "{text}");
+    cluster.cli(&["compute", "stop", "main"]);
+    let uri = cluster.cli(&[&up[..], &["--port", &port]].concat());
+    assert!(uri.contains(&port), "{uri}");
+    assert_eq!(cluster.up(), uri);
+    cluster.cli(&["down"]);
+    assert_eq!(cluster.up(), uri);
+}
+
+#[test]
+fn a_compute_keeps_its_port_whatever_became_of_it() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let start = || cluster.json(&["compute", "start", "main"])["uri"].as_str().unwrap().to_owned();
+    for _ in 0..3 {
+        cluster.kill("compute-main");
+        assert_eq!(start(), uri);
+    }
+    // A start that fails forgets nothing.
+    cluster.cli(&["compute", "stop", "main"]);
+    cluster.kill("pageserver");
+    cluster.refusal(&["compute", "start", "main"], 1);
+    assert_eq!(cluster.up(), uri);
+}
