@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 
 use anyhow::{Result, bail};
+use pgstrata_wire::postgres::BackendWriter;
 use sha2::{Digest, Sha256};
 
 use crate::directory::{self, CleanShutdown, Contents, Entry, RelationReader};
@@ -96,11 +97,11 @@ struct CopyWriter<'a> {
 
 impl CopyWriter<'_> {
     fn send(&mut self) -> io::Result<()> {
-        if self.pending.len() > 1 {
-            self.client.send(b'd', &self.pending)?;
-            self.sent += self.pending.len() as u64 - 1;
+        if !self.pending.is_empty() {
+            self.client.say(|out| out.copy_data(b"d", &self.pending))?;
+            self.sent += self.pending.len() as u64;
         }
-        self.pending.truncate(1);
+        self.pending.clear();
         Ok(())
     }
 }
@@ -259,8 +260,7 @@ pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
     let shutdown = &target.shutdown;
 
     let start = vec![Some(shutdown.checkpoint.to_string()), Some("1".into())];
-    client.rows(&["recptr", "tli"], &[start])?;
-    client.complete("SELECT")?;
+    client.result(&["recptr", "tli"], &[start], "SELECT")?;
     // PostgreSQL sends tablespaces first and the data directory last.
     let order = archives.keys().rev().copied();
     let rows: Vec<_> = order
@@ -272,16 +272,15 @@ pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
             vec![oid.map(|oid| oid.to_string()), location, kilobytes]
         })
         .collect();
-    client.rows(&["spcoid", "spclocation", "size"], &rows)?;
-    client.complete("SELECT")?;
-    client.send(b'H', &[0, 0, 0])?;
+    client.result(&["spcoid", "spclocation", "size"], &rows, "SELECT")?;
+    client.say(BackendWriter::copy_out)?;
 
     let mut manifest = Manifest::default();
     for oid in order {
         let name = oid.map_or_else(|| "base.tar".to_owned(), |oid| format!("{oid}.tar"));
         let location = oid.and_then(|oid| locations.get(&oid).cloned()).unwrap_or_default();
-        client.send(b'd', format!("n{name}\0{location}\0").as_bytes())?;
-        let writer = CopyWriter { client: &mut *client, pending: vec![b'd'], sent: 0 };
+        client.say(|out| out.copy_data(b"n", format!("{name}\0{location}\0").as_bytes()))?;
+        let writer = CopyWriter { client: &mut *client, pending: Vec::new(), sent: 0 };
         let mut archive = tar::Builder::new(writer);
         let prefix = oid.map(|oid| format!("pg_tblspc/{oid}/"));
         for entry in &archives[&oid] {
@@ -323,20 +322,19 @@ pub fn send(client: &mut Client, target: &Target, text: &str) -> Result<()> {
         writer.flush()?;
         if options.progress {
             let sent = writer.sent;
-            client.send(b'd', &[&b"p"[..], &sent.to_be_bytes()].concat())?;
+            client.say(|out| out.copy_data(b"p", &sent.to_be_bytes()))?;
         }
     }
     if options.manifest {
         let info = &target.timeline.info;
         let text = manifest.finish(info.version.major(), info.system_id.0, shutdown);
-        client.send(b'd', b"m")?;
+        client.say(|out| out.copy_data(b"m", &[]))?;
         for chunk in text.as_bytes().chunks(CHUNK) {
-            client.send(b'd', &[&b"d"[..], chunk].concat())?;
+            client.say(|out| out.copy_data(b"d", chunk))?;
         }
     }
-    client.send(b'c', &[])?;
+    client.say(BackendWriter::copy_done)?;
     let end = vec![Some(shutdown.end.to_string()), Some("1".into())];
-    client.rows(&["recptr", "tli"], &[end])?;
-    client.complete("SELECT")?;
+    client.result(&["recptr", "tli"], &[end], "SELECT")?;
     Ok(client.complete("BASE_BACKUP")?)
 }

@@ -4,12 +4,14 @@
 //! `options='-c pgstrata.branch=main -c pgstrata.lsn=0/1A2B3C8'`. The backup is a directory that
 //! was shut down cleanly at that LSN, so it needs no recovery.
 
+use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use pgstrata_ids::{Lsn, TimelineId};
+use pgstrata_wire::postgres::{BackendWriter, Command, Frontend, parse};
 use tokio::net::TcpListener;
 
 use crate::directory::CleanShutdown;
@@ -50,7 +52,7 @@ pub struct Target {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn target(client: &Client, repository: &Repository) -> Result<Target> {
-    let options = client.options();
+    let options: HashMap<_, _> = client.packet.settings().into_iter().collect();
     // With a misspelt one the backup would be of something else than what was asked for.
     let ours = |name: &&String| name.starts_with("pgstrata.");
     if let Some(name) = options.keys().filter(ours).find(|name| !OPTIONS.contains(&name.as_str())) {
@@ -74,7 +76,7 @@ fn target(client: &Client, repository: &Repository) -> Result<Target> {
 
 fn session(stream: TcpStream, repository: &Repository) -> Result<()> {
     let Some(mut client) = Client::accept(stream)? else { return Ok(()) };
-    if client.parameters.get("replication").is_none_or(|value| value == "false") {
+    if client.packet.get("replication").is_none_or(|value| value == "false") {
         let text = "the page server answers replication connections only (pg_basebackup); connect \
                     to a compute for SQL";
         return Ok(client.error(true, "0A000", text)?);
@@ -84,42 +86,44 @@ fn session(stream: TcpStream, repository: &Repository) -> Result<()> {
         Err(error) => return Ok(client.error(true, "22023", &format!("{error:#}"))?),
     };
     client.welcome(&format!("{}.0", target.timeline.info.version.major()))?;
-    while let Some((kind, body)) = client.read()? {
-        match kind {
-            b'X' => break,
-            b'Q' => {
-                let text = String::from_utf8_lossy(&body);
-                let text = text.trim_end_matches('\0').trim().trim_end_matches(';');
-                if let Err(error) = query(&mut client, &target, text) {
+    while let Some(message) = client.read()? {
+        match message {
+            Frontend::Terminate => break,
+            Frontend::Query(text) => {
+                if let Err(error) = query(&mut client, &target, &text) {
                     client.error(false, "XX000", &format!("{error:#}"))?;
                 }
                 client.ready()?;
             }
-            // What is left of a copy that ended.
-            b'd' | b'c' | b'f' | b'H' | b'S' => {}
-            other => bail!("message {:?} is not expected", char::from(other)),
+            // What is left of a copy that ended: also flush and sync.
+            Frontend::Status(_)
+            | Frontend::CopyData
+            | Frontend::CopyDone
+            | Frontend::CopyFail
+            | Frontend::Unsupported(b'H' | b'S') => {}
+            Frontend::Unsupported(kind) => {
+                bail!("message {:?} is not expected", char::from(kind));
+            }
         }
     }
     Ok(())
 }
 
 fn query(client: &mut Client, target: &Target, text: &str) -> Result<()> {
-    let mut words = text.split_ascii_whitespace();
-    let command = words.next().unwrap_or_default().to_ascii_uppercase();
     let info = &target.timeline.info;
-    match command.as_str() {
-        "IDENTIFY_SYSTEM" => {
+    match parse(text)? {
+        Command::Empty => client.say(BackendWriter::empty_query)?,
+        Command::IdentifySystem => {
             let row = vec![
                 Some(info.system_id.to_string()),
                 Some("1".into()),
                 Some(target.shutdown.end.to_string()),
                 None,
             ];
-            client.rows(&["systemid", "timeline", "xlogpos", "dbname"], &[row])?;
-            client.complete("IDENTIFY_SYSTEM")?;
+            let columns = ["systemid", "timeline", "xlogpos", "dbname"];
+            client.result(&columns, &[row], "IDENTIFY_SYSTEM")?;
         }
-        "SHOW" => {
-            let name = words.next().unwrap_or_default().to_ascii_lowercase();
+        Command::Show(name) => {
             let value = match name.as_str() {
                 "wal_segment_size" => format!("{}MB", info.segment_size >> 20),
                 "data_directory_mode" => "0700".into(),
@@ -127,28 +131,26 @@ fn query(client: &mut Client, target: &Target, text: &str) -> Result<()> {
                 "server_version_num" => format!("{}", info.version.major() * 10_000),
                 _ => bail!("the page server has no setting \"{name}\""),
             };
-            client.rows(&[&name], &[vec![Some(value)]])?;
-            client.complete("SHOW")?;
+            client.result(&[&name], &[vec![Some(value)]], "SHOW")?;
         }
-        "CREATE_REPLICATION_SLOT" => {
+        Command::CreateSlot { name, .. } => {
             // Nothing needs holding back: the history is kept anyway.
-            let name = words.next().unwrap_or_default().trim_matches('"').to_owned();
             let row = vec![Some(name), Some(target.shutdown.checkpoint.to_string()), None, None];
             let columns = ["slot_name", "consistent_point", "snapshot_name", "output_plugin"];
-            client.rows(&columns, &[row])?;
-            client.complete("CREATE_REPLICATION_SLOT")?;
+            client.result(&columns, &[row], "CREATE_REPLICATION_SLOT")?;
         }
-        "DROP_REPLICATION_SLOT" => client.complete("DROP_REPLICATION_SLOT")?,
-        "START_REPLICATION" => {
-            let from = text
-                .split_ascii_whitespace()
-                .find_map(|word| word.parse::<Lsn>().ok())
-                .context("START_REPLICATION without an LSN")?;
-            stream_wal(client, &target.shutdown, from)?;
+        Command::DropSlot(_) => client.complete("DROP_REPLICATION_SLOT")?,
+        Command::StartReplication { start, .. } => {
+            stream_wal(client, &target.shutdown, start)?;
             client.complete("START_STREAMING")?;
         }
-        "BASE_BACKUP" => backup::send(client, target, &text[command.len()..])?,
-        _ => bail!("the page server does not know the command \"{command}\""),
+        Command::BaseBackup(options) => backup::send(client, target, &options)?,
+        Command::SetConfig => {
+            client.result(&["set_config"], &[vec![Some(String::new())]], "SELECT 1")?;
+        }
+        Command::TimelineHistory(_) | Command::ReadSlot(_) => {
+            bail!("the page server answers what a base backup asks: ask a safekeeper for WAL")
+        }
     }
     Ok(())
 }
@@ -162,35 +164,33 @@ fn stream_wal(client: &mut Client, shutdown: &CleanShutdown, from: Lsn) -> Resul
             shutdown.end
         );
     }
-    client.send(b'W', &[0, 0, 0])?;
+    client.say(BackendWriter::copy_both)?;
     let mut at = from;
     while at < shutdown.end {
         let start = (at - shutdown.segment_start) as usize;
         let end = ((shutdown.end - shutdown.segment_start) as usize).min(start + 128 * 1024);
-        let mut body = vec![b'w'];
-        body.extend_from_slice(&at.0.to_be_bytes());
-        body.extend_from_slice(&shutdown.end.0.to_be_bytes());
-        body.extend_from_slice(&[0; 8]);
-        body.extend_from_slice(&shutdown.segment[start..end]);
-        client.send(b'd', &body)?;
+        let bytes = &shutdown.segment[start..end];
+        client.say(|out| {
+            let Ok(()) = out.xlog_data(at, shutdown.end, 0, |out| {
+                out.extend_from_slice(bytes);
+                Ok::<_, std::convert::Infallible>(())
+            });
+        })?;
         at = shutdown.segment_start + end as u64;
     }
     client.flush()?;
     loop {
         match client.read()? {
             None => bail!("the client went away"),
-            Some((b'c', _)) => break,
-            Some((b'X', _)) => bail!("the client ended the session in a copy"),
-            // A status update: answer so that the client looks at its end position.
-            Some((b'd', _)) => {
-                let mut body = vec![b'k'];
-                body.extend_from_slice(&shutdown.end.0.to_be_bytes());
-                body.extend_from_slice(&[0; 9]);
-                client.send(b'd', &body)?;
+            Some(Frontend::CopyDone) => break,
+            Some(Frontend::Terminate) => bail!("the client ended the session in a copy"),
+            // Answered so that the client looks at its end position.
+            Some(Frontend::Status(_) | Frontend::CopyData) => {
+                client.say(|out| out.keepalive(shutdown.end, 0, false))?;
                 client.flush()?;
             }
             Some(_) => {}
         }
     }
-    Ok(client.send(b'c', &[])?)
+    Ok(client.say(BackendWriter::copy_done)?)
 }

@@ -1,20 +1,14 @@
 //! The backend side of PostgreSQL's protocol, as far as a base backup needs it. Blocking.
 
-use std::collections::HashMap;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use pgstrata_listen::GREETING;
-
-const PROTOCOL_3: u32 = 196_608;
-const SSL_REQUEST: u32 = 80_877_103;
-const GSS_REQUEST: u32 = 80_877_104;
-const CANCEL_REQUEST: u32 = 80_877_102;
-/// Longest message that a client sends us.
-const MESSAGE_LIMIT: usize = 1 << 20;
-const TEXT_OID: u32 = 25;
+use pgstrata_wire::postgres::{
+    BackendWriter, Frontend, MAX_MESSAGE, MAX_STARTUP, Startup, StartupPacket, split, text_column,
+};
 
 /// How long a session may be silent: a client of a base backup says something every ten seconds
 /// while it receives WAL, and little else is waited for.
@@ -44,14 +38,24 @@ impl Read for Timed {
 pub struct Client {
     reader: BufReader<Timed>,
     writer: BufWriter<TcpStream>,
+    /// Messages that are about to be written.
+    out: BackendWriter,
     /// What it said when it connected.
-    pub parameters: HashMap<String, String>,
+    pub packet: StartupPacket,
 }
 
 fn read_u32(reader: &mut impl Read) -> io::Result<u32> {
     let mut bytes = [0; 4];
     reader.read_exact(&mut bytes)?;
     Ok(u32::from_be_bytes(bytes))
+}
+
+fn read_startup(reader: &mut impl Read) -> Result<Startup> {
+    let length = read_u32(reader)? as usize;
+    ensure!((8..=MAX_STARTUP).contains(&length), "a start-up message of {length} bytes");
+    let mut body = vec![0; length - 4];
+    reader.read_exact(&mut body)?;
+    Ok(Startup::decode(&body)?)
 }
 
 impl Client {
@@ -63,13 +67,8 @@ impl Client {
         let mut writer = BufWriter::with_capacity(256 * 1024, stream);
         let mut encryption_requests = 0;
         loop {
-            let length = read_u32(&mut reader)? as usize;
-            ensure!((8..=10_000).contains(&length), "a start-up message of {length} bytes");
-            let code = read_u32(&mut reader)?;
-            let mut body = vec![0; length - 8];
-            reader.read_exact(&mut body)?;
-            match code {
-                SSL_REQUEST | GSS_REQUEST => {
+            match read_startup(&mut reader)? {
+                Startup::SslRequest | Startup::GssRequest => {
                     encryption_requests += 1;
                     ensure!(
                         encryption_requests <= ENCRYPTION_REQUESTS,
@@ -78,48 +77,22 @@ impl Client {
                     writer.write_all(b"N")?;
                     writer.flush()?;
                 }
-                CANCEL_REQUEST => return Ok(None),
-                code if code >> 16 == PROTOCOL_3 >> 16 => {
-                    let mut parameters = HashMap::new();
-                    let mut texts =
-                        body.split(|&byte| byte == 0).map(|text| String::from_utf8_lossy(text));
-                    while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
-                        if name.is_empty() {
-                            break;
-                        }
-                        parameters.insert(name.into_owned(), value.into_owned());
-                    }
+                Startup::Cancel => return Ok(None),
+                Startup::Session(packet) => {
                     reader.get_mut().deadline = None;
-                    return Ok(Some(Client { reader, writer, parameters }));
+                    let out = BackendWriter::default();
+                    return Ok(Some(Client { reader, writer, out, packet }));
                 }
-                code => bail!("protocol {code:#x}"),
             }
         }
     }
 
-    /// The settings in the connection's `options`, `-c name=value` or `--name=value`.
-    pub fn options(&self) -> HashMap<String, String> {
-        let text = self.parameters.get("options").map_or("", String::as_str);
-        let mut settings = HashMap::new();
-        let mut words = text.split_ascii_whitespace();
-        while let Some(word) = words.next() {
-            let setting = match word.strip_prefix("-c") {
-                Some("") => words.next(),
-                Some(rest) => Some(rest),
-                None => word.strip_prefix("--"),
-            };
-            if let Some((name, value)) = setting.and_then(|setting| setting.split_once('=')) {
-                settings.insert(name.to_owned(), value.to_owned());
-            }
-        }
-        settings
-    }
-
-    /// Sends one message.
-    pub fn send(&mut self, kind: u8, body: &[u8]) -> io::Result<()> {
-        self.writer.write_all(&[kind])?;
-        self.writer.write_all(&(body.len() as u32 + 4).to_be_bytes())?;
-        self.writer.write_all(body)
+    /// Buffers messages.
+    pub fn say(&mut self, messages: impl FnOnce(&mut BackendWriter)) -> io::Result<()> {
+        messages(&mut self.out);
+        self.writer.write_all(&self.out.bytes)?;
+        self.out.bytes.clear();
+        Ok(())
     }
 
     /// Sends what was buffered.
@@ -129,81 +102,57 @@ impl Client {
 
     /// Says welcome.
     pub fn welcome(&mut self, server_version: &str) -> io::Result<()> {
-        self.send(b'R', &0u32.to_be_bytes())?;
-        for (name, value) in [
-            ("server_version", server_version),
-            ("server_encoding", "UTF8"),
-            ("client_encoding", "UTF8"),
-            ("integer_datetimes", "on"),
-            ("standard_conforming_strings", "on"),
-            ("DateStyle", "ISO, MDY"),
-            ("TimeZone", "UTC"),
-        ] {
-            self.send(b'S', format!("{name}\0{value}\0").as_bytes())?;
-        }
-        self.send(b'K', &[0; 8])?;
-        self.ready()
+        self.out.welcome(&self.packet, server_version);
+        self.say(|_| {})?;
+        self.flush()
     }
 
     /// Ready for the next query.
     pub fn ready(&mut self) -> io::Result<()> {
-        self.send(b'Z', b"I")?;
+        self.say(BackendWriter::ready_for_query)?;
         self.flush()
     }
 
-    /// Reads a message: its kind and body. `None` at the end of the session.
-    pub fn read(&mut self) -> Result<Option<(u8, Vec<u8>)>> {
-        let mut kind = [0];
-        if self.reader.read(&mut kind)? == 0 {
+    /// Reads a message. `None` at the end of the session.
+    pub fn read(&mut self) -> Result<Option<Frontend>> {
+        let mut message = vec![0; 1];
+        if self.reader.read(&mut message)? == 0 {
             return Ok(None);
         }
-        let length = read_u32(&mut self.reader)? as usize;
-        ensure!((4..=MESSAGE_LIMIT).contains(&length), "a message of {length} bytes");
-        let mut body = vec![0; length - 4];
-        self.reader.read_exact(&mut body)?;
-        Ok(Some((kind[0], body)))
+        let length = read_u32(&mut self.reader)?;
+        ensure!((4..=MAX_MESSAGE).contains(&(length as usize)), "a message of {length} bytes");
+        message.extend_from_slice(&length.to_be_bytes());
+        message.resize(1 + length as usize, 0);
+        self.reader.read_exact(&mut message[5..])?;
+        Ok(split(&message)?.map(|(message, _)| message))
     }
 
     /// An error that ends a query (or, if `fatal`, the session).
     pub fn error(&mut self, fatal: bool, state: &str, text: &str) -> io::Result<()> {
-        let severity = if fatal { "FATAL" } else { "ERROR" };
-        let text = text.replace('\0', " ");
-        let body = format!("S{severity}\0V{severity}\0C{state}\0M{text}\0\0");
-        self.send(b'E', body.as_bytes())?;
+        self.say(|out| out.error(fatal, state, text))?;
         self.flush()
     }
 
-    /// A result set of text columns, without its completion.
-    pub fn rows(&mut self, columns: &[&str], rows: &[Vec<Option<String>>]) -> io::Result<()> {
-        let mut body = (columns.len() as u16).to_be_bytes().to_vec();
-        for column in columns {
-            body.extend_from_slice(column.as_bytes());
-            body.push(0);
-            body.extend_from_slice(&[0; 6]);
-            body.extend_from_slice(&TEXT_OID.to_be_bytes());
-            body.extend_from_slice(&(-1i16).to_be_bytes());
-            body.extend_from_slice(&(-1i32).to_be_bytes());
-            body.extend_from_slice(&[0; 2]);
-        }
-        self.send(b'T', &body)?;
-        for row in rows {
-            let mut body = (row.len() as u16).to_be_bytes().to_vec();
-            for value in row {
-                match value {
-                    None => body.extend_from_slice(&(-1i32).to_be_bytes()),
-                    Some(value) => {
-                        body.extend_from_slice(&(value.len() as u32).to_be_bytes());
-                        body.extend_from_slice(value.as_bytes());
-                    }
-                }
+    /// A result set of text columns.
+    pub fn result(
+        &mut self,
+        columns: &[&str],
+        rows: &[Vec<Option<String>>],
+        tag: &str,
+    ) -> io::Result<()> {
+        let columns: Vec<_> = columns.iter().map(|name| text_column(name)).collect();
+        self.say(|out| {
+            out.columns(&columns);
+            for row in rows {
+                let row: Vec<_> = row.iter().map(Option::as_deref).collect();
+                out.row(&row);
             }
-            self.send(b'D', &body)?;
-        }
-        Ok(())
+            out.command_complete(tag);
+        })
     }
 
     /// A command is complete.
     pub fn complete(&mut self, tag: &str) -> io::Result<()> {
-        self.send(b'C', format!("{tag}\0").as_bytes())
+        self.say(|out| out.command_complete(tag))
     }
 }

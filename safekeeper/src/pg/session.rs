@@ -110,7 +110,8 @@ pub async fn run(mut stream: TcpStream, state: PgState) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    greet(&packet, &session, &mut sender.out);
+    let version = format!("{}.0 (pgstrata)", session.timeline.parameters().pg_version);
+    sender.out.welcome(&packet, &version);
     sender.flush().await?;
     loop {
         let next = tokio::time::timeout(IDLE_TIMEOUT, receiver.next()).await;
@@ -181,33 +182,6 @@ fn open(packet: &StartupPacket, state: PgState) -> Result<Session, Refused> {
     };
     let is_page_server = packet.setting("pgstrata.role").as_deref() == Some("pageserver");
     Ok(Session { state, timeline, is_page_server })
-}
-
-fn greet(packet: &StartupPacket, session: &Session, out: &mut BackendWriter) {
-    let options: Vec<&str> = packet
-        .parameters
-        .iter()
-        .map(|(name, _)| name.as_str())
-        .filter(|name| name.starts_with("_pq_."))
-        .collect();
-    if packet.minor_version > 0 || !options.is_empty() {
-        out.negotiate_protocol_version(&options);
-    }
-    out.authentication_ok();
-    let version = format!("{}.0 (pgstrata)", session.timeline.parameters().pg_version);
-    for (name, value) in [
-        ("server_version", version.as_str()),
-        ("server_encoding", "UTF8"),
-        ("client_encoding", "UTF8"),
-        ("integer_datetimes", "on"),
-        ("standard_conforming_strings", "on"),
-        ("DateStyle", "ISO, MDY"),
-        ("TimeZone", "UTC"),
-    ] {
-        out.parameter_status(name, value);
-    }
-    out.backend_key_data();
-    out.ready_for_query();
 }
 
 impl Session {

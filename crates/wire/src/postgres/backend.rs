@@ -2,21 +2,23 @@
 
 use pgstrata_ids::Lsn;
 
+use super::StartupPacket;
+
 /// A column of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Column {
-    name: &'static str,
+pub struct Column<'a> {
+    name: &'a str,
     type_oid: u32,
     size: i16,
 }
 
 /// A column of type `text`.
-pub fn text_column(name: &'static str) -> Column {
+pub fn text_column(name: &str) -> Column<'_> {
     Column { name, type_oid: 25, size: -1 }
 }
 
 /// A column of type `int8`.
-pub fn int8_column(name: &'static str) -> Column {
+pub fn int8_column(name: &str) -> Column<'_> {
     Column { name, type_oid: 20, size: 8 }
 }
 
@@ -37,13 +39,31 @@ impl BackendWriter {
         self.bytes[at..at + 4].copy_from_slice(&length.to_be_bytes());
     }
 
-    /// The client is who it says.
-    pub fn authentication_ok(&mut self) {
+    /// The client is let in: what it needs to know until its first command.
+    pub fn welcome(&mut self, packet: &StartupPacket, server_version: &str) {
+        let options = packet.protocol_options();
+        if packet.minor_version > 0 || !options.is_empty() {
+            self.negotiate_protocol_version(&options);
+        }
         self.message(b'R', |out| out.extend_from_slice(&0u32.to_be_bytes()));
+        for (name, value) in [
+            ("server_version", server_version),
+            ("server_encoding", "UTF8"),
+            ("client_encoding", "UTF8"),
+            ("integer_datetimes", "on"),
+            ("standard_conforming_strings", "on"),
+            ("DateStyle", "ISO, MDY"),
+            ("TimeZone", "UTC"),
+        ] {
+            self.parameter_status(name, value);
+        }
+        // A key for cancelling; nothing can be cancelled here.
+        self.message(b'K', |out| out.extend_from_slice(&[0; 8]));
+        self.ready_for_query();
     }
 
     /// Only minor version 0 is spoken here, and none of these options.
-    pub fn negotiate_protocol_version(&mut self, options: &[&str]) {
+    fn negotiate_protocol_version(&mut self, options: &[&str]) {
         self.message(b'v', |out| {
             out.extend_from_slice(&(3u32 << 16).to_be_bytes());
             out.extend_from_slice(&(options.len() as u32).to_be_bytes());
@@ -52,16 +72,11 @@ impl BackendWriter {
     }
 
     /// A setting that clients want to know.
-    pub fn parameter_status(&mut self, name: &str, value: &str) {
+    fn parameter_status(&mut self, name: &str, value: &str) {
         self.message(b'S', |out| {
             text(out, name);
             text(out, value);
         });
-    }
-
-    /// A key for cancelling; nothing can be cancelled here.
-    pub fn backend_key_data(&mut self) {
-        self.message(b'K', |out| out.extend_from_slice(&[0; 8]));
     }
 
     /// The next command may come.
@@ -70,7 +85,14 @@ impl BackendWriter {
     }
 
     /// A result of one row, or none; values in text form.
-    pub fn result(&mut self, columns: &[Column], row: Option<&[Option<&str>]>, tag: &str) {
+    pub fn result(&mut self, columns: &[Column<'_>], row: Option<&[Option<&str>]>, tag: &str) {
+        self.columns(columns);
+        row.into_iter().for_each(|row| self.row(row));
+        self.command_complete(tag);
+    }
+
+    /// The columns of the rows that follow.
+    pub fn columns(&mut self, columns: &[Column<'_>]) {
         self.message(b'T', |out| {
             out.extend_from_slice(&(columns.len() as u16).to_be_bytes());
             for column in columns {
@@ -82,17 +104,18 @@ impl BackendWriter {
                 out.extend_from_slice(&[0; 2]);
             }
         });
-        if let Some(row) = row {
-            self.message(b'D', |out| {
-                out.extend_from_slice(&(row.len() as u16).to_be_bytes());
-                for value in row {
-                    let length = value.map_or(-1, |value| value.len() as i32);
-                    out.extend_from_slice(&length.to_be_bytes());
-                    out.extend_from_slice(value.unwrap_or_default().as_bytes());
-                }
-            });
-        }
-        self.command_complete(tag);
+    }
+
+    /// A row; values in text form.
+    pub fn row(&mut self, row: &[Option<&str>]) {
+        self.message(b'D', |out| {
+            out.extend_from_slice(&(row.len() as u16).to_be_bytes());
+            for value in row {
+                let length = value.map_or(-1, |value| value.len() as i32);
+                out.extend_from_slice(&length.to_be_bytes());
+                out.extend_from_slice(value.unwrap_or_default().as_bytes());
+            }
+        });
     }
 
     /// A command is done.
@@ -122,6 +145,19 @@ impl BackendWriter {
     /// From here on both sides send copy data.
     pub fn copy_both(&mut self) {
         self.message(b'W', |out| out.extend_from_slice(&[0; 3]));
+    }
+
+    /// From here on this side sends copy data.
+    pub fn copy_out(&mut self) {
+        self.message(b'H', |out| out.extend_from_slice(&[0; 3]));
+    }
+
+    /// Copy data of one message, in two parts.
+    pub fn copy_data(&mut self, kind: &[u8], data: &[u8]) {
+        self.message(b'd', |out| {
+            out.extend_from_slice(kind);
+            out.extend_from_slice(data);
+        });
     }
 
     /// No more copy data comes.

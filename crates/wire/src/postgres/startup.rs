@@ -65,6 +65,17 @@ fn parameters(mut rest: &[u8]) -> Result<Vec<(String, String)>, DecodeError> {
 }
 
 impl StartupPacket {
+    /// Options of the protocol itself that it asks for.
+    pub fn protocol_options(&self) -> Vec<&str> {
+        let names = self.parameters.iter().map(|(name, _)| name.as_str());
+        names.filter(|name| name.starts_with("_pq_.")).collect()
+    }
+
+    /// All settings in the `options` parameter, in their order: of two with one name the last counts.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        settings_of(self.get("options").unwrap_or_default())
+    }
+
     /// A parameter's value.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
@@ -72,8 +83,7 @@ impl StartupPacket {
 
     /// The value of `-c name=value` (or `--name=value`) in the `options` parameter.
     pub fn setting(&self, name: &str) -> Option<String> {
-        let settings = settings_of(self.get("options")?);
-        settings.into_iter().rev().find(|(key, _)| key == name).map(|(_, value)| value)
+        self.settings().into_iter().rev().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 }
 

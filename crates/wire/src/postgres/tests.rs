@@ -86,6 +86,42 @@ fn golden_messages() {
     assert_eq!(writer.bytes, before);
 }
 
+/// libpq of 18 asks for 3.2 when told to, and for options that may come: it must hear what it gets.
+#[test]
+fn a_newer_protocol_is_answered_with_the_version_that_is_spoken() {
+    let mut packet = StartupPacket::default();
+    let first = |packet: &StartupPacket| {
+        let mut writer = BackendWriter::default();
+        writer.welcome(packet, "18.0");
+        writer.bytes[0]
+    };
+    assert_eq!(first(&packet), b'R');
+    packet.minor_version = 2;
+    assert_eq!(first(&packet), b'v');
+    packet.minor_version = 0;
+    packet.parameters.push(("_pq_.test".into(), "1".into()));
+    assert_eq!(first(&packet), b'v');
+}
+
+#[test]
+fn a_result_is_columns_rows_and_an_end() {
+    let mut writer = BackendWriter::default();
+    writer.columns(&[text_column("a")]);
+    writer.row(&[Some("x")]);
+    writer.row(&[None]);
+    writer.command_complete("SELECT");
+    let expected = [
+        &b"T\0\0\0\x1a\0\x01a\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0"[..],
+        b"D\0\0\0\x0b\0\x01\0\0\0\x01x",
+        b"D\0\0\0\x0a\0\x01\xff\xff\xff\xff",
+        b"C\0\0\0\x0bSELECT\0",
+    ];
+    assert_eq!(writer.bytes, expected.concat());
+    writer.bytes.clear();
+    writer.result(&[text_column("a")], Some(&[Some("x")]), "SELECT");
+    assert_eq!(writer.bytes, [expected[0], expected[1], expected[3]].concat());
+}
+
 #[test]
 fn status_updates() {
     let mut message = vec![b'd', 0, 0, 0, 38, b'r'];
