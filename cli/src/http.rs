@@ -10,8 +10,9 @@ use ureq::{Agent, Body, http::Response};
 /// Bytes of an answer, at most.
 const BODY_LIMIT: u64 = 1 << 30;
 
-/// Longest wait for an answer that takes no time.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for an answer that takes no time. A machine that is moved, or short of memory, may stand still for half a
+/// minute, and goes on by itself.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
 /// Longest wait for work: longer than the page server takes for any.
 const WORK_PATIENCE: Duration = Duration::from_secs(180);
 

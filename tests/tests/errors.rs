@@ -207,7 +207,7 @@ fn a_hung_page_server_is_named_and_waited_for_not_long() {
                 let since = Instant::now();
                 let text = cluster.refusal(arguments, 1);
                 assert!(text.contains("the page server does not answer"), "{arguments:?}: {text}");
-                assert!(since.elapsed() < Duration::from_secs(32), "{:?}", since.elapsed());
+                assert!(since.elapsed() < Duration::from_secs(70), "{:?}", since.elapsed());
             });
         }
     });
