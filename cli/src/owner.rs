@@ -114,8 +114,21 @@ fn making(path: &Path, user: &User) -> Result<Making> {
     }
 }
 
-/// Makes the missing directories, whatever the umask is, and gives the last one away.
-fn make_for(way: &Way, user: &User) -> Result<()> {
+fn create(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("can't create {}", path.display()))
+}
+
+/// Makes directories in which root works as root: its own, and nobody else's to write.
+fn make_roots(dir: &Path, store: Option<&Path>) -> Result<()> {
+    for path in [Some(dir), store].into_iter().flatten() {
+        make_missing(&way::roots(path)?)?;
+        stay_root(path)?;
+    }
+    Ok(())
+}
+
+/// Makes the missing directories, whatever the umask is. Returns the last one.
+fn make_missing(way: &Way) -> Result<PathBuf> {
     let mut at = way.existing.clone();
     for name in &way.missing {
         at.push(name);
@@ -126,6 +139,12 @@ fn make_for(way: &Way, user: &User) -> Result<()> {
             .and_then(|()| fs::set_permissions(&at, fs::Permissions::from_mode(0o755)))
             .with_context(|| format!("can't create {}", at.display()))?;
     }
+    Ok(at)
+}
+
+/// Makes the missing directories, and gives the last one away.
+fn make_for(way: &Way, user: &User) -> Result<()> {
+    let at = make_missing(way)?;
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
     File::options()
         .read(true)
@@ -146,15 +165,15 @@ pub fn prepare(
     object_store: Option<&Location>,
     programs: &Path,
 ) -> Result<()> {
-    let create = |path: &Path| {
-        fs::create_dir_all(path).with_context(|| format!("can't create {}", path.display()))
+    let store = match object_store {
+        Some(Location::Directory(path)) => Some(path.as_path()),
+        _ => None,
     };
     if !Uid::effective().is_root() {
         return create(dir);
     }
     if name == "root" {
-        way::roots(dir)?;
-        return create(dir);
+        return make_roots(dir, store);
     }
     ensure_user(name)?;
     let user = User::from_name(name)?.with_context(|| format!("there is no user '{name}'"))?;
@@ -163,10 +182,6 @@ pub fn prepare(
         "{name} can't run the programs in {}: put them where every user can",
         programs.display()
     );
-    let store = match object_store {
-        Some(Location::Directory(path)) => Some(path.as_path()),
-        _ => None,
-    };
     let paths = || [Some(dir), store].into_iter().flatten();
     // All of them, or none is made.
     match paths().try_for_each(|path| making(path, &user).map(drop)) {
@@ -179,13 +194,14 @@ pub fn prepare(
             become_user(dir, &user)?;
         }
         Err(why) => {
-            way::roots(dir)?;
+            make_roots(dir, store)?;
             eprintln!(
                 "pgstrata: all but PostgreSQL runs as root: {why:#}. --run-as root leaves out this \
                  line"
             );
         }
     }
+    // A directory of the user's own, which the user makes.
     create(dir)
 }
 

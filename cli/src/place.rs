@@ -96,7 +96,10 @@ pub fn migrate_store(cluster: &mut Cluster) {
 /// Whether the objects are where only this directory leads to.
 fn store_is_inside(cluster: &Cluster) -> Result<bool> {
     let location: Location = cluster.state.object_store.parse()?;
-    Ok(matches!(location, Location::Directory(path) if path.is_relative()))
+    let Location::Directory(path) = location else { return Ok(false) };
+    // A link in the directory leads to what a copy of it would share.
+    let inside = |path: std::path::PathBuf| path.starts_with(&cluster.dir);
+    Ok(path.is_relative() && cluster.dir.join(path).canonicalize().is_ok_and(inside))
 }
 
 fn refuse_shared_store(cluster: &Cluster, original: &Path) -> Result<()> {

@@ -165,9 +165,11 @@ impl Process {
     fn hide_environment(&self, command: &mut Command) {
         let uses_store =
             ["safekeeper", "pageserver"].iter().any(|role| self.name.starts_with(role));
+        // Where root stays root, PostgreSQL is another user's all the same.
+        let is_roots = owner::became().is_some() || nix::unistd::Uid::effective().is_root();
         let given: Vec<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
         for (name, _) in std::env::vars_os().filter(|(name, _)| !given.contains(name)) {
-            if !inherits(&name.to_string_lossy(), uses_store, owner::became().is_some()) {
+            if !inherits(&name.to_string_lossy(), uses_store, is_roots) {
                 command.env_remove(name);
             }
         }

@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
@@ -53,6 +53,34 @@ fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Whether a write is still wanted. Who gives it up may go on as if it had never been asked for; one that has begun to
+/// appear can't be given up any more.
+#[derive(Debug, Default)]
+pub(crate) struct Intent(AtomicU8);
+
+const WANTED: u8 = 0;
+const APPEARS: u8 = 1;
+const GIVEN_UP: u8 = 2;
+
+impl Intent {
+    fn leave(&self, to: u8) -> bool {
+        self.0.compare_exchange(WANTED, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Right before the step by which others see the write.
+    fn appear(&self) -> io::Result<()> {
+        match self.leave(APPEARS) {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::TimedOut, "nobody waits for it any more")),
+        }
+    }
+
+    /// Sees to it that the write never appears. False if it may have, or will.
+    pub(crate) fn give_up(&self) -> bool {
+        self.leave(GIVEN_UP)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct LocalDirectory {
     directories: DurableDirectories,
@@ -89,18 +117,26 @@ impl LocalDirectory {
         Ok(Bytes::from(bytes))
     }
 
-    pub(crate) fn put(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn put(&self, path: &str, bytes: &[u8], intent: &Intent) -> io::Result<()> {
         let target = self.file(path);
         let temporary = self.write_temporary(&target, bytes)?;
-        fs::rename(&temporary, &target).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        intent
+            .appear()
+            .and_then(|()| fs::rename(&temporary, &target))
+            .inspect_err(|_| drop(fs::remove_file(&temporary)))?;
         self.directories.sync_parent(&target)
     }
 
-    pub(crate) fn put_if_absent(&self, path: &str, bytes: &[u8]) -> io::Result<PutOutcome> {
+    pub(crate) fn put_if_absent(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        intent: &Intent,
+    ) -> io::Result<PutOutcome> {
         let target = self.file(path);
         let temporary = self.write_temporary(&target, bytes)?;
         // A hard link fails if the name exists, which rename does not.
-        let linked = fs::hard_link(&temporary, &target);
+        let linked = intent.appear().and_then(|()| fs::hard_link(&temporary, &target));
         fs::remove_file(&temporary)?;
         let outcome = match linked {
             Ok(()) => PutOutcome::Created,
@@ -116,6 +152,7 @@ impl LocalDirectory {
         path: &str,
         expected: Option<&Version>,
         bytes: &[u8],
+        intent: &Intent,
     ) -> io::Result<CasOutcome> {
         self.directories.check()?;
         let lock_path = self.file(LOCK_FILE);
@@ -141,12 +178,13 @@ impl LocalDirectory {
             }
             return Ok(CasOutcome::Conflict);
         }
-        self.put(path, bytes)?;
+        self.put(path, bytes, intent)?;
         Ok(CasOutcome::Swapped(Version::Content(Bytes::copy_from_slice(bytes))))
     }
 
-    pub(crate) fn delete(&self, path: &str) -> io::Result<()> {
+    pub(crate) fn delete(&self, path: &str, intent: &Intent) -> io::Result<()> {
         self.directories.check()?;
+        intent.appear()?;
         let target = self.file(path);
         match fs::remove_file(&target) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -196,11 +234,12 @@ impl LocalDirectory {
         let parent = target.parent().unwrap_or(self.directories.root());
         self.directories.make(parent)?;
         let serial = TEMPORARY_SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{TEMPORARY_PREFIX}{}-{serial}", std::process::id());
+        let random = rand::random::<u64>();
+        let name = format!("{TEMPORARY_PREFIX}{}-{serial}-{random:016x}", std::process::id());
         let temporary = parent.join(name);
         let written = (|| {
-            let mut file =
-                OpenOptions::new().create(true).write(true).truncate(true).open(&temporary)?;
+            // Not one that somebody else has put there, nor what it leads to.
+            let mut file = OpenOptions::new().create_new(true).write(true).open(&temporary)?;
             file.write_all(bytes)?;
             file.sync_all()
         })();
@@ -244,18 +283,18 @@ mod tests {
         let store = world.open();
         // Each directory that was made, in its parent; the root once more.
         assert_eq!(world.synced(), ["a", "", "a"]);
-        store.put("t/wal/1", b"one").unwrap();
+        store.put("t/wal/1", b"one", &Intent::default()).unwrap();
         assert_eq!(world.synced(), ["a/store", "a/store/t", "a/store/t/wal"]);
-        store.put("t/wal/2", b"two").unwrap();
+        store.put("t/wal/2", b"two", &Intent::default()).unwrap();
         assert_eq!(world.synced(), ["a/store/t/wal"]);
         // Another process can't know how far this one came.
         let other = world.open();
         assert_eq!(world.synced(), ["a"]);
-        other.put_if_absent("t/wal/3", b"three").unwrap();
+        other.put_if_absent("t/wal/3", b"three", &Intent::default()).unwrap();
         assert_eq!(world.synced(), ["a/store", "a/store/t", "a/store/t/wal"]);
         // Somebody removed the directory: it is made again.
         fs::remove_dir_all(store.file("t")).unwrap();
-        store.put("t/wal/1", b"one").unwrap();
+        store.put("t/wal/1", b"one", &Intent::default()).unwrap();
         assert_eq!(world.synced(), ["a/store", "a/store/t", "a/store/t/wal"]);
     }
 
@@ -263,17 +302,21 @@ mod tests {
     fn what_another_did_is_durable_before_it_is_told() {
         let world = World::new();
         let store = world.open();
-        store.put("object", b"one").unwrap();
+        store.put("object", b"one", &Intent::default()).unwrap();
         world.synced();
-        assert_eq!(store.put_if_absent("object", b"two").unwrap(), PutOutcome::Exists);
+        assert_eq!(
+            store.put_if_absent("object", b"two", &Intent::default()).unwrap(),
+            PutOutcome::Exists
+        );
         assert_eq!(world.synced(), ["a/store"]);
         let other = Version::Content(Bytes::from_static(b"two"));
-        let swapped = store.compare_and_swap("object", Some(&other), b"three").unwrap();
+        let swapped =
+            store.compare_and_swap("object", Some(&other), b"three", &Intent::default()).unwrap();
         assert_eq!((swapped, world.synced()), (CasOutcome::Conflict, vec!["a/store".to_owned()]));
-        store.delete("object").unwrap();
-        store.delete("object").unwrap();
+        store.delete("object", &Intent::default()).unwrap();
+        store.delete("object", &Intent::default()).unwrap();
         assert_eq!(world.synced(), ["a/store", "a/store"]);
-        store.delete("no/such/directory").unwrap();
+        store.delete("no/such/directory", &Intent::default()).unwrap();
         assert!(world.synced().is_empty());
     }
 
@@ -281,7 +324,7 @@ mod tests {
     fn s4_what_is_no_file_is_refused_at_once_and_named() {
         let world = World::new();
         let store = world.open();
-        store.put("t/index", b"one").unwrap();
+        store.put("t/index", b"one", &Intent::default()).unwrap();
         let one = Version::Content(Bytes::from_static(b"one"));
         let (told, answers) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -291,12 +334,12 @@ mod tests {
             for name in ["t/pipe", "t/endless"] {
                 told.send((name, store.get(name, 100).unwrap_err())).unwrap();
                 told.send((name, store.get_range(name, 0..8).unwrap_err())).unwrap();
-                let swapped = store.compare_and_swap(name, Some(&one), b"two");
+                let swapped = store.compare_and_swap(name, Some(&one), b"two", &Intent::default());
                 told.send((name, swapped.unwrap_err())).unwrap();
             }
             fs::remove_file(store.file(LOCK_FILE)).unwrap();
             fs::rename(&pipe, store.file(LOCK_FILE)).unwrap();
-            let swapped = store.compare_and_swap("t/index", Some(&one), b"two");
+            let swapped = store.compare_and_swap("t/index", Some(&one), b"two", &Intent::default());
             told.send((LOCK_FILE, swapped.unwrap_err())).unwrap();
         });
         for _ in 0..7 {
@@ -313,19 +356,19 @@ mod tests {
     fn after_a_failed_sync_nothing_is_written_until_the_store_is_opened_again() {
         type Write = fn(&LocalDirectory) -> io::Result<()>;
         let writes: [Write; 5] = [
-            |store| store.put("object", b"two"),
-            |store| store.put("new/object", b"two"),
-            |store| store.put_if_absent("object", b"two").map(drop),
+            |store| store.put("object", b"two", &Intent::default()),
+            |store| store.put("new/object", b"two", &Intent::default()),
+            |store| store.put_if_absent("object", b"two", &Intent::default()).map(drop),
             |store| {
                 let one = Version::Content(Bytes::from_static(b"one"));
-                store.compare_and_swap("object", Some(&one), b"two").map(drop)
+                store.compare_and_swap("object", Some(&one), b"two", &Intent::default()).map(drop)
             },
-            |store| store.delete("object"),
+            |store| store.delete("object", &Intent::default()),
         ];
         for write in writes {
             let world = World::new();
             let store = world.open();
-            store.put("object", b"one").unwrap();
+            store.put("object", b"one", &Intent::default()).unwrap();
             watched::fail(true);
             let failed = write(&store).unwrap_err().to_string();
             assert!(failed.contains("injected"), "{failed}");
@@ -338,7 +381,7 @@ mod tests {
                 assert!(refused.contains("injected") && refused.contains("restart"), "{refused}");
             }
             assert_eq!((world.synced(), fs::read(store.file("object")).ok()), (vec![], left));
-            world.open().put("object", b"two").unwrap();
+            world.open().put("object", b"two", &Intent::default()).unwrap();
             assert_eq!(store.get("object", 100).unwrap(), "two");
             world.synced();
         }

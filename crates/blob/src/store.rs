@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::environment;
 use crate::error::{BlobError, chain, too_large};
-use crate::local::LocalDirectory;
+use crate::local::{Intent, LocalDirectory};
 use crate::location::Location;
 use crate::remote::{Got, Remote};
 
@@ -111,6 +111,13 @@ fn open_directory(path: PathBuf, patience: Duration) -> io::Result<LocalDirector
         let _ = answer.send(LocalDirectory::open(&path));
     })?;
     opened.recv_timeout(patience).unwrap_or_else(|_| Err(io::Error::other(silence(patience))))
+}
+
+/// How far an operation on a directory is.
+#[derive(Debug, Default)]
+struct Going {
+    done: AtomicU64,
+    intent: Intent,
 }
 
 /// What is said of a directory that does not answer.
@@ -257,38 +264,55 @@ impl Store {
         self.local_counted(action, path, |local, path, _| work(local, path)).await
     }
 
+    /// The same for what changes the store.
+    async fn local_write<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        path: &str,
+        work: impl FnOnce(&LocalDirectory, &str, &Intent) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, BlobError> {
+        self.local_counted(action, path, |local, path, going| work(local, path, &going.intent))
+            .await
+    }
+
     /// The same. It is waited for as long as it goes on counting what it has done.
     ///
-    /// One that is not waited for any more may still be done later: as with an answer that was lost,
-    /// its caller knows neither.
+    /// A write that is not waited for any more is given up: it does not appear later, when its caller has gone on
+    /// without it. Only one that hangs in the very step by which it appears may be there afterwards, as with an answer
+    /// that was lost.
     async fn local_counted<T: Send + 'static>(
         &self,
         action: &'static str,
         path: &str,
-        work: impl FnOnce(&LocalDirectory, &str, &AtomicU64) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&LocalDirectory, &str, &Going) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BlobError> {
         let backend = Arc::clone(&self.backend);
         let turns = Arc::clone(&self.turns);
         let owned = path.to_owned();
-        let done = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&done);
+        let going = Arc::new(Going::default());
+        let theirs = Arc::clone(&going);
         let mut answer = Box::pin(async move {
             let turn = turns.acquire_owned().await.map_err(io::Error::other)?;
             let task = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
                 match &*backend {
-                    Backend::Local(local) => work(local, &owned, &counter),
+                    Backend::Local(local) => work(local, &owned, &theirs),
                     Backend::Remote(_) => Err(io::Error::other("not a local store")),
                 }
             });
             task.await.map_err(io::Error::other)?
         });
+        let mut last = false;
         let answered = loop {
-            let before = done.load(Ordering::Relaxed);
+            let before = going.done.load(Ordering::Relaxed);
             match tokio::time::timeout(self.patience, &mut answer).await {
                 Ok(answered) => break answered,
-                Err(_) if done.load(Ordering::Relaxed) != before => {}
-                Err(_) => return Err(self.failed(action, path, silence(self.patience))),
+                Err(_) if going.done.load(Ordering::Relaxed) != before => {}
+                Err(_) if going.intent.give_up() || last => {
+                    return Err(self.failed(action, path, silence(self.patience)));
+                }
+                // It is about to appear: the one thing that is better waited for.
+                Err(_) => last = true,
             }
         };
         answered.map_err(|error| match error.kind() {
@@ -354,7 +378,10 @@ impl Store {
         let work = async {
             match &*self.backend {
                 Backend::Local(_) => {
-                    self.local("write", path, move |local, path| local.put(path, &bytes)).await
+                    self.local_write("write", path, move |local, path, intent| {
+                        local.put(path, &bytes, intent)
+                    })
+                    .await
                 }
                 Backend::Remote(remote) => remote
                     .put(path, bytes)
@@ -372,9 +399,10 @@ impl Store {
         let work = async {
             match &*self.backend {
                 Backend::Local(_) => {
-                    let put =
-                        move |local: &LocalDirectory, path: &str| local.put_if_absent(path, &bytes);
-                    self.local("write", path, put).await
+                    self.local_write("write", path, move |local, path, intent| {
+                        local.put_if_absent(path, &bytes, intent)
+                    })
+                    .await
                 }
                 Backend::Remote(remote) => remote
                     .put_if_absent(path, bytes)
@@ -400,10 +428,11 @@ impl Store {
             let remote = match &*self.backend {
                 Backend::Local(_) => {
                     let expected = expected.cloned();
-                    let swap = move |local: &LocalDirectory, path: &str| {
-                        local.compare_and_swap(path, expected.as_ref(), &bytes)
-                    };
-                    return self.local("swap", path, swap).await;
+                    return self
+                        .local_write("swap", path, move |local, path, intent| {
+                            local.compare_and_swap(path, expected.as_ref(), &bytes, intent)
+                        })
+                        .await;
                 }
                 Backend::Remote(remote) => remote,
             };
@@ -430,7 +459,10 @@ impl Store {
         let work = async {
             match &*self.backend {
                 Backend::Local(_) => {
-                    self.local("delete", path, |local, path| local.delete(path)).await
+                    self.local_write("delete", path, |local, path, intent| {
+                        local.delete(path, intent)
+                    })
+                    .await
                 }
                 Backend::Remote(remote) => remote
                     .delete(path)
@@ -445,7 +477,12 @@ impl Store {
     pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, BlobError> {
         let work = async {
             match &*self.backend {
-                Backend::Local(_) => self.local_counted("list", prefix, LocalDirectory::list).await,
+                Backend::Local(_) => {
+                    self.local_counted("list", prefix, |local, prefix, going| {
+                        local.list(prefix, &going.done)
+                    })
+                    .await
+                }
                 Backend::Remote(remote) => remote
                     .list(prefix)
                     .await
@@ -477,26 +514,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (store, lock) = hanging(directory.path());
         let first = Bytes::from_static(b"first");
-        let error = store.compare_and_swap("index", None, first.clone()).await.unwrap_err();
+        let error = store.compare_and_swap("index", None, first).await.unwrap_err();
         let text = error.to_string();
         assert!(text.contains("'index'") && text.contains("not answered for 1 s"), "{text}");
         // What needs no lock is answered.
         assert!(store.get("index", 10).await.unwrap_err().is_not_found());
 
-        // It is done when it can be, and the next one finds it.
+        // Its caller was told that it failed, and goes on without it: it is not done later either.
         drop(lock);
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
-        while store.get("index", 10).await.is_err() {
-            assert!(std::time::Instant::now() < deadline, "it was not done later");
-        }
-        let second = Bytes::from_static(b"second");
         let patient = store.with_patience(PATIENCE);
-        let outcome = patient.compare_and_swap("index", None, second.clone()).await.unwrap();
-        assert_eq!(outcome, CasOutcome::Conflict);
-        let (content, version) = patient.get_versioned("index", 10).await.unwrap();
-        assert_eq!(content, first);
-        let swapped = patient.compare_and_swap("index", Some(&version), second).await.unwrap();
+        let all = LOCAL_AT_ONCE as u32;
+        drop(Arc::clone(&store.turns).acquire_many_owned(all).await.unwrap());
+        assert!(patient.get("index", 10).await.unwrap_err().is_not_found());
+        let second = Bytes::from_static(b"second");
+        let swapped = patient.compare_and_swap("index", None, second).await.unwrap();
         assert!(matches!(swapped, CasOutcome::Swapped(_)));
+        assert_eq!(patient.list("").await.unwrap().len(), 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -515,11 +548,11 @@ mod tests {
         let others = Arc::clone(&store.turns);
         assert_eq!(others.available_permits(), 0);
         assert!(store.get("x", 1).await.unwrap_err().to_string().contains("not answered"));
-        // Those that had no turn are not done later.
+        // None is done later.
         drop(lock);
         let patient = store.with_patience(PATIENCE);
         drop(others.acquire_many(LOCAL_AT_ONCE as u32).await.unwrap());
-        assert_eq!(patient.list("").await.unwrap().len(), LOCAL_AT_ONCE);
+        assert_eq!(patient.list("").await.unwrap(), []);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -527,10 +560,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (store, _lock) = hanging(directory.path());
         let store = store.with_patience(Duration::from_millis(300));
-        let slow = |_: &LocalDirectory, _: &str, done: &AtomicU64| {
+        let slow = |_: &LocalDirectory, _: &str, going: &Going| {
             for _ in 0..20 {
                 std::thread::sleep(Duration::from_millis(30));
-                done.fetch_add(1, Ordering::Relaxed);
+                going.done.fetch_add(1, Ordering::Relaxed);
             }
             Ok(7)
         };
