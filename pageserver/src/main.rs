@@ -79,6 +79,10 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    if let Err(error) = pgstrata_blob::hide_credentials() {
+        eprintln!("pageserver: can't keep the object store's credentials to itself: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -14,6 +14,10 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
+    if let Err(error) = pgstrata_blob::hide_credentials() {
+        eprintln!("safekeeper: can't keep the object store's credentials to itself: {error}");
+        return ExitCode::FAILURE;
+    }
     match pgstrata_safekeeper::run::run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -21,6 +21,16 @@ pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Keeps other processes of the same user out of this one's memory and environment, if credentials are in it: computes run
+/// as that user, and whoever is superuser of a database has its rights. For the start of a service.
+pub fn hide_credentials() -> std::io::Result<()> {
+    if without_credentials() {
+        return Ok(());
+    }
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
 /// Whether nothing says where credentials come from.
 pub(crate) fn without_credentials() -> bool {
     CREDENTIALS.iter().all(|name| variable(name).is_none())

@@ -14,6 +14,7 @@ mod remote;
 mod store;
 
 pub use bucket::create_bucket;
+pub use environment::hide_credentials;
 pub use error::BlobError;
 pub use local::open_regular;
 pub use location::{Location, LocationError};
