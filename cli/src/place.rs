@@ -32,6 +32,8 @@ impl Home {
 enum Place {
     Same,
     Moved,
+    /// It is another directory, and none is where it was: a copy too, perhaps, of one that was moved since.
+    Another,
     /// Its original is there.
     Copy(PathBuf),
 }
@@ -58,7 +60,7 @@ fn place(cluster: &Cluster) -> Result<Place> {
     }
     Ok(match holds(&home.path, &cluster.state.tenant) {
         true => Place::Copy(home.path.clone()),
-        false => Place::Moved,
+        false => Place::Another,
     })
 }
 
@@ -116,10 +118,25 @@ fn refuse_shared_store(cluster: &Cluster, original: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What runs has its own directory open, which this one is not: it must not be ended from here.
+fn refuse_running_elsewhere(cluster: &Cluster) -> Result<()> {
+    ensure!(
+        !anything_runs(cluster),
+        "{} is not the directory that the running processes of its cluster were started in: if it \
+         is a copy, end them where the original is now; if not, end them by their process ids",
+        cluster.dir.display()
+    );
+    Ok(())
+}
+
 /// Refuses to work with a copy that `up` has not made a cluster of its own: what it remembers of processes and ports is
 /// its original's.
 pub fn check(cluster: &Cluster) -> Result<()> {
-    if let Place::Copy(original) = place(cluster)? {
+    let place = place(cluster)?;
+    if let Place::Another = place {
+        refuse_running_elsewhere(cluster)?;
+    }
+    if let Place::Copy(original) = place {
         refuse_shared_store(cluster, &original)?;
         bail!(
             "{} is a copy of the cluster in {}: 'pgstrata up' makes it a cluster of its own",
@@ -134,6 +151,7 @@ pub fn check(cluster: &Cluster) -> Result<()> {
 pub fn settle(cluster: &mut Cluster) -> Result<()> {
     match place(cluster)? {
         Place::Same => {}
+        Place::Another => refuse_running_elsewhere(cluster)?,
         Place::Moved => ensure!(
             !anything_runs(cluster),
             "the cluster in {} was moved while it ran: run 'pgstrata down' first",

@@ -106,6 +106,23 @@ fn a_copy_is_a_cluster_of_its_own_and_a_move_is_the_same_one() {
     assert_eq!(count(&own), 10);
 }
 
+/// A copy has notes of its original's processes, and where the original was nothing is any more.
+#[test]
+fn a_copy_ends_nothing_of_an_original_that_was_moved_while_it_ran() {
+    let cluster = filled(&[]);
+    let mut client = cluster.client();
+    let (copied, moved) = (beside(&cluster, "copied"), beside(&cluster, "moved"));
+    copy(&cluster.dir(), &copied.0);
+    std::fs::rename(cluster.dir(), &moved.0).unwrap();
+    for arguments in [&["up"][..], &["down"], &["compute", "stop", "main"]] {
+        let text = refusal(&copied.0, arguments);
+        assert!(text.contains("is not the directory"), "{arguments:?}: {text}");
+    }
+    assert_eq!(client.query("select 1", &[]).unwrap().len(), 1);
+    cli(&moved.0, &["down"]);
+    assert_eq!(count(&cli(&moved.0, &["up"])), 1);
+}
+
 #[test]
 fn what_an_earlier_version_remembered_is_understood() {
     let cluster = filled(&[]);
