@@ -16,6 +16,7 @@ use pgstrata_blob::Location;
 use pgstrata_pg_wal::PgVersion;
 use serde::{Deserialize, Serialize};
 
+use crate::claim::Tokens;
 use crate::place::{self, Home};
 use crate::{files, owner, way};
 
@@ -106,6 +107,9 @@ pub struct State {
     /// Where the cluster was when it was last started.
     #[serde(default)]
     pub home: Option<Home>,
+    /// Tokens of the claim on the object store.
+    #[serde(default)]
+    pub claim: Tokens,
     /// Tells a copy from its original, where both have the tenant's name outside their directories.
     #[serde(default)]
     pub copy: Option<String>,

@@ -1,6 +1,7 @@
 //! The `pgstrata` command.
 
 mod branch;
+mod claim;
 mod cluster;
 mod compute;
 mod files;

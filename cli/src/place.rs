@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use pgstrata_blob::Location;
+use pgstrata_blob::{Location, claim};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -26,6 +26,20 @@ impl Home {
         let about = fs::metadata(dir).with_context(|| format!("can't read {}", dir.display()))?;
         Ok(Home { path: dir.to_owned(), device: about.dev(), inode: about.ino() })
     }
+}
+
+/// Where a directory is, and on which machine.
+pub fn here(dir: &Path) -> Result<claim::Place> {
+    let Home { path, device, inode } = Home::of(dir)?;
+    let word = |path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    Ok(claim::Place {
+        // Containers may have none.
+        machine: word("/etc/machine-id"),
+        host: word("/proc/sys/kernel/hostname"),
+        path: path.display().to_string(),
+        device,
+        inode,
+    })
 }
 
 /// What became of a directory.
@@ -96,11 +110,14 @@ pub fn migrate_store(cluster: &mut Cluster) {
 }
 
 /// Whether the objects are where only this directory leads to.
-fn store_is_inside(cluster: &Cluster) -> Result<bool> {
+pub fn store_is_inside(cluster: &Cluster) -> Result<bool> {
     let location: Location = cluster.state.object_store.parse()?;
     let Location::Directory(path) = location else { return Ok(false) };
-    // A link in the directory leads to what a copy of it would share.
-    let inside = |path: std::path::PathBuf| path.starts_with(&cluster.dir);
+    // A link in the directory, or what is mounted there, leads to what a copy of it would share.
+    let device = fs::metadata(&cluster.dir)?.dev();
+    let inside = |path: PathBuf| {
+        path.starts_with(&cluster.dir) && path.metadata().is_ok_and(|about| about.dev() == device)
+    };
     Ok(path.is_relative() && cluster.dir.join(path).canonicalize().is_ok_and(inside))
 }
 
@@ -108,12 +125,13 @@ fn refuse_shared_store(cluster: &Cluster, original: &Path) -> Result<()> {
     ensure!(
         store_is_inside(cluster)?,
         "{} is a copy of the cluster in {}, and both have their objects in {}, where only one can \
-         write: go on with that one, or end it ('pgstrata --dir {} down') and move its directory \
-         away, and this one takes its place",
+         write: go on with that one, or end it for good ('pgstrata --dir {} down'), and 'pgstrata \
+         --dir {} up --take-over' goes on here",
         cluster.dir.display(),
         original.display(),
         cluster.state.object_store,
-        original.display()
+        original.display(),
+        cluster.dir.display()
     );
     Ok(())
 }
@@ -147,8 +165,9 @@ pub fn check(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Remembers where the cluster is now. A copy becomes a cluster of its own, unless it would share its objects.
-pub fn settle(cluster: &mut Cluster) -> Result<()> {
+/// Remembers where the cluster is now. A copy becomes a cluster of its own, unless it would share its objects and does
+/// not take them over.
+pub fn settle(cluster: &mut Cluster, take_over: bool) -> Result<()> {
     match place(cluster)? {
         Place::Same => {}
         Place::Another => refuse_running_elsewhere(cluster)?,
@@ -158,7 +177,9 @@ pub fn settle(cluster: &mut Cluster) -> Result<()> {
             cluster.dir.display()
         ),
         Place::Copy(original) => {
-            refuse_shared_store(cluster, &original)?;
+            if !take_over {
+                refuse_shared_store(cluster, &original)?;
+            }
             part_from_original(cluster)?;
         }
     }
@@ -166,7 +187,8 @@ pub fn settle(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-fn anything_runs(cluster: &Cluster) -> bool {
+/// Whether any process of the cluster runs.
+pub fn anything_runs(cluster: &Cluster) -> bool {
     let state = &cluster.state;
     let safekeepers = state.safekeepers.iter().map(|place| format!("safekeeper-{}", place.id));
     let computes = state.computes.keys().map(|branch| format!("compute-{branch}"));

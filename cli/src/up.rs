@@ -15,7 +15,7 @@ use crate::cluster::{
     find_postgres, free_ports, is_free, major_version,
 };
 use crate::process::Process;
-use crate::{branch, compute, files, found, http, out, owner, place, status};
+use crate::{branch, claim, compute, files, found, http, out, owner, place, status};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Safekeepers of a new cluster.
@@ -50,6 +50,11 @@ pub struct UpArguments {
     /// Make the cluster with page checksums, also before PostgreSQL 18, where they are the default
     #[arg(long)]
     data_checksums: bool,
+    /// Make the object store this directory's, though it is another's: after the directory was moved to another machine
+    /// or file system, or where the other one is lost. What the other one committed since they were the same stays there.
+    /// It must not run any more
+    #[arg(long)]
+    take_over: bool,
     /// Create the bucket of an s3:// object store if it is missing
     #[arg(long)]
     create_bucket: bool,
@@ -138,6 +143,7 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
         primary: FIRST_BRANCH.to_owned(),
         data_checksums: Some(arguments.data_checksums),
         home: None,
+        claim: Default::default(),
         copy: None,
     };
     Ok(Cluster { dir, state })
@@ -175,7 +181,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     let _lock = Lock::take(dir)?;
     let (mut cluster, fresh) = match Cluster::find(dir)? {
         Some(mut cluster) => {
-            place::settle(&mut cluster)?;
+            place::settle(&mut cluster, arguments.take_over)?;
             check_unchanged(&cluster, arguments)?;
             if let Some(path) = &arguments.pg_bin {
                 let pg_bin = find_postgres(Some(path))?;
@@ -195,7 +201,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
         }
         None => {
             let mut cluster = create(dir, arguments)?;
-            place::settle(&mut cluster)?;
+            place::settle(&mut cluster, arguments.take_over)?;
             (cluster, true)
         }
     };
@@ -220,6 +226,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     if fresh || !pageserver_runs {
         check_store(&cluster, arguments.create_bucket)?;
     }
+    claim::take(&mut cluster, arguments.take_over, fresh)?;
     let mut troubles = start_services(&mut cluster)?;
     ensure_primary(&mut cluster, arguments.data_checksums)?;
     let primary = cluster.state.primary.clone();
@@ -391,6 +398,16 @@ fn start_broker(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// What a service is told of the object store.
+fn store_options(cluster: &Cluster, command: &mut Command) {
+    command.args(["--object-store", &cluster.object_store()]);
+    let options =
+        [("--s3-endpoint", &cluster.state.s3_endpoint), ("--claim", &cluster.state.claim.token)];
+    for (name, value) in options {
+        command.args(value.iter().flat_map(|value| [name, value]));
+    }
+}
+
 /// Starts the safekeepers. Returns what is wrong with those that did not start, if the others
 /// are a majority.
 fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
@@ -422,11 +439,8 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
             .args(["--listen-wal", &format!("127.0.0.1:{}", place.wal)])
             .args(["--listen-pg", &format!("127.0.0.1:{}", place.pg)])
             .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
-            .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)])
-            .args(["--object-store", &cluster.object_store()]);
-        if let Some(endpoint) = &cluster.state.s3_endpoint {
-            command.args(["--s3-endpoint", endpoint]);
-        }
+            .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)]);
+        store_options(cluster, &mut command);
         process.start(&mut command)?;
         started.push((at, process));
     }
@@ -458,15 +472,12 @@ fn start_pageserver(cluster: &Cluster) -> Result<()> {
     command
         .arg("--dir")
         .arg(cluster.dir.join("pageserver"))
-        .args(["--object-store", &cluster.object_store()])
         .args(["--listen-http", &format!("127.0.0.1:{http}")])
         .args(["--listen-pages", &format!("127.0.0.1:{pages}")])
         .args(["--listen-pg", &format!("127.0.0.1:{pg}")])
         .args(["--safekeepers", &safekeepers.join(",")])
         .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)]);
-    if let Some(endpoint) = &cluster.state.s3_endpoint {
-        command.args(["--s3-endpoint", endpoint]);
-    }
+    store_options(cluster, &mut command);
     process.start(&mut command)?;
     process.wait_ready(START_PATIENCE)?;
     Ok(())

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use pgstrata_blob::{Location, Store};
+use pgstrata_blob::{Location, Store, claim};
 use pgstrata_listen::loopback;
 use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
 use pgstrata_pageserver::metrics::Metrics;
@@ -37,6 +37,9 @@ struct Arguments {
     /// Object storage: a directory, or s3://bucket/prefix with the usual AWS_* variables
     #[arg(long)]
     object_store: Location,
+    /// Token of the claim on the object store: if that is another's, this page server does not start
+    #[arg(long)]
+    claim: Option<String>,
     /// Endpoint of an S3 server other than AWS, such as http://127.0.0.1:9000
     #[arg(long)]
     s3_endpoint: Option<String>,
@@ -157,6 +160,10 @@ async fn run(arguments: Arguments) -> Result<()> {
              other's indexes there. Run one only.",
             store.name()
         );
+    }
+    // Before anything is taken from whoever has it.
+    if let Some(token) = &arguments.claim {
+        claim::check(&store, token).await?;
     }
     let generation = take_generation(&store).await?;
     let source = Arc::new(LayerSource {

@@ -54,6 +54,11 @@ pub struct Args {
     #[arg(long)]
     pub object_store: Option<String>,
 
+    /// Token of the claim on the object store under which this safekeeper archives: once another
+    /// cluster has taken the store, nothing is archived there. Without it that is not checked.
+    #[arg(long)]
+    pub claim: Option<String>,
+
     /// Endpoint of an S3-compatible store such as MinIO, for s3:// object stores.
     #[arg(long)]
     pub s3_endpoint: Option<String>,

@@ -120,7 +120,8 @@ fn open_archive(args: &Args) -> anyhow::Result<Option<Arc<Archive>>> {
     let Some(location) = &args.object_store else { return Ok(None) };
     let location: Location = location.parse().context("--object-store")?;
     let archive = Archive::open(&location, args.s3_endpoint.as_deref());
-    Ok(Some(Arc::new(archive.context("can't open the object store")?)))
+    let archive = archive.context("can't open the object store")?;
+    Ok(Some(Arc::new(archive.under(args.claim.clone()))))
 }
 
 /// Keeps a second process out of the directory.

@@ -5,6 +5,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use pgstrata_tests::{Cluster, connect, pg_bin, programs};
 use serde_json::Value;
@@ -150,11 +151,22 @@ fn what_an_earlier_version_remembered_is_understood() {
     assert_eq!(count(&cluster.up()), 1);
 }
 
-#[test]
-fn a_copy_that_shares_its_objects_is_refused() {
+/// A cluster whose objects are outside of its directory.
+fn with_store_outside() -> (Cluster, tempfile::TempDir) {
     let store = tempfile::tempdir().unwrap();
     let place = store.path().join("s");
     let cluster = filled(&["--object-store", place.to_str().unwrap()]);
+    (cluster, store)
+}
+
+fn rename(from: &Path, to: &Path) {
+    std::fs::rename(from, to).unwrap();
+}
+
+#[test]
+fn a_copy_that_shares_its_objects_is_refused() {
+    let (cluster, store) = with_store_outside();
+    let place = store.path().join("s");
     cluster.cli(&["down"]);
     let copied = beside(&cluster, "copied");
     copy(&cluster.dir(), &copied.0);
@@ -163,9 +175,137 @@ fn a_copy_that_shares_its_objects_is_refused() {
         assert!(text.contains("copy") && text.contains(place.to_str().unwrap()), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
-    // Its original is gone: it was moved to another disk.
-    std::fs::rename(cluster.dir(), cluster.dir().with_file_name("gone")).unwrap();
+    // Its original is gone: it was moved to another disk, or only put elsewhere on this one.
+    let gone = beside(&cluster, "gone");
+    rename(&cluster.dir(), &gone.0);
+    let text = refusal(&copied.0, &["up"]);
+    let (original, here) = (cluster.dir(), copied.0.display().to_string());
+    assert!(text.contains(original.to_str().unwrap()) && text.contains(&here), "{text}");
+    assert!(text.contains("--take-over") && text.contains("copy"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    // Nothing of it was started.
+    assert!(!copied.0.join("run").read_dir().is_ok_and(|mut notes| notes.next().is_some()));
+    assert_eq!(count(&cli(&copied.0, &["up", "--take-over"])), 1);
+    cli(&copied.0, &["down"]);
     assert_eq!(count(&cli(&copied.0, &["up"])), 1);
+    cli(&copied.0, &["down"]);
+
+    let text = refusal(&gone.0, &["up"]);
+    assert!(text.contains(&here) && text.contains("started after"), "{text}");
+    // Nor is the store there for a cluster that is made anew.
+    let fresh = beside(&cluster, "fresh");
+    let text = refusal(&fresh.0, &["up", "--object-store", place.to_str().unwrap()]);
+    assert!(text.contains(&here) && text.contains("another prefix"), "{text}");
+    assert!(!fresh.0.join("cluster.json").exists());
+}
+
+#[test]
+fn a_directory_keeps_its_object_store_where_it_is_renamed() {
+    let (cluster, _store) = with_store_outside();
+    cluster.cli(&["down"]);
+    let moved = beside(&cluster, "moved");
+    rename(&cluster.dir(), &moved.0);
+    assert_eq!(count(&cli(&moved.0, &["up"])), 1);
+    // What runs has the store already; a part of it that is started again gets it too.
+    cli(&moved.0, &["up"]);
+    let pid = std::fs::read_to_string(moved.0.join("run/pageserver.pid")).unwrap();
+    let pid = pid.split_ascii_whitespace().next().unwrap().parse().unwrap();
+    pgstrata_tests::signal(pid, rustix::process::Signal::KILL);
+    pgstrata_tests::wait_gone(pid);
+    assert_eq!(count(&cli(&moved.0, &["up"])), 1);
+    // A start was killed after it had written its claim, before it remembered that.
+    cli(&moved.0, &["down"]);
+    edit_state(&moved.0, |state| {
+        let tokens = state["claim"].as_object_mut().unwrap();
+        let token = std::mem::replace(&mut tokens["token"], "before".into());
+        tokens.insert("next".into(), token);
+    });
+    assert_eq!(count(&cli(&moved.0, &["up"])), 1);
+}
+
+/// A snapshot of a disk is put back in its place, which looks as it did; what was committed since is in the store.
+#[test]
+fn an_earlier_state_of_a_directory_does_not_write_what_a_later_one_wrote() {
+    let (cluster, _store) = with_store_outside();
+    cluster.cli(&["down"]);
+    let (earlier, later) = (beside(&cluster, "earlier"), beside(&cluster, "later"));
+    copy(&cluster.dir(), &earlier.0);
+    cluster.up();
+    cluster.client().batch_execute("insert into t select generate_series(1, 9)").unwrap();
+    cluster.cli(&["down"]);
+    // With the other's inode and path it is that one in all but what is in it.
+    let state = |dir: &Path| std::fs::read(dir.join("cluster.json")).unwrap();
+    let (old, new) = (state(&earlier.0), state(&cluster.dir()));
+    std::fs::write(cluster.dir().join("cluster.json"), &old).unwrap();
+    let text = cluster.refusal(&["up"], 1);
+    assert!(text.contains("started after") && text.contains("earlier state"), "{text}");
+    std::fs::write(cluster.dir().join("cluster.json"), &new).unwrap();
+
+    rename(&cluster.dir(), &later.0);
+    rename(&earlier.0, &cluster.dir());
+    assert!(cluster.refusal(&["up"], 1).contains("started after"));
+    // Its safekeepers lack what is in the store, whatever it is told: nothing is acknowledged on top of a gap.
+    let text = cluster.refusal(&["up", "--take-over"], 1);
+    assert!(text.contains("lost") || text.contains("lack"), "{text}");
+    cluster.cli(&["down"]);
+    rename(&cluster.dir(), &earlier.0);
+    assert!(refusal(&later.0, &["up"]).contains("started after"));
+    assert_eq!(count(&cli(&later.0, &["up", "--take-over"])), 10);
+}
+
+/// Two that run at once, because somebody said so: the one that lost the store leaves it alone, and says why.
+#[test]
+fn who_lost_the_object_store_while_running_writes_nothing_to_it() {
+    let (cluster, store) = with_store_outside();
+    let copied = beside(&cluster, "copied");
+    copy(&cluster.dir(), &copied.0);
+    let uri = cluster.up();
+    let own = cli(&copied.0, &["up", "--take-over"]);
+    let fill = |uri: &str, rows: &str| {
+        let statement = format!("insert into t select generate_series(1, {rows})");
+        connect(uri).batch_execute(&statement).unwrap();
+        connect(uri).query_one("select pg_switch_wal()", &[]).unwrap();
+        connect(uri).batch_execute("insert into t values (0)").unwrap();
+    };
+    fill(&uri, "10");
+    fill(&own, "1000");
+    // It goes on with its own safekeepers, and loses nothing that it acknowledged.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let text = loop {
+        let output = run_in(&cluster.dir(), &["status"]);
+        let text = text_of(&output.stdout) + &text_of(&output.stderr);
+        if text.contains("belongs to the cluster in") {
+            break text;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert!(text.contains(copied.0.to_str().unwrap()), "{text}");
+    assert_eq!((count(&uri), count(&own)), (12, 1002));
+    // All that is archived is the other's.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let output = run_in(&copied.0, &["wal", "verify"]);
+        if output.status.success() && archived(store.path()) > 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", text_of(&output.stderr));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    cli(&copied.0, &["down"]);
+    assert_eq!(count(&cli(&copied.0, &["up"])), 1002);
+}
+
+/// Segments in a store.
+fn archived(store: &Path) -> usize {
+    let mut found = 0;
+    for entry in std::fs::read_dir(store).unwrap().flatten() {
+        found += match entry.path() {
+            path if path.is_dir() => archived(&path),
+            path => usize::from(path.extension().is_some_and(|end| end == "zst")),
+        };
+    }
+    found
 }
 
 #[test]

@@ -2,9 +2,10 @@
 //!
 //! Owns atomic whole-object writes, put-if-absent, compare-and-swap, and the retries that make
 //! their outcomes unambiguous. Every write is durable when the call returns. Does not know what
-//! the objects mean, nor when one may be deleted.
+//! the objects mean, nor when one may be deleted; but for one, which says whose a store is.
 
 mod bucket;
+pub mod claim;
 mod durable;
 mod environment;
 mod error;

@@ -1,22 +1,21 @@
 //! The index of a timeline: what it is, how far it is durable, and which layers it has.
 //!
-//! ```text
-//! line 1: "pgstrata-index " format version " " CRC-32C of the rest, 8 hexadecimal digits
-//! rest:   one JSON document, the fields of [`TimelineIndex`]
-//! ```
-//! Text, because it is small, read rarely, and somebody will want to read it in an emergency.
-//! The object is advanced by compare-and-swap only; `sequence` makes every content unique.
+//! A [document](crate::document) whose first line begins with "pgstrata-index ". The object is advanced by
+//! compare-and-swap only; `sequence` makes every content unique.
 
 use serde::{Deserialize, Serialize};
 
 use crate::FormatError;
+use crate::document::Kind;
 use crate::layer::LayerKind;
 
-const PREFIX: &str = "pgstrata-index ";
-/// 2 since branches can take another's place, which an older page server would not see.
-const VERSION: u16 = 2;
-const FIRST_VERSION: u16 = 1;
-const WHAT: &str = "timeline index";
+const KIND: Kind = Kind {
+    what: "timeline index",
+    prefix: "pgstrata-index ",
+    // 2 since branches can take another's place, which an older page server would not see.
+    version: 2,
+    first_version: 1,
+};
 
 /// One timeline, as object storage knows it. LSNs are in PostgreSQL's text form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,41 +92,12 @@ pub struct LayerEntry {
 impl TimelineIndex {
     /// The object's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        // Strings, numbers and lists of them: nothing that JSON can't express.
-        let body = serde_json::to_vec(self).unwrap_or_default();
-        let mut bytes = format!("{PREFIX}{VERSION} {:08x}\n", crc32c::crc32c(&body)).into_bytes();
-        bytes.extend_from_slice(&body);
-        bytes
+        KIND.encode(self)
     }
 
     /// Reads the object's bytes.
     pub fn decode(bytes: &[u8]) -> Result<TimelineIndex, FormatError> {
-        if bytes.iter().all(|&byte| byte == 0) {
-            return Err(FormatError::Unwritten { what: WHAT });
-        }
-        let corrupt = |detail: &str| FormatError::corrupt(WHAT, detail);
-        let end = bytes
-            .iter()
-            .take(64)
-            .position(|&byte| byte == b'\n')
-            .ok_or_else(|| corrupt("its first line is not one of an index"))?;
-        let (line, body) = (&bytes[..end], &bytes[end + 1..]);
-        let fields = std::str::from_utf8(line)
-            .ok()
-            .and_then(|line| line.strip_prefix(PREFIX))
-            .and_then(|rest| rest.split_once(' '))
-            .ok_or_else(|| corrupt("its first line is not one of an index"))?;
-        let version: u16 = fields.0.parse().map_err(|_| corrupt("its version is no number"))?;
-        if version > VERSION {
-            return Err(FormatError::NewerVersion { what: WHAT, found: version, known: VERSION });
-        }
-        if version < FIRST_VERSION || fields.0 != version.to_string() {
-            return Err(corrupt("no version of pgstrata wrote its first line"));
-        }
-        if fields.1 != format!("{:08x}", crc32c::crc32c(body)) {
-            return Err(corrupt("its checksum does not match"));
-        }
-        serde_json::from_slice(body).map_err(|error| corrupt(&error.to_string()))
+        KIND.decode(bytes)
     }
 }
 
@@ -199,6 +169,6 @@ mod tests {
 
     #[test]
     fn empty_is_unwritten() {
-        assert_eq!(TimelineIndex::decode(&[]), Err(FormatError::Unwritten { what: WHAT }));
+        assert_eq!(TimelineIndex::decode(&[]), Err(FormatError::Unwritten { what: KIND.what }));
     }
 }

@@ -4,6 +4,8 @@
 //! checksums, and four different errors: unwritten, torn, corrupt, and written by a newer version.
 
 mod bytes;
+pub mod claim;
+mod document;
 mod error;
 pub mod index;
 pub mod layer;

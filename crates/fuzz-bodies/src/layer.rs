@@ -2,7 +2,7 @@
 
 use crate::input::Input;
 use pgstrata_format::layer::{self, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
-use pgstrata_format::{index::TimelineIndex, safekeeper};
+use pgstrata_format::{claim::Claim, index::TimelineIndex, safekeeper};
 use pgstrata_ids::NodeId;
 
 /// A layer file, or another stored kind: `u8 kind`, then the file. Of kinds 1 to 3 the checksums are put right.
@@ -21,9 +21,14 @@ pub fn layer(data: &[u8]) {
         }
         4 => {
             let body = input.0;
-            let line = format!("pgstrata-index 1 {:08x}\n", crc32c::crc32c(body));
-            let _ = TimelineIndex::decode(&[line.as_bytes(), body].concat());
+            let document = |prefix: &str| {
+                let line = format!("{prefix} 1 {:08x}\n", crc32c::crc32c(body));
+                [line.as_bytes(), body].concat()
+            };
+            let _ = TimelineIndex::decode(&document("pgstrata-index"));
             let _ = TimelineIndex::decode(body);
+            let _ = Claim::decode(&document("pgstrata-claim"));
+            let _ = Claim::decode(body);
         }
         _ => {
             file(input.0);

@@ -1,0 +1,162 @@
+//! Whose a store is. One object says which cluster directory may write it; whoever writes checks that it is still so.
+
+use bytes::Bytes;
+use pgstrata_format::claim::LIMIT;
+pub use pgstrata_format::claim::{Claim, Place, Refusal};
+
+use crate::{BlobError, CasOutcome, Store, Version};
+
+/// The object.
+const OBJECT: &str = "claim";
+
+/// Why a store is not to be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Somebody else may.
+    #[error(
+        "object store {store} belongs to the cluster in {} on host '{}', which was started {} and \
+         is the only one that may write it",
+        .claim.place.path, .claim.place.host, .claim.since
+    )]
+    Held {
+        /// The store.
+        store: String,
+        /// Whose it is.
+        claim: Box<Claim>,
+        /// Why it is not ours.
+        refusal: Refusal,
+    },
+    /// It is nobody's, and was somebody's.
+    #[error(
+        "object store {0} has lost the object '{OBJECT}', which says whose it is: run 'pgstrata \
+         down' and 'pgstrata up', which writes it again"
+    )]
+    Gone(String),
+    /// It can't be told.
+    #[error(
+        "object '{OBJECT}' in {store}, which says whose the store is, can't be read: {cause}. Where \
+         it is certain that no other cluster writes this store, remove that object"
+    )]
+    Unreadable {
+        /// The store.
+        store: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] BlobError),
+}
+
+/// The claim as it was found.
+pub struct Found {
+    claim: Option<(Claim, Version)>,
+}
+
+impl Found {
+    /// Reads the claim.
+    pub async fn read(store: &Store) -> Result<Found, ClaimError> {
+        let (bytes, version) = match store.get_versioned(OBJECT, LIMIT).await {
+            Ok(found) => found,
+            Err(error) if error.is_not_found() => return Ok(Found { claim: None }),
+            Err(error) => return Err(error.into()),
+        };
+        match Claim::decode(&bytes) {
+            Ok(claim) => Ok(Found { claim: Some((claim, version)) }),
+            Err(error) => Err(ClaimError::Unreadable {
+                store: store.name().to_owned(),
+                cause: error.to_string(),
+            }),
+        }
+    }
+
+    /// Its token.
+    pub fn token(&self) -> Option<&str> {
+        self.claim.as_ref().map(|(claim, _)| claim.token.as_str())
+    }
+
+    /// Whether a directory at `place` that holds `tokens` may take it.
+    pub fn check(&self, store: &Store, tokens: &[&str], place: &Place) -> Result<(), ClaimError> {
+        let Some((claim, _)) = &self.claim else { return Ok(()) };
+        claim.check(tokens, place).map_err(|refusal| held(store, claim, refusal))
+    }
+
+    /// Replaces it by `claim`, if it is still what was found.
+    pub async fn replace(self, store: &Store, claim: &Claim) -> Result<(), ClaimError> {
+        let version = self.claim.as_ref().map(|(_, version)| version);
+        let bytes = Bytes::from(claim.encode());
+        let swapped = store.compare_and_swap(OBJECT, version, bytes).await?;
+        if let CasOutcome::Swapped(_) = swapped {
+            return Ok(());
+        }
+        match Found::read(store).await?.claim {
+            Some((other, _)) if other == *claim => Ok(()),
+            Some((other, _)) => Err(held(store, &other, Refusal::Another)),
+            None => Err(ClaimError::Gone(store.name().to_owned())),
+        }
+    }
+}
+
+fn held(store: &Store, claim: &Claim, refusal: Refusal) -> ClaimError {
+    let claim = Box::new(claim.clone());
+    ClaimError::Held { store: store.name().to_owned(), claim, refusal }
+}
+
+/// Whether the store is still that of the one who started its services with this token.
+pub async fn check(store: &Store, token: &str) -> Result<(), ClaimError> {
+    match Found::read(store).await?.claim {
+        Some((claim, _)) if claim.token == token => Ok(()),
+        Some((claim, _)) => Err(held(store, &claim, Refusal::Another)),
+        None => Err(ClaimError::Gone(store.name().to_owned())),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failed helper fails the test.
+mod tests {
+    use super::*;
+    use crate::Location;
+
+    fn claim(token: &str) -> Claim {
+        let place = Place {
+            machine: "m".into(),
+            host: "h".into(),
+            path: format!("/{token}"),
+            device: 1,
+            inode: 2,
+        };
+        Claim { token: token.into(), place, since: "2026-01-01T00:00:00Z".into() }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_two_that_take_a_store_at_once_one_gets_it() {
+        let directory = tempfile::tempdir().unwrap();
+        for location in [Location::Memory, Location::Directory(directory.path().to_owned())] {
+            let store = Store::open(&location, None).unwrap();
+            assert!(matches!(check(&store, "a").await, Err(ClaimError::Gone(_))));
+            let [first, second] = [Found::read(&store).await, Found::read(&store).await];
+            first.unwrap().replace(&store, &claim("a")).await.unwrap();
+            let error = second.unwrap().replace(&store, &claim("b")).await.unwrap_err();
+            assert!(error.to_string().contains("/a on host 'h'"), "{error}");
+            check(&store, "a").await.unwrap();
+
+            // And so if it was somebody's before.
+            let [first, second] = [Found::read(&store).await, Found::read(&store).await];
+            first.unwrap().replace(&store, &claim("c")).await.unwrap();
+            second.unwrap().replace(&store, &claim("d")).await.unwrap_err();
+            check(&store, "c").await.unwrap();
+            assert!(matches!(check(&store, "a").await, Err(ClaimError::Held { .. })));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_can_not_be_read_is_nobodys_to_take() {
+        let store = Store::open(&Location::Memory, None).unwrap();
+        for rubbish in [&b"rubbish"[..], b"", &[b'x'; LIMIT as usize + 1]] {
+            store.put(OBJECT, Bytes::from(rubbish)).await.unwrap();
+            let error = Found::read(&store).await.err().unwrap().to_string();
+            assert!(error.contains("'claim'"), "{error}");
+            assert!(check(&store, "a").await.is_err());
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Text objects: one line that says what follows, and one JSON document.
+//!
+//! ```text
+//! line 1: prefix, format version, " ", CRC-32C of the rest as 8 hexadecimal digits
+//! rest:   the document
+//! ```
+//! Text, because these are small, read rarely, and somebody will want to read them in an emergency.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::FormatError;
+
+/// Bytes in which the first line ends.
+const LONGEST_LINE: usize = 64;
+
+/// One kind of document.
+pub(crate) struct Kind {
+    /// For messages.
+    pub what: &'static str,
+    /// What its first line begins with, with the blank before the version.
+    pub prefix: &'static str,
+    /// The version that is written.
+    pub version: u16,
+    /// The oldest one that is read.
+    pub first_version: u16,
+}
+
+impl Kind {
+    pub(crate) fn encode(&self, document: &impl Serialize) -> Vec<u8> {
+        // Strings, numbers and lists of them: nothing that JSON can't express.
+        let body = serde_json::to_vec(document).unwrap_or_default();
+        let checksum = crc32c::crc32c(&body);
+        let mut bytes = format!("{}{} {checksum:08x}\n", self.prefix, self.version).into_bytes();
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    pub(crate) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, FormatError> {
+        let what = self.what;
+        if bytes.iter().all(|&byte| byte == 0) {
+            return Err(FormatError::Unwritten { what });
+        }
+        let corrupt = |detail: &str| FormatError::corrupt(what, detail);
+        let not_ours = || corrupt("its first line is not that of one");
+        let end = bytes.iter().take(LONGEST_LINE).position(|&byte| byte == b'\n');
+        let end = end.ok_or_else(not_ours)?;
+        let (line, body) = (&bytes[..end], &bytes[end + 1..]);
+        let fields = std::str::from_utf8(line)
+            .ok()
+            .and_then(|line| line.strip_prefix(self.prefix))
+            .and_then(|rest| rest.split_once(' '))
+            .ok_or_else(not_ours)?;
+        let version: u16 = fields.0.parse().map_err(|_| corrupt("its version is no number"))?;
+        if version > self.version {
+            return Err(FormatError::NewerVersion { what, found: version, known: self.version });
+        }
+        if version < self.first_version || fields.0 != version.to_string() {
+            return Err(corrupt("no version of pgstrata wrote its first line"));
+        }
+        if fields.1 != format!("{:08x}", crc32c::crc32c(body)) {
+            return Err(corrupt("its checksum does not match"));
+        }
+        serde_json::from_slice(body).map_err(|error| corrupt(&error.to_string()))
+    }
+}
