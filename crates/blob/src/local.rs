@@ -23,6 +23,10 @@ use crate::store::{CasOutcome, ObjectInfo, PutOutcome, Version};
 const TEMPORARY_PREFIX: &str = ".tmp-";
 const LOCK_FILE: &str = ".lock";
 
+/// Bytes of an object that are written and synced before that is counted as progress: as long as most objects are, and as
+/// much as a disk that works takes within anybody's patience.
+const SYNCED_AT_ONCE: usize = 64 << 20;
+
 static TEMPORARY_SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// Opening a pipe waits for its other end, unless told not to.
@@ -53,10 +57,13 @@ fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether a write is still wanted. Who gives it up may go on as if it had never been asked for; one that has begun to
-/// appear can't be given up any more.
+/// How far an operation is, and whether a write is still wanted. Who gives a write up may go on as if it had never been
+/// asked for; one that has begun to appear can't be given up any more.
 #[derive(Debug, Default)]
-pub(crate) struct Intent(AtomicU8);
+pub(crate) struct Intent {
+    stage: AtomicU8,
+    steps: AtomicU64,
+}
 
 const WANTED: u8 = 0;
 const APPEARS: u8 = 1;
@@ -64,7 +71,17 @@ const GIVEN_UP: u8 = 2;
 
 impl Intent {
     fn leave(&self, to: u8) -> bool {
-        self.0.compare_exchange(WANTED, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.stage.compare_exchange(WANTED, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Counts what was done: whoever waits goes on waiting.
+    pub(crate) fn advance(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was counted.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
     }
 
     /// Right before the step by which others see the write.
@@ -119,7 +136,7 @@ impl LocalDirectory {
 
     pub(crate) fn put(&self, path: &str, bytes: &[u8], intent: &Intent) -> io::Result<()> {
         let target = self.file(path);
-        let temporary = self.write_temporary(&target, bytes)?;
+        let temporary = self.write_temporary(&target, bytes, intent)?;
         intent
             .appear()
             .and_then(|()| fs::rename(&temporary, &target))
@@ -134,7 +151,7 @@ impl LocalDirectory {
         intent: &Intent,
     ) -> io::Result<PutOutcome> {
         let target = self.file(path);
-        let temporary = self.write_temporary(&target, bytes)?;
+        let temporary = self.write_temporary(&target, bytes, intent)?;
         // A hard link fails if the name exists, which rename does not.
         let linked = intent.appear().and_then(|()| fs::hard_link(&temporary, &target));
         fs::remove_file(&temporary)?;
@@ -195,7 +212,7 @@ impl LocalDirectory {
 
     /// Every object whose path starts with `prefix` (a path of whole components), sorted. Files that
     /// were looked at are counted.
-    pub(crate) fn list(&self, prefix: &str, seen: &AtomicU64) -> io::Result<Vec<ObjectInfo>> {
+    pub(crate) fn list(&self, prefix: &str, intent: &Intent) -> io::Result<Vec<ObjectInfo>> {
         let mut found = Vec::new();
         let mut pending = vec![self.file(prefix)];
         while let Some(directory) = pending.pop() {
@@ -206,7 +223,7 @@ impl LocalDirectory {
             };
             for entry in entries {
                 let entry = entry?;
-                seen.fetch_add(1, Ordering::Relaxed);
+                intent.advance();
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
                 if name.starts_with(TEMPORARY_PREFIX) || name == LOCK_FILE {
@@ -230,7 +247,7 @@ impl LocalDirectory {
         Ok(found)
     }
 
-    fn write_temporary(&self, target: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+    fn write_temporary(&self, target: &Path, bytes: &[u8], intent: &Intent) -> io::Result<PathBuf> {
         let parent = target.parent().unwrap_or(self.directories.root());
         self.directories.make(parent)?;
         let serial = TEMPORARY_SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -240,7 +257,14 @@ impl LocalDirectory {
         let written = (|| {
             // Not one that somebody else has put there, nor what it leads to.
             let mut file = OpenOptions::new().create_new(true).write(true).open(&temporary)?;
-            file.write_all(bytes)?;
+            let mut parts = bytes.chunks(SYNCED_AT_ONCE).peekable();
+            while let Some(part) = parts.next() {
+                file.write_all(part)?;
+                if parts.peek().is_some() {
+                    file.sync_data()?;
+                    intent.advance();
+                }
+            }
             file.sync_all()
         })();
         match written {
@@ -318,6 +342,19 @@ mod tests {
         assert_eq!(world.synced(), ["a/store", "a/store"]);
         store.delete("no/such/directory", &Intent::default()).unwrap();
         assert!(world.synced().is_empty());
+    }
+
+    #[test]
+    fn a_long_object_is_waited_for_part_by_part() {
+        let world = World::new();
+        let store = world.open();
+        let intent = Intent::default();
+        let long = vec![7; 2 * SYNCED_AT_ONCE + 1];
+        store.put("long", &long, &intent).unwrap();
+        assert_eq!(intent.steps(), 2);
+        assert_eq!(store.get("long", u64::MAX).unwrap(), long);
+        store.put("empty", b"", &Intent::default()).unwrap();
+        assert_eq!(store.get("empty", 0).unwrap(), Bytes::new());
     }
 
     #[test]

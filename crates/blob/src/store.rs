@@ -3,7 +3,6 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -26,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Operations in a directory at once, at most. Those that hang hold a thread each until they end,
 /// which may be never, and the runtime's threads are needed for more than this.
 const LOCAL_AT_ONCE: usize = 64;
+
+/// The same of those that write.
+const WRITES_AT_ONCE: usize = 32;
 
 /// What a put-if-absent did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +99,10 @@ pub struct Store {
     backend: Arc<Backend>,
     name: Arc<str>,
     interceptor: Option<Arc<dyn Interceptor>>,
-    /// Turns in a directory, each held until its operation has ended.
+    /// Turns of those that read a directory, each held until its operation has ended.
     turns: Arc<Semaphore>,
+    /// The same for those that write: a disk may hang for these only, and is read meanwhile.
+    writes: Arc<Semaphore>,
     /// Longest wait for a directory.
     patience: Duration,
 }
@@ -111,13 +115,6 @@ fn open_directory(path: PathBuf, patience: Duration) -> io::Result<LocalDirector
         let _ = answer.send(LocalDirectory::open(&path));
     })?;
     opened.recv_timeout(patience).unwrap_or_else(|_| Err(io::Error::other(silence(patience))))
-}
-
-/// How far an operation on a directory is.
-#[derive(Debug, Default)]
-struct Going {
-    done: AtomicU64,
-    intent: Intent,
 }
 
 /// What is said of a directory that does not answer.
@@ -148,6 +145,7 @@ impl Store {
             name: name.into(),
             interceptor: None,
             turns: Arc::new(Semaphore::new(LOCAL_AT_ONCE)),
+            writes: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
             patience: PATIENCE,
         })
     }
@@ -261,7 +259,7 @@ impl Store {
         path: &str,
         work: impl FnOnce(&LocalDirectory, &str) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BlobError> {
-        self.local_counted(action, path, |local, path, _| work(local, path)).await
+        self.local_counted(&self.turns, action, path, |local, path, _| work(local, path)).await
     }
 
     /// The same for what changes the store.
@@ -271,8 +269,7 @@ impl Store {
         path: &str,
         work: impl FnOnce(&LocalDirectory, &str, &Intent) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BlobError> {
-        self.local_counted(action, path, |local, path, going| work(local, path, &going.intent))
-            .await
+        self.local_counted(&self.writes, action, path, work).await
     }
 
     /// The same. It is waited for as long as it goes on counting what it has done.
@@ -282,14 +279,15 @@ impl Store {
     /// that was lost.
     async fn local_counted<T: Send + 'static>(
         &self,
+        turns: &Arc<Semaphore>,
         action: &'static str,
         path: &str,
-        work: impl FnOnce(&LocalDirectory, &str, &Going) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&LocalDirectory, &str, &Intent) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BlobError> {
         let backend = Arc::clone(&self.backend);
-        let turns = Arc::clone(&self.turns);
+        let turns = Arc::clone(turns);
         let owned = path.to_owned();
-        let going = Arc::new(Going::default());
+        let going = Arc::new(Intent::default());
         let theirs = Arc::clone(&going);
         let mut answer = Box::pin(async move {
             let turn = turns.acquire_owned().await.map_err(io::Error::other)?;
@@ -304,11 +302,11 @@ impl Store {
         });
         let mut last = false;
         let answered = loop {
-            let before = going.done.load(Ordering::Relaxed);
+            let before = going.steps();
             match tokio::time::timeout(self.patience, &mut answer).await {
                 Ok(answered) => break answered,
-                Err(_) if going.done.load(Ordering::Relaxed) != before => {}
-                Err(_) if going.intent.give_up() || last => {
+                Err(_) if going.steps() != before => {}
+                Err(_) if going.give_up() || last => {
                     return Err(self.failed(action, path, silence(self.patience)));
                 }
                 // It is about to appear: the one thing that is better waited for.
@@ -478,10 +476,10 @@ impl Store {
         let work = async {
             match &*self.backend {
                 Backend::Local(_) => {
-                    self.local_counted("list", prefix, |local, prefix, going| {
-                        local.list(prefix, &going.done)
-                    })
-                    .await
+                    let list = |local: &LocalDirectory, prefix: &str, intent: &Intent| {
+                        local.list(prefix, intent)
+                    };
+                    self.local_counted(&self.turns, "list", prefix, list).await
                 }
                 Backend::Remote(remote) => remote
                     .list(prefix)
@@ -523,8 +521,8 @@ mod tests {
         // Its caller was told that it failed, and goes on without it: it is not done later either.
         drop(lock);
         let patient = store.with_patience(PATIENCE);
-        let all = LOCAL_AT_ONCE as u32;
-        drop(Arc::clone(&store.turns).acquire_many_owned(all).await.unwrap());
+        let all = WRITES_AT_ONCE as u32;
+        drop(Arc::clone(&store.writes).acquire_many_owned(all).await.unwrap());
         assert!(patient.get("index", 10).await.unwrap_err().is_not_found());
         let second = Bytes::from_static(b"second");
         let swapped = patient.compare_and_swap("index", None, second).await.unwrap();
@@ -541,17 +539,20 @@ mod tests {
             let path = format!("index-{n}");
             tokio::spawn(async move { store.compare_and_swap(&path, None, Bytes::new()).await })
         };
-        let all: Vec<_> = (0..2 * LOCAL_AT_ONCE).map(hang).collect();
+        let all: Vec<_> = (0..2 * WRITES_AT_ONCE).map(hang).collect();
         for one in all {
             assert!(one.await.unwrap().unwrap_err().to_string().contains("not answered"));
         }
-        let others = Arc::clone(&store.turns);
+        let others = Arc::clone(&store.writes);
         assert_eq!(others.available_permits(), 0);
-        assert!(store.get("x", 1).await.unwrap_err().to_string().contains("not answered"));
+        let one_more = store.put("x", Bytes::new()).await.unwrap_err();
+        assert!(one_more.to_string().contains("not answered"), "{one_more}");
+        // Who only reads goes on.
+        assert!(store.get("x", 1).await.unwrap_err().is_not_found());
         // None is done later.
         drop(lock);
         let patient = store.with_patience(PATIENCE);
-        drop(others.acquire_many(LOCAL_AT_ONCE as u32).await.unwrap());
+        drop(others.acquire_many(WRITES_AT_ONCE as u32).await.unwrap());
         assert_eq!(patient.list("").await.unwrap(), []);
     }
 
@@ -560,13 +561,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (store, _lock) = hanging(directory.path());
         let store = store.with_patience(Duration::from_millis(300));
-        let slow = |_: &LocalDirectory, _: &str, going: &Going| {
+        let slow = |_: &LocalDirectory, _: &str, going: &Intent| {
             for _ in 0..20 {
                 std::thread::sleep(Duration::from_millis(30));
-                going.done.fetch_add(1, Ordering::Relaxed);
+                going.advance();
             }
             Ok(7)
         };
-        assert_eq!(store.local_counted("list", "", slow).await.unwrap(), 7);
+        assert_eq!(store.local_counted(&store.turns, "list", "", slow).await.unwrap(), 7);
     }
 }
