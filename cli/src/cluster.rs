@@ -301,6 +301,11 @@ impl Cluster {
                 ensure!(!user.uid.is_root(), "PostgreSQL does not run as '{name}', who is root");
                 Ok(Some(user))
             }
+            None if Uid::effective().is_root() => bail!(
+                "the cluster in {dir} was another user's, and root does not run PostgreSQL: a copy \
+                 keeps its owner with 'cp -a'; 'chown -R USER {dir}' gives this one back",
+                dir = self.dir.display()
+            ),
             _ => Ok(None),
         }
     }

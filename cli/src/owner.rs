@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::{Uid, User, initgroups, setgid, setuid};
 use pgstrata_blob::Location;
 
-use crate::cluster::ensure_user;
+use crate::cluster::{STATE_FILE, ensure_user};
 use crate::files;
 use crate::way::{self, Way};
 
@@ -62,9 +62,25 @@ pub fn become_owner(dir: &Path) -> Result<()> {
     }
 }
 
+/// The same of an object store that is a directory: a link may lead elsewhere than when the cluster was made.
+pub fn check_store(store: &Path) -> Result<()> {
+    if Uid::effective().is_root() { stay_root(store) } else { Ok(()) }
+}
+
 /// Nobody but root may put into the directory what root then believes, or another one in its place.
 fn stay_root(dir: &Path) -> Result<()> {
-    let way = way::roots(dir)?;
+    let way = match way::roots(dir) {
+        // Earlier versions made clusters there, which still run as root.
+        Err(error) if dir.join(STATE_FILE).exists() => {
+            let dir = dir.display();
+            return Err(error.context(format!(
+                "root does nothing in {dir}: give it to a user, as whom it runs then ('chown -R \
+                 USER {dir}'), after ending what runs there as root ('kill' what {dir}/run/*.pid \
+                 name)"
+            )));
+        }
+        way => way?,
+    };
     let mode = fs::metadata(&way.existing)?.mode();
     ensure!(
         mode & 0o022 == 0,

@@ -152,6 +152,9 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
 /// Checks the object store before anything is started, where the message is about it alone.
 fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
     let location: Location = cluster.object_store().parse()?;
+    if let Location::Directory(path) = &location {
+        owner::check_store(path)?;
+    }
     let endpoint = cluster.state.s3_endpoint.as_deref();
     http::block_on(async {
         if let (Location::S3 { bucket, .. }, true) = (&location, create_bucket) {
@@ -205,6 +208,8 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
             (cluster, true)
         }
     };
+    // Before anything is started that could not be used.
+    cluster.postgres_user()?;
     check_port(&cluster, arguments.port)?;
     if let Some(asked) = &arguments.object_store
         && !fresh

@@ -125,6 +125,62 @@ fn s1_root_believes_nothing_where_others_write() {
     assert!(!theirs.join("new").exists());
 }
 
+/// A cluster of an earlier version may be there, and run.
+#[test]
+fn s1_a_cluster_of_roots_in_a_users_directory_can_be_given_away() {
+    if !running_as_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let directory = place.path().join("cluster");
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(programs().join("pgstrata"));
+        let output = command.arg("--dir").arg(&directory).args(arguments).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let pg_bin = pgstrata_tests::pg_bin();
+    let up = ["up", "--run-as", "root", "--pg-bin", pg_bin.to_str().unwrap()];
+    assert!(command(&up).0);
+    std::os::unix::fs::chown(place.path(), Some(65534), None).unwrap();
+    let (refused, text) = command(&["down"]);
+    let advised = text.contains("chown -R") && text.contains("run/*.pid");
+    let notes = std::fs::read_dir(directory.join("run")).unwrap().flatten();
+    for note in notes.filter(|note| note.path().extension().is_some_and(|end| end == "pid")) {
+        let note = std::fs::read_to_string(note.path()).unwrap();
+        let pid = note.split_whitespace().next().unwrap().parse().unwrap();
+        signal(pid, Signal::TERM);
+        pgstrata_tests::wait_gone(pid);
+    }
+    assert!(!refused && advised, "{text}");
+    let given = Command::new("chown").args(["-R", "postgres"]).arg(&directory).status().unwrap();
+    assert!(given.success());
+    let (started, text) = command(&["up"]);
+    let (ended, _) = command(&["down"]);
+    assert!(started && ended, "{text}");
+}
+
+/// Where the objects are is looked at again at each start.
+#[test]
+fn s1_root_writes_no_objects_where_others_write() {
+    if !running_as_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let store = place.path().join("objects");
+    let cluster =
+        Cluster::with(&["--run-as", "root", "--object-store", store.to_str().unwrap()], &[]);
+    cluster.up();
+    cluster.cli(&["down"]);
+    std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let line = cluster.refusal(&["up"], 1);
+    assert!(line.contains("written by others") && line.contains("objects"), "{line}");
+    std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o755)).unwrap();
+    cluster.up();
+}
+
 /// The users of all processes of a cluster.
 fn users(cluster: &Cluster) -> Vec<u32> {
     let status = cluster.status();

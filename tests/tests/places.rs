@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use pgstrata_tests::{Cluster, connect, pg_bin, programs};
+use pgstrata_tests::{Cluster, connect, pg_bin, programs, running_as_root};
 use serde_json::Value;
 
 fn run_in(dir: &Path, arguments: &[&str]) -> Output {
@@ -149,6 +149,26 @@ fn what_an_earlier_version_remembered_is_understood() {
     cluster.cli(&["down"]);
     make_old(&cluster.dir());
     assert_eq!(count(&cluster.up()), 1);
+}
+
+#[test]
+fn a_copy_that_became_roots_says_how_to_give_it_back() {
+    if !running_as_root() {
+        return;
+    }
+    let cluster = filled(&[]);
+    cluster.cli(&["down"]);
+    let copied = beside(&cluster, "copied");
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        assert!(command.args(arguments).arg(&copied.0).status().unwrap().success());
+    };
+    run("cp", &["-r", cluster.dir().to_str().unwrap()]);
+    let text = refusal(&copied.0, &["up"]);
+    assert!(text.contains("chown -R USER"), "{text}");
+    assert!(!copied.0.join("run").exists());
+    run("chown", &["-R", "postgres"]);
+    assert_eq!(count(&cli(&copied.0, &["up"])), 1);
 }
 
 /// A cluster whose objects are outside of its directory.
