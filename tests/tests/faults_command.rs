@@ -96,6 +96,37 @@ fn s1_a_database_superuser_reaches_neither_roots_terminal_nor_its_secrets() {
     }
 }
 
+/// Asked for its version, what is named as PostgreSQL is run before anything is known of it.
+#[test]
+fn s1_what_is_asked_for_its_version_has_neither_the_terminal_nor_the_secrets() {
+    let place = tempfile::tempdir().unwrap();
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(place.path(), 0o755);
+    let said = place.path().join("said");
+    std::fs::write(&said, "").unwrap();
+    open(&said, 0o666);
+    for name in ["postgres", "initdb"] {
+        let program = place.path().join(name);
+        let script = "#!/bin/sh\n{ cut -d' ' -f6 /proc/$$/stat; env; } >\"${0%/*}/said\"\n\
+                      echo 'postgres (PostgreSQL) 99.1'\n";
+        std::fs::write(&program, script).unwrap();
+        open(&program, 0o755);
+    }
+    let mut command = Command::new(programs().join("pgstrata"));
+    command.arg("--dir").arg(place.path().join("cluster")).args(["up", "--pg-bin"]);
+    command.arg(place.path()).envs([("AWS_SECRET_ACCESS_KEY", "of the store")]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("PostgreSQL 99: only 15 to 18 work"), "{text}");
+    let said = std::fs::read_to_string(said).unwrap();
+    let own = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let own = own.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
+    assert_ne!(said.lines().next().unwrap(), own, "it is in our session");
+    assert!(!said.contains("of the store") && said.contains("PATH="), "{said}");
+}
+
 /// The directory is root's, but not what leads to it, or not all that is in it.
 #[test]
 fn s1_root_believes_nothing_where_others_write() {
