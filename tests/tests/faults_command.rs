@@ -197,6 +197,40 @@ fn s1_a_cluster_that_root_makes_runs_as_one_other_user() {
     assert_eq!(std::fs::metadata(victim.path()).unwrap().uid(), 0);
 }
 
+/// As in a data directory of PostgreSQL: layers, WAL and logs are what is in tables.
+#[test]
+fn s1_what_a_cluster_holds_is_its_users_alone() {
+    let pg_bin = pgstrata_tests::pg_bin();
+    let all = [&[][..], &["--run-as", "root"]];
+    for options in &all[..if running_as_root() { 2 } else { 1 }] {
+        let cluster = Cluster::with(options, &[]);
+        let (dir, store) = (cluster.dir(), cluster.dir().with_file_name("store"));
+        let first = ["up", "--pg-bin", pg_bin.to_str().unwrap()];
+        let with_store = ["--object-store", store.to_str().unwrap()];
+        cluster.cli(&[&first[..], options, &with_store].concat());
+        cluster.client().batch_execute("create table t as select 1 a").unwrap();
+        cluster.cli(&["branch", "create", "b"]);
+        // A compute is another user's where root stays root.
+        assert_eq!(cluster.branch_client("b").query("table t", &[]).unwrap().len(), 1);
+        cluster.cli(&["down"]);
+        assert_eq!(cluster.restart().query("table t", &[]).unwrap().len(), 1);
+        let is_roots = !options.is_empty();
+        let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&dir), if is_roots { 0o711 } else { 0o700 }, "{options:?}");
+        assert_eq!(mode(&store), 0o700, "{options:?}");
+        let computes = dir.join("computes");
+        let others = Command::new("find")
+            .args([&dir, &store])
+            .args(["-mindepth", "1", "-path"])
+            .arg(&computes)
+            .args(["-prune", "-o", "!", "-type", "l", "-perm", "/077", "-print"])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&others.stdout), "", "{options:?}");
+        assert!(std::fs::read_dir(&store).unwrap().count() > 0);
+    }
+}
+
 #[test]
 fn s1_where_that_user_can_not_get_root_says_that_it_stays_root() {
     if !running_as_root() {
