@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::claim::Tokens;
 use crate::place::{self, Home};
-use crate::{files, owner, way};
+use crate::{files, owner, process, way};
 
 /// What is remembered of a cluster, in its directory.
 pub const STATE_FILE: &str = "cluster.json";
@@ -407,9 +407,7 @@ pub fn find_postgres(asked: Option<&Path>) -> Result<PathBuf> {
 /// The major version of the programs in a directory.
 pub fn major_version(bin: &Path) -> Result<u32> {
     let program = bin.join("postgres");
-    let output = std::process::Command::new(&program)
-        .arg("--version")
-        .output()
+    let output = process::output(std::process::Command::new(&program).arg("--version"))
         .with_context(|| format!("can't run {}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", or "17beta1" for the number.

@@ -46,13 +46,63 @@ fn gets_free(port: u16) -> bool {
     true
 }
 
-/// Refuses a port that nobody can listen on.
-pub fn check_port(port: u16) -> Result<()> {
+/// Refuses what is no port that can be asked for.
+pub fn check_port_number(port: u16) -> Result<()> {
+    ensure!(port != 0, "--port 0 names no port: leave out --port, and a free one is taken");
+    Ok(())
+}
+
+/// What else of the cluster a port belongs to, whether that runs now or is only about to be started again.
+fn holder(cluster: &Cluster, branch: &str, port: u16) -> Option<String> {
+    let state = &cluster.state;
+    if state.broker == port {
+        return Some("storage-broker".to_owned());
+    }
+    let (http, pages, pg) = state.pageserver;
+    if [http, pages, pg].contains(&port) {
+        return Some("pageserver".to_owned());
+    }
+    if let Some(place) =
+        state.safekeepers.iter().find(|place| [place.wal, place.pg, place.http].contains(&port))
+    {
+        return Some(format!("safekeeper-{}", place.id));
+    }
+    // A shim that does not run takes any port when it is started again.
+    let of_shim = |name: &str, http: u16| http == port && process(cluster, name).pid().is_some();
+    let others = state.computes.iter().filter(|&(name, _)| name != branch);
+    let mut holders =
+        others.filter(|(name, place)| place.port == port || of_shim(name, place.http));
+    holders.next().map(|(name, _)| format!("the compute of branch '{name}'"))
+}
+
+/// Refuses a port that the branch's compute, which does not run, can't have.
+pub fn check_port(cluster: &Cluster, branch: &str, port: u16) -> Result<()> {
+    check_port_number(port)?;
+    if let Some(holder) = holder(cluster, branch, port) {
+        bail!("port {port} is that of {holder} in this cluster: name another with --port");
+    }
     ensure!(
         gets_free(port),
         "port {port} is in use by another program, or not for us: name another with --port"
     );
     Ok(())
+}
+
+/// Refuses to start the branch's compute anew where somebody has taken its port meanwhile: its clients know that one, so
+/// that another one is chosen by who tells them. `remedy` is the command for that.
+pub fn check_remembered_port(cluster: &Cluster, branch: &str, remedy: &str) -> Result<()> {
+    let Some(place) = cluster.state.computes.get(branch) else { return Ok(()) };
+    let port = place.port;
+    let taken = match holder(cluster, branch, port) {
+        // A cluster of an earlier version, which let one be given twice.
+        Some(holder) => format!("is that of {holder} as well"),
+        None if process(cluster, branch).pid().is_some() || gets_free(port) => return Ok(()),
+        None => "is in use by another program: end that one".to_owned(),
+    };
+    bail!(
+        "port {port} of the compute of branch '{branch}' {taken}; or give the branch another one: \
+         '{remedy}'"
+    );
 }
 
 /// Starts the branch's compute unless it runs. Returns what it says about itself.
@@ -187,7 +237,7 @@ pub fn start(cluster: &mut Cluster, arguments: &StartArguments) -> Result<()> {
     );
     if let Some(port) = arguments.port {
         // Before anything of it is remembered.
-        check_port(port)?;
+        check_port(cluster, name, port)?;
     }
     let read_only_at = match (arguments.read_only, &arguments.at) {
         (false, _) => None,

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use cluster::Cluster;
+use nix::sys::stat::Mode;
 
 /// Stock PostgreSQL on a quorum and a page server, with branches of any moment of the past.
 ///
@@ -214,6 +215,9 @@ fn run(arguments: Arguments) -> Result<bool> {
 }
 
 fn main() -> ExitCode {
+    // What this makes, and all that it starts, is for its user alone, as in a data directory of PostgreSQL: layers and WAL
+    // are what is in tables. Where another user must get to something, its mode is set.
+    nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(true) => ExitCode::SUCCESS,

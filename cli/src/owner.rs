@@ -143,16 +143,18 @@ fn make_roots(dir: &Path, store: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Makes the missing directories, whatever the umask is. Returns the last one.
+/// Makes the missing directories, whatever the umask is. Returns the last one, which is for its owner alone; those above
+/// it are gone through by others as well.
 fn make_missing(way: &Way) -> Result<PathBuf> {
     let mut at = way.existing.clone();
-    for name in &way.missing {
+    for (number, name) in way.missing.iter().enumerate() {
         at.push(name);
+        let mode = if number + 1 == way.missing.len() { 0o700 } else { 0o755 };
         // It must not be there: somebody else would have made it since.
         DirBuilder::new()
-            .mode(0o755)
+            .mode(mode)
             .create(&at)
-            .and_then(|()| fs::set_permissions(&at, fs::Permissions::from_mode(0o755)))
+            .and_then(|()| fs::set_permissions(&at, fs::Permissions::from_mode(mode)))
             .with_context(|| format!("can't create {}", at.display()))?;
     }
     Ok(at)

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -85,6 +85,33 @@ fn inherits(name: &str, uses_store: bool, is_roots: bool) -> bool {
     !is_roots || harmless || (uses_store && of_store)
 }
 
+/// Takes out of what a process inherits what is none of its business: SQL can read a compute's environment.
+fn hide_environment(command: &mut Command, uses_store: bool) {
+    // Where root stays root, PostgreSQL is another user's all the same.
+    let is_roots = owner::became().is_some() || nix::unistd::Uid::effective().is_root();
+    let given: Vec<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
+    for (name, _) in std::env::vars_os().filter(|(name, _)| !given.contains(name)) {
+        if !inherits(&name.to_string_lossy(), uses_store, is_roots) {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// Runs a program that is not ours, which may be anybody's, to its end: as far from our terminal and from our secrets as
+/// one that stays.
+pub fn output(command: &mut Command) -> std::io::Result<Output> {
+    hide_environment(command, false);
+    // SAFETY: the closure makes system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            // In a session of its own it hears nothing of what ends us.
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)
+        })
+    };
+    command.stdin(Stdio::null()).output()
+}
+
 /// The end of a regular file, at most `limit` bytes of it.
 fn tail(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let nonblock = nix::fcntl::OFlag::O_NONBLOCK.bits();
@@ -138,7 +165,9 @@ impl Process {
         let log = files::open_for_writing(&self.log(), true)?;
         let ready = files::open_for_writing(&self.ready_file(), false)?;
         command.stdin(Stdio::null()).stdout(ready).stderr(log);
-        self.hide_environment(command);
+        let uses_store =
+            ["safekeeper", "pageserver"].iter().any(|role| self.name.starts_with(role));
+        hide_environment(command, uses_store);
         let program = command.get_program().to_string_lossy().into_owned();
         let noted = files::open_for_writing(&self.pid_file(), false)?;
         // The process notes itself before it becomes the program: whatever happens to us meanwhile, none runs that is
@@ -159,20 +188,6 @@ impl Process {
             let _ = child.wait();
         });
         Ok(pid)
-    }
-
-    /// Takes out of what a process inherits what is none of its business: SQL can read a compute's environment.
-    fn hide_environment(&self, command: &mut Command) {
-        let uses_store =
-            ["safekeeper", "pageserver"].iter().any(|role| self.name.starts_with(role));
-        // Where root stays root, PostgreSQL is another user's all the same.
-        let is_roots = owner::became().is_some() || nix::unistd::Uid::effective().is_root();
-        let given: Vec<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
-        for (name, _) in std::env::vars_os().filter(|(name, _)| !given.contains(name)) {
-            if !inherits(&name.to_string_lossy(), uses_store, is_roots) {
-                command.env_remove(name);
-            }
-        }
     }
 
     /// The line of JSON with which it says that it is ready.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use pgstrata_blob::Location;
 
@@ -91,6 +91,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
 
 /// Refuses what can't work before anything is made.
 fn check_arguments(arguments: &UpArguments) -> Result<Option<Location>> {
+    arguments.port.map_or(Ok(()), compute::check_port_number)?;
     let Some(text) = &arguments.object_store else { return Ok(None) };
     let location = text.parse::<Location>()?;
     let shared = location != Location::Memory;
@@ -114,7 +115,9 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
         },
     };
     let safekeepers = arguments.safekeepers.unwrap_or(SAFEKEEPERS) as usize;
-    let ports = free_ports(4 + 3 * safekeepers)?;
+    // One more than is needed: the one that the first compute is to have is no service's.
+    let mut ports = free_ports(4 + 3 * safekeepers + 1)?;
+    ports.retain(|port| arguments.port != Some(*port));
     let safekeepers = (0..safekeepers)
         .map(|at| SafekeeperPlace {
             id: at as u64 + 1,
@@ -235,7 +238,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     let mut troubles = start_services(&mut cluster)?;
     ensure_primary(&mut cluster, arguments.data_checksums)?;
     let primary = cluster.state.primary.clone();
-    start_compute(&mut cluster, &primary, arguments.port)?;
+    let failure = start_compute(&mut cluster, &primary, arguments.port).err();
     let others: Vec<_> =
         cluster.state.computes.keys().filter(|&name| *name != primary).cloned().collect();
     for branch in others {
@@ -249,6 +252,10 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     for place in &cluster.state.safekeepers {
         let name = format!("safekeeper-{}", place.id);
         troubles.extend(status::damage(&answers, &name).map(|damage| format!("{name}: {damage}")));
+    }
+    if let Some(failure) = failure {
+        troubles.insert(0, format!("{failure:#}"));
+        bail!("{}", troubles.join("; "));
     }
     let place =
         cluster.state.computes.get(&primary).context("the branch's compute is not there")?;
@@ -284,8 +291,9 @@ fn check_port(cluster: &Cluster, asked: Option<u16>) -> Result<()> {
     let Some(asked) = asked else { return Ok(()) };
     let primary = &cluster.state.primary;
     if compute::process(cluster, primary).pid().is_none() {
-        return compute::check_port(asked);
+        return compute::check_port(cluster, primary, asked);
     }
+    compute::check_port_number(asked)?;
     let now = cluster.state.computes.get(primary).map(|place| place.port);
     ensure!(
         now == Some(asked),
@@ -318,6 +326,14 @@ fn ensure_primary(cluster: &mut Cluster, data_checksums: bool) -> Result<()> {
 /// Starts a branch's compute as it was, on `port` if that is asked for.
 fn start_compute(cluster: &mut Cluster, branch: &str, port: Option<u16>) -> Result<()> {
     let remembered = cluster.state.computes.get(branch).cloned();
+    if port.is_none() {
+        let remedy = match remembered.as_ref().and_then(|place| place.read_only_at.as_deref()) {
+            _ if cluster.state.primary == branch => "pgstrata up --port N".to_owned(),
+            None => format!("pgstrata compute start {branch} --port N"),
+            Some(at) => format!("pgstrata compute start {branch} --port N --read-only --at {at}"),
+        };
+        compute::check_remembered_port(cluster, branch, &remedy)?;
+    }
     let port = port.or(remembered.as_ref().map(|place| place.port));
     let read_only = remembered.and_then(|place| place.read_only_at);
     compute::ensure(cluster, branch, port, read_only).map(drop)

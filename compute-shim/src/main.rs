@@ -12,8 +12,8 @@ use clap::Parser;
 use pgstrata_compute_shim::branch::Branch;
 use pgstrata_compute_shim::compute::{ComputeConfig, Outcome, Shared, run};
 use pgstrata_compute_shim::http;
-use pgstrata_compute_shim::plain_file::plain_file;
 use pgstrata_compute_shim::pulse::Pulse;
+use pgstrata_env::DirectoryLock;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_listen::loopback;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -189,16 +189,6 @@ fn config(arguments: Arguments) -> Result<ComputeConfig> {
     })
 }
 
-/// One shim a directory: it empties the data directory.
-fn lock(dir: &std::path::Path) -> Result<std::fs::File> {
-    let path = dir.join("shim.lock");
-    let file =
-        plain_file(&path, std::fs::OpenOptions::new().write(true).create(true).truncate(true))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another compute uses {}", dir.display()))?;
-    Ok(file)
-}
-
 /// Lets this process, and PostgreSQL after it, have as many descriptors as whoever runs it allows.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -213,7 +203,8 @@ fn start(arguments: Arguments) -> Result<Outcome> {
         .with_context(|| format!("can't listen on {}", arguments.listen_http))?;
     let address = http_listener.local_addr()?;
     let config = config(arguments)?;
-    let _lock = lock(&config.dir)?;
+    // One shim a directory: it empties the data directory.
+    let _lock = DirectoryLock::take(&config.dir, "shim.lock", "compute")?;
     let shared = Arc::new(Shared::default());
     watch_signals(&shared)?;
     http::serve(http_listener, Arc::clone(&shared))?;

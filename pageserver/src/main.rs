@@ -1,16 +1,16 @@
 //! The page server's process.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pgstrata_blob::{Location, Store, claim};
+use pgstrata_env::DirectoryLock;
 use pgstrata_listen::loopback;
 use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
 use pgstrata_pageserver::metrics::Metrics;
@@ -114,35 +114,6 @@ fn asynchronous(listener: TcpListener) -> Result<tokio::net::TcpListener> {
     Ok(tokio::net::TcpListener::from_std(listener)?)
 }
 
-/// One page server a directory; the lock ends with its holder, however that ends.
-fn lock(dir: &std::path::Path) -> Result<std::fs::File> {
-    let path = dir.join("lock");
-    let file = open_lock_file(&path).with_context(|| format!("can't open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another page server is running in {}", dir.display())
-        }
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("can't lock {}", path.display()))
-        }
-    }
-}
-
-/// Whoever put a pipe or a link in its place gets a refusal: a pipe would be waited for, and what a
-/// link names is not ours to lock.
-fn open_lock_file(path: &std::path::Path) -> std::io::Result<std::fs::File> {
-    use rustix::fs::OFlags;
-    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(false).custom_flags(flags.bits() as i32);
-    let file = options.open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(std::io::Error::other("it is no regular file: remove it")),
-    }
-}
-
 async fn run(arguments: Arguments) -> Result<()> {
     let limit = raise_limit().context("can't raise the limit on open files")?;
     let http_listener = bind(arguments.listen_http)?;
@@ -150,7 +121,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let pg_listener = bind(arguments.listen_pg)?;
     std::fs::create_dir_all(&arguments.dir)
         .with_context(|| format!("can't create the directory {}", arguments.dir.display()))?;
-    let _lock = lock(&arguments.dir)?;
+    let _lock = DirectoryLock::take(&arguments.dir, "lock", "page server")?;
     ensure!(arguments.open_layer_mib > 0, "--open-layer-mib must be at least 1");
 
     let store = Store::open(&arguments.object_store, arguments.s3_endpoint.as_deref())?;
@@ -217,33 +188,4 @@ async fn run(arguments: Arguments) -> Result<()> {
     tracing::info!("shutting down");
     tokio::task::spawn_blocking(move || repository.shut_down()).await?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn s4_a_pipe_in_the_place_of_the_lock_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lock");
-        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
-        assert!(made.success());
-        // Also one that somebody reads, which can be opened.
-        for is_read in [false, true] {
-            let reader = is_read.then(|| reader_of(&path));
-            let (done, answer) = std::sync::mpsc::channel();
-            let to_open = path.clone();
-            std::thread::spawn(move || done.send(open_lock_file(&to_open).is_err()));
-            assert!(answer.recv_timeout(Duration::from_secs(20)).unwrap(), "read: {is_read}");
-            drop(reader);
-        }
-        std::fs::remove_file(&path).unwrap();
-        open_lock_file(&path).unwrap();
-    }
-
-    fn reader_of(path: &std::path::Path) -> std::fs::File {
-        let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        std::fs::OpenOptions::new().read(true).custom_flags(nonblock).open(path).unwrap()
-    }
 }

@@ -111,6 +111,11 @@ impl Metrics {
             let name = broken.name.unwrap_or_else(|| id.to_string());
             self.failed.with_label_values(&[name.as_str()]).set(1);
         }
+        for id in repository.namesakes().into_keys() {
+            if let Ok(timeline) = repository.timeline(id) {
+                self.failed.with_label_values(&[timeline.name().as_str()]).set(1);
+            }
+        }
         for (job, failures) in repository.failures() {
             self.background_failures.with_label_values(&[job]).set(failures.count as i64);
         }

@@ -94,6 +94,20 @@ impl Broken {
     }
 }
 
+/// What is said of branches that have one name: how to tell them apart, and how to part them.
+fn namesakes_text(name: &str, timelines: &[Arc<Timeline>]) -> String {
+    let described = timelines.iter().map(|timeline| {
+        let info = &timeline.info;
+        format!("timeline {} (tenant {}, made {})", info.id, info.tenant, info.created)
+    });
+    format!(
+        "{} branches are named '{name}', and none is found by that name: {}. Rename or delete one by its id, with 'POST \
+         /v1/timelines/ID/rename?to=NAME' or 'DELETE /v1/timelines/ID' to the page server",
+        timelines.len(),
+        described.collect::<Vec<_>>().join(", ")
+    )
+}
+
 /// Background work on one timeline: true if there was any.
 type Job = fn(&Timeline) -> Result<bool>;
 
@@ -203,6 +217,9 @@ impl Repository {
         }
         for (id, broken) in repository.broken() {
             tracing::error!(timeline = %id, "not served: {}", broken.error);
+        }
+        for (id, text) in repository.namesakes() {
+            tracing::error!(timeline = %id, "{text}");
         }
         for timeline in repository.all() {
             // What a reset left undone.
@@ -414,10 +431,38 @@ impl Repository {
         })
     }
 
+    /// Branches that share their name with others, and what is said of them. Page servers that write one object store at
+    /// the same time leave such: neither sees what the other makes. The name finds none of them, because which one is
+    /// meant is not ours to choose; each is served by its timeline's id.
+    pub fn namesakes(&self) -> BTreeMap<TimelineId, String> {
+        let mut by_name: BTreeMap<String, Vec<Arc<Timeline>>> = BTreeMap::new();
+        for timeline in self.branches() {
+            by_name.entry(timeline.name()).or_default().push(timeline);
+        }
+        let mut all = BTreeMap::new();
+        for (name, timelines) in by_name.into_iter().filter(|(_, found)| found.len() > 1) {
+            let text = namesakes_text(&name, &timelines);
+            all.extend(timelines.iter().map(|timeline| (timeline.info.id, text.clone())));
+        }
+        all
+    }
+
+    /// A branch by its timeline's id.
+    pub fn branch_of(&self, id: TimelineId) -> Result<Arc<Timeline>> {
+        let timeline = self.timeline(id)?;
+        let is_branch = self.branches().iter().any(|branch| branch.info.id == id);
+        let gone = || Refused::NotFound(format!("the branch of timeline {id} was deleted")).into();
+        is_branch.then_some(timeline).ok_or_else(gone)
+    }
+
     /// A branch by name.
     pub fn branch(&self, name: &str) -> Result<Arc<Timeline>> {
-        let found = self.branches().into_iter().find(|timeline| timeline.name() == name);
-        found.ok_or_else(|| {
+        let mut found = self.branches();
+        found.retain(|timeline| timeline.name() == name);
+        if found.len() > 1 {
+            anyhow::bail!(namesakes_text(name, &found));
+        }
+        found.pop().ok_or_else(|| {
             let broken = self.broken.read();
             let named = |broken: &&Broken| broken.name.as_deref() == Some(name);
             if let Some(broken) = broken.values().find(named) {

@@ -18,6 +18,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use support::faults::Faults;
 use support::model::State;
+use support::process::{Process, command};
 use support::wal::History;
 use support::{TENANT, archive, open, runtime};
 
@@ -88,6 +89,58 @@ fn h11_an_older_page_server_lets_go_and_leaves_the_newer_one_alone() {
             .unwrap()
     });
     assert!(format!("{error:#}").contains("later generation"), "{error:#}");
+}
+
+#[test]
+fn branches_of_one_name_are_found_by_their_timelines_only() {
+    const OTHER: TimelineId = TimelineId([8; 16]);
+    let directory = tempfile::tempdir().unwrap();
+    let start = |name: &str| {
+        let store = directory.path().join("objects");
+        Process::start(command(&directory.path().join(name), store.to_str().unwrap()))
+    };
+    // Neither sees what the other makes.
+    let (one, other) = (start("one"), start("other"));
+    for (process, id) in [(&one, ID), (&other, OTHER)] {
+        let imported = process.import(id, "main", &cluster().0);
+        assert_eq!(imported.status, 200, "{}", imported.text());
+    }
+    drop((one, other));
+
+    let process = start("third");
+    let rows = process.get("/v1/branches").json();
+    let by_name = process.get("/v1/branch?name=main");
+    assert_eq!(by_name.status, 500, "{}", by_name.text());
+    let failures = rows.as_array().unwrap().iter().map(|row| row["failure"].as_str().unwrap());
+    let texts: Vec<_> = failures.map(str::to_owned).chain([by_name.text()]).collect();
+    assert_eq!(texts.len(), 3, "{rows}");
+    for text in texts {
+        assert!([ID, OTHER].iter().all(|id| text.contains(&id.to_string())), "{text}");
+    }
+    let metrics = process.get("/metrics").text();
+    assert!(metrics.contains("failed{branch=\"main\"} 1"), "{metrics}");
+    // No third one, and nothing that a name chooses.
+    let body = serde_json::json!({ "name": "main", "from": "main" }).to_string();
+    for (path, body) in
+        [("/v1/branches", body.as_bytes()), ("/v1/branch/rename?name=main&to=new", b"")]
+    {
+        let refused = process.post(path, body);
+        assert!(refused.status != 200 && refused.text().contains("2 branches"), "{path}");
+    }
+    let third = process.import(TimelineId([9; 16]), "main", &cluster().0);
+    assert!(third.status == 409 && third.text().contains("exists already"), "{}", third.text());
+
+    for id in [ID, OTHER] {
+        assert_eq!(process.get(&format!("/v1/timelines/{id}")).status, 200);
+    }
+    let renamed = process.post(&format!("/v1/timelines/{OTHER}/rename?to=rescued"), b"");
+    assert_eq!(renamed.json()["name"], "rescued");
+    for (name, id) in [("main", ID), ("rescued", OTHER)] {
+        let row = process.get(&format!("/v1/branch?name={name}")).json();
+        assert_eq!(row["timeline_id"], id.to_string(), "{row}");
+    }
+    let rows = process.get("/v1/branches").json();
+    assert!(rows.as_array().unwrap().iter().all(|row| row["failure"].is_null()), "{rows}");
 }
 
 #[test]

@@ -285,13 +285,16 @@ impl World {
         let child = self.repository.branches().iter().any(is_child);
         let known = self.branches.iter().any(|other| other.parent == Some(at) && !other.deleted);
         assert!(child || !known, "a child is gone");
-        let deleted = self.repository.delete_branch(&self.branches[at].name);
+        let name = &self.branches[at].name;
+        let delete =
+            || self.repository.branch(name).and_then(|found| self.repository.delete_branch(&found));
+        let deleted = delete();
         if child {
             assert!(deleted.is_err(), "deleted under its children");
         } else if let Err(error) = deleted {
             assert!(self.faults.are_on(), "{error:#}");
             self.faults.set(0);
-            self.repository.delete_branch(&self.branches[at].name).unwrap();
+            delete().unwrap();
         }
         self.branches[at].deleted = !child;
         self.branches[at].ingest = if child { self.branches[at].ingest.take() } else { None };

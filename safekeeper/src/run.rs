@@ -2,13 +2,12 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use pgstrata_blob::Location;
-use pgstrata_env::{Disk, RealDisk};
+use pgstrata_env::{DirectoryLock, Disk, RealDisk};
 use pgstrata_ids::NodeId;
 use pgstrata_wire::broker::Addresses;
 use tokio::signal::unix::{SignalKind, signal};
@@ -125,61 +124,8 @@ fn open_archive(args: &Args) -> anyhow::Result<Option<Arc<Archive>>> {
 }
 
 /// Keeps a second process out of the directory.
-fn lock_directory(args: &Args) -> anyhow::Result<std::fs::File> {
+fn lock_directory(args: &Args) -> anyhow::Result<DirectoryLock> {
     std::fs::create_dir_all(&args.dir)
         .with_context(|| format!("can't create {}", args.dir.display()))?;
-    let path = args.dir.join("lock");
-    let file = open_lock_file(&path).with_context(|| format!("can't open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another safekeeper is running in {}", args.dir.display())
-        }
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("can't lock {}", path.display()))
-        }
-    }
-}
-
-/// Whoever put a pipe or a link in its place gets a refusal: a pipe would be waited for, and what a
-/// link names is not ours to lock.
-fn open_lock_file(path: &std::path::Path) -> std::io::Result<std::fs::File> {
-    use rustix::fs::OFlags;
-    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(false).custom_flags(flags.bits() as i32);
-    let file = options.open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(std::io::Error::other("it is no regular file: remove it")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn s4_a_pipe_in_the_place_of_the_lock_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lock");
-        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
-        assert!(made.success());
-        // Also one that somebody reads, which can be opened.
-        for is_read in [false, true] {
-            let reader = is_read.then(|| reader_of(&path));
-            let (done, answer) = std::sync::mpsc::channel();
-            let to_open = path.clone();
-            std::thread::spawn(move || done.send(open_lock_file(&to_open).is_err()));
-            assert!(answer.recv_timeout(Duration::from_secs(20)).unwrap(), "read: {is_read}");
-            drop(reader);
-        }
-        std::fs::remove_file(&path).unwrap();
-        open_lock_file(&path).unwrap();
-    }
-
-    fn reader_of(path: &std::path::Path) -> std::fs::File {
-        let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        std::fs::OpenOptions::new().read(true).custom_flags(nonblock).open(path).unwrap()
-    }
+    Ok(DirectoryLock::take(&args.dir, "lock", "safekeeper")?)
 }

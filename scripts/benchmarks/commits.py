@@ -2,7 +2,7 @@
 import json, re, statistics, subprocess, time, urllib.request
 from pathlib import Path
 
-from .common import BIN, Server, as_user, directory_for_postgres, initdb, run, sql
+from .common import BIN, STARTED, Server, as_user, directory_for_postgres, initdb, run, sql
 
 STOCK, QUORUM, OURS = "stock, local fsync", "stock, ANY 2 of 3", "pgstrata"
 
@@ -12,6 +12,8 @@ class Stock:
 
     def __init__(self, directory, receivers):
         self.children = []
+        self.server = None
+        STARTED.callback(self.stop)
         initdb(directory / "data")
         options = "-c max_wal_size=4GB"
         if receivers:
@@ -28,7 +30,8 @@ class Stock:
     def stop(self):
         for child in self.children:
             child.terminate()
-        self.server.stop()
+        if self.server:
+            self.server.stop()
         for child in self.children:
             child.wait()
 
@@ -37,6 +40,7 @@ class Strata:
     def __init__(self, directory, programs):
         self.directory = directory / "cluster"
         self.command = [str(programs / "pgstrata"), "--dir", str(self.directory)]
+        STARTED.callback(self.stop)
         self.uri = self.cli("up", "--pg-bin", str(BIN))
 
     def cli(self, *arguments):
@@ -65,7 +69,9 @@ class Strata:
         return layers, wal
 
     def stop(self):
-        self.cli("down")
+        # An 'up' that failed may have been about to make it.
+        if (self.directory / "cluster.json").exists():
+            self.cli("down")
 
 
 def pgbench(uri, clients, seconds, script):

@@ -1,8 +1,12 @@
 """What every benchmark needs: PostgreSQL's programs, an unprivileged user, free ports."""
-import os, pwd, socket, subprocess
+import contextlib, os, pwd, socket, subprocess
 from pathlib import Path
 
 BIN = Path(os.environ.get("PGSTRATA_PG_BIN", "/usr/lib/postgresql/15/bin"))
+
+# Ends whatever was started, on every way out: each says how before it starts anything, so that a start that fails
+# half-way leaves nothing either. What has ended already is ended again, which does nothing.
+STARTED = contextlib.ExitStack()
 
 
 def free_port():
@@ -46,6 +50,7 @@ class Server:
         self.data, self.port, self.bin, self.prefix = data, free_port(), bin, prefix
         self.options = f"-c port={self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= {options}"
         self.uri = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        STARTED.callback(self.stop)
         self.start()
 
     def start(self):

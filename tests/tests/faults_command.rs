@@ -96,6 +96,37 @@ fn s1_a_database_superuser_reaches_neither_roots_terminal_nor_its_secrets() {
     }
 }
 
+/// Asked for its version, what is named as PostgreSQL is run before anything is known of it.
+#[test]
+fn s1_what_is_asked_for_its_version_has_neither_the_terminal_nor_the_secrets() {
+    let place = tempfile::tempdir().unwrap();
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(place.path(), 0o755);
+    let said = place.path().join("said");
+    std::fs::write(&said, "").unwrap();
+    open(&said, 0o666);
+    for name in ["postgres", "initdb"] {
+        let program = place.path().join(name);
+        let script = "#!/bin/sh\n{ cut -d' ' -f6 /proc/$$/stat; env; } >\"${0%/*}/said\"\n\
+                      echo 'postgres (PostgreSQL) 99.1'\n";
+        std::fs::write(&program, script).unwrap();
+        open(&program, 0o755);
+    }
+    let mut command = Command::new(programs().join("pgstrata"));
+    command.arg("--dir").arg(place.path().join("cluster")).args(["up", "--pg-bin"]);
+    command.arg(place.path()).envs([("AWS_SECRET_ACCESS_KEY", "of the store")]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("PostgreSQL 99: only 15 to 18 work"), "{text}");
+    let said = std::fs::read_to_string(said).unwrap();
+    let own = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let own = own.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
+    assert_ne!(said.lines().next().unwrap(), own, "it is in our session");
+    assert!(!said.contains("of the store") && said.contains("PATH="), "{said}");
+}
+
 /// The directory is root's, but not what leads to it, or not all that is in it.
 #[test]
 fn s1_root_believes_nothing_where_others_write() {
@@ -220,6 +251,40 @@ fn s1_a_cluster_that_root_makes_runs_as_one_other_user() {
     cluster.client().batch_execute(&format!("copy (select 1) to program '{link}'")).unwrap();
     cluster.refusal(&["compute", "start", "evil"], 1);
     assert_eq!(std::fs::metadata(victim.path()).unwrap().uid(), 0);
+}
+
+/// As in a data directory of PostgreSQL: layers, WAL and logs are what is in tables.
+#[test]
+fn s1_what_a_cluster_holds_is_its_users_alone() {
+    let pg_bin = pgstrata_tests::pg_bin();
+    let all = [&[][..], &["--run-as", "root"]];
+    for options in &all[..if running_as_root() { 2 } else { 1 }] {
+        let cluster = Cluster::with(options, &[]);
+        let (dir, store) = (cluster.dir(), cluster.dir().with_file_name("store"));
+        let first = ["up", "--pg-bin", pg_bin.to_str().unwrap()];
+        let with_store = ["--object-store", store.to_str().unwrap()];
+        cluster.cli(&[&first[..], options, &with_store].concat());
+        cluster.client().batch_execute("create table t as select 1 a").unwrap();
+        cluster.cli(&["branch", "create", "b"]);
+        // A compute is another user's where root stays root.
+        assert_eq!(cluster.branch_client("b").query("table t", &[]).unwrap().len(), 1);
+        cluster.cli(&["down"]);
+        assert_eq!(cluster.restart().query("table t", &[]).unwrap().len(), 1);
+        let is_roots = !options.is_empty();
+        let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&dir), if is_roots { 0o711 } else { 0o700 }, "{options:?}");
+        assert_eq!(mode(&store), 0o700, "{options:?}");
+        let computes = dir.join("computes");
+        let others = Command::new("find")
+            .args([&dir, &store])
+            .args(["-mindepth", "1", "-path"])
+            .arg(&computes)
+            .args(["-prune", "-o", "!", "-type", "l", "-perm", "/077", "-print"])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&others.stdout), "", "{options:?}");
+        assert!(std::fs::read_dir(&store).unwrap().count() > 0);
+    }
 }
 
 #[test]

@@ -1,8 +1,11 @@
-//! What a compute leaves behind when it is killed.
+//! What a compute leaves behind when it is killed, and the benchmarks when they fail.
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pgstrata_tests::{Cluster, signal, wait_gone};
@@ -52,4 +55,45 @@ fn a_killed_compute_leaves_no_shared_memory() {
     assert!(second.exists());
     cluster.cli(&["compute", "stop", "main"]);
     assert!(!second.exists());
+}
+
+/// In the place of `pgstrata`: its `up` leaves a cluster behind, and fails, or does not come back.
+const STAND_IN: &str = r#"#!/bin/sh
+case $3 in
+up) mkdir "$2" && echo '{}' >"$2/cluster.json" && echo begun >>"${0%/*}/said"; END ;;
+down) echo ended >>"${0%/*}/said" ;;
+esac
+"#;
+
+#[test]
+fn benchmarks_that_fail_end_what_they_started() {
+    let bench = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("scripts/bench");
+    for (end, is_told_to_end) in [("exit 1", false), ("exec sleep 60", true)] {
+        let place = tempfile::tempdir().unwrap();
+        let (temporary, said) = (place.path().join("temporary"), place.path().join("said"));
+        std::fs::create_dir(&temporary).unwrap();
+        let program = place.path().join("pgstrata");
+        std::fs::write(&program, STAND_IN.replace("END", end)).unwrap();
+        std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        let mut child = Command::new(&bench)
+            .arg(place.path())
+            .args(["--quick", "--only", "start"])
+            .env("TMPDIR", &temporary)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let text = || std::fs::read_to_string(&said).unwrap_or_default();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while text().is_empty() {
+            assert!(Instant::now() < deadline, "nothing was started");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if is_told_to_end {
+            signal(child.id().into(), Signal::TERM);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        assert_eq!(text(), "begun\nended\n");
+        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
+    }
 }

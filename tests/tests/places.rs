@@ -391,3 +391,85 @@ fn a_compute_keeps_its_port_whatever_became_of_it() {
     cluster.refusal(&["compute", "start", "main"], 1);
     assert_eq!(cluster.up(), uri);
 }
+
+fn port_of(uri: &str) -> String {
+    uri.rsplit_once(':').unwrap().1.split_once('/').unwrap().0.to_owned()
+}
+
+#[test]
+fn no_compute_is_given_a_port_that_it_can_not_have() {
+    let cluster = Cluster::new();
+    let pg_bin = pg_bin();
+    let up = |port: &str| {
+        let arguments = ["up", "--pg-bin", pg_bin.to_str().unwrap(), "--port", port];
+        cluster.refusal(&arguments, 1)
+    };
+    assert!(up("0").contains("leave out --port"));
+    assert!(!cluster.dir().exists());
+    let uri = cluster.up();
+    assert!(up("0").contains("leave out --port"));
+    cluster.cli(&["branch", "create", "other"]);
+    let other = cluster.json(&["compute", "start", "other"])["uri"].as_str().unwrap().to_owned();
+    cluster.cli(&["down"]);
+    let state = std::fs::read(cluster.dir().join("cluster.json")).unwrap();
+    let said: Value = serde_json::from_slice(&state).unwrap();
+    let [broker, pages, wal] =
+        [&said["broker"], &said["pageserver"][1], &said["safekeepers"][1]["wal"]];
+    // Nothing listens on any of them now.
+    for (port, holder) in [
+        (&broker.to_string(), "storage-broker"),
+        (&pages.to_string(), "pageserver"),
+        (&wal.to_string(), "safekeeper-2"),
+        (&port_of(&other), "branch 'other'"),
+    ] {
+        let text = up(port);
+        assert!(text.contains(holder) && text.contains(port), "{text}");
+    }
+    let now = std::fs::read(cluster.dir().join("cluster.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&now).unwrap(), said);
+    assert_eq!(cluster.up(), uri);
+    cluster.cli(&["compute", "stop", "other"]);
+    for port in ["0", &broker.to_string(), &port_of(&uri)] {
+        cluster.refusal(&["compute", "start", "other", "--port", port], 1);
+    }
+    assert_eq!(cluster.json(&["compute", "start", "other"])["uri"], other.as_str());
+}
+
+#[test]
+fn a_port_that_was_taken_meanwhile_stops_no_other_compute() {
+    let cluster = filled(&[]);
+    let uris = ["other", "third"].map(|branch| {
+        cluster.cli(&["branch", "create", branch]);
+        cluster.json(&["compute", "start", branch])["uri"].as_str().unwrap().to_owned()
+    });
+    let [other, third] = &uris;
+    let main = cluster.up();
+    let pg_bin = pg_bin();
+    let up = ["up", "--pg-bin", pg_bin.to_str().unwrap()];
+    let take = |uri: &str| TcpListener::bind(format!("127.0.0.1:{}", port_of(uri))).unwrap();
+    cluster.cli(&["down"]);
+
+    let taken = [take(&main), take(other)];
+    let text = cluster.refusal(&up, 1);
+    let other_port = pgstrata_tests::free_port().to_string();
+    for part in [
+        &port_of(&main),
+        "'main'",
+        "'pgstrata up --port N'",
+        &port_of(other),
+        "'other'",
+        "'pgstrata compute start other --port N'",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(count(third), 1);
+    // As often as it is tried, and each way out is one.
+    cluster.refusal(&up, 1);
+    let row = cluster.json(&["compute", "start", "other", "--port", &other_port]);
+    assert_eq!(port_of(row["uri"].as_str().unwrap()), other_port);
+    let port = pgstrata_tests::free_port().to_string();
+    let moved = cluster.cli(&[&up[..], &["--port", &port]].concat());
+    assert_eq!((port_of(&moved), count(&moved)), (port, 1));
+    drop(taken);
+    assert_eq!(cluster.up(), moved);
+}

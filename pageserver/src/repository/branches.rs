@@ -315,9 +315,8 @@ impl Repository {
     }
 
     /// Deletes a branch without children. What it shares with nobody is left to the scrub.
-    pub fn delete_branch(&self, name: &str) -> Result<()> {
-        let timeline = self.branch(name)?;
-        let _claim = self.claim_for_deletion(&timeline)?;
+    pub fn delete_branch(&self, timeline: &Timeline) -> Result<()> {
+        let _claim = self.claim_for_deletion(timeline)?;
         timeline.mark_deleted()?;
         timeline.stop();
         Ok(())
@@ -356,8 +355,7 @@ impl Repository {
     }
 
     /// Gives a branch another name.
-    pub fn rename_branch(&self, old: &str, new: &str) -> Result<()> {
-        let timeline = self.branch(old)?;
+    pub fn rename_branch(&self, timeline: &Timeline, new: &str) -> Result<()> {
         let _claim = self.claim_name(new, Some(timeline.info.id))?;
         timeline.rename(new)
     }

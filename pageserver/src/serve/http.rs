@@ -231,6 +231,7 @@ pub fn router(service: Service) -> Router {
         .route(IMPORT, post(import))
         .route("/v1/timelines/{id}/skeleton", get(skeleton))
         .route("/v1/timelines/{id}", get(show_timeline).delete(remove_timeline))
+        .route("/v1/timelines/{id}/rename", post(rename_timeline))
         .layer(axum::middleware::from_fn(in_time))
         .with_state(service)
 }
@@ -259,13 +260,18 @@ async fn list(
     State(service): State<Service>,
     Query(query): Query<ListQuery>,
 ) -> Answer<Json<Vec<BranchRow>>> {
-    let (branches, broken) = service
-        .run(Work::Read, |repository| Ok((repository.branches(), repository.broken())))
+    let (branches, broken, mut namesakes) = service
+        .run(Work::Read, |repository| {
+            Ok((repository.branches(), repository.broken(), repository.namesakes()))
+        })
         .await?;
     let sizes = if query.sizes { service.sizes(&branches).await } else { HashMap::new() };
     let served = branches.iter().map(|timeline| {
         let logical_size = sizes.get(&timeline.info.id).copied();
-        BranchRow { logical_size, ..row(timeline) }
+        let row = row(timeline);
+        let failures = row.failure.into_iter().chain(namesakes.remove(&timeline.info.id));
+        let failure = failures.reduce(|one, other| format!("{one}; {other}"));
+        BranchRow { logical_size, failure, ..row }
     });
     let broken = broken.into_iter().map(|(id, broken)| broken_row(id, broken));
     Ok(Json(served.chain(broken).collect()))
@@ -377,7 +383,7 @@ async fn remove(
 ) -> Answer<Json<serde_json::Value>> {
     service
         .run(Work::Change, move |repository| {
-            repository.delete_branch(&query.name)?;
+            repository.delete_branch(&*repository.branch(&query.name)?)?;
             Ok(Json(serde_json::json!({ "deleted": query.name })))
         })
         .await
@@ -389,10 +395,28 @@ async fn remove_timeline(
 ) -> Answer<Json<serde_json::Value>> {
     service
         .run(Work::Change, move |repository| {
-            let id: TimelineId = id.parse()?;
-            let name = repository.timeline(id)?.name();
-            repository.delete_branch(&name)?;
-            Ok(Json(serde_json::json!({ "deleted": name })))
+            let timeline = repository.branch_of(id.parse()?)?;
+            repository.delete_branch(&timeline)?;
+            Ok(Json(serde_json::json!({ "deleted": timeline.name() })))
+        })
+        .await
+}
+
+#[derive(Deserialize)]
+struct RenameTimelineQuery {
+    to: String,
+}
+
+async fn rename_timeline(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+    Query(query): Query<RenameTimelineQuery>,
+) -> Answer<Json<BranchRow>> {
+    service
+        .run(Work::Change, move |repository| {
+            let timeline = repository.branch_of(id.parse()?)?;
+            repository.rename_branch(&timeline, &query.to)?;
+            Ok(Json(row(&timeline)))
         })
         .await
 }
@@ -409,8 +433,9 @@ async fn rename(
 ) -> Answer<Json<BranchRow>> {
     service
         .run(Work::Change, move |repository| {
-            repository.rename_branch(&query.name, &query.to)?;
-            Ok(Json(row(&*repository.branch(&query.to)?)))
+            let timeline = repository.branch(&query.name)?;
+            repository.rename_branch(&timeline, &query.to)?;
+            Ok(Json(row(&timeline)))
         })
         .await
 }

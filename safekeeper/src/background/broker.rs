@@ -137,41 +137,25 @@ fn progress(timeline: &Timeline) -> TimelineProgress {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Write};
+    use pgstrata_sim::slow_server;
 
     use super::*;
-
-    /// A server that answers one request with these pieces, a pause after each.
-    fn slow_server(pieces: &'static [&'static str], pause: Duration) -> String {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        std::thread::spawn(move || {
-            let (mut socket, _) = listener.accept().unwrap();
-            let lines = BufReader::new(socket.try_clone().unwrap()).lines();
-            lines.map_while(Result::ok).find(|line| line.is_empty());
-            for piece in pieces {
-                socket.write_all(piece.as_bytes()).unwrap();
-                std::thread::sleep(pause);
-            }
-        });
-        url
-    }
 
     #[tokio::test]
     async fn h13_a_long_listing_is_read_while_it_comes() {
         const PIECES: &[&str] = &["HTTP/1.0 200 OK\r\n\r\n", "{\"no", "des\"", ":[]", "}"];
-        let url = slow_server(PIECES, Duration::from_millis(500));
+        let url = slow_server(PIECES, Duration::from_millis(500)).unwrap();
         assert_eq!(listing(&client().unwrap(), &url).await.unwrap(), Listing::default());
     }
 
     #[tokio::test]
     async fn h13_a_broker_that_is_silent_or_refuses_is_said_to() {
         const SILENT: &[&str] = &["HTTP/1.0 200 OK\r\n\r\n{\"nodes\":", "[]}"];
-        let url = slow_server(SILENT, Duration::from_secs(SILENCE_S) * 3 / 2);
+        let url = slow_server(SILENT, Duration::from_secs(SILENCE_S) * 3 / 2).unwrap();
         let error = listing(&client().unwrap(), &url).await.unwrap_err().to_string();
         assert!(error.contains("silent for 3 s"), "{error}");
         const REFUSES: &[&str] = &["HTTP/1.0 507 Insufficient Storage\r\n\r\nno more timelines\n"];
-        let url = slow_server(REFUSES, Duration::ZERO);
+        let url = slow_server(REFUSES, Duration::ZERO).unwrap();
         let error = listing(&client().unwrap(), &url).await.unwrap_err().to_string();
         assert!(error.contains("507") && error.contains("no more timelines"), "{error}");
     }
