@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::cluster::{ensure_user, find_postgres};
 use crate::http::Service;
-use crate::{files, out};
+use crate::{files, out, process};
 
 /// Arguments of `found`.
 #[derive(clap::Args)]
@@ -69,15 +69,6 @@ pub fn initdb(
         if let Some(user) = user {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", "/");
         }
-        // SAFETY: the closure makes system calls and allocates nothing.
-        unsafe {
-            command.pre_exec(|| {
-                // Our terminal is not that user's to type into.
-                nix::unistd::setsid()?;
-                nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
-                    .map_err(std::io::Error::from)
-            })
-        };
         command
     };
     files::own_directory(parent, 0o700, user, None)?;
@@ -87,13 +78,13 @@ pub fn initdb(
         .arg(&directory)
         .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-N"])
         .args(data_checksums.then_some("--data-checksums"));
-    let output = command.output().context("can't run initdb")?;
+    let output = process::output(&mut command).context("can't run initdb")?;
     if !output.status.success() {
         bail!("initdb failed: {}", cause(&output.stderr));
     }
     let mut command = as_user(Path::new("tar"));
     command.args(["--format=ustar", "--sort=name", "-cf", "-", "-C"]).arg(&directory).args(PARTS);
-    let output = command.output().context("can't run tar")?;
+    let output = process::output(&mut command).context("can't run tar")?;
     if !output.status.success() {
         bail!("tar failed: {}", cause(&output.stderr));
     }
