@@ -1,74 +1,201 @@
 //! Taking the object store for this cluster's directory: see [`pgstrata_blob::claim`].
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use pgstrata_blob::claim::{Claim, ClaimError, Found, Refusal};
 use pgstrata_blob::{Location, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
-use crate::{http, place};
+use crate::{files, http, place};
 
-/// What a directory remembers of its claim.
+/// A file of its own: a copy of `cluster.json` that is put back makes no other cluster.
+const FILE: &str = "claim.json";
+/// Bytes of it, at most.
+const LIMIT: u64 = 64 << 10;
+/// Claims of which it is not known whether they were written, at most: each is of a start that was killed.
+const MOST_PENDING: usize = 256;
+/// How often the claim is read again because an earlier start of this directory, which was killed, wrote it meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// What a directory remembers of its claims.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Tokens {
     /// That of the claim in the store, for the services that are started now.
     pub token: Option<String>,
-    /// That of the claim that may be in the store: remembered before it is written there, so that a start that was
-    /// killed in between is not taken for another's.
-    next: Option<String>,
+    /// Those of claims that may be in the store, or get there yet: remembered before they are written, so that a start
+    /// that was killed in between is not taken for another's.
+    #[serde(default)]
+    pending: Vec<String>,
+    /// This directory is a copy, or may be: its safekeepers must not take its original's for their peers.
+    #[serde(default)]
+    pub is_copy: bool,
+    /// Another directory wrote the store after this one did, and this one took it over: what is in the store and what
+    /// the safekeepers have need not be one history.
+    #[serde(default)]
+    pub has_parted: bool,
 }
 
 impl Tokens {
+    /// What the directory remembers; nothing if it never took a store.
+    pub fn read(dir: &Path) -> Result<Tokens> {
+        let path = dir.join(FILE);
+        match files::read(&path, LIMIT)? {
+            None => Ok(Tokens::default()),
+            Some(bytes) => serde_json::from_slice(&bytes).with_context(|| {
+                format!(
+                    "{} is damaged: where this is the only cluster that writes its object store, \
+                     remove that file, and run 'pgstrata up --take-over'",
+                    path.display()
+                )
+            }),
+        }
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        files::replace(dir, FILE, &serde_json::to_vec_pretty(self)?)
+    }
+
     fn known(&self) -> Vec<&str> {
-        [&self.token, &self.next].into_iter().flatten().map(String::as_str).collect()
+        self.token.iter().chain(&self.pending).map(String::as_str).collect()
     }
 }
 
 /// What to do about a store that is another's.
-fn explain(error: ClaimError, dir: &Path, fresh: bool) -> anyhow::Error {
-    let ClaimError::Held { refusal, .. } = &error else { return error.into() };
-    let dir = dir.display();
+fn explain(found: &Found, refusal: Refusal, cluster: &Cluster) -> anyhow::Error {
+    let error = found.refuse(refusal);
+    let ClaimError::Held { claim, .. } = &error else { return error.into() };
+    let dir = cluster.dir.display();
+    let take_over = format!("'pgstrata --dir {dir} up --take-over'");
+    let is_here = Path::new(&claim.place.path) == cluster.dir;
     let advice = match refusal {
-        _ if fresh => "name another prefix or directory for a new cluster (--object-store)".into(),
+        _ if !cluster.state.founded => {
+            "name another prefix or directory for a new cluster (--object-store)".to_owned()
+        }
+        Refusal::Elsewhere if is_here => format!(
+            "what is there now is on another machine, or another directory: if that one will never \
+             be started again, go on with {take_over}"
+        ),
         Refusal::Elsewhere => format!(
             "{dir} is a copy of it, or was moved: if that one will never be started again, go on \
-             here with 'pgstrata --dir {dir} up --take-over'"
+             here with {take_over}"
+        ),
+        Refusal::Another if is_here => format!(
+            "what is there now is an earlier state of it, or a copy: go on with the later one. If \
+             that is lost for good, {take_over} makes what is in the store readable again"
         ),
         Refusal::Another => format!(
             "it was started after {dir}, which is a copy of it, or an earlier state; go on there. \
-             If it is lost for good, 'pgstrata --dir {dir} up --take-over' goes on here"
+             If it is lost for good, {take_over} makes what is in the store readable here"
         ),
     };
     anyhow::anyhow!("{error}: {advice}")
 }
 
+/// What this directory is to the claim that was found.
+struct Standing {
+    is_copy: bool,
+    has_parted: bool,
+}
+
+fn stand(
+    cluster: &Cluster,
+    store: &Store,
+    found: &Found,
+    store_inode: Option<u64>,
+    take_over: bool,
+) -> Result<Standing> {
+    let known = cluster.claim.known();
+    let Some(claim) = found.claim() else {
+        if cluster.state.founded {
+            refuse_empty_store(cluster, store)?;
+        }
+        // Clusters of earlier versions have none, and what is none's any more is no other's either if we say so.
+        ensure!(known.is_empty() || take_over, explain(found, Refusal::Another, cluster));
+        return Ok(Standing { is_copy: cluster.state.founded, has_parted: false });
+    };
+    // A copy of a store has a copy of the claim, and is whoever's it was copied with.
+    if !claim.is_of(store_inode) {
+        return Ok(Standing { is_copy: true, has_parted: false });
+    }
+    match claim.check(&known, &place::here(&cluster.dir)?) {
+        Ok(()) => Ok(Standing { is_copy: false, has_parted: false }),
+        Err(refusal) if take_over => {
+            // A new cluster has nothing that could be part of another history.
+            let has_parted = refusal == Refusal::Another && cluster.state.founded;
+            Ok(Standing { is_copy: true, has_parted })
+        }
+        Err(refusal) => Err(explain(found, refusal, cluster)),
+    }
+}
+
+/// A disk that is not mounted looks like a store in which nothing is: it is not this cluster's, and gets no claim.
+fn refuse_empty_store(cluster: &Cluster, store: &Store) -> Result<()> {
+    let prefix = format!("tenants/{}/timelines", cluster.state.tenant);
+    let objects = http::block_on(async { Ok(store.list(&prefix).await?) })?;
+    ensure!(
+        !objects.is_empty(),
+        "nothing of this cluster is in {} any more: is it mounted? Put the objects back (an empty \
+         database in their place would be somebody else's)",
+        cluster.object_store()
+    );
+    Ok(())
+}
+
 /// Makes the store this directory's, unless it is another's. While something of the cluster runs, it was done before.
-pub fn take(cluster: &mut Cluster, take_over: bool, fresh: bool) -> Result<()> {
+pub fn take(cluster: &mut Cluster, take_over: bool) -> Result<()> {
     if place::anything_runs(cluster) {
-        return Ok(());
+        ensure!(
+            !take_over,
+            "--take-over is for a cluster of which nothing runs: 'pgstrata --dir {} down' first",
+            cluster.dir.display()
+        );
+        // A cluster that an earlier version started has none.
+        if cluster.claim.token.is_some() {
+            return Ok(());
+        }
     }
     let location: Location = cluster.object_store().parse()?;
     let store = Store::open(&location, cluster.state.s3_endpoint.as_deref())?;
-    let found = http::block_on(async { Ok(Found::read(&store).await?) })?;
-    let place = place::here(&cluster.dir)?;
-    // A copy of a directory that has its objects in it has objects of its own.
-    if !take_over && !place::store_is_inside(cluster)? {
-        found
-            .check(&store, &cluster.state.claim.known(), &place)
-            .map_err(|error| explain(error, &cluster.dir, fresh))?;
+    let store_inode = match &location {
+        Location::Directory(path) => fs::metadata(path).ok().map(|about| about.ino()),
+        _ => None,
+    };
+    for _ in 0..ATTEMPTS {
+        let found = http::block_on(async { Ok(Found::read(&store).await?) })?;
+        let standing = stand(cluster, &store, &found, store_inode, take_over)?;
+        let token = format!("{:032x}", rand::random::<u128>());
+        let tokens = &mut cluster.claim;
+        tokens.is_copy |= standing.is_copy;
+        tokens.has_parted |= standing.has_parted;
+        tokens.pending.push(token.clone());
+        let surplus = tokens.pending.len().saturating_sub(MOST_PENDING);
+        tokens.pending.drain(..surplus);
+        tokens.save(&cluster.dir)?;
+        let since = jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string();
+        let place = place::here(&cluster.dir)?;
+        let claim = Claim { token: token.clone(), place, since, store_inode };
+        if http::block_on(async { Ok(found.replace(&claim).await?) })? {
+            let tokens = &mut cluster.claim;
+            tokens.token = Some(token);
+            tokens.pending.clear();
+            return tokens.save(&cluster.dir);
+        }
     }
-    let tokens = &mut cluster.state.claim;
-    if tokens.next.is_some() && tokens.next.as_deref() == found.token() {
-        tokens.token = tokens.next.take();
+    bail!("the claim on object store {} is being written by others all the time", store.name())
+}
+
+/// Remembers that the services were started with what [`take`] found.
+pub fn settle(cluster: &mut Cluster, all_safekeepers: bool) -> Result<()> {
+    let tokens = &mut cluster.claim;
+    let is_copy = tokens.is_copy && !all_safekeepers;
+    if (tokens.is_copy, tokens.has_parted) == (is_copy, false) {
+        return Ok(());
     }
-    let token = format!("{:032x}", rand::random::<u128>());
-    tokens.next = Some(token.clone());
-    cluster.save()?;
-    let since = jiff::Timestamp::now().round(jiff::Unit::Second).context("the time is no time")?;
-    let claim = Claim { token: token.clone(), place, since: since.to_string() };
-    http::block_on(async { Ok(found.replace(&store, &claim).await?) })?;
-    cluster.state.claim = Tokens { token: Some(token), next: None };
-    cluster.save()
+    tokens.is_copy = is_copy;
+    tokens.has_parted = false;
+    tokens.save(&cluster.dir)
 }

@@ -107,9 +107,6 @@ pub struct State {
     /// Where the cluster was when it was last started.
     #[serde(default)]
     pub home: Option<Home>,
-    /// Tokens of the claim on the object store.
-    #[serde(default)]
-    pub claim: Tokens,
     /// Tells a copy from its original, where both have the tenant's name outside their directories.
     #[serde(default)]
     pub copy: Option<String>,
@@ -136,6 +133,8 @@ pub struct Cluster {
     pub dir: PathBuf,
     /// The state.
     pub state: State,
+    /// Its claims on the object store.
+    pub claim: Tokens,
 }
 
 /// The right to change a cluster: one command at a time has it.
@@ -237,7 +236,8 @@ impl Cluster {
                 path.display()
             )
         })?;
-        let mut cluster = Cluster { dir: dir.canonicalize()?, state };
+        let claim = Tokens::read(dir)?;
+        let mut cluster = Cluster { dir: dir.canonicalize()?, state, claim };
         if cluster.state.version < STATE_VERSION {
             place::migrate_store(&mut cluster);
             cluster.state.version = STATE_VERSION;
@@ -266,16 +266,7 @@ impl Cluster {
 
     /// Writes the state so that a crash leaves the old or the new one.
     pub fn save(&self) -> Result<()> {
-        let path = self.dir.join(STATE_FILE);
-        let temporary = self.dir.join(format!("{STATE_FILE}.tmp"));
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(serde_json::to_string_pretty(&self.state)?.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            fs::File::open(&self.dir)?.sync_all()
-        };
-        write().with_context(|| format!("can't write {}", path.display()))
+        files::replace(&self.dir, STATE_FILE, &serde_json::to_vec_pretty(&self.state)?)
     }
 
     /// The object store, as services are told of it.

@@ -5,7 +5,7 @@
 //! into are our own, the one directory that is given away is checked through a descriptor that does not follow links.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
@@ -36,6 +36,19 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         .with_context(|| format!("can't read {}", path.display()))?;
     ensure!(bytes.len() as u64 <= limit, "{} grows while it is read", path.display());
     Ok(Some(bytes))
+}
+
+/// Writes a file so that a crash leaves the old or the new one.
+pub fn replace(dir: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let temporary = dir.join(format!("{name}.tmp"));
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, dir.join(name))?;
+        File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("can't write {}", dir.join(name).display()))
 }
 
 /// Makes a directory whose parent is ours, or takes the one that is there: not a link, and of us, of `user`, or of

@@ -110,14 +110,11 @@ pub fn migrate_store(cluster: &mut Cluster) {
 }
 
 /// Whether the objects are where only this directory leads to.
-pub fn store_is_inside(cluster: &Cluster) -> Result<bool> {
+fn store_is_inside(cluster: &Cluster) -> Result<bool> {
     let location: Location = cluster.state.object_store.parse()?;
     let Location::Directory(path) = location else { return Ok(false) };
-    // A link in the directory, or what is mounted there, leads to what a copy of it would share.
-    let device = fs::metadata(&cluster.dir)?.dev();
-    let inside = |path: PathBuf| {
-        path.starts_with(&cluster.dir) && path.metadata().is_ok_and(|about| about.dev() == device)
-    };
+    // A link in the directory leads to what a copy of it would share.
+    let inside = |path: PathBuf| path.starts_with(&cluster.dir);
     Ok(path.is_relative() && cluster.dir.join(path).canonicalize().is_ok_and(inside))
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use pgstrata_blob::Location;
 
+use crate::claim::Tokens;
 use crate::cluster::{
     Cluster, FIRST_BRANCH, Lock, PG_USER, STATE_VERSION, SafekeeperPlace, State, ensure_user,
     find_postgres, free_ports, is_free, major_version,
@@ -146,10 +147,9 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
         primary: FIRST_BRANCH.to_owned(),
         data_checksums: Some(arguments.data_checksums),
         home: None,
-        claim: Default::default(),
         copy: None,
     };
-    Ok(Cluster { dir, state })
+    Ok(Cluster { dir, state, claim: Tokens::default() })
 }
 
 /// Checks the object store before anything is started, where the message is about it alone.
@@ -234,8 +234,9 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     if fresh || !pageserver_runs {
         check_store(&cluster, arguments.create_bucket)?;
     }
-    claim::take(&mut cluster, arguments.take_over, fresh)?;
+    claim::take(&mut cluster, arguments.take_over)?;
     let mut troubles = start_services(&mut cluster)?;
+    claim::settle(&mut cluster, troubles.is_empty())?;
     ensure_primary(&mut cluster, arguments.data_checksums)?;
     let primary = cluster.state.primary.clone();
     let failure = start_compute(&mut cluster, &primary, arguments.port).err();
@@ -423,7 +424,7 @@ fn start_broker(cluster: &Cluster) -> Result<()> {
 fn store_options(cluster: &Cluster, command: &mut Command) {
     command.args(["--object-store", &cluster.object_store()]);
     let options =
-        [("--s3-endpoint", &cluster.state.s3_endpoint), ("--claim", &cluster.state.claim.token)];
+        [("--s3-endpoint", &cluster.state.s3_endpoint), ("--claim", &cluster.claim.token)];
     for (name, value) in options {
         command.args(value.iter().flat_map(|value| [name, value]));
     }
@@ -462,6 +463,7 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
             .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
             .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)]);
         store_options(cluster, &mut command);
+        command.args(cluster.claim.is_copy.then_some("--forget-peers"));
         process.start(&mut command)?;
         started.push((at, process));
     }
@@ -499,6 +501,7 @@ fn start_pageserver(cluster: &Cluster) -> Result<()> {
         .args(["--safekeepers", &safekeepers.join(",")])
         .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)]);
     store_options(cluster, &mut command);
+    command.args(cluster.claim.has_parted.then_some("--parted"));
     process.start(&mut command)?;
     process.wait_ready(START_PATIENCE)?;
     Ok(())

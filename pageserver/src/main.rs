@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use pgstrata_blob::{Location, Store, claim};
+use pgstrata_blob::{Location, Store};
 use pgstrata_env::DirectoryLock;
 use pgstrata_listen::loopback;
 use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
@@ -40,6 +40,11 @@ struct Arguments {
     /// Token of the claim on the object store: if that is another's, this page server does not start
     #[arg(long)]
     claim: Option<String>,
+    /// Another cluster wrote the object store after this one, which took it over: what safekeepers have and what is in
+    /// the store need not be one history, so no branch that is there now takes in WAL any more, for good. Each can be
+    /// read, and branched off
+    #[arg(long)]
+    parted: bool,
     /// Endpoint of an S3 server other than AWS, such as http://127.0.0.1:9000
     #[arg(long)]
     s3_endpoint: Option<String>,
@@ -124,7 +129,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     let _lock = DirectoryLock::take(&arguments.dir, "lock", "page server")?;
     ensure!(arguments.open_layer_mib > 0, "--open-layer-mib must be at least 1");
 
-    let store = Store::open(&arguments.object_store, arguments.s3_endpoint.as_deref())?;
+    let store = Store::open(&arguments.object_store, arguments.s3_endpoint.as_deref())?
+        .under(arguments.claim.as_deref());
     if !store.check().await? {
         tracing::warn!(
             "{} ignores conditional writes: nothing stops two page servers from overwriting each \
@@ -133,9 +139,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         );
     }
     // Before anything is taken from whoever has it.
-    if let Some(token) = &arguments.claim {
-        claim::check(&store, token).await?;
-    }
+    store.check_claim().await?;
     let generation = take_generation(&store).await?;
     let source = Arc::new(LayerSource {
         store,
@@ -151,8 +155,14 @@ async fn run(arguments: Arguments) -> Result<()> {
         ..Limits::default()
     };
     let discovery = Arc::new(Discovery::new(arguments.safekeepers, arguments.broker));
-    let repository =
-        Repository::open(source, generation, limits, Arc::clone(&discovery) as _).await?;
+    let repository = Repository::open_as(
+        source,
+        generation,
+        limits,
+        Arc::clone(&discovery) as _,
+        arguments.parted,
+    )
+    .await?;
     let metrics = Arc::new(Metrics::new()?);
     let addresses = Addresses {
         wal: None,

@@ -130,6 +130,17 @@ async fn swap(
     }
 }
 
+/// Why no more WAL is taken in.
+fn frozen(index: &TimelineIndex) -> String {
+    let TimelineIndex { name, remote_consistent_lsn: lsn, .. } = index;
+    format!(
+        "another cluster directory wrote this branch to the object store, up to {lsn}, and the \
+         safekeepers of this one may have another history of it: it can be read up to there, and \
+         'pgstrata branch create NAME --from {name} --at {lsn}' makes a branch of it that can be \
+         written"
+    )
+}
+
 impl RemoteIndex {
     /// The index of a new timeline, which is not in the store before the first update.
     pub fn absent(
@@ -180,6 +191,7 @@ impl RemoteIndex {
         tenant: TenantId,
         timeline: TimelineId,
         generation: Generation,
+        has_parted: bool,
     ) -> Result<RemoteIndex> {
         let object = index_object(tenant, timeline);
         let in_store = || format!("object '{object}' in {}", store.name());
@@ -195,6 +207,9 @@ impl RemoteIndex {
             }
             index.generation = generation.0;
             index.sequence += 1;
+            if has_parted && index.frozen.is_none() {
+                index.frozen = Some(frozen(&index));
+            }
             match swap(store, &object, Some(&version), &index).await {
                 Ok(version) => {
                     let runtime = Handle::current();
@@ -241,7 +256,9 @@ impl RemoteIndex {
                 Ok(index)
             }
             Err(SwapError::Taken(_)) if written.is_some() => {
-                let reason = format!("another page server has taken over '{}'", self.object);
+                let owner = wait_for(&self.runtime, self.store.check_claim()).err();
+                let owner = owner.map(|error| format!(": {error}")).unwrap_or_default();
+                let reason = format!("another page server has taken over '{}'{owner}", self.object);
                 bail!("{}", self.lost.get_or_init(|| reason))
             }
             Err(SwapError::Taken(_)) => bail!("timeline {} exists already", index.timeline),

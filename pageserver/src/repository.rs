@@ -117,6 +117,8 @@ pub struct Repository {
     source: Arc<LayerSource>,
     runtime: Handle,
     generation: Generation,
+    /// See [`Repository::open_as`].
+    has_parted: bool,
     limits: Limits,
     safekeepers: Arc<dyn Safekeepers>,
     timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
@@ -171,11 +173,23 @@ impl Repository {
         limits: Limits,
         safekeepers: Arc<dyn Safekeepers>,
     ) -> Result<Arc<Repository>> {
+        Repository::open_as(source, generation, limits, safekeepers, false).await
+    }
+
+    /// The same. With `has_parted` what is in the store and what safekeepers have need not be one history: of the
+    /// timelines that are in the store now, none takes in WAL any more.
+    pub async fn open_as(
+        source: Arc<LayerSource>,
+        generation: Generation,
+        limits: Limits,
+        safekeepers: Arc<dyn Safekeepers>,
+        has_parted: bool,
+    ) -> Result<Arc<Repository>> {
         let store = source.store.clone();
         let mut indexes = HashMap::new();
         let mut broken = BTreeMap::new();
         for (tenant, id) in list_timelines(&store).await? {
-            match RemoteIndex::open(&store, tenant, id, generation).await {
+            match RemoteIndex::open(&store, tenant, id, generation, has_parted).await {
                 Ok(index) => drop(indexes.insert(id, index)),
                 Err(error) => drop(broken.insert(id, Broken::new(tenant, &error))),
             }
@@ -185,6 +199,7 @@ impl Repository {
             runtime: Handle::current(),
             source,
             generation,
+            has_parted,
             limits,
             safekeepers,
             timelines: RwLock::default(),
@@ -282,6 +297,10 @@ impl Repository {
         if timeline.is_deleted() {
             return Ok(());
         }
+        if let Some(reason) = timeline.frozen() {
+            timeline.fail(reason);
+            return Ok(());
+        }
         let safekeepers = Arc::clone(&self.safekeepers);
         let followed = Arc::clone(timeline);
         let failures = Arc::clone(&self.failures);
@@ -344,7 +363,7 @@ impl Repository {
     /// Opens a timeline that is not served. An error says what is wrong with it now.
     fn reopen(&self, id: TimelineId, tenant: TenantId) -> Result<(), Broken> {
         let broken = |error: anyhow::Error| Broken::new(tenant, &error);
-        let opened = RemoteIndex::open(&self.store, tenant, id, self.generation);
+        let opened = RemoteIndex::open(&self.store, tenant, id, self.generation, self.has_parted);
         let index = wait_for(&self.runtime, opened).map_err(broken)?;
         let current = index.current();
         let Some(ancestor) = self.ancestor_of(&current) else {

@@ -83,7 +83,7 @@ fn h11_an_older_page_server_lets_go_and_leaves_the_newer_one_alone() {
     // And an older generation can't even open what a later one has.
     let error = runtime.block_on(async {
         let older = pgstrata_ids::Generation(1);
-        pgstrata_pageserver::remote::RemoteIndex::open(&store, TENANT, ID, older)
+        pgstrata_pageserver::remote::RemoteIndex::open(&store, TENANT, ID, older, false)
             .await
             .err()
             .unwrap()

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pgstrata_blob::{BlobError, Location, PutOutcome, Store, claim};
+use pgstrata_blob::{BlobError, Location, PutOutcome, Store};
 use pgstrata_ids::{Lsn, TimelineParameters};
 
 use crate::checked_segment::CheckedSegment;
@@ -16,8 +16,6 @@ const ZSTD_LEVEL: i32 = 3;
 #[derive(Debug)]
 pub struct Archive {
     store: Store,
-    /// Token of the claim under which segments are stored.
-    claim: Option<String>,
 }
 
 /// The object of one segment.
@@ -33,12 +31,12 @@ pub fn object_name(parameters: &TimelineParameters, number: u64) -> String {
 impl Archive {
     /// The archive at `location`.
     pub fn open(location: &Location, s3_endpoint: Option<&str>) -> Result<Archive, BlobError> {
-        Store::open(location, s3_endpoint).map(|store| Archive { store, claim: None })
+        Store::open(location, s3_endpoint).map(|store| Archive { store })
     }
 
     /// The same archive, stored into while this is the store's claim.
-    pub fn under(self, claim: Option<String>) -> Archive {
-        Archive { claim, ..self }
+    pub fn under(&self, claim: Option<&str>) -> Archive {
+        Archive { store: self.store.under(claim) }
     }
 
     /// Stores a segment. If an object of its name is there already, that is read, and must be the
@@ -57,9 +55,7 @@ impl Archive {
         }
         // Each time: where two of one timeline go apart, the first to store a segment keeps the other from it. One that
         // is on its way while the store is taken still gets there.
-        if let Some(claim) = &self.claim {
-            claim::check(&self.store, claim).await.map_err(|error| error.to_string())?;
-        }
+        self.store.check_claim().await.map_err(|error| error.to_string())?;
         let bytes = Arc::clone(&segment.bytes);
         let compressed = off_runtime(move || compress(&bytes)).await;
         let compressed = compressed.map_err(|error| format!("can't compress {name}: {error}"))?;

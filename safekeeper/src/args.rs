@@ -59,6 +59,11 @@ pub struct Args {
     #[arg(long)]
     pub claim: Option<String>,
 
+    /// Forget where other members were: this directory is a copy, and they may be those of its
+    /// original. Computes and the broker tell where they are now.
+    #[arg(long)]
+    pub forget_peers: bool,
+
     /// Endpoint of an S3-compatible store such as MinIO, for s3:// object stores.
     #[arg(long)]
     pub s3_endpoint: Option<String>,

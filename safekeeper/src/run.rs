@@ -47,6 +47,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
     let context = OpenContext { node, members, disk, preparer, latch: latch.clone() };
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
+    if args.forget_peers {
+        for timeline in timelines.all() {
+            timeline.note_addresses(&[]);
+            timeline.checkpoint()?;
+        }
+    }
 
     let bind =
         |address| TcpListener::bind(address).with_context(|| format!("can't listen on {address}"));
@@ -120,7 +126,7 @@ fn open_archive(args: &Args) -> anyhow::Result<Option<Arc<Archive>>> {
     let location: Location = location.parse().context("--object-store")?;
     let archive = Archive::open(&location, args.s3_endpoint.as_deref());
     let archive = archive.context("can't open the object store")?;
-    Ok(Some(Arc::new(archive.under(args.claim.clone()))))
+    Ok(Some(Arc::new(archive.under(args.claim.as_deref()))))
 }
 
 /// Keeps a second process out of the directory.

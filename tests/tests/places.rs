@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -54,8 +55,11 @@ fn count(uri: &str) -> i64 {
 }
 
 fn edit_state(dir: &Path, edit: impl FnOnce(&mut Value)) {
-    let path = dir.join("cluster.json");
-    let mut state = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit_file(&dir.join("cluster.json"), edit);
+}
+
+fn edit_file(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut state = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     edit(&mut state);
     std::fs::write(path, serde_json::to_vec(&state).unwrap()).unwrap();
 }
@@ -70,6 +74,9 @@ fn make_old(dir: &Path) {
             state.remove(field);
         }
     });
+    for claim in ["claim.json", "objects/claim"] {
+        let _ = std::fs::remove_file(dir.join(claim));
+    }
 }
 
 fn filled(options: &[&str]) -> Cluster {
@@ -233,14 +240,80 @@ fn a_directory_keeps_its_object_store_where_it_is_renamed() {
     pgstrata_tests::signal(pid, rustix::process::Signal::KILL);
     pgstrata_tests::wait_gone(pid);
     assert_eq!(count(&cli(&moved.0, &["up"])), 1);
-    // A start was killed after it had written its claim, before it remembered that.
+    // A start was killed after it had written its claim, before it remembered that; and one since, whose claim did not
+    // get there.
     cli(&moved.0, &["down"]);
-    edit_state(&moved.0, |state| {
-        let tokens = state["claim"].as_object_mut().unwrap();
+    edit_file(&moved.0.join("claim.json"), |tokens| {
         let token = std::mem::replace(&mut tokens["token"], "before".into());
-        tokens.insert("next".into(), token);
+        tokens["pending"] = vec![token, "after".into()].into();
     });
+    let state = moved.0.join("cluster.json");
+    let kept = std::fs::read(&state).unwrap();
     assert_eq!(count(&cli(&moved.0, &["up"])), 1);
+    let text = refusal(&moved.0, &["up", "--take-over"]);
+    assert!(text.contains("nothing runs") && text.contains("down"), "{text}");
+    // An older copy of what says where the parts are is put back.
+    cli(&moved.0, &["down"]);
+    std::fs::write(state, kept).unwrap();
+    assert_eq!(count(&cli(&moved.0, &["up"])), 1);
+}
+
+/// The disk of the objects is not mounted, and then it is.
+#[test]
+fn a_store_in_which_nothing_is_gets_no_claim() {
+    let (cluster, store) = with_store_outside();
+    cluster.cli(&["down"]);
+    let (place, unmounted) = (store.path().join("s"), store.path().join("t"));
+    rename(&place, &unmounted);
+    std::fs::create_dir(&place).unwrap();
+    let owner = std::fs::metadata(&unmounted).unwrap().uid();
+    std::os::unix::fs::chown(&place, Some(owner), None).unwrap();
+    let text = cluster.refusal(&["up"], 1);
+    assert!(text.contains("is it mounted") && text.contains(place.to_str().unwrap()), "{text}");
+    assert!(!place.join("claim").exists());
+    std::fs::remove_dir_all(&place).unwrap();
+    rename(&unmounted, &place);
+    assert_eq!(count(&cluster.up()), 1);
+    // The claim alone is lost: that may be another's, too.
+    cluster.cli(&["down"]);
+    std::fs::remove_file(place.join("claim")).unwrap();
+    assert!(cluster.refusal(&["up"], 1).contains("--take-over"));
+    cluster.cli(&["up", "--take-over"]);
+    assert_eq!(count(&cluster.up()), 1);
+}
+
+/// The names and numbers of its safekeepers are those of the original's, and where these were is written down.
+#[test]
+fn a_copy_takes_nothing_from_its_original() {
+    let cluster = filled(&[]);
+    cluster.cli(&["down"]);
+    let copied = beside(&cluster, "copied");
+    copy(&cluster.dir(), &copied.0);
+    let own = cli(&copied.0, &["up"]);
+    // What both write has the same length.
+    let write = |uri: &str, letter: &str| {
+        let statement = format!("create table u as select repeat('{letter}', 100) b; checkpoint");
+        connect(uri).batch_execute(&statement).unwrap();
+    };
+    write(&own, "c");
+    for name in ["safekeeper-1", "safekeeper-2", "safekeeper-3", "pageserver", "compute-main"] {
+        let note = std::fs::read_to_string(copied.0.join(format!("run/{name}.pid"))).unwrap();
+        let pid = note.split_whitespace().next().unwrap().parse().unwrap();
+        pgstrata_tests::signal(pid, rustix::process::Signal::KILL);
+        pgstrata_tests::wait_gone(pid);
+    }
+    let uri = cluster.up();
+    write(&uri, "o");
+    connect(&uri).batch_execute("insert into t select generate_series(1, 20000)").unwrap();
+    // Time for safekeepers of which no compute knows yet to ask others.
+    cli(&copied.0, &["compute", "stop", "main"]);
+    let own = cli(&copied.0, &["up"]);
+    std::thread::sleep(Duration::from_secs(3));
+    for (uri, letter, rows) in [(&own, "c", 1), (&uri, "o", 20001)] {
+        let found = connect(uri).query_one("select left(b, 1) from u", &[]).unwrap();
+        assert_eq!(found.get::<_, &str>(0), letter);
+        assert_eq!(count(uri), rows);
+    }
 }
 
 /// A snapshot of a disk is put back in its place, which looks as it did; what was committed since is in the store.
@@ -254,23 +327,39 @@ fn an_earlier_state_of_a_directory_does_not_write_what_a_later_one_wrote() {
     cluster.client().batch_execute("insert into t select generate_series(1, 9)").unwrap();
     cluster.cli(&["down"]);
     // With the other's inode and path it is that one in all but what is in it.
-    let state = |dir: &Path| std::fs::read(dir.join("cluster.json")).unwrap();
-    let (old, new) = (state(&earlier.0), state(&cluster.dir()));
-    std::fs::write(cluster.dir().join("cluster.json"), &old).unwrap();
+    let claim = |dir: &Path| std::fs::read(dir.join("claim.json")).unwrap();
+    let (old, new) = (claim(&earlier.0), claim(&cluster.dir()));
+    std::fs::write(cluster.dir().join("claim.json"), &old).unwrap();
     let text = cluster.refusal(&["up"], 1);
-    assert!(text.contains("started after") && text.contains("earlier state"), "{text}");
-    std::fs::write(cluster.dir().join("cluster.json"), &new).unwrap();
+    assert!(text.contains("earlier state of it"), "{text}");
+    std::fs::write(cluster.dir().join("claim.json"), &new).unwrap();
 
     rename(&cluster.dir(), &later.0);
     rename(&earlier.0, &cluster.dir());
-    assert!(cluster.refusal(&["up"], 1).contains("started after"));
+    assert!(cluster.refusal(&["up"], 1).contains("earlier state of it"));
     // Its safekeepers lack what is in the store, whatever it is told: nothing is acknowledged on top of a gap.
     let text = cluster.refusal(&["up", "--take-over"], 1);
-    assert!(text.contains("lost") || text.contains("lack"), "{text}");
+    assert!(text.contains("lost") || text.contains("another history"), "{text}");
     cluster.cli(&["down"]);
     rename(&cluster.dir(), &earlier.0);
     assert!(refusal(&later.0, &["up"]).contains("started after"));
-    assert_eq!(count(&cli(&later.0, &["up", "--take-over"])), 10);
+    // Nor is what the two wrote put together, though what the later one had not uploaded is in its safekeepers.
+    let text = refusal(&later.0, &["up", "--take-over"]);
+    assert!(text.contains("another history"), "{text}");
+    let at = text.split("--at ").nth(1).unwrap().split('\'').next().unwrap().to_owned();
+    cli(&later.0, &["branch", "create", "saved", "--at", &at]);
+    assert_eq!(count(&cli(&later.0, &["compute", "start", "saved"])), 10);
+    cli(&later.0, &["down"]);
+    let text = refusal(&later.0, &["up"]);
+    assert!(text.contains("another history") && text.contains(&at), "{text}");
+    connect(&uri_of(&later.0, "saved")).batch_execute("insert into t values (7)").unwrap();
+}
+
+/// Where a branch's compute is reached.
+fn uri_of(dir: &Path, branch: &str) -> String {
+    let rows: Value = serde_json::from_str(&cli(dir, &["compute", "list", "--json"])).unwrap();
+    let row = rows.as_array().unwrap().iter().find(|row| row["branch"] == branch);
+    row.unwrap()["uri"].as_str().unwrap().to_owned()
 }
 
 /// Two that run at once, because somebody said so: the one that lost the store leaves it alone, and says why.

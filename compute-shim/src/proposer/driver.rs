@@ -67,6 +67,17 @@ pub struct Driver {
     pub woken: bool,
 }
 
+/// Bits of the number of terms that are left out at random: two copies of a quorum choose the same once in so many
+/// times, and a member that was away for some hundred elections still takes the next term in one step
+/// (`MAX_TERM_STEP` of the acceptor).
+const SKIPPED_BITS: u32 = 24;
+
+/// A proposer whose term no proposer of a copy of this quorum has.
+fn proposer(config: &ProposerConfig, lowest: Term) -> Proposer {
+    let skipped = rand::random::<u32>() >> (u32::BITS - SKIPPED_BITS);
+    Proposer::new(config.id, config.configuration.clone(), lowest).skipping(skipped)
+}
+
 impl Driver {
     pub fn new(config: ProposerConfig) -> Result<Driver, ProposerError> {
         let greeting = Greeting {
@@ -78,7 +89,7 @@ impl Driver {
         let member = |node: NodeId| config.configuration.contains(node);
         let links = config.safekeepers.iter().filter(|(node, _)| member(*node));
         let links = links.map(|(node, address)| Link::new(*node, address.clone())).collect();
-        let core = Proposer::new(config.id, config.configuration.clone(), Term(1));
+        let core = proposer(&config, Term(1));
         let now = Instant::now();
         Ok(Driver {
             core,
@@ -193,7 +204,7 @@ impl Driver {
     /// Campaigns again, above `term`, on the same connections.
     pub fn campaign_above(&mut self, term: Term) {
         let next = Term(term.0.saturating_add(1));
-        self.core = Proposer::new(self.config.id, self.config.configuration.clone(), next);
+        self.core = proposer(&self.config, next);
         self.fenced = None;
         self.impostor = None;
         // Nothing of an election that was won meanwhile is of use.

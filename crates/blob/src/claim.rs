@@ -28,8 +28,8 @@ pub enum ClaimError {
     },
     /// It is nobody's, and was somebody's.
     #[error(
-        "object store {0} has lost the object '{OBJECT}', which says whose it is: run 'pgstrata \
-         down' and 'pgstrata up', which writes it again"
+        "object store {0} has lost the object '{OBJECT}', which says whose it is: where this is the \
+         only cluster that writes it, 'pgstrata down' and 'pgstrata up --take-over' write it again"
     )]
     Gone(String),
     /// It can't be told.
@@ -50,6 +50,7 @@ pub enum ClaimError {
 
 /// The claim as it was found.
 pub struct Found {
+    store: Store,
     claim: Option<(Claim, Version)>,
 }
 
@@ -58,11 +59,13 @@ impl Found {
     pub async fn read(store: &Store) -> Result<Found, ClaimError> {
         let (bytes, version) = match store.get_versioned(OBJECT, LIMIT).await {
             Ok(found) => found,
-            Err(error) if error.is_not_found() => return Ok(Found { claim: None }),
+            Err(error) if error.is_not_found() => {
+                return Ok(Found { store: store.clone(), claim: None });
+            }
             Err(error) => return Err(error.into()),
         };
         match Claim::decode(&bytes) {
-            Ok(claim) => Ok(Found { claim: Some((claim, version)) }),
+            Ok(claim) => Ok(Found { store: store.clone(), claim: Some((claim, version)) }),
             Err(error) => Err(ClaimError::Unreadable {
                 store: store.name().to_owned(),
                 cause: error.to_string(),
@@ -70,30 +73,25 @@ impl Found {
         }
     }
 
-    /// Its token.
-    pub fn token(&self) -> Option<&str> {
-        self.claim.as_ref().map(|(claim, _)| claim.token.as_str())
+    /// The claim, if there is one.
+    pub fn claim(&self) -> Option<&Claim> {
+        self.claim.as_ref().map(|(claim, _)| claim)
     }
 
-    /// Whether a directory at `place` that holds `tokens` may take it.
-    pub fn check(&self, store: &Store, tokens: &[&str], place: &Place) -> Result<(), ClaimError> {
-        let Some((claim, _)) = &self.claim else { return Ok(()) };
-        claim.check(tokens, place).map_err(|refusal| held(store, claim, refusal))
+    /// Says whose the store is.
+    pub fn refuse(&self, refusal: Refusal) -> ClaimError {
+        match &self.claim {
+            Some((claim, _)) => held(&self.store, claim, refusal),
+            None => ClaimError::Gone(self.store.name().to_owned()),
+        }
     }
 
-    /// Replaces it by `claim`, if it is still what was found.
-    pub async fn replace(self, store: &Store, claim: &Claim) -> Result<(), ClaimError> {
+    /// Replaces it by `claim`, if it is still what was found. False if it is not.
+    pub async fn replace(self, claim: &Claim) -> Result<bool, ClaimError> {
         let version = self.claim.as_ref().map(|(_, version)| version);
         let bytes = Bytes::from(claim.encode());
-        let swapped = store.compare_and_swap(OBJECT, version, bytes).await?;
-        if let CasOutcome::Swapped(_) = swapped {
-            return Ok(());
-        }
-        match Found::read(store).await?.claim {
-            Some((other, _)) if other == *claim => Ok(()),
-            Some((other, _)) => Err(held(store, &other, Refusal::Another)),
-            None => Err(ClaimError::Gone(store.name().to_owned())),
-        }
+        let swapped = self.store.compare_and_swap(OBJECT, version, bytes).await?;
+        Ok(matches!(swapped, CasOutcome::Swapped(_)))
     }
 }
 
@@ -102,12 +100,15 @@ fn held(store: &Store, claim: &Claim, refusal: Refusal) -> ClaimError {
     ClaimError::Held { store: store.name().to_owned(), claim, refusal }
 }
 
-/// Whether the store is still that of the one who started its services with this token.
-pub async fn check(store: &Store, token: &str) -> Result<(), ClaimError> {
-    match Found::read(store).await?.claim {
-        Some((claim, _)) if claim.token == token => Ok(()),
-        Some((claim, _)) => Err(held(store, &claim, Refusal::Another)),
-        None => Err(ClaimError::Gone(store.name().to_owned())),
+impl Store {
+    /// Whether the store is still that of whoever started us, if we were told of a claim.
+    pub async fn check_claim(&self) -> Result<(), ClaimError> {
+        let Some(token) = &self.claim else { return Ok(()) };
+        match Found::read(self).await?.claim {
+            Some((claim, _)) if claim.token == **token => Ok(()),
+            Some((claim, _)) => Err(held(self, &claim, Refusal::Another)),
+            None => Err(ClaimError::Gone(self.name().to_owned())),
+        }
     }
 }
 
@@ -125,7 +126,12 @@ mod tests {
             device: 1,
             inode: 2,
         };
-        Claim { token: token.into(), place, since: "2026-01-01T00:00:00Z".into() }
+        let since = "2026-01-01T00:00:00Z".into();
+        Claim { token: token.into(), place, since, store_inode: None }
+    }
+
+    async fn check(store: &Store, token: &str) -> Result<(), ClaimError> {
+        store.under(Some(token)).check_claim().await
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -135,15 +141,16 @@ mod tests {
             let store = Store::open(&location, None).unwrap();
             assert!(matches!(check(&store, "a").await, Err(ClaimError::Gone(_))));
             let [first, second] = [Found::read(&store).await, Found::read(&store).await];
-            first.unwrap().replace(&store, &claim("a")).await.unwrap();
-            let error = second.unwrap().replace(&store, &claim("b")).await.unwrap_err();
-            assert!(error.to_string().contains("/a on host 'h'"), "{error}");
+            assert!(first.unwrap().replace(&claim("a")).await.unwrap());
+            assert!(!second.unwrap().replace(&claim("b")).await.unwrap());
             check(&store, "a").await.unwrap();
+            let error = check(&store, "b").await.unwrap_err();
+            assert!(error.to_string().contains("/a on host 'h'"), "{error}");
 
             // And so if it was somebody's before.
             let [first, second] = [Found::read(&store).await, Found::read(&store).await];
-            first.unwrap().replace(&store, &claim("c")).await.unwrap();
-            second.unwrap().replace(&store, &claim("d")).await.unwrap_err();
+            assert!(first.unwrap().replace(&claim("c")).await.unwrap());
+            assert!(!second.unwrap().replace(&claim("d")).await.unwrap());
             check(&store, "c").await.unwrap();
             assert!(matches!(check(&store, "a").await, Err(ClaimError::Held { .. })));
         }

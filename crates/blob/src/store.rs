@@ -105,6 +105,8 @@ pub struct Store {
     writes: Arc<Semaphore>,
     /// Longest wait for a directory.
     patience: Duration,
+    /// Token of the claim under which the store is written.
+    pub(crate) claim: Option<Arc<str>>,
 }
 
 /// Opens a directory, unless it does not answer.
@@ -147,7 +149,13 @@ impl Store {
             turns: Arc::new(Semaphore::new(LOCAL_AT_ONCE)),
             writes: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
             patience: PATIENCE,
+            claim: None,
         })
+    }
+
+    /// The same store, for one who writes it under this claim: see [`Store::check_claim`].
+    pub fn under(&self, claim: Option<&str>) -> Store {
+        Store { claim: claim.map(Arc::from), ..self.clone() }
     }
 
     /// The same store, with another longest wait for a directory: for tests.

@@ -14,6 +14,7 @@ const KIND: Kind = Kind {
     prefix: "pgstrata-claim ",
     version: 1,
     first_version: 1,
+    sealed_from: 1,
 };
 
 /// Bytes of a claim, at most: a path has 4,096, which JSON may write as 6 each, and the rest is short.
@@ -53,6 +54,9 @@ pub struct Claim {
     pub place: Place,
     /// When that was, RFC 3339.
     pub since: String,
+    /// Inode number of the store, if that is a directory: where it is another one, the claim was copied with the store.
+    #[serde(default)]
+    pub store_inode: Option<u64>,
 }
 
 /// Why a directory may not write a store.
@@ -73,6 +77,11 @@ impl Claim {
     /// Reads the object's bytes.
     pub fn decode(bytes: &[u8]) -> Result<Claim, FormatError> {
         KIND.decode(bytes)
+    }
+
+    /// Whether this claim was made in the store that it is in, as far as inode numbers tell.
+    pub fn is_of(&self, store_inode: Option<u64>) -> bool {
+        self.store_inode.is_none() || self.store_inode == store_inode
     }
 
     /// Whether a directory at `place` that holds `tokens` is the one that made this claim.
@@ -100,7 +109,12 @@ mod tests {
     }
 
     fn claim() -> Claim {
-        Claim { token: "now".into(), place: place(), since: "2026-01-01T00:00:00Z".into() }
+        Claim {
+            token: "now".into(),
+            place: place(),
+            since: "2026-01-01T00:00:00Z".into(),
+            store_inode: Some(3),
+        }
     }
 
     #[test]

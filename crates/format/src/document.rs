@@ -1,9 +1,10 @@
 //! Text objects: one line that says what follows, and one JSON document.
 //!
 //! ```text
-//! line 1: prefix, format version, " ", CRC-32C of the rest as 8 hexadecimal digits
+//! line 1: prefix, format version, " ", CRC-32C as 8 hexadecimal digits
 //! rest:   the document
 //! ```
+//! The checksum is of the document; from a version on that each kind tells, of the line up to it and the document.
 //! Text, because these are small, read rarely, and somebody will want to read them in an emergency.
 
 use serde::Serialize;
@@ -24,16 +25,26 @@ pub(crate) struct Kind {
     pub version: u16,
     /// The oldest one that is read.
     pub first_version: u16,
+    /// The first one whose checksum is of the version as well: another digit there would be one that is read, too.
+    pub sealed_from: u16,
 }
 
 impl Kind {
     pub(crate) fn encode(&self, document: &impl Serialize) -> Vec<u8> {
         // Strings, numbers and lists of them: nothing that JSON can't express.
         let body = serde_json::to_vec(document).unwrap_or_default();
-        let checksum = crc32c::crc32c(&body);
+        let checksum = self.checksum(self.version, &body);
         let mut bytes = format!("{}{} {checksum:08x}\n", self.prefix, self.version).into_bytes();
         bytes.extend_from_slice(&body);
         bytes
+    }
+
+    fn checksum(&self, version: u16, body: &[u8]) -> u32 {
+        let before = match version >= self.sealed_from {
+            true => crc32c::crc32c(format!("{}{version} ", self.prefix).as_bytes()),
+            false => 0,
+        };
+        crc32c::crc32c_append(before, body)
     }
 
     pub(crate) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, FormatError> {
@@ -58,7 +69,7 @@ impl Kind {
         if version < self.first_version || fields.0 != version.to_string() {
             return Err(corrupt("no version of pgstrata wrote its first line"));
         }
-        if fields.1 != format!("{:08x}", crc32c::crc32c(body)) {
+        if fields.1 != format!("{:08x}", self.checksum(version, body)) {
             return Err(corrupt("its checksum does not match"));
         }
         serde_json::from_slice(body).map_err(|error| corrupt(&error.to_string()))

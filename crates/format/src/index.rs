@@ -12,9 +12,10 @@ use crate::layer::LayerKind;
 const KIND: Kind = Kind {
     what: "timeline index",
     prefix: "pgstrata-index ",
-    // 2 since branches can take another's place, which an older page server would not see.
-    version: 2,
+    // 2 since branches can take another's place, 3 since they can be frozen: an older page server would not see it.
+    version: 3,
     first_version: 1,
+    sealed_from: 3,
 };
 
 /// One timeline, as object storage knows it. LSNs are in PostgreSQL's text form.
@@ -55,6 +56,9 @@ pub struct TimelineIndex {
     /// deleted, whether or not its own index says so yet.
     #[serde(default)]
     pub replaces: Option<String>,
+    /// Why no WAL is taken in any more, and never will be, if so: see `--parted` of the page server.
+    #[serde(default)]
+    pub frozen: Option<String>,
     /// Layers, oldest first.
     pub layers: Vec<LayerEntry>,
 }
@@ -123,6 +127,7 @@ mod tests {
             created: "2026-01-01T00:00:00Z".into(),
             deleted: false,
             replaces: None,
+            frozen: None,
             layers: vec![LayerEntry {
                 name: "x".into(),
                 kind: LayerKind::Delta,
@@ -144,12 +149,13 @@ mod tests {
     #[test]
     fn an_index_of_the_first_version_is_read() {
         let text = String::from_utf8(index().encode()).unwrap();
-        let body = text.split_once('\n').unwrap().1.replace("\"replaces\":null,", "");
-        assert!(!body.contains("replaces"));
+        let body =
+            text.split_once('\n').unwrap().1.replace("\"replaces\":null,\"frozen\":null,", "");
+        assert!(!body.contains("replaces") && !body.contains("frozen"));
         let checksum = crc32c::crc32c(body.as_bytes());
         let old = format!("pgstrata-index 1 {checksum:08x}\n{body}");
         assert_eq!(TimelineIndex::decode(old.as_bytes()), Ok(index()));
-        for wrong in ["0", "01", "3"] {
+        for wrong in ["0", "01", "4"] {
             let other = old.replacen("index 1", &format!("index {wrong}"), 1);
             assert!(TimelineIndex::decode(other.as_bytes()).is_err(), "{wrong}");
         }

@@ -21,13 +21,15 @@ pub fn layer(data: &[u8]) {
         }
         4 => {
             let body = input.0;
-            let document = |prefix: &str| {
-                let line = format!("{prefix} 1 {:08x}\n", crc32c::crc32c(body));
+            let document = |begin: &str, sealed: bool| {
+                let before = if sealed { crc32c::crc32c(begin.as_bytes()) } else { 0 };
+                let line = format!("{begin}{:08x}\n", crc32c::crc32c_append(before, body));
                 [line.as_bytes(), body].concat()
             };
-            let _ = TimelineIndex::decode(&document("pgstrata-index"));
+            let _ = TimelineIndex::decode(&document("pgstrata-index 1 ", false));
+            let _ = TimelineIndex::decode(&document("pgstrata-index 3 ", true));
             let _ = TimelineIndex::decode(body);
-            let _ = Claim::decode(&document("pgstrata-claim"));
+            let _ = Claim::decode(&document("pgstrata-claim 1 ", true));
             let _ = Claim::decode(body);
         }
         _ => {

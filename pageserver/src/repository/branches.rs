@@ -149,6 +149,7 @@ impl Repository {
             created: jiff::Timestamp::now().to_string(),
             deleted: false,
             replaces: None,
+            frozen: None,
             layers: Vec::new(),
         };
         // The index comes with the last of it: an import that fails half-way never was.
@@ -297,6 +298,7 @@ impl Repository {
             created: jiff::Timestamp::now().to_string(),
             deleted: false,
             replaces: replaced.map(|old| old.info.id.to_string()),
+            frozen: None,
             layers: Vec::new(),
         };
         let tenant = parent.info.tenant;

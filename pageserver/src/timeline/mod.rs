@@ -221,6 +221,11 @@ impl Timeline {
         self.index.current().replaces.as_ref()?.parse().ok()
     }
 
+    /// Why no WAL is taken in any more, if so.
+    pub fn frozen(&self) -> Option<String> {
+        self.index.current().frozen.clone()
+    }
+
     /// Whether the branch was deleted.
     pub fn is_deleted(&self) -> bool {
         self.index.current().deleted

@@ -84,6 +84,30 @@ fn s2_one_message_does_not_use_up_all_terms() {
     }
 }
 
+/// Two quorums that were one: each elects its next proposer without hearing of the other.
+#[test]
+fn a_copy_of_a_quorum_has_terms_of_its_own() {
+    use crate::{Proposer, ProposerOutput};
+    let campaign = |skipped: u32, promised: u64| {
+        let proposer = Proposer::new(ProposerId([1; 16]), three(), Term(1));
+        let mut proposer = proposer.skipping(skipped);
+        let mut outputs = Vec::new();
+        for node in [1, 2] {
+            proposer.connected(NodeId(node), Term(promised), &mut outputs);
+        }
+        let asked = outputs.iter().find_map(|output| match output {
+            ProposerOutput::RequestVote(_, request) => Some(request.term.0),
+            _ => None,
+        });
+        asked.unwrap()
+    };
+    assert_eq!((campaign(0, 7), campaign(5, 7)), (8, 13));
+    assert_eq!(campaign(5, u64::MAX - 3), u64::MAX);
+    // The two logs are told apart, though both go on from the same position.
+    let [one, other] = [8, 13].map(|term| history(&[(7, 8), (term, 20)]));
+    assert_eq!(one.divergence(Lsn(50), &other, Lsn(50), Lsn(8)), Lsn(20));
+}
+
 #[test]
 fn l12_old_terms_are_merged_and_a_branch_goes_on() {
     use crate::{MAX_HISTORY, Proposer, ProposerOutput, Vote};
