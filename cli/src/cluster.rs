@@ -329,7 +329,7 @@ impl Cluster {
     }
 
     /// What a name leads to is removed with all that is in it: it must not lead anywhere else.
-    fn compute_path(&self, branch: &str) -> Result<PathBuf> {
+    pub fn compute_path(&self, branch: &str) -> Result<PathBuf> {
         pgstrata_ids::check_branch_name(branch)?;
         Ok(self.computes_directory()?.join(branch.replace('/', "%")))
     }

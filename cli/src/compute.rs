@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, ComputePlace, free_ports, is_free};
 use crate::process::Process;
 use crate::status::{self, Answers};
-use crate::{branch, http, out, up};
+use crate::{branch, http, locks, out, up};
 
 const START_PATIENCE: Duration = Duration::from_secs(120);
 /// Longest wait for a port that is still taken.
@@ -44,6 +44,20 @@ fn gets_free(port: u16) -> bool {
         std::thread::sleep(Duration::from_millis(20));
     }
     true
+}
+
+/// Ends a server of the branch that outlived its shim, before its port is missed. Where a shim runs that we don't see,
+/// the server is that one's.
+fn end_leftover(cluster: &Cluster, branch: &str) -> Result<()> {
+    if process(cluster, branch).pid().is_some() {
+        return Ok(());
+    }
+    locks::refuse_compute_elsewhere(cluster, branch)?;
+    let data = cluster.compute_path(branch)?.join("data");
+    if pgstrata_compute_shim::leftover::end(&data)? {
+        eprintln!("pgstrata: a server of branch '{branch}' that outlived its compute was ended");
+    }
+    Ok(())
 }
 
 /// Refuses what is no port that can be asked for.
@@ -81,6 +95,7 @@ pub fn check_port(cluster: &Cluster, branch: &str, port: u16) -> Result<()> {
     if let Some(holder) = holder(cluster, branch, port) {
         bail!("port {port} is that of {holder} in this cluster: name another with --port");
     }
+    end_leftover(cluster, branch)?;
     ensure!(
         gets_free(port),
         "port {port} is in use by another program, or not for us: name another with --port"
@@ -93,6 +108,7 @@ pub fn check_port(cluster: &Cluster, branch: &str, port: u16) -> Result<()> {
 pub fn check_remembered_port(cluster: &Cluster, branch: &str, remedy: &str) -> Result<()> {
     let Some(place) = cluster.state.computes.get(branch) else { return Ok(()) };
     let port = place.port;
+    end_leftover(cluster, branch)?;
     let taken = match holder(cluster, branch, port) {
         // A cluster of an earlier version, which let one be given twice.
         Some(holder) => format!("is that of {holder} as well"),
@@ -132,6 +148,7 @@ pub fn ensure(
             cluster.state.pg_bin.display()
         );
     }
+    end_leftover(cluster, name)?;
     let ports = free_ports(2)?;
     // Clients know the port that it had, which somebody else may have taken meanwhile.
     let state = &cluster.state;

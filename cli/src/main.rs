@@ -7,6 +7,7 @@ mod compute;
 mod files;
 mod found;
 mod http;
+mod locks;
 mod out;
 mod owner;
 mod page;

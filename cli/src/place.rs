@@ -136,7 +136,7 @@ fn refuse_shared_store(cluster: &Cluster, original: &Path) -> Result<()> {
 /// What runs has its own directory open, which this one is not: it must not be ended from here.
 fn refuse_running_elsewhere(cluster: &Cluster) -> Result<()> {
     ensure!(
-        !anything_runs(cluster),
+        !processes(cluster).any(|process| process.is_anothers()),
         "{} is not the directory that the running processes of its cluster were started in: if it \
          is a copy, end them where the original is now; if not, end them by their process ids",
         cluster.dir.display()
@@ -147,11 +147,7 @@ fn refuse_running_elsewhere(cluster: &Cluster) -> Result<()> {
 /// Refuses to work with a copy that `up` has not made a cluster of its own: what it remembers of processes and ports is
 /// its original's.
 pub fn check(cluster: &Cluster) -> Result<()> {
-    let place = place(cluster)?;
-    if let Place::Another = place {
-        refuse_running_elsewhere(cluster)?;
-    }
-    if let Place::Copy(original) = place {
+    if let Place::Copy(original) = place(cluster)? {
         refuse_shared_store(cluster, &original)?;
         bail!(
             "{} is a copy of the cluster in {}: 'pgstrata up' makes it a cluster of its own",
@@ -159,15 +155,15 @@ pub fn check(cluster: &Cluster) -> Result<()> {
             original.display()
         );
     }
-    Ok(())
+    // Whatever is remembered of its place: earlier versions remembered none, and a copy may have been put in its original's.
+    refuse_running_elsewhere(cluster)
 }
 
 /// Remembers where the cluster is now. A copy becomes a cluster of its own, unless it would share its objects and does
 /// not take them over.
 pub fn settle(cluster: &mut Cluster, take_over: bool) -> Result<()> {
     match place(cluster)? {
-        Place::Same => {}
-        Place::Another => refuse_running_elsewhere(cluster)?,
+        Place::Same | Place::Another => refuse_running_elsewhere(cluster)?,
         Place::Moved => ensure!(
             !anything_runs(cluster),
             "the cluster in {} was moved while it ran: run 'pgstrata down' first",
@@ -186,15 +182,16 @@ pub fn settle(cluster: &mut Cluster, take_over: bool) -> Result<()> {
 
 /// Whether any process of the cluster runs.
 pub fn anything_runs(cluster: &Cluster) -> bool {
+    processes(cluster).any(|process| process.pid().is_some())
+}
+
+fn processes(cluster: &Cluster) -> impl Iterator<Item = Process> {
     let state = &cluster.state;
     let safekeepers = state.safekeepers.iter().map(|place| format!("safekeeper-{}", place.id));
     let computes = state.computes.keys().map(|branch| format!("compute-{branch}"));
     let services = ["storage-broker", "pageserver"].map(str::to_owned);
-    services
-        .into_iter()
-        .chain(safekeepers)
-        .chain(computes)
-        .any(|name| Process::new(&cluster.dir, &name).pid().is_some())
+    let names = services.into_iter().chain(safekeepers).chain(computes);
+    names.map(|name| Process::new(&cluster.dir, &name))
 }
 
 /// The processes that are noted in a copy are its original's, and so are the ports.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
-use crate::{files, owner};
+use crate::{files, locks, owner};
 
 /// Bytes of the file with its process id, and of what it says when it is ready, at most.
 const NOTE_LIMIT: u64 = 1024;
@@ -49,9 +49,23 @@ fn start_time(pid: u32) -> Option<u64> {
     fields.get(19)?.parse().ok()
 }
 
-/// Writes this process's id and start time, as [`Process::noted`] reads them. For a process that was just forked: it
+/// What a process is noted with.
+struct Note {
+    pid: u32,
+    /// When it started: another one that was given its id did so later.
+    since: u64,
+    /// Device and inode of the directory of the note, which a copy of it does not have. Earlier versions wrote none.
+    place: Option<(u64, u64)>,
+}
+
+/// Device and inode.
+fn identity(about: &fs::Metadata) -> (u64, u64) {
+    (about.dev(), about.ino())
+}
+
+/// Writes this process's id and start time, and the place of the note, as [`Process::noted`] reads them. For a process that was just forked: it
 /// allocates nothing.
-fn note_self(mut to: &File) -> std::io::Result<()> {
+fn note_self(mut to: &File, (device, inode): (u64, u64)) -> std::io::Result<()> {
     use nix::fcntl::{OFlag, open};
     let mut stat = [0; 1024];
     let stat_file = open(c"/proc/self/stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -61,11 +75,11 @@ fn note_self(mut to: &File) -> std::io::Result<()> {
     let after = stat.iter().rposition(|&byte| byte == b')').map_or(length, |at| at + 1);
     let mut fields = stat[after..].split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
     let since = fields.nth(19).unwrap_or(b"0");
-    let mut line = [0; 64];
+    let mut line = [0; 128];
     let mut rest = &mut line[..];
     write!(rest, "{} ", std::process::id())?;
     rest.write_all(since)?;
-    rest.write_all(b"\n")?;
+    writeln!(rest, " {device} {inode}")?;
     let unused = rest.len();
     let length = line.len() - unused;
     to.write_all(&line[..length])
@@ -101,12 +115,18 @@ fn hide_environment(command: &mut Command, uses_store: bool) {
 /// one that stays.
 pub fn output(command: &mut Command) -> std::io::Result<Output> {
     hide_environment(command, false);
+    let us = Pid::this();
     // SAFETY: the closure makes system calls and allocates nothing.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             nix::unistd::setsid()?;
             // In a session of its own it hears nothing of what ends us.
-            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // Nor of an end before that.
+            match nix::unistd::getppid() == us {
+                true => Ok(()),
+                false => Err(nix::errno::Errno::ESRCH.into()),
+            }
         })
     };
     command.stdin(Stdio::null()).output()
@@ -145,17 +165,47 @@ impl Process {
         self.logs.join(format!("{}.log", self.name))
     }
 
-    /// Its process id, if it runs. A number that was given to another process since is not it.
+    /// Its process id, if it runs. A number that was given to another process since is not it, nor is one that is noted
+    /// in the directory that this one is a copy of.
     pub fn pid(&self) -> Option<u32> {
-        let (pid, since) = self.noted()?;
-        (start_time(pid) == Some(since)).then_some(pid)
+        let note = self.living()?;
+        self.is_of_this_directory(&note).then_some(note.pid)
     }
 
-    fn noted(&self) -> Option<(u32, u64)> {
+    /// Whether a process is noted here and runs that is another directory's.
+    pub fn is_anothers(&self) -> bool {
+        self.living().is_some_and(|note| !self.is_of_this_directory(&note))
+    }
+
+    /// What is noted, if it runs.
+    fn living(&self) -> Option<Note> {
+        self.noted().filter(|note| start_time(note.pid) == Some(note.since))
+    }
+
+    fn noted(&self) -> Option<Note> {
         let bytes = files::read(&self.pid_file(), NOTE_LIMIT).ok()??;
         let text = String::from_utf8(bytes).ok()?;
-        let (pid, since) = text.trim().split_once(' ')?;
-        Some((pid.parse().ok()?, since.parse().ok()?))
+        let mut numbers = text.split_ascii_whitespace().map(|number| number.parse::<u64>().ok());
+        let (pid, since) = (numbers.next()??, numbers.next()??);
+        let place = numbers.next().flatten().zip(numbers.next().flatten());
+        Some(Note { pid: pid.try_into().ok()?, since, place })
+    }
+
+    /// Whether the process that is noted was started in this directory, whatever that was called then. A directory keeps
+    /// its inode where it is renamed; some file systems forget even that, and earlier versions noted none: then the
+    /// process is known by what it has open here, its log or its lock. (The log of one that has credentials is hidden.)
+    fn is_of_this_directory(&self, note: &Note) -> bool {
+        let here = |path: &Path| fs::metadata(path).ok().map(|about| identity(&about));
+        let is_noted_here = note.place.is_some() && note.place == here(&self.run);
+        let logs_here = || {
+            let log = here(Path::new(&format!("/proc/{}/fd/2", note.pid)));
+            log.is_some() && log == here(&self.log())
+        };
+        let locks_here = || {
+            let dir = self.run.parent()?;
+            Some(locks::is_held(&locks::file_of(dir, &self.name)?))
+        };
+        is_noted_here || logs_here() || locks_here().unwrap_or(false)
     }
 
     /// Starts it in the background: its own session, output to its log, its ready line to a file.
@@ -170,6 +220,7 @@ impl Process {
         hide_environment(command, uses_store);
         let program = command.get_program().to_string_lossy().into_owned();
         let noted = files::open_for_writing(&self.pid_file(), false)?;
+        let place = identity(&fs::metadata(&self.run)?);
         // The process notes itself before it becomes the program: whatever happens to us meanwhile, none runs that is
         // not noted.
         // SAFETY: the closure makes system calls and uses the stack only.
@@ -177,7 +228,7 @@ impl Process {
             command.pre_exec(move || {
                 // Its own session: whoever gets hold of it has no way to our terminal.
                 nix::unistd::setsid()?;
-                note_self(&noted)
+                note_self(&noted, place)
             })
         };
         let child = command.spawn().with_context(|| format!("can't start {program}"))?;

@@ -16,7 +16,7 @@ use crate::cluster::{
     find_postgres, free_ports, is_free, major_version,
 };
 use crate::process::Process;
-use crate::{branch, claim, compute, files, found, http, out, owner, place, status};
+use crate::{branch, claim, compute, files, found, http, locks, out, owner, place, status};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Safekeepers of a new cluster.
@@ -188,6 +188,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     let (mut cluster, fresh) = match Cluster::find(dir)? {
         Some(mut cluster) => {
             place::settle(&mut cluster, arguments.take_over)?;
+            locks::refuse_running_elsewhere(&cluster)?;
             check_unchanged(&cluster, arguments)?;
             if let Some(path) = &arguments.pg_bin {
                 let pg_bin = find_postgres(Some(path))?;

@@ -24,7 +24,7 @@ use crate::postgres::{Postgres, Settings};
 use crate::proposer::{Leader, ProposerConfig, ProposerError, Proposing, elect_again};
 use crate::segments::Segments;
 use crate::wal_source::PgWal;
-use crate::{settings, socket};
+use crate::{leftover, settings, socket};
 
 /// Files in it are in memory.
 const MEMORY_DIRECTORY: &str = "/dev/shm";
@@ -191,6 +191,9 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
             read_only: config.read_only_at.is_some(),
             ..Report::default()
         };
+    }
+    if leftover::end(&data_path)? {
+        tracing::warn!("a server that outlived its shim was ended");
     }
     // A port in use is found here, before anybody is fenced.
     drop(

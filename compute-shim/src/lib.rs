@@ -9,6 +9,7 @@ pub mod conf;
 pub mod data_directory;
 pub mod dynamic_memory;
 pub mod http;
+pub mod leftover;
 pub mod memory;
 pub mod pages;
 pub mod plain_file;

@@ -56,10 +56,9 @@ impl Postgres {
             tracing::warn!("{warning}");
             writeln!(log, "pgstrata: WARNING: {warning}")?;
         }
-        // setpriv asks the kernel to end the server with us: one that outlived its shim would go
-        // on answering reads while another compute writes the branch.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(settings.bin.join("postgres"));
+        let program = settings.bin.join("postgres");
+        let mut command = Command::new(&program);
+        end_with(rustix::process::getpid(), &mut command);
         command.arg("-D").arg(&settings.data);
         let directory = settings.data.parent().unwrap_or(&settings.data);
         let sockets = match directory.as_os_str().len() < SOCKET_PATH_LIMIT {
@@ -92,10 +91,8 @@ impl Postgres {
             .stdout(log.try_clone()?)
             .stderr(log);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let program = settings.bin.join("postgres");
-        let child = command
-            .spawn()
-            .with_context(|| format!("can't start {} (through setpriv)", program.display()))?;
+        let child =
+            command.spawn().with_context(|| format!("can't start {}", program.display()))?;
         Ok(Postgres { child, data: settings.data.clone(), log: settings.log.clone() })
     }
 
@@ -182,6 +179,42 @@ impl Drop for Postgres {
     }
 }
 
+/// Has the kernel end the program with the thread that starts it, which is of the process `us`: a server that outlived its shim would go on answering
+/// reads while another compute writes the branch.
+fn end_with(us: Pid, command: &mut Command) {
+    // SAFETY: the closure makes system calls and allocates nothing.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(command, move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            // Of a death before that it is never told.
+            match rustix::process::getppid() == Some(us) {
+                true => Ok(()),
+                false => Err(rustix::io::Errno::SRCH.into()),
+            }
+        })
+    };
+}
+
 fn open_log(path: &Path) -> Result<File> {
     plain_file(path, OpenOptions::new().create(true).append(true)).context("the log")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_program_whose_starter_is_gone_does_not_start() {
+        let place = tempfile::tempdir().unwrap();
+        for (starter, starts) in [(rustix::process::getpid(), true), (Pid::INIT, false)] {
+            let made = place.path().join(starts.to_string());
+            let mut command = Command::new("touch");
+            command.arg(&made);
+            end_with(starter, &mut command);
+            assert_eq!(command.status().is_ok_and(|status| status.success()), starts);
+            assert_eq!(made.exists(), starts);
+        }
+    }
 }

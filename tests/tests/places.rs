@@ -131,6 +131,80 @@ fn a_copy_ends_nothing_of_an_original_that_was_moved_while_it_ran() {
     assert_eq!(count(&cli(&moved.0, &["up"])), 1);
 }
 
+fn notes(dir: &Path) -> Vec<(PathBuf, String)> {
+    let entries = std::fs::read_dir(dir.join("run")).unwrap().map(|entry| entry.unwrap().path());
+    let notes = entries.filter(|path| path.extension().is_some_and(|end| end == "pid"));
+    notes.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// An earlier version did not remember where a cluster is, nor where its processes were noted.
+#[test]
+fn a_copy_of_a_running_cluster_of_an_earlier_version_touches_nothing_of_it() {
+    let (cluster, store) = with_store_outside();
+    let uri = cluster.up();
+    edit_state(&cluster.dir(), |state| {
+        state["version"] = 1.into();
+        for field in ["home", "copy", "claim"] {
+            state.as_object_mut().unwrap().remove(field);
+        }
+    });
+    std::fs::remove_file(store.path().join("s/claim")).unwrap();
+    for name in ["copied", "of-old-notes"] {
+        if name == "of-old-notes" {
+            for (path, note) in notes(&cluster.dir()) {
+                let old: Vec<_> = note.split_ascii_whitespace().take(2).collect();
+                std::fs::write(path, old.join(" ") + "\n").unwrap();
+            }
+        }
+        let copied = beside(&cluster, name);
+        copy(&cluster.dir(), &copied.0);
+        for arguments in [&["up"][..], &["status"], &["down"], &["compute", "stop", "main"]] {
+            let text = refusal(&copied.0, arguments);
+            assert!(text.contains("is not the directory"), "{name}: {arguments:?}: {text}");
+        }
+        assert!(!store.path().join("s/claim").exists());
+        assert_eq!(count(&uri), 1);
+    }
+    // The original knows its own, by old notes too.
+    let own = notes(&cluster.dir());
+    assert_eq!(cluster.up(), uri);
+    assert_eq!(notes(&cluster.dir()), own);
+    cluster.cli(&["down"]);
+    for (_, note) in own {
+        pgstrata_tests::wait_gone(note.split_once(' ').unwrap().0.parse().unwrap());
+    }
+}
+
+#[test]
+fn a_cluster_that_runs_where_it_is_not_seen_is_left_alone() {
+    if !running_as_root() {
+        return;
+    }
+    let cluster = filled(&[]);
+    let uri = cluster.up();
+    let state =
+        || (notes(&cluster.dir()), std::fs::read(cluster.dir().join("cluster.json")).unwrap());
+    let before = state();
+    for arguments in [&["up"][..], &["compute", "start", "main"]] {
+        let output = Command::new("unshare")
+            .args(["--pid", "--fork", "--mount-proc"])
+            .arg(programs().join("pgstrata"))
+            .arg("--dir")
+            .arg(cluster.dir())
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = text_of(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("another container"), "{arguments:?}: {text}");
+        assert_eq!(state(), before);
+    }
+    assert_eq!(count(&uri), 1);
+    assert_eq!(cluster.up(), uri);
+    cluster.cli(&["down"]);
+    assert_eq!(count(&cluster.up()), 1);
+}
+
 #[test]
 fn what_an_earlier_version_remembered_is_understood() {
     let cluster = filled(&[]);
