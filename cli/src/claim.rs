@@ -113,8 +113,10 @@ fn stand(
         if cluster.state.founded {
             refuse_empty_store(cluster, store)?;
         }
-        // Clusters of earlier versions have none, and what is none's any more is no other's either if we say so.
-        ensure!(known.is_empty() || take_over, explain(found, Refusal::Another, cluster));
+        // Clusters of earlier versions have none, nor one whose first start was killed before it was written; and what is
+        // none's any more is no other's either if we say so.
+        let had_one = cluster.claim.token.is_some();
+        ensure!(!had_one || take_over, explain(found, Refusal::Another, cluster));
         return Ok(Standing { is_copy: cluster.state.founded, has_parted: false });
     };
     // A copy of a store has a copy of the claim, and is whoever's it was copied with.

@@ -149,7 +149,9 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
         home: None,
         copy: None,
     };
-    Ok(Cluster { dir, state, claim: Tokens::default() })
+    // An earlier start may have been killed right after it had taken the store.
+    let claim = Tokens::read(&dir)?;
+    Ok(Cluster { dir, state, claim })
 }
 
 /// Checks the object store before anything is started, where the message is about it alone.

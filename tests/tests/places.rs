@@ -356,6 +356,33 @@ fn a_store_in_which_nothing_is_gets_no_claim() {
     assert_eq!(count(&cluster.up()), 1);
 }
 
+/// A first start was killed before the cluster was written down, around the moment when its claim was.
+#[test]
+fn a_first_start_that_was_killed_is_taken_up_again() {
+    for is_written in [true, false] {
+        let cluster = Cluster::new();
+        cluster.up();
+        cluster.cli(&["down"]);
+        let dir = cluster.dir();
+        for entry in std::fs::read_dir(&dir).unwrap().flatten() {
+            match entry.path() {
+                path if path.ends_with("claim.json") || path.ends_with("objects") => {}
+                path if path.is_dir() => std::fs::remove_dir_all(path).unwrap(),
+                path => std::fs::remove_file(path).unwrap(),
+            }
+        }
+        std::fs::remove_dir_all(dir.join("objects/tenants")).unwrap();
+        edit_file(&dir.join("claim.json"), |tokens| {
+            let token = tokens["token"].take();
+            tokens["pending"] = vec![token].into();
+        });
+        if !is_written {
+            std::fs::remove_file(dir.join("objects/claim")).unwrap();
+        }
+        cluster.client().batch_execute("create table t as select 1 a").unwrap();
+    }
+}
+
 /// The names and numbers of its safekeepers are those of the original's, and where these were is written down.
 #[test]
 fn a_copy_takes_nothing_from_its_original() {
