@@ -67,19 +67,35 @@ pub struct Driver {
     pub woken: bool,
 }
 
-/// Bits of the number of terms that are left out at random: two copies of a quorum choose the same once in so many
-/// times, and a member that was away for some hundred elections still takes the next term in one step
+/// A new compute leaves out one of `1 << SKIPPED_BITS` numbers of terms at random: two copies of a quorum choose the same
+/// once in so many times, and a member that was away for some hundred elections still takes the next term in one step
 /// (`MAX_TERM_STEP` of the acceptor).
 const SKIPPED_BITS: u32 = 24;
+/// The lowest of them: more than there are campaigns in the life of a compute that tries again.
+const LEAST_SKIPPED: u32 = 1 << 20;
 
-/// A proposer whose term no proposer of a copy of this quorum has.
-fn proposer(config: &ProposerConfig, lowest: Term) -> Proposer {
-    let skipped = rand::random::<u32>() >> (u32::BITS - SKIPPED_BITS);
+/// How many terms a proposer leaves out. One that yields takes the very next, so that a newer compute, of which it may not
+/// have heard yet when it asks, outranks it however often it asked before.
+fn skipped_terms(yields: bool, random: u32) -> u32 {
+    match yields {
+        true => 0,
+        false => LEAST_SKIPPED + (random >> (u32::BITS - SKIPPED_BITS)),
+    }
+}
+
+/// A proposer for a term of at least `lowest`.
+fn proposer(config: &ProposerConfig, yields: bool, lowest: Term) -> Proposer {
+    let skipped = skipped_terms(yields, rand::random());
     Proposer::new(config.id, config.configuration.clone(), lowest).skipping(skipped)
 }
 
 impl Driver {
-    pub fn new(config: ProposerConfig) -> Result<Driver, ProposerError> {
+    /// One that `yields_above` a term, the highest that its compute ever asked for, yields to whoever was promised a higher
+    /// one meanwhile.
+    pub fn new(
+        config: ProposerConfig,
+        yields_above: Option<Term>,
+    ) -> Result<Driver, ProposerError> {
         let greeting = Greeting {
             parameters: config.parameters.clone(),
             configuration: config.configuration.clone(),
@@ -89,7 +105,7 @@ impl Driver {
         let member = |node: NodeId| config.configuration.contains(node);
         let links = config.safekeepers.iter().filter(|(node, _)| member(*node));
         let links = links.map(|(node, address)| Link::new(*node, address.clone())).collect();
-        let core = proposer(&config, Term(1));
+        let core = proposer(&config, yields_above.is_some(), Term(1));
         let now = Instant::now();
         Ok(Driver {
             core,
@@ -103,7 +119,7 @@ impl Driver {
             config,
             election: None,
             fenced: None,
-            yields_above: None,
+            yields_above,
             impostor: None,
             commit_lsn: Lsn::INVALID,
             commit_changed_at: now,
@@ -191,11 +207,6 @@ impl Driver {
         }
     }
 
-    /// Yields to whoever campaigned above `term`, which is the highest that this compute asked for.
-    pub fn yield_above(&mut self, term: Term) {
-        self.yields_above = Some(term);
-    }
-
     /// The term that is asked for or won.
     pub fn term(&self) -> Term {
         self.core.term()
@@ -204,7 +215,7 @@ impl Driver {
     /// Campaigns again, above `term`, on the same connections.
     pub fn campaign_above(&mut self, term: Term) {
         let next = Term(term.0.saturating_add(1));
-        self.core = proposer(&self.config, next);
+        self.core = proposer(&self.config, self.yields_above.is_some(), next);
         self.fenced = None;
         self.impostor = None;
         // Nothing of an election that was won meanwhile is of use.
@@ -659,6 +670,25 @@ impl Driver {
         if let Some(connection) = link.and_then(|link| link.connection.as_mut()) {
             connection.push(message);
             self.busy = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h6_who_tries_again_asks_for_less_than_a_newcomer() {
+        let newcomer = |random| skipped_terms(false, random);
+        for random in [0, 1, 1 << 31, u32::MAX] {
+            // Both heard of the same term; the one that tries again has asked for a thousand in vain.
+            assert!(1000 + skipped_terms(true, random) < newcomer(random));
+        }
+        // Two copies choose from many, each as often as any other.
+        let step = 1 << (u32::BITS - SKIPPED_BITS);
+        for number in [0, 1, 1 << 20, (1 << SKIPPED_BITS) - 1] {
+            assert_eq!(newcomer(number * step), LEAST_SKIPPED + number);
         }
     }
 }

@@ -80,11 +80,8 @@ pub fn elect_again(
     asked: &AtomicU64,
 ) -> Result<Leader, ProposerError> {
     let deadline = Instant::now() + timeout;
-    let mut driver = Driver::new(config.clone())?;
     let before = Some(Term(asked.load(Ordering::Acquire))).filter(|term| term.0 > 0);
-    if let Some(term) = before {
-        driver.yield_above(term);
-    }
+    let mut driver = Driver::new(config.clone(), before)?;
     let election = loop {
         driver.turn(None, TURN)?;
         if let Some(term) = driver.fenced() {
