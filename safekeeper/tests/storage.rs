@@ -551,6 +551,30 @@ fn l6_what_a_crash_leaves_of_a_write_is_a_torn_end() {
     }
 }
 
+/// What looks like a torn write and was acknowledged: only the note can tell.
+#[test]
+fn l6_zeros_in_what_was_noted_are_damage() {
+    use std::os::unix::fs::FileExt;
+    for noted in [false, true] {
+        let mut world = World::new();
+        let timeline = world.led();
+        let whole = world.append(&timeline, 1000).unwrap();
+        timeline.note_flushed().unwrap();
+        world.append(&timeline, 5000).unwrap();
+        if noted {
+            timeline.note_flushed().unwrap();
+        }
+        drop(timeline);
+        let segment = world.timeline_directory().join(parameters(START).segment_name(1));
+        let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+        file.write_all_at(&[0; 512], 6 * 512).unwrap();
+        match noted {
+            true => assert_damaged(&world, "a sector of zeros"),
+            false => assert_eq!(world.open().only().unwrap().flush_lsn(), whole),
+        }
+    }
+}
+
 #[test]
 fn l6_a_hole_far_before_the_end_is_damage() {
     use std::os::unix::fs::FileExt;

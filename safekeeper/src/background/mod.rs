@@ -57,7 +57,7 @@ async fn write_down(timelines: Arc<Timelines>) {
                 let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
                 let far = behind >= timeline.files().segment_size();
                 let appended = timeline.has_appended_lately();
-                if appended && let Err(error) = timeline.sync_note() {
+                if appended && let Err(error) = timeline.note_flushed() {
                     tracing::warn!(%error, "the end of a log could not be noted");
                 }
                 if (far || !appended)

@@ -1,8 +1,8 @@
-//! How far the log was durable, as far as can be told without a sync of its own.
+//! How far the log was durable, a moment ago.
 //!
-//! Written over after each sync of the log and not synced with it: after a crash of the process
-//! it is exact, after a loss of power as old as its last own sync. What it says was true when it
-//! was written, so a log that ends before it is damaged, and not just torn.
+//! Written over for each MiB of log, and once a second while there are appends, which also syncs it; not for each commit,
+//! which would be one system call more on its way. What it says was true when it was written, so a log that
+//! ends before it is damaged, and not just torn.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -22,6 +22,9 @@ pub type Answer = Option<Message<'static>>;
 /// recovery can tell from what follows a bad record that it was durable.
 pub const SYNC_EVERY: u64 = 1 << 20;
 
+/// The durable end is noted when the log has grown by so much, in bytes, and every second anyway.
+const NOTE_EVERY: u64 = 1 << 20;
+
 /// What must change together, under one lock.
 #[derive(Debug)]
 pub struct Core {
@@ -69,7 +72,10 @@ impl Core {
         let mut destroyed = false;
         let result = self.perform(&outputs, payload, &mut destroyed);
         let result = result.and_then(|answer| {
-            self.note.raise(self.acceptor.flush_lsn())?;
+            let flush_lsn = self.acceptor.flush_lsn();
+            if flush_lsn.saturating_sub(self.note.lsn()) >= NOTE_EVERY {
+                self.note.raise(flush_lsn)?;
+            }
             Ok(answer)
         });
         self.outputs = outputs;

@@ -230,17 +230,17 @@ impl Timeline {
         })
     }
 
-    /// Makes the note of how far the log is durable survive a loss of power. Appends go on
-    /// meanwhile.
-    pub fn sync_note(&self) -> Result<(), StorageError> {
-        let (note, latch) = {
-            let core = self.core.lock();
+    /// Notes how far the log is durable, so that it survives a loss of power. Appends go on during the sync.
+    pub fn note_flushed(&self) -> Result<(), StorageError> {
+        let (raised, note, latch) = {
+            let mut core = self.core.lock();
             if core.latch.reason().is_some() {
                 return Ok(());
             }
-            (core.note.clone(), core.latch.clone())
+            let flush_lsn = core.acceptor.flush_lsn();
+            (core.note.raise(flush_lsn), core.note.clone(), core.latch.clone())
         };
-        note.sync().inspect_err(|error| latch.throw(&error.to_string()))
+        raised.and_then(|()| note.sync()).inspect_err(|error| latch.throw(&error.to_string()))
     }
 
     /// The commit LSN that a restart would begin with.
