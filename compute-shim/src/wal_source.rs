@@ -61,6 +61,8 @@ pub struct PgWal {
     wanted: Lsn,
     file: Option<(u64, File)>,
     buffer: Vec<u8>,
+    /// What the buffer holds: so many bytes from here on, as last read.
+    held: (Lsn, usize),
     fenced: Arc<AtomicBool>,
 }
 
@@ -95,6 +97,7 @@ impl PgWal {
             wanted: Lsn::INVALID,
             file: None,
             buffer: vec![0; READ_SIZE],
+            held: (start, 0),
             fenced,
         }
     }
@@ -113,10 +116,20 @@ impl PgWal {
         }
         let offset = at.segment_offset(segment_size);
         let length = length.min((segment_size - offset) as usize).min(READ_SIZE);
-        match &self.file {
-            Some((_, file)) => file.read_at(&mut self.buffer[..length], offset),
-            None => Ok(0),
-        }
+        self.held = (at, 0);
+        let Some((_, file)) = &self.file else { return Ok(0) };
+        let count = file.read_at(&mut self.buffer[..length], offset)?;
+        self.held.1 = count;
+        Ok(count)
+    }
+
+    /// The bytes at `at`, at most `length`, that were read last; empty if others were. A complete record is complete by
+    /// what was read, and most often there is no need to read it again.
+    fn held(&self, at: Lsn, length: usize) -> &[u8] {
+        let (start, count) = self.held;
+        let held = &self.buffer[..count];
+        let skip = if at < start { count } else { (at - start).min(count as u64) as usize };
+        &held[skip..][..length.min(count - skip)]
     }
 
     /// Finds out how far WAL is complete, given that PostgreSQL wrote up to `written`. False if there is more to look at.
@@ -183,11 +196,13 @@ impl PgWal {
 
     /// Four bytes of WAL, if they are written.
     fn read_u32(&mut self, at: Lsn, written: Lsn) -> io::Result<Option<u32>> {
-        if at + 4 > written || self.read(at, 4)? < 4 {
+        if at + 4 > written {
             return Ok(None);
         }
-        let [a, b, c, d, ..] = self.buffer[..] else { return Ok(None) };
-        Ok(Some(u32::from_le_bytes([a, b, c, d])))
+        if self.held(at, 4).len() < 4 {
+            self.read(at, 4)?;
+        }
+        Ok(self.held(at, 4).first_chunk().copied().map(u32::from_le_bytes))
     }
 
     fn complete(&self) -> Lsn {
@@ -319,11 +334,15 @@ impl WalSource for PgWal {
         let mut bytes = Vec::with_capacity((end - start) as usize);
         while start + (bytes.len() as u64) < end {
             let at = start + bytes.len() as u64;
-            let count = self.read(at, (end - at) as usize)?;
-            if count == 0 {
+            let length = (end - at) as usize;
+            if self.held(at, length).is_empty() {
+                self.read(at, length)?;
+            }
+            let next = self.held(at, length);
+            if next.is_empty() {
                 return Err(io::Error::other(format!("WAL at {at} is gone from pg_wal")));
             }
-            bytes.extend_from_slice(&self.buffer[..count]);
+            bytes.extend_from_slice(next);
         }
         self.sent = end;
         self.sent_boundary = record_end;

@@ -34,9 +34,9 @@ const REFILL_PAUSE: Duration = Duration::from_millis(200);
 const STALLED_AFTER: u64 = 5;
 
 const REFILL_TOKEN: u64 = u64::MAX;
-/// The token of the source's wake-up.
+/// The token of the source's wake-up: it only ends the wait.
 pub const WAKE_TOKEN: u64 = u64::MAX - 1;
-/// The token of the stop signal: it only ends the wait.
+/// The token of the stop signal: so does it.
 pub const STOP_TOKEN: u64 = u64::MAX - 2;
 
 /// See the module.
@@ -63,8 +63,6 @@ pub struct Driver {
     refill_after: Instant,
     donor_turn: usize,
     busy: bool,
-    /// True once the source's wake-up was seen; whoever reads it resets it.
-    pub woken: bool,
 }
 
 /// A new compute leaves out one of `1 << SKIPPED_BITS` numbers of terms at random: two copies of a quorum choose the same
@@ -128,7 +126,6 @@ impl Driver {
             refill_after: now,
             donor_turn: 0,
             busy: false,
-            woken: false,
         })
     }
 
@@ -510,8 +507,7 @@ impl Driver {
     fn handle(&mut self, event: Ready) {
         let now = Instant::now();
         match event.token {
-            WAKE_TOKEN => self.woken = true,
-            STOP_TOKEN => {}
+            WAKE_TOKEN | STOP_TOKEN => {}
             REFILL_TOKEN => self.handle_refill(event, now),
             token => {
                 let index = token as usize;

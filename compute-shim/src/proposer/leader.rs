@@ -270,7 +270,7 @@ impl Leader {
             source: error.into(),
         })?);
         for (fd, token) in [(wake.as_fd(), WAKE_TOKEN), (stop_fd.as_fd(), STOP_TOKEN)] {
-            let added = self.driver.poller.add(fd, token, false);
+            let added = self.driver.poller.add_signals(fd, token);
             added.map_err(ProposerError::system("can't watch an eventfd"))?;
         }
         commit_lsn.store(self.driver.commit_lsn().0, Ordering::Release);
@@ -280,7 +280,11 @@ impl Leader {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("proposer".into())
-                .spawn(move || follow(&mut self.driver, &mut source, &wake, &shared))
+                .spawn(move || {
+                    // Watched as long as it is open.
+                    let _wake = wake;
+                    follow(&mut self.driver, &mut source, &shared)
+                })
                 .map_err(ProposerError::system("can't start a thread"))?
         };
         Ok(Proposing { shared, thread: Some(thread) })
@@ -345,7 +349,6 @@ impl Drop for Proposing {
 fn follow(
     driver: &mut Driver,
     source: &mut impl WalSource,
-    wake: &OwnedFd,
     shared: &Shared,
 ) -> Result<(), ProposerError> {
     let mut reported = driver.commit_lsn();
@@ -366,10 +369,6 @@ fn follow(
         // Timers bound the wait.
         let wait = if more { Duration::ZERO } else { Duration::from_secs(1) };
         driver.turn(Some(source), wait)?;
-        if std::mem::take(&mut driver.woken) {
-            // Only resets the counter: whether there is WAL, the source knows.
-            let _ = rustix::io::read(wake, &mut [0u8; 8]);
-        }
         if let Some(term) = driver.fenced() {
             source.on_fenced(term);
             return Err(ProposerError::Fenced(term));

@@ -21,7 +21,7 @@ pub struct Ready {
     pub writable: bool,
 }
 
-/// An epoll instance, level-triggered.
+/// An epoll instance, level-triggered but for [`Poller::add_signals`].
 #[derive(Debug)]
 pub struct Poller {
     epoll: OwnedFd,
@@ -44,6 +44,12 @@ impl Poller {
     /// Watches a descriptor; closing it ends that.
     pub fn add(&self, fd: impl AsFd, token: u64, writable: bool) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags(writable))?)
+    }
+
+    /// Watches an eventfd that nobody reads: each write to it is reported once.
+    pub fn add_signals(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
     }
 
     /// Changes whether room to write is reported.
