@@ -1,6 +1,7 @@
 //! The one-way switch that a failed write or sync throws: the process ends, nothing is retried.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -24,6 +25,8 @@ pub struct Latch(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Set after the reason: every write asks.
+    is_thrown: AtomicBool,
     reason: Mutex<Option<String>>,
     thrown: Notify,
 }
@@ -32,12 +35,16 @@ impl Latch {
     /// Throws it; the first reason stays.
     pub fn throw(&self, reason: &str) {
         self.0.reason.lock().get_or_insert_with(|| reason.to_owned());
+        self.0.is_thrown.store(true, Ordering::Release);
         self.0.thrown.notify_waiters();
         self.0.thrown.notify_one();
     }
 
     /// Why it was thrown, if it was.
     pub fn reason(&self) -> Option<String> {
+        if !self.0.is_thrown.load(Ordering::Acquire) {
+            return None;
+        }
         self.0.reason.lock().clone()
     }
 

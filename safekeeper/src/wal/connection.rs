@@ -41,14 +41,9 @@ impl Connection {
     /// Serves until the other side leaves, or does something that can't be served.
     pub fn run(mut self) -> anyhow::Result<()> {
         let mut input = FrameBuffer::new(RECEIVE_BUFFER);
-        // Since when a message is on its way.
-        let mut begun = Instant::now();
-        let mut begins = true;
+        // Since when a message is on its way; most come whole, and nobody looks at a clock.
+        let mut begun: Option<Instant> = None;
         while input.fill(&mut &self.socket.stream)? {
-            if begins {
-                begun = Instant::now();
-            }
-            begins = false;
             while let Some(kind) = input.kind() {
                 let served = match is_appending(kind) {
                     true => self.serve_appends(&mut input)?,
@@ -57,10 +52,11 @@ impl Connection {
                 if !served {
                     break;
                 }
-                begins = true;
+                begun = None;
             }
-            begins |= input.kind().is_none();
-            if !begins && begun.elapsed() > self.limits.message {
+            if input.kind().is_none() {
+                begun = None;
+            } else if begun.get_or_insert_with(Instant::now).elapsed() > self.limits.message {
                 anyhow::bail!("a message did not come whole within {:?}", self.limits.message);
             }
             if self.timeline.is_some() {
