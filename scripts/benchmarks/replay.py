@@ -145,11 +145,16 @@ def ingest(program, root, rounds, transactions, scale, others):
     for name, *recording in recordings(transactions, scale):
         recorded = Recorded(root, name, *recording)
         stock, ours, theirs = [], [], {name: [] for name in others}
-        for _ in range(rounds):
+        for number in range(rounds):
             stock.append(recorded.stock_replay())
-            ours.append(recorded.ours(program, "ingest")[0])
+            # Who comes first is not always the same: it finds another disk.
+            turns = [lambda: ours.append(recorded.ours(program, "ingest")[0])]
             for other, path in others.items():
-                theirs[other].append(recorded.ours(path, "ingest")[0]["seconds"])
+                turns.append(
+                    lambda other=other, path=path: theirs[other].append(recorded.ours(path, "ingest")[0]["seconds"])
+                )
+            for turn in turns[:: 1 if number % 2 else -1]:
+                turn()
         seconds = statistics.median(one["seconds"] for one in ours)
         decode = recorded.ours(program, "decode")[0]["seconds"]
         rows = [("pgstrata ingest", seconds), ("  decode", decode)]
