@@ -5,6 +5,8 @@ from pathlib import Path
 from .common import BIN, STARTED, Server, as_user, directory_for_postgres, initdb, run, sql
 
 STOCK, QUORUM, OURS = "stock, local fsync", "stock, ANY 2 of 3", "pgstrata"
+# A system with this behind its name is another's twin: what they do counts as one's.
+AGAIN = " again"
 
 
 class Stock:
@@ -81,13 +83,16 @@ def pgbench(uri, clients, seconds, script):
 
 
 def start_all(root, programs, scale, others):
-    """All systems, loaded. `others` are directories of other programs of ours, by name."""
+    """All systems, loaded. `others` are directories of other programs of ours, by name: to compare, each of ours is there
+    twice, in the order A B B A, as two clusters of the same programs differ by some percent."""
     systems = {}
+    ours = {OURS: programs, **others}
+    if others:
+        ours |= {name + AGAIN: path for name, path in reversed(ours.items())}
     for name, make in (
         (STOCK, lambda directory: Stock(directory, False)),
         (QUORUM, lambda directory: Stock(directory, True)),
-        (OURS, lambda directory: Strata(directory, programs)),
-        *((name, lambda directory, path=path: Strata(directory, path)) for name, path in others.items()),
+        *((name, lambda directory, path=path: Strata(directory, path)) for name, path in ours.items()),
     ):
         systems[name] = make(directory_for_postgres(root / re.sub(r"\W+", "-", name)))
         run([BIN / "pgbench", "-i", "-q", "-s", scale, systems[name].uri])
@@ -103,11 +108,11 @@ def commits(systems, root, rounds, seconds):
     print(f"{'workload':<18} {'clients':>7}  {'system':<20} {'TPS':>9} {'latency ms':>11} {'/ (a)':>7} {'/ (b)':>7}")
     for workload, script in workloads.items():
         for clients in (1, 8, 32):
-            results = {name: [] for name in systems}
+            results = {name.removesuffix(AGAIN): [] for name in systems}
             for _ in range(rounds):
                 # In no fixed order: what runs after what was seen to be worth some percent.
                 for name, system in random.sample(list(systems.items()), len(systems)):
-                    results[name].append(pgbench(system.uri, clients, seconds, script))
+                    results[name.removesuffix(AGAIN)].append(pgbench(system.uri, clients, seconds, script))
             median = {n: tuple(statistics.median(r[i] for r in rs) for i in (0, 1)) for n, rs in results.items()}
             a, b = median[STOCK][0], median[QUORUM][0]
             for name, (tps, latency) in median.items():
