@@ -30,9 +30,10 @@ pub struct Tokens {
     /// that was killed in between is not taken for another's.
     #[serde(default)]
     pending: Vec<String>,
-    /// This directory is a copy, or may be: its safekeepers must not take its original's for their peers.
+    /// Safekeepers that are started must not believe what they remember of where the others are: nothing ran, and in
+    /// their places may be those of a copy of this directory, or of its original.
     #[serde(default)]
-    pub is_copy: bool,
+    pub forgets_peers: bool,
     /// Another directory wrote the store after this one did, and this one took it over: what is in the store and what
     /// the safekeepers have need not be one history.
     #[serde(default)]
@@ -95,19 +96,15 @@ fn explain(found: &Found, refusal: Refusal, cluster: &Cluster) -> anyhow::Error 
     anyhow::anyhow!("{error}: {advice}")
 }
 
-/// What this directory is to the claim that was found.
-struct Standing {
-    is_copy: bool,
-    has_parted: bool,
-}
-
+/// Refuses a store that is another's, unless it is taken over. Returns whether what is in it and what this directory has
+/// may be two histories then.
 fn stand(
     cluster: &Cluster,
     store: &Store,
     found: &Found,
     store_inode: Option<u64>,
     take_over: bool,
-) -> Result<Standing> {
+) -> Result<bool> {
     let known = cluster.claim.known();
     let Some(claim) = found.claim() else {
         if cluster.state.founded {
@@ -117,18 +114,17 @@ fn stand(
         // none's any more is no other's either if we say so.
         let had_one = cluster.claim.token.is_some();
         ensure!(!had_one || take_over, explain(found, Refusal::Another, cluster));
-        return Ok(Standing { is_copy: cluster.state.founded, has_parted: false });
+        return Ok(false);
     };
     // A copy of a store has a copy of the claim, and is whoever's it was copied with.
     if !claim.is_of(store_inode) {
-        return Ok(Standing { is_copy: true, has_parted: false });
+        return Ok(false);
     }
     match claim.check(&known, &place::here(&cluster.dir)?) {
-        Ok(()) => Ok(Standing { is_copy: false, has_parted: false }),
+        Ok(()) => Ok(false),
         Err(refusal) if take_over => {
             // A new cluster has nothing that could be part of another history.
-            let has_parted = refusal == Refusal::Another && cluster.state.founded;
-            Ok(Standing { is_copy: true, has_parted })
+            Ok(refusal == Refusal::Another && cluster.state.founded)
         }
         Err(refusal) => Err(explain(found, refusal, cluster)),
     }
@@ -149,7 +145,8 @@ fn refuse_empty_store(cluster: &Cluster, store: &Store) -> Result<()> {
 
 /// Makes the store this directory's, unless it is another's. While something of the cluster runs, it was done before.
 pub fn take(cluster: &mut Cluster, take_over: bool) -> Result<()> {
-    if place::anything_runs(cluster) {
+    let rests = !place::anything_runs(cluster);
+    if !rests {
         ensure!(
             !take_over,
             "--take-over is for a cluster of which nothing runs: 'pgstrata --dir {} down' first",
@@ -168,11 +165,11 @@ pub fn take(cluster: &mut Cluster, take_over: bool) -> Result<()> {
     };
     for _ in 0..ATTEMPTS {
         let found = http::block_on(async { Ok(Found::read(&store).await?) })?;
-        let standing = stand(cluster, &store, &found, store_inode, take_over)?;
+        let has_parted = stand(cluster, &store, &found, store_inode, take_over)?;
         let token = format!("{:032x}", rand::random::<u128>());
         let tokens = &mut cluster.claim;
-        tokens.is_copy |= standing.is_copy;
-        tokens.has_parted |= standing.has_parted;
+        tokens.forgets_peers |= rests;
+        tokens.has_parted |= has_parted;
         tokens.pending.push(token.clone());
         let surplus = tokens.pending.len().saturating_sub(MOST_PENDING);
         tokens.pending.drain(..surplus);
@@ -193,11 +190,11 @@ pub fn take(cluster: &mut Cluster, take_over: bool) -> Result<()> {
 /// Remembers that the services were started with what [`take`] found.
 pub fn settle(cluster: &mut Cluster, all_safekeepers: bool) -> Result<()> {
     let tokens = &mut cluster.claim;
-    let is_copy = tokens.is_copy && !all_safekeepers;
-    if (tokens.is_copy, tokens.has_parted) == (is_copy, false) {
+    let forgets_peers = tokens.forgets_peers && !all_safekeepers;
+    if (tokens.forgets_peers, tokens.has_parted) == (forgets_peers, false) {
         return Ok(());
     }
-    tokens.is_copy = is_copy;
+    tokens.forgets_peers = forgets_peers;
     tokens.has_parted = false;
     tokens.save(&cluster.dir)
 }

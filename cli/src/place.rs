@@ -3,15 +3,19 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use pgstrata_blob::{Location, claim};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, STATE_FILE, STATE_LIMIT, free_ports};
+use crate::cluster::{Cluster, STATE_FILE, STATE_LIMIT, State, free_ports};
 use crate::files;
 use crate::process::Process;
+
+/// How long a killed process may write what it is about to write.
+const DYING_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A cluster's directory, as it was when the cluster was last started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,6 +49,8 @@ pub fn here(dir: &Path) -> Result<claim::Place> {
 /// What became of a directory.
 enum Place {
     Same,
+    /// Another directory is where it was: a copy, perhaps, or what was put back.
+    Replaced,
     Moved,
     /// It is another directory, and none is where it was: a copy too, perhaps, of one that was moved since.
     Another,
@@ -65,9 +71,9 @@ fn holds(dir: &Path, tenant: &str) -> bool {
 fn place(cluster: &Cluster) -> Result<Place> {
     let Some(home) = &cluster.state.home else { return Ok(Place::Same) };
     let here = Home::of(&cluster.dir)?;
-    // A file system's device number may be another one after the machine started again.
     if here.path == home.path {
-        return Ok(Place::Same);
+        // A file system's device number may be another one after the machine started again.
+        return Ok(if here.inode == home.inode { Place::Same } else { Place::Replaced });
     }
     if (here.device, here.inode) == (home.device, home.inode) {
         return Ok(Place::Moved);
@@ -163,7 +169,15 @@ pub fn check(cluster: &Cluster) -> Result<()> {
 /// not take them over.
 pub fn settle(cluster: &mut Cluster, take_over: bool) -> Result<()> {
     match place(cluster)? {
-        Place::Same | Place::Another => refuse_running_elsewhere(cluster)?,
+        Place::Same => refuse_running_elsewhere(cluster)?,
+        Place::Replaced | Place::Another => {
+            refuse_running_elsewhere(cluster)?;
+            // Its original may run somewhere, or start again: they must not meet on a port that both remember. Clients
+            // know those of computes, which are only taken if they are free.
+            if !anything_runs(cluster) {
+                renew(service_ports(&mut cluster.state))?;
+            }
+        }
         Place::Moved => ensure!(
             !anything_runs(cluster),
             "the cluster in {} was moved while it ran: run 'pgstrata down' first",
@@ -185,6 +199,15 @@ pub fn anything_runs(cluster: &Cluster) -> bool {
     processes(cluster).any(|process| process.pid().is_some())
 }
 
+/// Waits for what was killed and is not gone yet: it would be taken for what runs, and nobody would start it. One that
+/// never ends is left to be found silent.
+pub fn wait_for_dying(cluster: &Cluster) {
+    let deadline = Instant::now() + DYING_PATIENCE;
+    while processes(cluster).any(|process| process.is_dying()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn processes(cluster: &Cluster) -> impl Iterator<Item = Process> {
     let state = &cluster.state;
     let safekeepers = state.safekeepers.iter().map(|place| format!("safekeeper-{}", place.id));
@@ -204,18 +227,29 @@ fn part_from_original(cluster: &mut Cluster) -> Result<()> {
         _ => {}
     }
     let state = &mut cluster.state;
-    let mut ports = vec![&mut state.broker];
+    state.copy = Some(format!("{:08x}", rand::random::<u32>()));
+    let computes = state.computes.values_mut();
+    let mut ports: Vec<_> = computes.flat_map(|place| [&mut place.port, &mut place.http]).collect();
+    ports.extend(state.ports.values_mut());
+    renew(ports)?;
+    renew(service_ports(state))
+}
+
+/// Ports by which the services of a cluster find each other.
+fn service_ports(state: &mut State) -> Vec<&mut u16> {
     let (http, pages, pg) = &mut state.pageserver;
-    ports.extend([http, pages, pg]);
+    let mut ports = vec![&mut state.broker, http, pages, pg];
     for place in &mut state.safekeepers {
         ports.extend([&mut place.wal, &mut place.pg, &mut place.http]);
     }
-    for place in state.computes.values_mut() {
-        ports.extend([&mut place.port, &mut place.http]);
-    }
-    ports.extend(state.ports.values_mut());
-    let fresh = free_ports(ports.len())?;
+    ports
+}
+
+/// Chooses other ports, none of which was among them: one that is free now may be that of a service of the original that
+/// is down.
+fn renew(ports: Vec<&mut u16>) -> Result<()> {
+    let mut fresh = free_ports(2 * ports.len())?;
+    fresh.retain(|fresh| ports.iter().all(|port| **port != *fresh));
     ports.into_iter().zip(fresh).for_each(|(port, fresh)| *port = fresh);
-    state.copy = Some(format!("{:08x}", rand::random::<u32>()));
     Ok(())
 }

@@ -49,6 +49,23 @@ fn start_time(pid: u32) -> Option<u64> {
     fields.get(19)?.parse().ok()
 }
 
+/// Whether a process was killed, or is ending, and is still there: while it waits for a disk, or gives memory back.
+fn is_dying(pid: u32) -> bool {
+    const EXITING: u32 = 4; // PF_EXITING in linux/sched.h
+    const KILLED: u64 = 1 << (Signal::SIGKILL as u32 - 1);
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
+    let fields: Vec<_> = fields.collect();
+    let flags = fields.get(6).and_then(|flags| flags.parse::<u32>().ok()).unwrap_or_default();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = status.lines().any(|line| {
+        let signals = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"));
+        let signals = signals.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        signals.is_some_and(|mask| mask & KILLED != 0)
+    });
+    pending || flags & EXITING != 0 || matches!(fields.first(), Some(&("Z" | "X")))
+}
+
 /// What a process is noted with.
 struct Note {
     pid: u32,
@@ -175,6 +192,11 @@ impl Process {
     /// Whether a process is noted here and runs that is another directory's.
     pub fn is_anothers(&self) -> bool {
         self.living().is_some_and(|note| !self.is_of_this_directory(&note))
+    }
+
+    /// Whether it was killed, or ends by itself, and is not gone yet.
+    pub fn is_dying(&self) -> bool {
+        self.pid().is_some_and(is_dying)
     }
 
     /// What is noted, if it runs.
@@ -342,6 +364,17 @@ mod tests {
         ] {
             assert_eq!(inherits(name, uses_store, is_roots), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn what_was_killed_and_is_not_gone_is_dying() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        assert!(!is_dying(child.id()) && !is_dying(std::process::id()));
+        child.kill().unwrap();
+        // Nobody has waited for it, so it is still there, however far its end has come.
+        assert!(is_dying(child.id()));
+        child.wait().unwrap();
+        assert!(!is_dying(child.id()));
     }
 
     #[test]

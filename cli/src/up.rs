@@ -189,6 +189,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     let _lock = Lock::take(dir)?;
     let (mut cluster, fresh) = match Cluster::find(dir)? {
         Some(mut cluster) => {
+            place::wait_for_dying(&cluster);
             place::settle(&mut cluster, arguments.take_over)?;
             locks::refuse_running_elsewhere(&cluster)?;
             check_unchanged(&cluster, arguments)?;
@@ -466,7 +467,7 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
             .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
             .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)]);
         store_options(cluster, &mut command);
-        command.args(cluster.claim.is_copy.then_some("--forget-peers"));
+        command.args(cluster.claim.forgets_peers.then_some("--forget-peers"));
         process.start(&mut command)?;
         started.push((at, process));
     }

@@ -398,10 +398,7 @@ fn a_copy_takes_nothing_from_its_original() {
     };
     write(&own, "c");
     for name in ["safekeeper-1", "safekeeper-2", "safekeeper-3", "pageserver", "compute-main"] {
-        let note = std::fs::read_to_string(copied.0.join(format!("run/{name}.pid"))).unwrap();
-        let pid = note.split_whitespace().next().unwrap().parse().unwrap();
-        pgstrata_tests::signal(pid, rustix::process::Signal::KILL);
-        pgstrata_tests::wait_gone(pid);
+        kill(&copied.0, name);
     }
     let uri = cluster.up();
     write(&uri, "o");
@@ -415,6 +412,59 @@ fn a_copy_takes_nothing_from_its_original() {
         assert_eq!(found.get::<_, &str>(0), letter);
         assert_eq!(count(uri), rows);
     }
+}
+
+fn kill(dir: &Path, name: &str) {
+    let note = std::fs::read_to_string(dir.join(format!("run/{name}.pid"))).unwrap();
+    let pid = note.split_whitespace().next().unwrap().parse().unwrap();
+    pgstrata_tests::signal(pid, rustix::process::Signal::KILL);
+    pgstrata_tests::wait_gone(pid);
+}
+
+fn up_on_a_port(dir: &Path) -> String {
+    cli(dir, &["up", "--port", &pgstrata_tests::free_port().to_string()])
+}
+
+/// The copy is where the original was, and runs when the original starts where it is now.
+#[test]
+fn an_original_takes_nothing_from_a_copy_in_its_place() {
+    let cluster = filled(&[]);
+    cluster.cli(&["down"]);
+    let moved = beside(&cluster, "moved");
+    std::fs::rename(cluster.dir(), &moved.0).unwrap();
+    copy(&moved.0, &cluster.dir());
+    let own = cluster.up();
+    connect(&own).batch_execute("insert into t select generate_series(1, 12000)").unwrap();
+    let uri = up_on_a_port(&moved.0);
+    // Time for services of which no compute knows yet to ask others.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((count(&uri), count(&own)), (1, 12001));
+    connect(&uri).batch_execute("insert into t values (2)").unwrap();
+    connect(&own).batch_execute("insert into t values (2)").unwrap();
+    assert_eq!((count(&uri), count(&own)), (2, 12002));
+}
+
+/// Nothing says that it is a copy: its original was moved. Where a service of that is down, its port is free.
+#[test]
+fn a_copy_takes_no_place_of_a_service_that_is_down() {
+    let cluster = filled(&[]);
+    cluster.cli(&["down"]);
+    let (copied, moved) = (beside(&cluster, "copied"), beside(&cluster, "moved"));
+    copy(&cluster.dir(), &copied.0);
+    std::fs::rename(cluster.dir(), &moved.0).unwrap();
+    let uri = cli(&moved.0, &["up"]);
+    let mut client = connect(&uri);
+    client.batch_execute("insert into t select generate_series(1, 99)").unwrap();
+    for name in ["safekeeper-2", "storage-broker"] {
+        kill(&moved.0, name);
+    }
+    let own = up_on_a_port(&copied.0);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(count(&own), 1);
+    // On the same connection: its compute goes on.
+    client.batch_execute("insert into t values (2)").unwrap();
+    assert_eq!(cli(&moved.0, &["up"]), uri);
+    assert_eq!((count(&uri), count(&own)), (101, 1));
 }
 
 /// A snapshot of a disk is put back in its place, which looks as it did; what was committed since is in the store.
