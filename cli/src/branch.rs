@@ -4,114 +4,93 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use pgstrata_ids::Lsn;
-use serde_json::{Map, Value, json};
+use pgstrata_wire::http::pageserver::{Branch, CreateBranch, Deleted, LsnAnswer, Reached};
+use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, FIRST_BRANCH};
 use crate::http::Service;
 use crate::status::Answers;
 use crate::{compute, out, table};
 
+/// All rows of the page server.
+fn rows(cluster: &Cluster) -> Result<Vec<Branch>> {
+    Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])
+}
+
 /// A branch's row, as the page server has it; `None` if there is none.
-pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
-    let rows: Vec<Value> =
-        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
-    let field =
-        |row: &Value, field: &str| row.get(field).and_then(Value::as_str).map(str::to_owned);
-    if let Some(found) = rows.iter().find(|row| field(row, "name").as_deref() == Some(name)) {
+pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Branch>> {
+    let rows = rows(cluster)?;
+    if let Some(found) = rows.iter().find(|row| row.name == name) {
         return Ok(Some(found.clone()));
     }
-    // The page server lists what it can't read, without a version; it may have any name.
-    let unread = |row: &&Value| row.get("pg_version").and_then(Value::as_u64) == Some(0);
-    if let Some(failure) = rows.iter().filter(unread).find_map(|row| field(row, "failure")) {
+    // What could not be read may have any name.
+    if let Some(failure) = rows.into_iter().filter(|row| !row.is_read()).find_map(|row| row.failure)
+    {
         bail!("branch '{name}' is not among those that can be read: {failure}");
     }
     Ok(None)
 }
 
 /// A branch's row.
-pub fn get(cluster: &Cluster, name: &str) -> Result<Value> {
+pub fn get(cluster: &Cluster, name: &str) -> Result<Branch> {
     Service::pageserver(&cluster.pageserver_http()).get("/v1/branch", &[("name", name)])
 }
 
 /// How far a branch is known to be committed: what its compute says, else what safekeepers say.
-pub fn committed(answers: &Answers, name: &str, timeline: &str) -> Option<Lsn> {
-    let parse = |value: &Value| value.as_str()?.parse::<Lsn>().ok();
-    let report = answers.of(&format!("compute-{name}"));
-    let from_compute = report.and_then(|report| parse(report.get("commit_lsn")?));
+pub fn committed(answers: &Answers, row: &Branch) -> Option<Lsn> {
+    let from_compute = answers.compute(&row.name).map(|report| report.commit_lsn);
     if from_compute.is_some_and(Lsn::is_valid) {
         return from_compute;
     }
-    let mut best = None;
-    for said in answers.all() {
-        for entry in said.get("timelines").and_then(Value::as_array).into_iter().flatten() {
-            let id = entry.get("timeline_id").or_else(|| entry.get("timeline"));
-            if id.and_then(Value::as_str) == Some(timeline)
-                && let Some(lsn) = entry.get("commit_lsn").and_then(parse)
-            {
-                best = best.max(Some(lsn));
-            }
-        }
-    }
-    best
+    let timelines = answers.safekeepers().flat_map(|said| &said.timelines);
+    let its = timelines.filter(|timeline| timeline.timeline_id == row.timeline_id);
+    its.map(|timeline| timeline.commit_lsn).max()
 }
 
 /// The same, of a branch by its name.
 pub fn committed_now(cluster: &Cluster, name: &str) -> Result<Option<Lsn>> {
-    let row = get(cluster, name)?;
-    let timeline = row.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
-    Ok(committed(&Answers::ask(cluster), name, timeline))
+    Ok(committed(&Answers::ask(cluster), &get(cluster, name)?))
 }
 
-/// Fields of a row that say what is wrong with a branch that is served all the same.
-const TROUBLES: &[&str] = &[
-    "upload_failure",
-    "compaction_failure",
-    "unreadable_pages",
-    "unreadable_page",
-    "bad_safekeepers",
-];
-
 /// What is wrong with a branch that is served, a line each.
-pub fn troubles(row: &Value) -> Vec<String> {
-    let text = |name: &str| row.get(name).and_then(Value::as_str);
+pub fn troubles(row: &Branch) -> Vec<String> {
     let mut lines = Vec::new();
-    lines.extend(text("upload_failure").map(|why| format!("uploads fail: {why}")));
-    lines.extend(text("compaction_failure").map(|why| format!("compaction fails: {why}")));
-    let pages = row.get("unreadable_pages").and_then(Value::as_u64).unwrap_or_default();
-    if pages > 0 {
-        let one = text("unreadable_page").unwrap_or_default();
-        lines.push(format!("{pages} pages can't be made, one of them: {one}"));
+    lines.extend(row.upload_failure.iter().map(|why| format!("uploads fail: {why}")));
+    lines.extend(row.compaction_failure.iter().map(|why| format!("compaction fails: {why}")));
+    if row.unreadable_pages > 0 {
+        let one = row.unreadable_page.as_deref().unwrap_or_default();
+        lines.push(format!("{} pages can't be made, one of them: {one}", row.unreadable_pages));
     }
-    let bad = row.get("bad_safekeepers").and_then(Value::as_object);
-    for (address, what) in bad.into_iter().flatten() {
-        let what = what.as_str().unwrap_or_default();
-        lines.push(format!("safekeeper {address}: {what}"));
-    }
+    let bad = row.bad_safekeepers.iter();
+    lines.extend(bad.map(|(address, what)| format!("safekeeper {address}: {what}")));
     lines
 }
 
-fn listed(answers: &Answers, row: &Value) -> Value {
-    let field = |name: &str| row.get(name).cloned().unwrap_or(Value::Null);
-    let text = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let last: Option<Lsn> = text("last_record_lsn").parse().ok();
-    let commit = committed(answers, &text("name"), &text("timeline_id")).max(last);
-    let mut listed = Map::new();
-    for name in ["name", "timeline_id", "tenant_id", "ancestor", "ancestor_lsn", "last_record_lsn"]
-    {
-        listed.insert(name.into(), field(name));
-    }
-    listed.insert("commit_lsn".into(), json!(commit.map(|lsn| lsn.to_string())));
-    for name in ["remote_lsn", "logical_size", "created", "pg_version", "failure"] {
-        listed.insert(name.into(), field(name));
-    }
-    for name in TROUBLES {
-        listed.insert((*name).into(), field(name));
-    }
-    Value::Object(listed)
+fn listed(answers: &Answers, row: &Branch) -> Value {
+    let text = |lsn: Option<Lsn>| lsn.map(|lsn| lsn.to_string());
+    json!({
+        "name": row.name,
+        "timeline_id": row.timeline_id.to_string(),
+        "tenant_id": row.tenant_id.to_string(),
+        "ancestor": row.ancestor,
+        "ancestor_lsn": text(row.ancestor_lsn),
+        "last_record_lsn": row.last_record_lsn.to_string(),
+        "commit_lsn": text(committed(answers, row).max(Some(row.last_record_lsn))),
+        "remote_lsn": row.remote_lsn.to_string(),
+        "logical_size": row.logical_size,
+        "created": row.created,
+        "pg_version": row.pg_version,
+        "failure": row.failure,
+        "upload_failure": row.upload_failure,
+        "compaction_failure": row.compaction_failure,
+        "unreadable_pages": row.unreadable_pages,
+        "unreadable_page": row.unreadable_page,
+        "bad_safekeepers": row.bad_safekeepers,
+    })
 }
 
 /// Every branch, as the page server has them, asked with a deadline if there is one.
-pub fn rows_of_pageserver(cluster: &Cluster, timeout: Option<Duration>) -> Result<Vec<Value>> {
+pub fn rows_of_pageserver(cluster: &Cluster, timeout: Option<Duration>) -> Result<Vec<Branch>> {
     let address = cluster.pageserver_http();
     let mut service = Service::pageserver(&address);
     service.timeout = timeout.unwrap_or(service.timeout);
@@ -119,7 +98,7 @@ pub fn rows_of_pageserver(cluster: &Cluster, timeout: Option<Duration>) -> Resul
 }
 
 /// Rows of branches, as listings show them.
-pub fn listed_all(rows: &[Value], answers: &Answers) -> Vec<Value> {
+pub fn listed_all(rows: &[Branch], answers: &Answers) -> Vec<Value> {
     rows.iter().map(|row| listed(answers, row)).collect()
 }
 
@@ -174,20 +153,19 @@ fn create_request(
     from: &str,
     at: Option<&At>,
     replace: bool,
-) -> Result<Value> {
+) -> Result<Branch> {
     let source = get(cluster, from)?;
-    let timeline = source.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
-    let mut request = json!({ "name": name, "from": from, "replace": replace });
+    let mut request =
+        CreateBranch { name: name.into(), from: from.into(), replace, ..Default::default() };
     // "Now" includes everything that a client was told is committed; and what was committed by
     // the time asked for must have arrived before the answer can be trusted.
-    let committed = || committed(&Answers::ask(cluster), from, timeline).map(|lsn| lsn.to_string());
     match at {
-        Some(At::Lsn(lsn)) => request["lsn"] = json!(lsn.to_string()),
-        Some(At::Time(time)) => {
-            request["time"] = json!(time);
-            request["at_least"] = json!(committed());
-        }
-        None => request["at_least"] = json!(committed()),
+        Some(At::Lsn(lsn)) => request.lsn = Some(*lsn),
+        Some(At::Time(time)) => request.time = Some(time.clone()),
+        None => {}
+    }
+    if request.lsn.is_none() {
+        request.at_least = committed(&Answers::ask(cluster), &source);
     }
     Service::patient_pageserver(&cluster.pageserver_http())?.post_json("/v1/branches", &request)
 }
@@ -205,26 +183,22 @@ pub fn create(
         // What a deletion left that was killed: a new branch must not find another one's settings.
         cluster.remove_compute_directory(name)?;
     }
-    let request = create_request(cluster, name, from, at, false)?;
-    let row = listed(&Answers::ask(cluster), &request);
+    let row = create_request(cluster, name, from, at, false)?;
     match as_json {
-        true => out::line(&row.to_string()),
-        false => out::line(&format!(
-            "{name} (from {from} at {})",
-            row.get("ancestor_lsn").and_then(Value::as_str).unwrap_or_default()
-        )),
+        true => out::line(&listed(&Answers::ask(cluster), &row).to_string()),
+        false => {
+            let at = row.ancestor_lsn.unwrap_or(row.start_lsn);
+            out::line(&format!("{name} (from {from} at {at})"))
+        }
     }
 }
 
 /// The branch that takes the primary's place where that is gone. It was renamed by an earlier version, or by a command
 /// that was killed before it could remember that.
 pub fn next_primary(cluster: &Cluster) -> Result<String> {
-    let rows: Vec<Value> =
-        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
-    let text = |row: &Value, field: &str| row.get(field)?.as_str().map(str::to_owned);
-    let ours = |row: &&Value| text(row, "tenant_id").as_ref() == Some(&cluster.state.tenant);
-    let ours: Vec<_> = rows.iter().filter(ours).collect();
-    let names: Vec<_> = ours.iter().filter_map(|row| text(row, "name")).collect();
+    let mut ours = rows(cluster)?;
+    ours.retain(|row| row.tenant_id.to_string() == cluster.state.tenant);
+    let names: Vec<_> = ours.iter().map(|row| row.name.clone()).collect();
     let primary = &cluster.state.primary;
     if names.is_empty() {
         bail!(
@@ -237,9 +211,9 @@ pub fn next_primary(cluster: &Cluster) -> Result<String> {
         return Ok(FIRST_BRANCH.to_owned());
     }
     // A new cluster begins with one branch, from which all others come.
-    let roots = ours.iter().filter(|row| text(row, "ancestor").is_none());
-    match roots.filter_map(|row| text(row, "name")).collect::<Vec<_>>().as_slice() {
-        [root] => Ok(root.clone()),
+    let roots: Vec<_> = ours.iter().filter(|row| row.ancestor.is_none()).collect();
+    match roots.as_slice() {
+        [root] => Ok(root.name.clone()),
         _ => bail!(
             "there is no branch '{primary}' any more, which 'up' starts: rename one of {} to \
              '{FIRST_BRANCH}'",
@@ -250,9 +224,8 @@ pub fn next_primary(cluster: &Cluster) -> Result<String> {
 
 /// Refuses to delete what `up` could not do without. Returns the primary branch of what is left.
 fn primary_without(cluster: &Cluster, name: &str) -> Result<String> {
-    let rows: Vec<Value> =
-        Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])?;
-    let names = rows.iter().filter_map(|row| row.get("name").and_then(Value::as_str));
+    let rows = rows(cluster)?;
+    let names = rows.iter().map(|row| row.name.as_str());
     let others: Vec<_> = names.filter(|other| *other != name).collect();
     if others.is_empty() {
         bail!(
@@ -284,7 +257,7 @@ fn refuse_with_compute(cluster: &Cluster, name: &str) -> Result<()> {
 
 fn send_delete(cluster: &Cluster, name: &str) -> Result<()> {
     Service::patient_pageserver(&cluster.pageserver_http())?
-        .delete::<Value>("/v1/branch", &[("name", name)])
+        .delete::<Deleted>("/v1/branch", &[("name", name)])
         .map(drop)
 }
 
@@ -306,8 +279,8 @@ pub fn delete(cluster: &mut Cluster, name: &str) -> Result<()> {
 pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
     let row = get(cluster, name)?;
     let ancestor = row
-        .get("ancestor")
-        .and_then(Value::as_str)
+        .ancestor
+        .as_deref()
         .with_context(|| format!("branch '{name}' has no ancestor to be reset to"))?;
     refuse_with_compute(cluster, name)?;
     create_request(cluster, name, ancestor, at, true).map(drop)
@@ -315,7 +288,7 @@ pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
 
 fn send_rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {
     Service::patient_pageserver(&cluster.pageserver_http())?
-        .post::<Value>("/v1/branch/rename", &[("name", old), ("to", new)], &[])
+        .post::<Branch>("/v1/branch/rename", &[("name", old), ("to", new)], &[])
         .map(drop)
 }
 
@@ -344,27 +317,25 @@ fn wait_for_committed(cluster: &Cluster, branch: &str) -> Result<Option<Lsn>> {
     if let Some(lsn) = committed {
         let lsn = lsn.to_string();
         Service::patient_pageserver(&cluster.pageserver_http())?
-            .get::<Value>("/v1/branch/wait", &[("name", branch), ("lsn", &lsn)])?;
+            .get::<Reached>("/v1/branch/wait", &[("name", branch), ("lsn", &lsn)])?;
     }
     Ok(committed)
 }
 
 /// The page server's answer to what a branch's LSN was at a time, or is.
-fn lsn_at(cluster: &Cluster, branch: &str, time: Option<&str>) -> Result<Value> {
+fn lsn_at(cluster: &Cluster, branch: &str, time: Option<&str>) -> Result<LsnAnswer> {
     let mut query = vec![("name", branch)];
     query.extend(time.map(|time| ("time", time)));
     Service::patient_pageserver(&cluster.pageserver_http())?.get("/v1/branch/lsn", &query)
 }
 
 /// The LSN of a moment of a branch.
-pub fn resolve(cluster: &Cluster, branch: &str, at: &At) -> Result<String> {
+pub fn resolve(cluster: &Cluster, branch: &str, at: &At) -> Result<Lsn> {
     match at {
-        At::Lsn(lsn) => Ok(lsn.to_string()),
+        At::Lsn(lsn) => Ok(*lsn),
         At::Time(time) => {
             wait_for_committed(cluster, branch)?;
-            let answer = lsn_at(cluster, branch, Some(time))?;
-            let lsn = answer.get("lsn").and_then(Value::as_str);
-            Ok(lsn.context("the page server's answer has no LSN")?.to_owned())
+            Ok(lsn_at(cluster, branch, Some(time))?.lsn)
         }
     }
 }
@@ -381,11 +352,11 @@ pub fn lsn(cluster: &Cluster, branch: &str, at: Option<&At>, as_json: bool) -> R
     if at.is_none()
         && let Some(lsn) = committed
     {
-        answer["lsn"] = json!(lsn.to_string());
+        answer.lsn = lsn;
     }
     match as_json {
-        true => out::line(&answer.to_string()),
-        false => out::line(answer.get("lsn").and_then(Value::as_str).unwrap_or_default()),
+        true => out::line(&serde_json::to_string(&answer)?),
+        false => out::line(&answer.lsn.to_string()),
     }
 }
 

@@ -3,8 +3,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal;
+use pgstrata_wire::http::compute::{Report, State};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, ComputePlace, free_ports, is_free};
@@ -28,10 +29,10 @@ pub fn process(cluster: &Cluster, branch: &str) -> Process {
 }
 
 /// What a running compute says about itself.
-pub fn report(cluster: &Cluster, branch: &str) -> Option<Value> {
+pub fn report(cluster: &Cluster, branch: &str) -> Option<Report> {
     let place = cluster.state.computes.get(branch)?;
     process(cluster, branch).pid()?;
-    http::try_get(&format!("127.0.0.1:{}", place.http), "/v1/status", Duration::from_secs(2))
+    http::try_get(&format!("127.0.0.1:{}", place.http), status::STATUS, Duration::from_secs(2))
 }
 
 /// Whether a port is free, or soon will be: a server whose shim was killed is about to end.
@@ -127,19 +128,15 @@ pub fn ensure(
     name: &str,
     port: Option<u16>,
     read_only_at: Option<String>,
-) -> Result<Value> {
+) -> Result<Report> {
     let process = process(cluster, name);
     if process.pid().is_some() {
         return wait_running(cluster, name, &process);
     }
     let row = branch::get(cluster, name)?;
-    let text = |field: &str| -> Result<String> {
-        let value = row.get(field).with_context(|| format!("the branch has no {field}"))?;
-        Ok(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-    };
-    let version = text("pg_version")?;
+    let version = row.pg_version;
     if let Some(major) = cluster.state.pg_major
-        && version != major.to_string()
+        && version != major
     {
         // Found by postgres itself only after the branch's running compute was fenced.
         bail!(
@@ -177,19 +174,19 @@ pub fn ensure(
         .args(["--port", &place.port.to_string()])
         .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
         .args(["--branch", name])
-        .args(["--tenant", &text("tenant_id")?])
-        .args(["--timeline", &text("timeline_id")?])
-        .args(["--system-id", &text("system_id")?])
-        .args(["--pg-version", &text("pg_version")?])
-        .args(["--segment-size", &text("segment_size")?])
-        .args(["--start-lsn", &text("start_lsn")?])
-        .args(["--start-prev", &text("start_prev")?])
+        .args(["--tenant", &row.tenant_id.to_string()])
+        .args(["--timeline", &row.timeline_id.to_string()])
+        .args(["--system-id", &row.system_id.to_string()])
+        .args(["--pg-version", &row.pg_version.to_string()])
+        .args(["--segment-size", &row.segment_size.to_string()])
+        .args(["--start-lsn", &row.start_lsn.to_string()])
+        .args(["--start-prev", &row.start_prev.to_string()])
         .args(["--safekeepers", &safekeepers.join(",")])
         .args(["--pageserver", &format!("127.0.0.1:{pages}")])
         .args(["--pageserver-http", &format!("127.0.0.1:{pageserver_http}")])
         .current_dir("/");
-    if let Some(ancestor) = row.get("ancestor_timeline_id").and_then(Value::as_str) {
-        command.args(["--ancestor", ancestor]);
+    if let Some(ancestor) = row.ancestor_timeline_id {
+        command.args(["--ancestor", &ancestor.to_string()]);
     }
     if let Some(lsn) = &place.read_only_at {
         command.args(["--read-only-at", lsn]);
@@ -202,12 +199,12 @@ pub fn ensure(
     wait_running(cluster, name, &process)
 }
 
-fn wait_running(cluster: &Cluster, name: &str, process: &Process) -> Result<Value> {
+fn wait_running(cluster: &Cluster, name: &str, process: &Process) -> Result<Report> {
     process.wait_ready(START_PATIENCE)?;
     let deadline = Instant::now() + START_PATIENCE;
     loop {
         if let Some(report) = report(cluster, name)
-            && report.get("state").and_then(Value::as_str) == Some("running")
+            && report.state == State::Running
         {
             return Ok(report);
         }
@@ -218,7 +215,7 @@ fn wait_running(cluster: &Cluster, name: &str, process: &Process) -> Result<Valu
             Instant::now() < deadline,
             "the compute of branch '{name}' did not start in {START_PATIENCE:?}{}; see {}",
             report(cluster, name)
-                .and_then(|report| Some(format!(": {}", report.get("failure")?.as_str()?)))
+                .and_then(|report| Some(format!(": {}", report.failure?)))
                 .unwrap_or_default(),
             process.log().display()
         );
@@ -259,23 +256,21 @@ pub fn start(cluster: &mut Cluster, arguments: &StartArguments) -> Result<()> {
     let read_only_at = match (arguments.read_only, &arguments.at) {
         (false, _) => None,
         (true, Some(at)) => Some(branch::resolve(cluster, name, at)?),
-        (true, None) => {
-            let row = branch::get(cluster, name)?;
-            row.get("last_record_lsn").and_then(Value::as_str).map(str::to_owned)
-        }
+        (true, None) => Some(branch::get(cluster, name)?.last_record_lsn),
     };
+    let read_only_at = read_only_at.map(|lsn| lsn.to_string());
     let report = ensure(cluster, name, arguments.port, read_only_at)?;
     let row = json!({
         "branch": name,
-        "uri": report.get("uri"),
-        "pid": report.get("pid"),
-        "postgres_pid": report.get("postgres_pid"),
-        "data_dir": report.get("data_dir"),
-        "start_ms": report.get("start_ms"),
+        "uri": report.uri,
+        "pid": report.pid,
+        "postgres_pid": report.postgres_pid,
+        "data_dir": report.data_dir,
+        "start_ms": report.start_ms,
     });
     match arguments.json {
         true => out::line(&row.to_string()),
-        false => out::line(report.get("uri").and_then(Value::as_str).unwrap_or_default()),
+        false => out::line(&report.uri),
     }
 }
 
@@ -302,32 +297,31 @@ pub fn rows(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
         .iter()
         .map(|(name, place)| {
             let process = process(cluster, name);
-            let report = answers.of(&format!("compute-{name}"));
-            let from_report = |field: &str| report.and_then(|report| report.get(field));
-            let state = match (process.pid(), from_report("state")) {
-                (None, _) => json!("dead"),
-                (Some(_), Some(state)) => state.clone(),
+            let report = answers.compute(name);
+            let state = match (process.pid(), report) {
+                (None, _) => "dead".to_owned(),
+                (Some(_), Some(report)) => report.state.to_string(),
                 // One that is just being started listens already.
-                (Some(_), None) => json!("silent"),
+                (Some(_), None) => "silent".to_owned(),
             };
             json!({
                 "branch": name,
                 "uri": uri(place.port),
                 "pid": process.pid(),
-                "postgres_pid": from_report("postgres_pid"),
-                "data_dir": from_report("data_dir"),
+                "postgres_pid": report.map(|report| json!(report.postgres_pid)),
+                "data_dir": report.map(|report| json!(report.data_dir)),
                 "state": state,
-                "start_ms": from_report("start_ms"),
-                "steps": from_report("steps"),
-                "commit_lsn": from_report("commit_lsn"),
-                "start_lsn": from_report("start_lsn"),
-                "term": from_report("term"),
+                "start_ms": report.map(|report| json!(report.start_ms)),
+                "steps": report.map(|report| json!(report.steps)),
+                "commit_lsn": report.map(|report| report.commit_lsn.to_string()),
+                "start_lsn": report.map(|report| report.start_lsn.to_string()),
+                "term": report.map(|report| json!(report.term)),
                 "read_only": place.read_only_at.is_some(),
                 "failure": match (process.pid(), report) {
-                    (Some(_), None) => json!(status::no_answer()),
-                    _ => json!(from_report("failure")),
+                    (Some(_), None) => Some(status::no_answer()),
+                    _ => report.and_then(|report| report.failure.clone()),
                 },
-                "warnings": from_report("warnings"),
+                "warnings": report.map(|report| json!(report.warnings)),
             })
         })
         .collect()

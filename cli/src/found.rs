@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Uid, User};
-use serde_json::Value;
+use pgstrata_wire::http::pageserver::Branch;
 
 use crate::cluster::{ensure_user, find_postgres};
 use crate::http::Service;
@@ -37,9 +37,8 @@ pub struct FoundArguments {
 pub fn found(arguments: &FoundArguments) -> Result<()> {
     let pageserver = Service::pageserver(&arguments.pageserver_http);
     let name = &arguments.branch;
-    let rows: Vec<Value> = pageserver.get("/v1/branches", &[])?;
-    let named = |row: &Value| row.get("name").and_then(Value::as_str) == Some(name);
-    if rows.iter().any(named) {
+    let rows: Vec<Branch> = pageserver.get("/v1/branches", &[])?;
+    if rows.iter().any(|row| row.name == *name) {
         return out::line(&format!("branch {name} is there"));
     }
     let pg_bin = find_postgres(arguments.pg_bin.as_deref())?;
@@ -118,7 +117,7 @@ pub fn import(pageserver_http: &str, tenant: &str, name: &str, archive: &[u8]) -
     let timeline = pgstrata_ids::TimelineId(rand::random()).to_string();
     let query = [("tenant", tenant), ("timeline", timeline.as_str()), ("name", name)];
     Service::patient_pageserver(pageserver_http)?
-        .post::<Value>("/v1/import", &query, archive)
+        .post::<Branch>("/v1/import", &query, archive)
         .map(drop)
 }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use pgstrata_wire::http::Failure;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use ureq::{Agent, Body, http::Response};
 
 /// Bytes of an answer, at most.
@@ -77,10 +78,10 @@ impl<'a> Service<'a> {
         let status = response.status();
         let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec()?;
         if !status.is_success() {
-            let text = serde_json::from_slice::<Value>(&body)
-                .ok()
-                .and_then(|value| Some(value.get("error")?.as_str()?.to_owned()))
-                .unwrap_or_else(|| format!("{} answered {status}", self.name));
+            let text = serde_json::from_slice::<Failure>(&body).map_or_else(
+                |_| format!("{} answered {status}", self.name),
+                |failure| failure.error,
+            );
             bail!("{text}");
         }
         Ok(body)
@@ -118,7 +119,7 @@ impl<'a> Service<'a> {
     }
 
     /// POST of JSON, for JSON.
-    pub fn post_json<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T> {
+    pub fn post_json<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         let request = agent(self.timeout).post(self.url(path));
         self.parse(&self.body(request.send_json(body))?)
     }
@@ -130,9 +131,12 @@ impl<'a> Service<'a> {
     }
 }
 
-/// A GET that may fail quickly, for what is only good to know. What is no JSON is a text.
-pub fn try_get(address: &str, path: &str, timeout: Duration) -> Option<Value> {
-    let body = Service { name: "it", address, timeout }.get_bytes(path, &[]).ok()?;
-    let text = |_| Value::String(String::from_utf8_lossy(&body).into_owned());
-    Some(serde_json::from_slice(&body).unwrap_or_else(text))
+/// A GET that may fail quickly, for what is only good to know.
+pub fn try_get<T: DeserializeOwned>(address: &str, path: &str, timeout: Duration) -> Option<T> {
+    Service { name: "it", address, timeout }.get(path, &[]).ok()
+}
+
+/// Whether a service answers at all.
+pub fn is_well(address: &str, timeout: Duration) -> bool {
+    Service { name: "it", address, timeout }.get_bytes("/healthz", &[]).is_ok()
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use pgstrata_ids::Lsn;
+use pgstrata_wire::http::pageserver::Compacted;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
@@ -47,13 +48,12 @@ pub fn run(cluster: &Cluster, verb: &PageVerb) -> Result<()> {
 /// `compact`.
 pub fn compact(cluster: &Cluster, branch: &str) -> Result<()> {
     let address = cluster.pageserver_http();
-    let answer: Value = Service::patient_pageserver(&address)?.post(
+    let answer: Compacted = Service::patient_pageserver(&address)?.post(
         "/v1/branch/compact",
         &[("name", branch)],
         &[],
     )?;
-    let compacted = answer.get("compacted").unwrap_or(&Value::Null);
-    out::line(&format!("{compacted} layers compacted"))
+    out::line(&format!("{} layers compacted", answer.compacted))
 }
 
 /// `layers`.

@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use pgstrata_wire::http::compute::Report;
+use pgstrata_wire::http::pageserver::Branch;
+use pgstrata_wire::http::safekeeper;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
@@ -28,10 +31,40 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Processes that are asked at once, at most.
 const ASKED_AT_ONCE: usize = 64;
 
+/// What a process said.
+enum Said {
+    Safekeeper(safekeeper::Status),
+    Compute(Box<Report>),
+    /// No more than that it is well.
+    Well,
+}
+
+/// How a process is asked.
+#[derive(Clone, Copy)]
+enum Kind {
+    Safekeeper,
+    Compute,
+    Service,
+}
+
+impl Kind {
+    fn ask(self, port: u16) -> Option<Said> {
+        let address = format!("127.0.0.1:{port}");
+        match self {
+            Kind::Safekeeper => http::try_get(&address, STATUS, PATIENCE).map(Said::Safekeeper),
+            Kind::Compute => http::try_get(&address, STATUS, PATIENCE).map(Said::Compute),
+            Kind::Service => http::is_well(&address, PATIENCE).then_some(Said::Well),
+        }
+    }
+}
+
+/// Where safekeepers and computes tell of themselves.
+pub const STATUS: &str = "/v1/status";
+
 /// What the processes of a cluster say of themselves, all asked at the same time.
 #[derive(Default)]
 pub struct Answers {
-    by_process: HashMap<String, Value>,
+    by_process: HashMap<String, Said>,
 }
 
 impl Answers {
@@ -39,27 +72,24 @@ impl Answers {
     pub fn ask(cluster: &Cluster) -> Answers {
         let state = &cluster.state;
         let safekeepers = state.safekeepers.iter();
-        let safekeepers = safekeepers.map(|place| (format!("safekeeper-{}", place.id), place.http));
+        let safekeepers = safekeepers
+            .map(|place| (format!("safekeeper-{}", place.id), place.http, Kind::Safekeeper));
         let computes = state.computes.iter();
-        let computes = computes.map(|(branch, place)| (format!("compute-{branch}"), place.http));
-        let said = |(name, port)| (name, port, "/v1/status");
+        let computes = computes
+            .map(|(branch, place)| (format!("compute-{branch}"), place.http, Kind::Compute));
         let services = [("storage-broker", state.broker), ("pageserver", state.pageserver.0)];
-        let services = services.map(|(name, port)| (name.to_owned(), port, "/healthz"));
+        let services = services.map(|(name, port)| (name.to_owned(), port, Kind::Service));
         let asked: Vec<_> = safekeepers
             .chain(computes)
-            .map(said)
             .chain(services)
             .filter(|(name, ..)| Process::new(&cluster.dir, name).pid().is_some())
             .collect();
         let mut answers = Answers::default();
         for some in asked.chunks(ASKED_AT_ONCE) {
             let said: Vec<_> = std::thread::scope(|scope| {
-                let ask = |port: u16, path: &str| {
-                    http::try_get(&format!("127.0.0.1:{port}"), path, PATIENCE)
-                };
                 let threads: Vec<_> = some
                     .iter()
-                    .map(|(_, port, path)| scope.spawn(move || ask(*port, path)))
+                    .map(|&(_, port, kind)| scope.spawn(move || kind.ask(port)))
                     .collect();
                 threads.into_iter().map(|thread| thread.join().unwrap_or(None)).collect()
             });
@@ -71,14 +101,28 @@ impl Answers {
         answers
     }
 
-    /// What anybody said.
-    pub fn all(&self) -> impl Iterator<Item = &Value> {
-        self.by_process.values()
+    /// What safekeepers said.
+    pub fn safekeepers(&self) -> impl Iterator<Item = &safekeeper::Status> {
+        self.by_process.values().filter_map(|said| match said {
+            Said::Safekeeper(status) => Some(status),
+            _ => None,
+        })
     }
 
-    /// What a process said; `None` if it does not run, or did not answer in time.
-    pub fn of(&self, process: &str) -> Option<&Value> {
-        self.by_process.get(process)
+    /// What a safekeeper said, by its process's name; `None` if it does not run, or did not answer in time.
+    fn safekeeper(&self, process: &str) -> Option<&safekeeper::Status> {
+        match self.by_process.get(process)? {
+            Said::Safekeeper(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// The same of a branch's compute.
+    pub fn compute(&self, branch: &str) -> Option<&Report> {
+        match self.by_process.get(&format!("compute-{branch}"))? {
+            Said::Compute(report) => Some(report),
+            _ => None,
+        }
     }
 }
 
@@ -96,35 +140,28 @@ fn summary(troubles: &[String]) -> Option<String> {
 }
 
 /// Archiving errors of a safekeeper, those of damaged WAL or the others, each with its timeline.
-fn archiving_errors(said: &Value, of_damage: bool) -> Vec<String> {
-    let entries = said.get("timelines").and_then(Value::as_array).into_iter().flatten();
-    let chosen = entries.filter(|entry| {
-        let is_damage = entry.get("committed_wal_damaged").and_then(Value::as_bool);
-        is_damage.unwrap_or_default() == of_damage
+fn archiving_errors(said: &safekeeper::Status, of_damage: bool) -> Vec<String> {
+    let chosen = said.timelines.iter().filter(|entry| entry.committed_wal_damaged == of_damage);
+    let described = chosen.filter_map(|entry| {
+        let error = entry.archiving_error.as_ref()?;
+        Some(format!("timeline {} can't be archived: {error}", entry.timeline_id))
     });
-    chosen
-        .filter_map(|entry| {
-            let error = entry.get("archiving_error")?.as_str()?;
-            let timeline = entry.get("timeline_id").and_then(Value::as_str).unwrap_or_default();
-            Some(format!("timeline {timeline} can't be archived: {error}"))
-        })
-        .collect()
+    described.collect()
 }
 
 /// What a safekeeper said that it can't serve, or not all of it, and why.
-fn damages(said: &Value) -> Vec<String> {
-    let entries = said.get("damaged").and_then(Value::as_array).into_iter().flatten();
-    let unserved = entries.filter_map(|entry| entry.get("error")?.as_str().map(str::to_owned));
+fn damages(said: &safekeeper::Status) -> Vec<String> {
+    let unserved = said.damaged.iter().map(|damaged| damaged.error.clone());
     unserved.chain(archiving_errors(said, true)).collect()
 }
 
 /// What is damaged on a running safekeeper. An archive that fails is none of it.
 pub fn damage(answers: &Answers, safekeeper: &str) -> Option<String> {
-    summary(&damages(answers.of(safekeeper)?))
+    summary(&damages(answers.safekeeper(safekeeper)?))
 }
 
 /// What is wrong with a running safekeeper: damage first; or that it does not answer.
-fn failure(said: Option<&Value>) -> Option<String> {
+fn failure(said: Option<&safekeeper::Status>) -> Option<String> {
     let Some(said) = said else { return Some(no_answer()) };
     let mut troubles = damages(said);
     troubles.extend(archiving_errors(said, false));
@@ -141,7 +178,7 @@ pub fn processes(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
     let state = &cluster.state;
     // Of one that runs.
     let silence = |row: &Value, name: &str| {
-        (row["pid"].is_u64() && answers.of(name).is_none()).then(no_answer)
+        (row["pid"].is_u64() && !answers.by_process.contains_key(name)).then(no_answer)
     };
     let mut row =
         process_row(cluster, "storage-broker", "storage-broker", state.broker, state.broker);
@@ -153,7 +190,7 @@ pub fn processes(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
         row["pg"] = json!(format!("127.0.0.1:{}", place.pg));
         row["zone"] = json!(place.zone);
         if row["pid"].is_u64() {
-            row["failure"] = json!(failure(answers.of(&name)));
+            row["failure"] = json!(failure(answers.safekeeper(&name)));
         }
         rows.push(row);
     }
@@ -183,13 +220,13 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     let processes = processes(cluster, &answers);
     let computes = compute::rows(cluster, &answers);
     // A cluster whose page server is down still has a status.
-    let branches = branches.map(|rows| branch::listed_all(&rows, &answers));
     if as_json {
+        let listed = |rows: &Vec<Branch>| branch::listed_all(rows, &answers);
         let document = json!({
             "dir": cluster.dir.display().to_string(),
             "object_store": cluster.object_store(),
             "processes": processes,
-            "branches": branches.as_deref().unwrap_or_default(),
+            "branches": branches.as_ref().map(listed).unwrap_or_default(),
             "branches_failure": branches.as_ref().err().map(|error| format!("{error:#}")),
             "computes": computes,
         });
@@ -206,10 +243,10 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
         Ok(rows) => {
             let columns =
                 ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "commit_lsn", "failure"];
-            table::print(&columns, &rows)?;
+            table::print(&columns, &branch::listed_all(&rows, &answers))?;
             for row in &rows {
                 for trouble in branch::troubles(row) {
-                    out::line(&format!("{}: {trouble}", row["name"].as_str().unwrap_or_default()))?;
+                    out::line(&format!("{}: {trouble}", row.name))?;
                 }
             }
         }
@@ -231,49 +268,66 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use pgstrata_ids::{Lsn, TenantId, TimelineId};
+
     use super::*;
 
-    fn entry(timeline: &str, error: Option<&str>, is_damage: bool) -> Value {
-        json!({
-            "timeline_id": timeline,
-            "archiving_error": error,
-            "committed_wal_damaged": is_damage,
-        })
+    fn entry(timeline: u16, error: Option<&str>, is_damage: bool) -> safekeeper::Timeline {
+        let mut id = [0; 16];
+        id[14..].copy_from_slice(&timeline.to_be_bytes());
+        safekeeper::Timeline {
+            tenant_id: TenantId([1; 16]),
+            timeline_id: TimelineId(id),
+            ancestor_id: None,
+            system_id: "1".to_owned(),
+            pg_version: 15,
+            segment_size: 1 << 24,
+            start_lsn: Lsn(8),
+            term: 1,
+            flush_lsn: Lsn(8),
+            commit_lsn: Lsn(8),
+            available_lsn: Lsn(8),
+            archived_lsn: Lsn(8),
+            remote_consistent_lsn: Lsn(8),
+            archiving_error: error.map(str::to_owned),
+            committed_wal_damaged: is_damage,
+            majority_in_one_zone: None,
+            proposer_connected: false,
+        }
     }
 
-    fn answer(timelines: &[Value]) -> (Answers, Option<String>, Option<String>) {
-        let said = json!({ "damaged": [], "timelines": timelines });
-        let by_process = [("safekeeper-1".to_owned(), said)].into();
+    fn answer(timelines: &[safekeeper::Timeline]) -> (Option<String>, Option<String>) {
+        let said = safekeeper::Status { timelines: timelines.to_vec(), ..Default::default() };
+        let by_process = [("safekeeper-1".to_owned(), Said::Safekeeper(said))].into();
         let answers = Answers { by_process };
         let damage = damage(&answers, "safekeeper-1");
-        let failure = failure(answers.of("safekeeper-1"));
-        (answers, damage, failure)
+        (damage, failure(answers.safekeeper("safekeeper-1")))
     }
 
     #[test]
     fn h18_rot_in_a_timeline_that_is_served_is_damage() {
-        let rot = entry("aa", Some("committed WAL is damaged here: at 0/8"), true);
-        let (_, damage, failure) = answer(&[entry("bb", None, false), rot]);
+        let rot = entry(0xaa, Some("committed WAL is damaged here: at 0/8"), true);
+        let (damage, failure) = answer(&[entry(0xbb, None, false), rot]);
         let damage = damage.unwrap();
-        assert!(damage.contains("timeline aa") && damage.contains("at 0/8"), "{damage}");
+        assert!(damage.contains("00aa can't be archived") && damage.contains("at 0/8"), "{damage}");
         assert_eq!(failure.unwrap(), damage);
     }
 
     #[test]
     fn h18_an_archive_that_fails_is_shown_and_is_no_damage() {
-        let (_, damage, failure) = answer(&[entry("aa", Some("it does not answer"), false)]);
+        let (damage, failure) = answer(&[entry(0xaa, Some("it does not answer"), false)]);
         assert_eq!(damage, None);
-        assert!(failure.unwrap().contains("timeline aa can't be archived: it does not answer"));
-        let (_, damage, failure) = answer(&[entry("aa", None, false)]);
+        assert!(failure.unwrap().contains("00aa can't be archived: it does not answer"));
+        let (damage, failure) = answer(&[entry(0xaa, None, false)]);
         assert_eq!((damage, failure), (None, None));
     }
 
     #[test]
     fn h18_what_fails_for_all_timelines_is_one_line() {
-        let entries: Vec<_> =
-            (0..1000).map(|n| entry(&n.to_string(), Some("no"), n == 999)).collect();
-        let failure = answer(&entries).2.unwrap();
-        assert!(failure.starts_with("timeline 999 "), "damage comes first: {failure}");
+        let entries: Vec<_> = (0..1000).map(|n| entry(n, Some("no"), n == 999)).collect();
+        let failure = answer(&entries).1.unwrap();
+        let first = format!("timeline {:032x} ", 999);
+        assert!(failure.starts_with(&first), "damage comes first: {failure}");
         assert!(failure.ends_with("and 997 more like these"), "{failure}");
     }
 }

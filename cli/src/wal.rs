@@ -92,23 +92,20 @@ struct BranchWal {
 impl BranchWal {
     fn open(cluster: &Cluster, name: &str) -> Result<BranchWal> {
         let row = branch::get(cluster, name)?;
-        let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
-        let number = |field: &str| row.get(field).and_then(Value::as_u64).unwrap_or_default();
-        let last: Lsn = text("last_record_lsn").parse()?;
-        let committed = branch::committed(&Answers::ask(cluster), name, text("timeline_id"));
-        let ancestor = match row.get("ancestor").and_then(Value::as_str) {
+        let committed = branch::committed(&Answers::ask(cluster), &row);
+        let ancestor = match &row.ancestor {
             Some(ancestor) => Some(Box::new(BranchWal::open(cluster, ancestor)?)),
             None => None,
         };
         Ok(BranchWal {
             ancestor,
-            tenant: text("tenant_id").parse()?,
-            timeline: text("timeline_id").parse()?,
-            start: text("start_lsn").parse()?,
-            start_prev: text("start_prev").parse()?,
-            end: committed.map_or(last, |committed| committed.max(last)),
-            segment_size: number("segment_size"),
-            version: PgVersion::from_major(number("pg_version") as u32)
+            tenant: row.tenant_id,
+            timeline: row.timeline_id,
+            start: row.start_lsn,
+            start_prev: row.start_prev,
+            end: row.last_record_lsn.max(committed.unwrap_or_default()),
+            segment_size: row.segment_size,
+            version: PgVersion::from_major(row.pg_version)
                 .context("the branch has no supported version")?,
             addresses: cluster
                 .state

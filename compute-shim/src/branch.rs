@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use pgstrata_ids::{Lsn, SystemId, TimelineParameters};
-use serde_json::Value;
+use pgstrata_wire::http::pageserver::Branch as Row;
 
 use crate::compute::error_text;
 
@@ -48,28 +48,27 @@ impl Branch {
             let text = error_text(&body);
             bail!("page server {pageserver} has no branch '{name}': {text}");
         }
-        let row: Value = serde_json::from_slice(&body)?;
-        Branch::from_row(&row)
-            .with_context(|| format!("page server {pageserver} does not describe '{name}'"))
+        let row: Row = serde_json::from_slice(&body)
+            .with_context(|| format!("page server {pageserver} does not describe '{name}'"))?;
+        Branch::from_row(row)
     }
 
     /// From the page server's row of it.
-    fn from_row(row: &Value) -> Result<Branch> {
-        let text = |field: &'static str| row.get(field).and_then(Value::as_str).context(field);
-        let number = |field: &'static str| row.get(field).and_then(Value::as_u64).context(field);
-        let ancestor = row.get("ancestor_timeline_id").and_then(Value::as_str);
+    fn from_row(row: Row) -> Result<Branch> {
+        let segment_size = u32::try_from(row.segment_size)
+            .with_context(|| format!("its segments have {} bytes", row.segment_size))?;
         Ok(Branch {
             parameters: TimelineParameters {
-                tenant: text("tenant_id")?.parse()?,
-                timeline: text("timeline_id")?.parse()?,
-                system_id: SystemId(number("system_id")?),
-                pg_version: u32::try_from(number("pg_version")?)?,
+                tenant: row.tenant_id,
+                timeline: row.timeline_id,
+                system_id: SystemId(row.system_id),
+                pg_version: row.pg_version,
                 pg_timeline: 1,
-                segment_size: u32::try_from(number("segment_size")?)?,
-                start_lsn: text("start_lsn")?.parse()?,
-                ancestor: ancestor.map(str::parse).transpose()?,
+                segment_size,
+                start_lsn: row.start_lsn,
+                ancestor: row.ancestor_timeline_id,
             },
-            start_prev: text("start_prev")?.parse()?,
+            start_prev: row.start_prev,
         })
     }
 }

@@ -13,8 +13,10 @@ use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
 use pgstrata_pg_redo::ControlState;
 use pgstrata_pg_wal::{PgVersion, WalWriter};
 use pgstrata_quorum::{Configuration, ProposerId};
+use pgstrata_wire::http::Failure;
+use pgstrata_wire::http::compute::{Report, State};
+use pgstrata_wire::http::pageserver::Branch;
 use rustix::process::{Resource, getrlimit};
-use serde::Serialize;
 
 use crate::data_directory::DataDirectory;
 use crate::dynamic_memory::DynamicMemory;
@@ -67,41 +69,6 @@ pub struct ComputeConfig {
     pub read_only_at: Option<Lsn>,
     /// More PostgreSQL settings, by name and value.
     pub settings: Vec<(String, String)>,
-}
-
-/// What a compute tells about itself.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// `starting`, `running`, `stopping`, `fenced`, or `restarting` after it ran and something failed.
-    pub state: String,
-    /// The branch's name.
-    pub branch: String,
-    /// Timeline id.
-    pub timeline_id: String,
-    /// Where to connect.
-    pub uri: String,
-    /// Data directory.
-    pub data_dir: String,
-    /// Process id of the shim.
-    pub pid: u32,
-    /// Process id of the postmaster.
-    pub postgres_pid: Option<u32>,
-    /// Term of the proposer.
-    pub term: u64,
-    /// LSN of the clean start: pages are fetched as of here.
-    pub start_lsn: String,
-    /// Everything up to here is on a quorum.
-    pub commit_lsn: String,
-    /// From the start of the shim until PostgreSQL accepted connections.
-    pub start_ms: u64,
-    /// Steps of the start, in milliseconds since it began.
-    pub steps: Vec<(String, u64)>,
-    /// Whether it only answers queries.
-    pub read_only: bool,
-    /// Settings that are not followed, and why; a line each.
-    pub warnings: Vec<String>,
-    /// Why it does not run, or can't commit, if so.
-    pub failure: Option<String>,
 }
 
 /// Shared with the HTTP interface.
@@ -161,13 +128,13 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     };
     match ended {
         Err(error) if error.chain().any(is_fenced) => {
-            shared.report.lock().state = "fenced".into();
+            shared.report.lock().state = State::Fenced;
             Ok(Outcome::Fenced)
         }
         Ok(Outcome::Stopped) => Ok(Outcome::Stopped),
         // It was heard while something else went wrong.
         _ if shared.fenced.load(Ordering::Acquire) => {
-            shared.report.lock().state = "fenced".into();
+            shared.report.lock().state = State::Fenced;
             Ok(Outcome::Fenced)
         }
         ended => ended,
@@ -181,7 +148,7 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         let mut report = shared.report.lock();
         let was_running = shared.was_running.load(Ordering::Acquire);
         *report = Report {
-            state: if was_running { "restarting" } else { "starting" }.into(),
+            state: if was_running { State::Restarting } else { State::Starting },
             failure: report.failure.take(),
             branch: config.branch.clone(),
             timeline_id: config.parameters.timeline.to_string(),
@@ -275,7 +242,7 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         // Nothing of a read-only compute's WAL is ever anybody's: its flushes need no quorum.
         memory.map.control().durable_sequence.store(u64::MAX, Ordering::SeqCst);
     }
-    shared.report.lock().start_lsn = start.pages_lsn.to_string();
+    shared.report.lock().start_lsn = start.pages_lsn;
     let sizes = settings::sizes(&state.control);
     let decided = settings::decide(&settings::Situation {
         version,
@@ -303,7 +270,7 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     drop(data);
     {
         let mut report = shared.report.lock();
-        report.state = "running".into();
+        report.state = State::Running;
         report.failure = None;
         shared.was_running.store(true, Ordering::Release);
         report.postgres_pid = Some(postgres.pid());
@@ -406,10 +373,10 @@ fn append_barrier(
 
 /// The words of an error response of the page server.
 pub fn error_text(body: &[u8]) -> String {
-    serde_json::from_slice::<serde_json::Value>(body)
-        .ok()
-        .and_then(|value| Some(value.get("error")?.as_str()?.to_owned()))
-        .unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())
+    match serde_json::from_slice::<Failure>(body) {
+        Ok(failure) => failure.error,
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    }
 }
 
 /// GET from the page server.
@@ -438,10 +405,9 @@ fn ask_pageserver(config: &ComputeConfig, path: &str, what: &str) -> Result<Byte
 /// serve the past as if it were the present.
 fn refuse_lost_wal(config: &ComputeConfig, start_lsn: Lsn) -> Result<()> {
     let path = format!("/v1/timelines/{}", config.parameters.timeline);
-    let row: serde_json::Value =
-        serde_json::from_slice(&ask_pageserver(config, &path, "such timeline")?)?;
-    let ingested = row.get("last_record_lsn").and_then(serde_json::Value::as_str);
-    let ingested: Lsn = ingested.context("the page server's answer has no LSN")?.parse()?;
+    let row: Branch = serde_json::from_slice(&ask_pageserver(config, &path, "such timeline")?)
+        .context("the page server answered something unexpected")?;
+    let ingested = row.last_record_lsn;
     anyhow::ensure!(
         ingested <= start_lsn,
         "the safekeepers' WAL ends at {start_lsn}, but WAL up to {ingested} was committed: a \
@@ -537,7 +503,7 @@ fn supervise(
         }
         match stopping {
             None if shared.stop.load(Ordering::Acquire) => {
-                shared.report.lock().state = "stopping".into();
+                shared.report.lock().state = State::Stopping;
                 stopping = Some(Instant::now());
                 postgres.stop_fast();
             }
@@ -550,7 +516,7 @@ fn supervise(
         std::thread::sleep(Duration::from_millis(5));
     }
     if shared.fenced.load(Ordering::Acquire) {
-        shared.report.lock().state = "fenced".into();
+        shared.report.lock().state = State::Fenced;
         return Ok(Outcome::Fenced);
     }
     match proposing.map(Proposing::stop) {

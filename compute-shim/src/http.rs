@@ -10,24 +10,25 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use pgstrata_ids::Lsn;
-use pgstrata_listen::PatientListener;
+use pgstrata_listen::{PatientListener, complete};
+use pgstrata_wire::http::compute::{Report, State as Stage};
 
-use crate::compute::{Report, Shared};
+use crate::compute::Shared;
 use crate::proposer::SENT_BYTES;
 
 async fn status(State(shared): State<Arc<Shared>>) -> Json<Report> {
     let mut report = shared.report.lock().clone();
-    report.commit_lsn = Lsn(shared.commit_lsn.load(Ordering::Acquire)).to_string();
+    report.commit_lsn = Lsn(shared.commit_lsn.load(Ordering::Acquire));
     Json(report)
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
     let (state, failure) = {
         let report = shared.report.lock();
-        (report.state.clone(), report.failure.clone())
+        (report.state, report.failure.clone())
     };
-    match (state.as_str(), failure) {
-        ("running", None) => (StatusCode::OK, "ok\n".into()),
+    match (state, failure) {
+        (Stage::Running, None) => (StatusCode::OK, "ok\n".into()),
         (state, None) => (StatusCode::SERVICE_UNAVAILABLE, format!("{state}\n")),
         (state, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{state}: {why}\n")),
     }
@@ -63,8 +64,8 @@ pub fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<()> {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .route("/v1/status", get(status))
-        .with_state(shared);
+        .route("/v1/status", get(status));
+    let router = complete(router).with_state(shared);
     std::thread::Builder::new().name("http".into()).spawn(move || {
         runtime.block_on(async move {
             let served = match tokio::net::TcpListener::from_std(listener) {

@@ -16,6 +16,7 @@ use pgstrata_compute_shim::pulse::Pulse;
 use pgstrata_env::DirectoryLock;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_listen::loopback;
+use pgstrata_wire::http::compute::State;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Exit status of a compute whose branch has a newer compute.
@@ -231,7 +232,7 @@ fn start(arguments: Arguments) -> Result<Outcome> {
         tracing::error!("{failure}; the compute starts again in {pause:?}");
         {
             let mut report = shared.report.lock();
-            report.state = "restarting".into();
+            report.state = State::Restarting;
             report.failure = Some(failure);
             report.postgres_pid = None;
         }
@@ -267,7 +268,7 @@ fn watch_signals(shared: &Arc<Shared>) -> Result<()> {
                     _ = interrupt.recv() => shared.stop.store(true, Ordering::Release),
                     _ = quit.recv() => shared.abort.store(true, Ordering::Release),
                 }
-                if matches!(shared.report.lock().state.as_str(), "starting" | "restarting") {
+                if matches!(shared.report.lock().state, State::Starting | State::Restarting) {
                     // Nobody was told of a commit yet, and a start waits for others: for a quorum, the page server,
                     // postgres, which the kernel ends with us.
                     std::process::exit(0);

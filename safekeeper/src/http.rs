@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json};
 use axum::routing::get;
-use pgstrata_listen::PatientListener;
-use serde_json::{Value, json};
+use pgstrata_listen::{PatientListener, complete};
+use pgstrata_wire::http::safekeeper as http;
 
 use crate::background::Known;
 use crate::timeline::Timeline;
@@ -36,64 +36,57 @@ pub async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
         .route("/v1/status", get(status))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .with_state(state);
+        .route("/readyz", get(ready));
+    let router = complete(router).with_state(state);
     if let Err(error) = axum::serve(PatientListener::new(listener), router).await {
         latch.throw(&format!("the HTTP port is no longer served: {error}"));
     }
 }
 
-fn describe(timeline: &Timeline, known: &Known) -> Value {
+fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
     let parameters = timeline.parameters();
     let marks = timeline.marks();
     // A slow disk must not keep the status waiting.
     let configuration = timeline.configuration_if_free();
     let trouble = timeline.archiving_error();
-    let crowded = configuration.and_then(|configuration| known.majority_zone(&configuration));
-    json!({
-        "tenant_id": parameters.tenant.to_string(),
-        "timeline_id": parameters.timeline.to_string(),
-        "ancestor_id": parameters.ancestor.map(|ancestor| ancestor.to_string()),
-        "system_id": parameters.system_id.0.to_string(),
-        "pg_version": parameters.pg_version,
-        "segment_size": parameters.segment_size,
-        "start_lsn": parameters.start_lsn.to_string(),
-        "term": timeline.term().0,
-        "flush_lsn": timeline.flush_lsn().to_string(),
-        "commit_lsn": timeline.commit_lsn().to_string(),
-        "available_lsn": marks.available_lsn.to_string(),
-        "archived_lsn": marks.archived_lsn.to_string(),
-        "remote_consistent_lsn": marks.remote_consistent_lsn.to_string(),
-        "archiving_error": trouble.as_ref().map(|trouble| &trouble.text),
-        // Where it is not the archive's fault.
-        "committed_wal_damaged": trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
-        "majority_in_one_zone": crowded,
-        "proposer_connected": timeline.has_proposer(),
-    })
+    http::Timeline {
+        tenant_id: parameters.tenant,
+        timeline_id: parameters.timeline,
+        ancestor_id: parameters.ancestor,
+        system_id: parameters.system_id.0.to_string(),
+        pg_version: parameters.pg_version,
+        segment_size: parameters.segment_size,
+        start_lsn: parameters.start_lsn,
+        term: timeline.term().0,
+        flush_lsn: timeline.flush_lsn(),
+        commit_lsn: timeline.commit_lsn(),
+        available_lsn: marks.available_lsn,
+        archived_lsn: marks.archived_lsn,
+        remote_consistent_lsn: marks.remote_consistent_lsn,
+        committed_wal_damaged: trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
+        archiving_error: trouble.map(|trouble| trouble.text),
+        majority_in_one_zone: configuration
+            .and_then(|configuration| known.majority_zone(&configuration)),
+        proposer_connected: timeline.has_proposer(),
+    }
 }
 
-async fn status(State(state): State<HttpState>) -> Json<Value> {
-    let timelines: Vec<Value> =
-        state.timelines.all().iter().map(|timeline| describe(timeline, &state.known)).collect();
-    let damaged: Vec<Value> = state
-        .timelines
-        .damaged()
-        .into_iter()
-        .map(|((tenant, timeline), reason)| {
-            json!({
-                "tenant_id": tenant.to_string(),
-                "timeline_id": timeline.to_string(),
-                "error": reason,
+async fn status(State(state): State<HttpState>) -> Json<http::Status> {
+    let timelines = state.timelines.all();
+    let damaged = state.timelines.damaged().into_iter();
+    Json(http::Status {
+        id: state.timelines.context().node.0,
+        incarnation: state.timelines.context().members.own().incarnation.to_string(),
+        zone: state.zone.to_string(),
+        timelines: timelines.iter().map(|timeline| describe(timeline, &state.known)).collect(),
+        damaged: damaged
+            .map(|((tenant_id, timeline_id), error)| http::Damaged {
+                tenant_id,
+                timeline_id,
+                error,
             })
-        })
-        .collect();
-    Json(json!({
-        "id": state.timelines.context().node.0,
-        "incarnation": state.timelines.context().members.own().incarnation.to_string(),
-        "zone": &*state.zone,
-        "timelines": timelines,
-        "damaged": damaged,
-    }))
+            .collect(),
+    })
 }
 
 async fn ready(State(state): State<HttpState>) -> impl IntoResponse {

@@ -6,6 +6,8 @@
 use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use crate::text;
+
 /// A node that published nothing for this long is forgotten, in seconds.
 pub const TTL_S: u64 = 10;
 
@@ -24,31 +26,6 @@ pub const LISTING_S: u64 = TTL_S - 2;
 
 /// Nodes publish this often, in seconds.
 pub const PUBLISH_INTERVAL_S: u64 = 1;
-
-/// Ids and LSNs travel as text, as people read them.
-mod text {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<T: Display, S: Serializer>(
-        value: &T,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
-    }
-
-    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-    where
-        T: FromStr,
-        T::Err: Display,
-        D: Deserializer<'de>,
-    {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
 
 /// What a node does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

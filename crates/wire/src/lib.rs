@@ -7,9 +7,11 @@ pub mod broker;
 pub mod field;
 pub mod frame;
 mod frame_buffer;
+pub mod http;
 pub mod pages;
 pub mod postgres;
 pub mod safekeeper;
+pub mod text;
 
 pub use field::DecodeError;
 pub use frame_buffer::FrameBuffer;

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -15,8 +15,13 @@ use futures::StreamExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
-use pgstrata_listen::{GREETING, Port};
-use serde::{Deserialize, Serialize};
+use pgstrata_listen::{Asked, GREETING, Port, Posted, Refusal, complete};
+use pgstrata_wire::http::Code;
+use pgstrata_wire::http::pageserver::{
+    Branch, Compacted, CreateBranch, Deleted, LsnAnswer, Reached,
+};
+use pgstrata_wire::text;
+use serde::Deserialize;
 use tokio::net::TcpListener;
 
 use crate::directory::{self, Contents, Entry};
@@ -31,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How far a client's clock may be ahead of ours, in microseconds.
 const CLOCK_SKEW: i64 = 5_000_000;
 
-/// An error as HTTP has it: `{"error": "..."}`.
+/// An error as HTTP has it.
 pub struct Failure(anyhow::Error);
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
@@ -42,86 +47,33 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = match self.0.downcast_ref::<Refused>() {
-            Some(Refused::NotFound(_)) => StatusCode::NOT_FOUND,
-            Some(Refused::Conflict(_)) => StatusCode::CONFLICT,
-            Some(Refused::Invalid(_)) => StatusCode::BAD_REQUEST,
-            None if self.0.downcast_ref::<Busy>().is_some() => StatusCode::SERVICE_UNAVAILABLE,
-            None if self.0.downcast_ref::<ReadError>().is_some() => StatusCode::NOT_FOUND,
-            None => StatusCode::INTERNAL_SERVER_ERROR,
+        let code = match self.0.downcast_ref::<Refused>() {
+            Some(Refused::NotFound(_)) => Code::NotFound,
+            Some(Refused::Conflict(_)) => Code::Conflict,
+            Some(Refused::Invalid(_)) => Code::Invalid,
+            None if self.0.downcast_ref::<Busy>().is_some() => Code::Busy,
+            None if self.0.downcast_ref::<ReadError>().is_some() => Code::NotFound,
+            None => Code::Failed,
         };
-        let error = format!("{:#}", self.0).replace('\n', " ");
-        (status, Json(serde_json::json!({ "error": error }))).into_response()
+        Refusal::new(code, &format!("{:#}", self.0)).into_response()
     }
 }
 
 type Answer<T> = Result<T, Failure>;
 
-/// A branch, as listings show it.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct BranchRow {
-    /// Name.
-    pub name: String,
-    /// Timeline id.
-    pub timeline_id: String,
-    /// Tenant id.
-    pub tenant_id: String,
-    /// Name of the branch that it came from.
-    pub ancestor: Option<String>,
-    /// Timeline that it came from.
-    pub ancestor_timeline_id: Option<String>,
-    /// Where it left its ancestor.
-    pub ancestor_lsn: Option<String>,
-    /// First LSN of its own.
-    pub start_lsn: String,
-    /// Start of the last record before `start_lsn`.
-    pub start_prev: String,
-    /// End of the last record ingested.
-    pub last_record_lsn: String,
-    /// Everything up to here is in object storage.
-    pub remote_lsn: String,
-    /// Bytes of all relations at the last record, or a little earlier; `None` if they are not asked for or not known.
-    pub logical_size: Option<u64>,
-    /// Database system identifier.
-    pub system_id: u64,
-    /// PostgreSQL major version.
-    pub pg_version: u32,
-    /// Bytes of a WAL segment.
-    pub segment_size: u64,
-    /// Creation time.
-    pub created: String,
-    /// Why ingest stopped, if it did.
-    pub failure: Option<String>,
-    /// Why the last upload failed, if it did.
-    #[serde(default)]
-    pub upload_failure: Option<String>,
-    /// Why the last compaction failed, if it did.
-    #[serde(default)]
-    pub compaction_failure: Option<String>,
-    /// Pages that can't be made, as far as they are known.
-    #[serde(default)]
-    pub unreadable_pages: usize,
-    /// Why one of them can't.
-    #[serde(default)]
-    pub unreadable_page: Option<String>,
-    /// Safekeepers that sent what is no WAL, and what it was.
-    #[serde(default)]
-    pub bad_safekeepers: BTreeMap<String, String>,
-}
-
 /// A timeline that is not served, with what is known of it.
-fn broken_row(id: TimelineId, broken: Broken) -> BranchRow {
-    BranchRow {
+fn broken_row(id: TimelineId, broken: Broken) -> Branch {
+    Branch {
         name: broken.name.unwrap_or_else(|| format!("({id})")),
-        timeline_id: id.to_string(),
-        tenant_id: broken.tenant.to_string(),
+        timeline_id: id,
+        tenant_id: broken.tenant,
         ancestor: None,
         ancestor_timeline_id: None,
         ancestor_lsn: None,
-        start_lsn: Lsn::INVALID.to_string(),
-        start_prev: Lsn::INVALID.to_string(),
-        last_record_lsn: Lsn::INVALID.to_string(),
-        remote_lsn: Lsn::INVALID.to_string(),
+        start_lsn: Lsn::INVALID,
+        start_prev: Lsn::INVALID,
+        last_record_lsn: Lsn::INVALID,
+        remote_lsn: Lsn::INVALID,
         logical_size: None,
         system_id: 0,
         pg_version: 0,
@@ -136,22 +88,22 @@ fn broken_row(id: TimelineId, broken: Broken) -> BranchRow {
     }
 }
 
-fn row(timeline: &Timeline) -> BranchRow {
+fn row(timeline: &Timeline) -> Branch {
     let lsn = timeline.progress.lsn();
     let info = &timeline.info;
     let ancestor = timeline.ancestor.as_ref();
     let (unreadable_pages, unreadable_page) = timeline.unmakeable();
-    BranchRow {
+    Branch {
         name: timeline.name(),
-        timeline_id: info.id.to_string(),
-        tenant_id: info.tenant.to_string(),
+        timeline_id: info.id,
+        tenant_id: info.tenant,
         ancestor: ancestor.map(|(parent, _)| parent.name()),
-        ancestor_timeline_id: ancestor.map(|(parent, _)| parent.info.id.to_string()),
-        ancestor_lsn: ancestor.map(|(_, lsn)| lsn.to_string()),
-        start_lsn: info.start_lsn.to_string(),
-        start_prev: info.start_record.to_string(),
-        last_record_lsn: lsn.to_string(),
-        remote_lsn: timeline.remote_consistent_lsn().to_string(),
+        ancestor_timeline_id: ancestor.map(|(parent, _)| parent.info.id),
+        ancestor_lsn: ancestor.map(|(_, lsn)| *lsn),
+        start_lsn: info.start_lsn,
+        start_prev: info.start_record,
+        last_record_lsn: lsn,
+        remote_lsn: timeline.remote_consistent_lsn(),
         logical_size: None,
         system_id: info.system_id.0,
         pg_version: info.version.major(),
@@ -216,7 +168,7 @@ const IMPORT: &str = "/v1/import";
 
 /// The routes.
 pub fn router(service: Service) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
@@ -231,9 +183,8 @@ pub fn router(service: Service) -> Router {
         .route(IMPORT, post(import))
         .route("/v1/timelines/{id}/skeleton", get(skeleton))
         .route("/v1/timelines/{id}", get(show_timeline).delete(remove_timeline))
-        .route("/v1/timelines/{id}/rename", post(rename_timeline))
-        .layer(axum::middleware::from_fn(in_time))
-        .with_state(service)
+        .route("/v1/timelines/{id}/rename", post(rename_timeline));
+    complete(router).layer(axum::middleware::from_fn(in_time)).with_state(service)
 }
 
 /// Not ready if a thread panicked: a supervisor may restart this process. What is wrong with a
@@ -258,8 +209,8 @@ struct ListQuery {
 
 async fn list(
     State(service): State<Service>,
-    Query(query): Query<ListQuery>,
-) -> Answer<Json<Vec<BranchRow>>> {
+    Asked(query): Asked<ListQuery>,
+) -> Answer<Json<Vec<Branch>>> {
     let (branches, broken, mut namesakes) = service
         .run(Work::Read, |repository| {
             Ok((repository.branches(), repository.broken(), repository.namesakes()))
@@ -271,32 +222,10 @@ async fn list(
         let row = row(timeline);
         let failures = row.failure.into_iter().chain(namesakes.remove(&timeline.info.id));
         let failure = failures.reduce(|one, other| format!("{one}; {other}"));
-        BranchRow { logical_size, failure, ..row }
+        Branch { logical_size, failure, ..row }
     });
     let broken = broken.into_iter().map(|(id, broken)| broken_row(id, broken));
     Ok(Json(served.chain(broken).collect()))
-}
-
-/// A request for a branch. At most one of `lsn` and `time`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct CreateBranch {
-    /// Name of the new branch.
-    pub name: String,
-    /// Branch to start from.
-    pub from: String,
-    /// LSN.
-    pub lsn: Option<String>,
-    /// RFC 3339.
-    pub time: Option<String>,
-    /// Wait until this LSN, known to be committed, is ingested (for "now").
-    pub at_least: Option<String>,
-    /// Take the place of the branch that has the name now.
-    #[serde(default)]
-    pub replace: bool,
-}
-
-fn parse_lsn(text: &str) -> anyhow::Result<Lsn> {
-    text.parse().map_err(|error: pgstrata_ids::LsnError| Refused::Invalid(error.to_string()).into())
 }
 
 /// Microseconds since 2000-01-01 of an RFC 3339 time.
@@ -330,18 +259,18 @@ async fn wait_for(service: &Service, branch: &str, lsn: Lsn, patience: Duration)
 
 async fn create(
     State(service): State<Service>,
-    Json(request): Json<CreateBranch>,
-) -> Answer<Json<BranchRow>> {
-    if let Some(lsn) = &request.at_least {
-        wait_for(&service, &request.from, parse_lsn(lsn)?, PATIENCE).await?;
+    Posted(request): Posted<CreateBranch>,
+) -> Answer<Json<Branch>> {
+    if let Some(lsn) = request.at_least {
+        wait_for(&service, &request.from, lsn, PATIENCE).await?;
     }
     service
         .run(Work::Change, move |repository| {
-            let moment = match (&request.lsn, &request.time) {
+            let moment = match (request.lsn, &request.time) {
                 (Some(_), Some(_)) => {
                     anyhow::bail!(Refused::Invalid("give an LSN or a time, not both".into()))
                 }
-                (Some(lsn), None) => Moment::Lsn(parse_lsn(lsn)?),
+                (Some(lsn), None) => Moment::Lsn(lsn),
                 (None, Some(time)) => Moment::Time(parse_past_time(time)?),
                 (None, None) => Moment::Now,
             };
@@ -361,30 +290,35 @@ struct NameQuery {
 
 async fn show(
     State(service): State<Service>,
-    Query(query): Query<NameQuery>,
-) -> Answer<Json<BranchRow>> {
+    Asked(query): Asked<NameQuery>,
+) -> Answer<Json<Branch>> {
     service
         .run(Work::Read, move |repository| Ok(Json(row(&*repository.branch(&query.name)?))))
         .await
 }
 
+fn parse_id(text: &str) -> anyhow::Result<TimelineId> {
+    text.parse()
+        .map_err(|error| Refused::Invalid(format!("'{text}' is no timeline id: {error}")).into())
+}
+
 async fn show_timeline(
     State(service): State<Service>,
     Path(id): Path<String>,
-) -> Answer<Json<BranchRow>> {
+) -> Answer<Json<Branch>> {
     service
-        .run(Work::Read, move |repository| Ok(Json(row(&*repository.timeline(id.parse()?)?))))
+        .run(Work::Read, move |repository| Ok(Json(row(&*repository.timeline(parse_id(&id)?)?))))
         .await
 }
 
 async fn remove(
     State(service): State<Service>,
-    Query(query): Query<NameQuery>,
-) -> Answer<Json<serde_json::Value>> {
+    Asked(query): Asked<NameQuery>,
+) -> Answer<Json<Deleted>> {
     service
         .run(Work::Change, move |repository| {
             repository.delete_branch(&*repository.branch(&query.name)?)?;
-            Ok(Json(serde_json::json!({ "deleted": query.name })))
+            Ok(Json(Deleted { deleted: query.name }))
         })
         .await
 }
@@ -392,12 +326,12 @@ async fn remove(
 async fn remove_timeline(
     State(service): State<Service>,
     Path(id): Path<String>,
-) -> Answer<Json<serde_json::Value>> {
+) -> Answer<Json<Deleted>> {
     service
         .run(Work::Change, move |repository| {
-            let timeline = repository.branch_of(id.parse()?)?;
+            let timeline = repository.branch_of(parse_id(&id)?)?;
             repository.delete_branch(&timeline)?;
-            Ok(Json(serde_json::json!({ "deleted": timeline.name() })))
+            Ok(Json(Deleted { deleted: timeline.name() }))
         })
         .await
 }
@@ -410,11 +344,11 @@ struct RenameTimelineQuery {
 async fn rename_timeline(
     State(service): State<Service>,
     Path(id): Path<String>,
-    Query(query): Query<RenameTimelineQuery>,
-) -> Answer<Json<BranchRow>> {
+    Asked(query): Asked<RenameTimelineQuery>,
+) -> Answer<Json<Branch>> {
     service
         .run(Work::Change, move |repository| {
-            let timeline = repository.branch_of(id.parse()?)?;
+            let timeline = repository.branch_of(parse_id(&id)?)?;
             repository.rename_branch(&timeline, &query.to)?;
             Ok(Json(row(&timeline)))
         })
@@ -429,8 +363,8 @@ struct RenameQuery {
 
 async fn rename(
     State(service): State<Service>,
-    Query(query): Query<RenameQuery>,
-) -> Answer<Json<BranchRow>> {
+    Asked(query): Asked<RenameQuery>,
+) -> Answer<Json<Branch>> {
     service
         .run(Work::Change, move |repository| {
             let timeline = repository.branch(&query.name)?;
@@ -446,18 +380,9 @@ struct LsnQuery {
     time: Option<String>,
 }
 
-/// An LSN and the time of its commit.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct LsnAnswer {
-    /// LSN.
-    pub lsn: String,
-    /// Time of the last commit up to there, if there is one.
-    pub time: Option<String>,
-}
-
 async fn lsn_at(
     State(service): State<Service>,
-    Query(query): Query<LsnQuery>,
+    Asked(query): Asked<LsnQuery>,
 ) -> Answer<Json<LsnAnswer>> {
     service
         .run(Work::Read, move |repository| {
@@ -480,7 +405,7 @@ async fn lsn_at(
                     )))
                 }
             };
-            Ok(Json(LsnAnswer { lsn: lsn.to_string(), time }))
+            Ok(Json(LsnAnswer { lsn, time }))
         })
         .await
 }
@@ -488,19 +413,20 @@ async fn lsn_at(
 #[derive(Deserialize)]
 struct WaitQuery {
     name: String,
-    lsn: String,
+    #[serde(with = "text")]
+    lsn: Lsn,
     seconds: Option<u64>,
 }
 
 async fn wait(
     State(service): State<Service>,
-    Query(query): Query<WaitQuery>,
-) -> Answer<Json<serde_json::Value>> {
+    Asked(query): Asked<WaitQuery>,
+) -> Answer<Json<Reached>> {
     let patience = query.seconds.map_or(PATIENCE, Duration::from_secs).min(PATIENCE);
-    wait_for(&service, &query.name, parse_lsn(&query.lsn)?, patience).await?;
+    wait_for(&service, &query.name, query.lsn, patience).await?;
     let reached = service
         .run(Work::Read, move |repository| Ok(repository.branch(&query.name)?.progress.lsn()));
-    Ok(Json(serde_json::json!({ "last_record_lsn": reached.await?.to_string() })))
+    Ok(Json(Reached { last_record_lsn: reached.await? }))
 }
 
 #[derive(Deserialize)]
@@ -508,9 +434,11 @@ struct PageQuery {
     name: String,
     rel: String,
     block: u32,
-    lsn: Option<String>,
+    #[serde(default, with = "text::optional")]
+    lsn: Option<Lsn>,
     /// Wait until this LSN, known to be committed, is ingested (for "now").
-    at_least: Option<String>,
+    #[serde(default, with = "text::optional")]
+    at_least: Option<Lsn>,
 }
 
 fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
@@ -533,18 +461,15 @@ fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
     })
 }
 
-async fn page(State(service): State<Service>, Query(query): Query<PageQuery>) -> Answer<Vec<u8>> {
-    if let Some(lsn) = &query.at_least {
-        wait_for(&service, &query.name, parse_lsn(lsn)?, PATIENCE).await?;
+async fn page(State(service): State<Service>, Asked(query): Asked<PageQuery>) -> Answer<Vec<u8>> {
+    if let Some(lsn) = query.at_least {
+        wait_for(&service, &query.name, lsn, PATIENCE).await?;
     }
     service
         .run(Work::Read, move |repository| {
             let timeline = repository.branch(&query.name)?;
             let rel = parse_rel(&query.rel)?;
-            let lsn = match &query.lsn {
-                None => checked_lsn(&timeline, timeline.progress.lsn())?,
-                Some(lsn) => checked_lsn(&timeline, parse_lsn(lsn)?)?,
-            };
+            let lsn = checked_lsn(&timeline, query.lsn.unwrap_or(timeline.progress.lsn()))?;
             let mut page = [0; 8192];
             timeline.block(rel, query.block, lsn, &mut page)?;
             if timeline.control_state(lsn)?.control.data_checksum_version != 0 {
@@ -572,7 +497,7 @@ pub fn checked_lsn(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<Lsn> {
 
 async fn layers(
     State(service): State<Service>,
-    Query(query): Query<NameQuery>,
+    Asked(query): Asked<NameQuery>,
 ) -> Answer<Json<Vec<pgstrata_format::index::LayerEntry>>> {
     service
         .run(Work::Read, move |repository| {
@@ -584,8 +509,8 @@ async fn layers(
 
 async fn compact(
     State(service): State<Service>,
-    Query(query): Query<NameQuery>,
-) -> Answer<Json<serde_json::Value>> {
+    Asked(query): Asked<NameQuery>,
+) -> Answer<Json<Compacted>> {
     service
         .run(Work::Change, move |repository| {
             let timeline = repository.branch(&query.name)?;
@@ -600,25 +525,26 @@ async fn compact(
                 anyhow::bail!("what is ingested could not be uploaded in {PATIENCE:?}: {why}");
             }
             let compacted = timeline.compact()?;
-            Ok(Json(serde_json::json!({ "compacted": compacted })))
+            Ok(Json(Compacted { compacted }))
         })
         .await
 }
 
 #[derive(Deserialize)]
 struct ImportQuery {
-    tenant: String,
-    timeline: String,
+    #[serde(with = "text")]
+    tenant: TenantId,
+    #[serde(with = "text")]
+    timeline: TimelineId,
     name: String,
 }
 
 async fn import(
     State(service): State<Service>,
-    Query(query): Query<ImportQuery>,
+    Asked(query): Asked<ImportQuery>,
     body: Body,
-) -> Answer<Json<BranchRow>> {
-    let tenant: TenantId = query.tenant.parse()?;
-    let timeline: TimelineId = query.timeline.parse()?;
+) -> Answer<Json<Branch>> {
+    let (tenant, timeline) = (query.tenant, query.timeline);
     // Ends when the client is silent for too long: a thread waits for it.
     let stream = futures::stream::unfold(Some(body.into_data_stream()), |stream| async {
         let mut stream = stream?;
@@ -640,23 +566,24 @@ async fn import(
             }
             let timeline = imported?;
             let logical_size = Some(logical_size(&timeline, timeline.progress.lsn())?);
-            Ok(Json(BranchRow { logical_size, ..row(&timeline) }))
+            Ok(Json(Branch { logical_size, ..row(&timeline) }))
         })
         .await
 }
 
 #[derive(Deserialize)]
 struct SkeletonQuery {
-    lsn: String,
+    #[serde(with = "text")]
+    lsn: Lsn,
 }
 
 async fn skeleton(
     State(service): State<Service>,
     Path(id): Path<String>,
-    Query(query): Query<SkeletonQuery>,
+    Asked(query): Asked<SkeletonQuery>,
 ) -> Answer<Response> {
-    let id: TimelineId = id.parse()?;
-    let lsn = parse_lsn(&query.lsn)?;
+    let id = parse_id(&id)?;
+    let lsn = query.lsn;
     service.wait(move |repository| repository.timeline(id), lsn, PATIENCE).await?;
     let bytes = service
         .run(Work::Change, move |repository| {

@@ -1,0 +1,87 @@
+//! A safekeeper's HTTP interface: `GET /v1/status` answers a [`Status`].
+
+use pgstrata_ids::{Lsn, TenantId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::text;
+
+/// What a safekeeper says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Node id.
+    pub id: u64,
+    /// Which life of its directory this is.
+    pub incarnation: String,
+    /// Failure zone; empty if it has none.
+    pub zone: String,
+    /// Timelines that it serves.
+    pub timelines: Vec<Timeline>,
+    /// Timelines that it can't serve.
+    #[serde(default)]
+    pub damaged: Vec<Damaged>,
+}
+
+/// How far a safekeeper is with a timeline that it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// Whose timeline.
+    #[serde(with = "text")]
+    pub tenant_id: TenantId,
+    /// Which timeline.
+    #[serde(with = "text")]
+    pub timeline_id: TimelineId,
+    /// The one that it came from.
+    #[serde(default, with = "text::optional")]
+    pub ancestor_id: Option<TimelineId>,
+    /// Database system identifier, as text: JSON's numbers lose some of its digits in some programs.
+    pub system_id: String,
+    /// PostgreSQL major version.
+    pub pg_version: u32,
+    /// Bytes of a WAL segment.
+    pub segment_size: u32,
+    /// First LSN of its own.
+    #[serde(with = "text")]
+    pub start_lsn: Lsn,
+    /// Highest promised term.
+    pub term: u64,
+    /// End of the durable log.
+    #[serde(with = "text")]
+    pub flush_lsn: Lsn,
+    /// Known to be committed.
+    #[serde(with = "text")]
+    pub commit_lsn: Lsn,
+    /// First LSN whose WAL is on this disk.
+    #[serde(with = "text")]
+    pub available_lsn: Lsn,
+    /// Whole segments before it are in object storage.
+    #[serde(with = "text")]
+    pub archived_lsn: Lsn,
+    /// The page server needs no WAL before it.
+    #[serde(with = "text")]
+    pub remote_consistent_lsn: Lsn,
+    /// Why the last attempt to archive WAL failed, if it did.
+    #[serde(default)]
+    pub archiving_error: Option<String>,
+    /// Whether that was no fault of the archive, but of the WAL on this disk.
+    #[serde(default)]
+    pub committed_wal_damaged: bool,
+    /// The zone that has a majority of the timeline's members, if one has; null where that is not known.
+    #[serde(default)]
+    pub majority_in_one_zone: Option<String>,
+    /// Whether a compute is connected that proposes WAL.
+    #[serde(default)]
+    pub proposer_connected: bool,
+}
+
+/// A timeline that a safekeeper can't serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damaged {
+    /// Whose timeline.
+    #[serde(with = "text")]
+    pub tenant_id: TenantId,
+    /// Which timeline.
+    #[serde(with = "text")]
+    pub timeline_id: TimelineId,
+    /// Why.
+    pub error: String,
+}
