@@ -14,7 +14,7 @@ use crate::{compute, out, table};
 
 /// All rows of the page server.
 fn rows(cluster: &Cluster) -> Result<Vec<Branch>> {
-    Service::pageserver(&cluster.pageserver_http()).get("/v1/branches", &[])
+    Service::pageserver(&cluster.pageserver_http()?).get("/v1/branches", &[])
 }
 
 /// A branch's row, as the page server has it; `None` if there is none.
@@ -33,7 +33,7 @@ pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Branch>> {
 
 /// A branch's row.
 pub fn get(cluster: &Cluster, name: &str) -> Result<Branch> {
-    Service::pageserver(&cluster.pageserver_http()).get("/v1/branch", &[("name", name)])
+    Service::pageserver(&cluster.pageserver_http()?).get("/v1/branch", &[("name", name)])
 }
 
 /// How far a branch is known to be committed: what its compute says, else what safekeepers say.
@@ -91,7 +91,7 @@ fn listed(answers: &Answers, row: &Branch) -> Value {
 
 /// Every branch, as the page server has them, asked with a deadline if there is one.
 pub fn rows_of_pageserver(cluster: &Cluster, timeout: Option<Duration>) -> Result<Vec<Branch>> {
-    let address = cluster.pageserver_http();
+    let address = cluster.pageserver_http()?;
     let mut service = Service::pageserver(&address);
     service.timeout = timeout.unwrap_or(service.timeout);
     service.get("/v1/branches", &[("sizes", "true")])
@@ -167,7 +167,7 @@ fn create_request(
     if request.lsn.is_none() {
         request.at_least = committed(&Answers::ask(cluster), &source);
     }
-    Service::patient_pageserver(&cluster.pageserver_http())?.post_json("/v1/branches", &request)
+    Service::patient_pageserver(&cluster.pageserver_http()?)?.post_json("/v1/branches", &request)
 }
 
 /// `branch create`.
@@ -256,7 +256,7 @@ fn refuse_with_compute(cluster: &Cluster, name: &str) -> Result<()> {
 }
 
 fn send_delete(cluster: &Cluster, name: &str) -> Result<()> {
-    Service::patient_pageserver(&cluster.pageserver_http())?
+    Service::patient_pageserver(&cluster.pageserver_http()?)?
         .delete::<Deleted>("/v1/branch", &[("name", name)])
         .map(drop)
 }
@@ -287,7 +287,7 @@ pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
 }
 
 fn send_rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {
-    Service::patient_pageserver(&cluster.pageserver_http())?
+    Service::patient_pageserver(&cluster.pageserver_http()?)?
         .post::<Branch>("/v1/branch/rename", &[("name", old), ("to", new)], &[])
         .map(drop)
 }
@@ -316,7 +316,7 @@ fn wait_for_committed(cluster: &Cluster, branch: &str) -> Result<Option<Lsn>> {
     let committed = committed_now(cluster, branch)?;
     if let Some(lsn) = committed {
         let lsn = lsn.to_string();
-        Service::patient_pageserver(&cluster.pageserver_http())?
+        Service::patient_pageserver(&cluster.pageserver_http()?)?
             .get::<Reached>("/v1/branch/wait", &[("name", branch), ("lsn", &lsn)])?;
     }
     Ok(committed)
@@ -326,7 +326,7 @@ fn wait_for_committed(cluster: &Cluster, branch: &str) -> Result<Option<Lsn>> {
 fn lsn_at(cluster: &Cluster, branch: &str, time: Option<&str>) -> Result<LsnAnswer> {
     let mut query = vec![("name", branch)];
     query.extend(time.map(|time| ("time", time)));
-    Service::patient_pageserver(&cluster.pageserver_http())?.get("/v1/branch/lsn", &query)
+    Service::patient_pageserver(&cluster.pageserver_http()?)?.get("/v1/branch/lsn", &query)
 }
 
 /// The LSN of a moment of a branch.

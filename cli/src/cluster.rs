@@ -278,9 +278,12 @@ impl Cluster {
         }
     }
 
-    /// The page server's HTTP address.
-    pub fn pageserver_http(&self) -> String {
-        format!("127.0.0.1:{}", self.state.pageserver.0)
+    /// The page server's HTTP address. Where ours does not run, another's may have its port: that of a copy of this
+    /// directory, say, which would do what it is told.
+    pub fn pageserver_http(&self) -> Result<String> {
+        let runs = process::Process::new(&self.dir, "pageserver").pid().is_some();
+        ensure!(runs, "the page server does not run: 'pgstrata up' starts it");
+        Ok(format!("127.0.0.1:{}", self.state.pageserver.0))
     }
 
     /// The user that PostgreSQL runs as: `None` if it is us.

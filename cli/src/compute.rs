@@ -9,7 +9,7 @@ use pgstrata_wire::http::compute::{Report, State};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, ComputePlace, free_ports, is_free};
-use crate::process::Process;
+use crate::process::{DYING_PATIENCE, Process};
 use crate::status::{self, Answers};
 use crate::{branch, http, locks, out, up};
 
@@ -130,6 +130,7 @@ pub fn ensure(
     read_only_at: Option<String>,
 ) -> Result<Report> {
     let process = process(cluster, name);
+    process.wait_while_dying(Instant::now() + DYING_PATIENCE);
     if process.pid().is_some() {
         return wait_running(cluster, name, &process);
     }

@@ -41,13 +41,13 @@ pub fn run(cluster: &Cluster, verb: &PageVerb) -> Result<()> {
     };
     query.extend(at.as_deref().map(|lsn| ("lsn", lsn)));
     query.extend(committed.as_deref().map(|lsn| ("at_least", lsn)));
-    let address = cluster.pageserver_http();
+    let address = cluster.pageserver_http()?;
     out::bytes(&Service::patient_pageserver(&address)?.get_bytes("/v1/branch/page", &query)?)
 }
 
 /// `compact`.
 pub fn compact(cluster: &Cluster, branch: &str) -> Result<()> {
-    let address = cluster.pageserver_http();
+    let address = cluster.pageserver_http()?;
     let answer: Compacted = Service::patient_pageserver(&address)?.post(
         "/v1/branch/compact",
         &[("name", branch)],
@@ -58,7 +58,7 @@ pub fn compact(cluster: &Cluster, branch: &str) -> Result<()> {
 
 /// `layers`.
 pub fn layers(cluster: &Cluster, branch: &str, as_json: bool) -> Result<()> {
-    let address = cluster.pageserver_http();
+    let address = cluster.pageserver_http()?;
     let rows: Vec<Value> =
         Service::pageserver(&address).get("/v1/branch/layers", &[("name", branch)])?;
     match as_json {

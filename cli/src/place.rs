@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use pgstrata_blob::{Location, claim};
@@ -12,10 +12,7 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, STATE_FILE, STATE_LIMIT, State, free_ports};
 use crate::files;
-use crate::process::Process;
-
-/// How long a killed process may write what it is about to write.
-const DYING_PATIENCE: Duration = Duration::from_secs(20);
+use crate::process::{DYING_PATIENCE, Process};
 
 /// A cluster's directory, as it was when the cluster was last started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -175,7 +172,7 @@ pub fn settle(cluster: &mut Cluster, take_over: bool) -> Result<()> {
             // Its original may run somewhere, or start again: they must not meet on a port that both remember. Clients
             // know those of computes, which are only taken if they are free.
             if !anything_runs(cluster) {
-                renew(service_ports(&mut cluster.state))?;
+                renew_ports(&mut cluster.state, false)?;
             }
         }
         Place::Moved => ensure!(
@@ -203,9 +200,7 @@ pub fn anything_runs(cluster: &Cluster) -> bool {
 /// never ends is left to be found silent.
 pub fn wait_for_dying(cluster: &Cluster) {
     let deadline = Instant::now() + DYING_PATIENCE;
-    while processes(cluster).any(|process| process.is_dying()) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    processes(cluster).for_each(|process| process.wait_while_dying(deadline));
 }
 
 fn processes(cluster: &Cluster) -> impl Iterator<Item = Process> {
@@ -226,30 +221,27 @@ fn part_from_original(cluster: &mut Cluster) -> Result<()> {
         }
         _ => {}
     }
-    let state = &mut cluster.state;
-    state.copy = Some(format!("{:08x}", rand::random::<u32>()));
-    let computes = state.computes.values_mut();
-    let mut ports: Vec<_> = computes.flat_map(|place| [&mut place.port, &mut place.http]).collect();
-    ports.extend(state.ports.values_mut());
-    renew(ports)?;
-    renew(service_ports(state))
+    cluster.state.copy = Some(format!("{:08x}", rand::random::<u32>()));
+    renew_ports(&mut cluster.state, true)
 }
 
-/// Ports by which the services of a cluster find each other.
-fn service_ports(state: &mut State) -> Vec<&mut u16> {
+/// Chooses other ports for all services, and for computes if they too are to have others: none that is remembered. One
+/// that is free now may be that of a service of the original that is down.
+fn renew_ports(state: &mut State, of_computes: bool) -> Result<()> {
     let (http, pages, pg) = &mut state.pageserver;
     let mut ports = vec![&mut state.broker, http, pages, pg];
     for place in &mut state.safekeepers {
         ports.extend([&mut place.wal, &mut place.pg, &mut place.http]);
     }
-    ports
-}
-
-/// Chooses other ports, none of which was among them: one that is free now may be that of a service of the original that
-/// is down.
-fn renew(ports: Vec<&mut u16>) -> Result<()> {
-    let mut fresh = free_ports(2 * ports.len())?;
-    fresh.retain(|fresh| ports.iter().all(|port| **port != *fresh));
+    let computes = state.computes.values_mut();
+    let mut known: Vec<_> = computes.flat_map(|place| [&mut place.port, &mut place.http]).collect();
+    known.extend(state.ports.values_mut());
+    if of_computes {
+        ports.append(&mut known);
+    }
+    // As many as are remembered may be among them.
+    let mut fresh = free_ports(2 * ports.len() + known.len())?;
+    fresh.retain(|fresh| ports.iter().chain(&known).all(|port| **port != *fresh));
     ports.into_iter().zip(fresh).for_each(|(port, fresh)| *port = fresh);
     Ok(())
 }

@@ -24,6 +24,9 @@ const LAST_WORDS: u64 = 64 << 10;
 /// How long a process may take to be gone once it was killed: what it held in memory is freed meanwhile.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a process that dies by itself is waited for, in all.
+pub const DYING_PATIENCE: Duration = KILL_PATIENCE;
+
 /// A process of a cluster, by name.
 pub struct Process {
     name: String,
@@ -194,9 +197,11 @@ impl Process {
         self.living().is_some_and(|note| !self.is_of_this_directory(&note))
     }
 
-    /// Whether it was killed, or ends by itself, and is not gone yet.
-    pub fn is_dying(&self) -> bool {
-        self.pid().is_some_and(is_dying)
+    /// Waits until it is gone, if it was killed or ends by itself.
+    pub fn wait_while_dying(&self, deadline: Instant) {
+        while self.pid().is_some_and(is_dying) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// What is noted, if it runs.

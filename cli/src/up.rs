@@ -521,7 +521,7 @@ fn create_main(cluster: &Cluster, data_checksums: bool) -> Result<()> {
     let user = cluster.postgres_user()?;
     let archive =
         found::initdb(&cluster.state.pg_bin, directory.path(), user.as_ref(), data_checksums)?;
-    found::import(&cluster.pageserver_http(), &cluster.state.tenant, FIRST_BRANCH, &archive)?;
+    found::import(&cluster.pageserver_http()?, &cluster.state.tenant, FIRST_BRANCH, &archive)?;
     remove_old_attempts(cluster)
 }
 

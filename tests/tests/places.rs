@@ -455,6 +455,13 @@ fn a_copy_takes_no_place_of_a_service_that_is_down() {
     let uri = cli(&moved.0, &["up"]);
     let mut client = connect(&uri);
     client.batch_execute("insert into t select generate_series(1, 99)").unwrap();
+    // Where the copy remembers its page server is the original's.
+    cli(&moved.0, &["branch", "create", "b"]);
+    for arguments in [&["branch", "delete", "b"][..], &["branch", "list"], &["compact"]] {
+        let text = refusal(&copied.0, arguments);
+        assert!(text.contains("the page server does not run: 'pgstrata up'"), "{text}");
+    }
+    assert!(cli(&moved.0, &["branch", "list"]).contains("\nb "));
     for name in ["safekeeper-2", "storage-broker"] {
         kill(&moved.0, name);
     }
