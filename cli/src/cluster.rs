@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::claim::Tokens;
 use crate::place::{self, Home};
-use crate::{files, owner, process, way};
+use crate::{files, locks, owner, process, way};
 
 /// What is remembered of a cluster, in its directory.
 pub const STATE_FILE: &str = "cluster.json";
@@ -281,8 +281,10 @@ impl Cluster {
     /// The page server's HTTP address. Where ours does not run, another's may have its port: that of a copy of this
     /// directory, say, which would do what it is told.
     pub fn pageserver_http(&self) -> Result<String> {
-        let runs = process::Process::new(&self.dir, "pageserver").pid().is_some();
-        ensure!(runs, "the page server does not run: 'pgstrata up' starts it");
+        if process::Process::new(&self.dir, "pageserver").pid().is_none() {
+            locks::refuse_service_elsewhere(self, "pageserver")?;
+            bail!("the page server does not run: 'pgstrata up' starts it");
+        }
         Ok(format!("127.0.0.1:{}", self.state.pageserver.0))
     }
 

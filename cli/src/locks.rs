@@ -59,6 +59,12 @@ fn refuse(cluster: &Cluster, name: &str, process: &Process, lock: Option<&Path>)
     Ok(())
 }
 
+/// Refuses a service that runs where we don't see it.
+pub fn refuse_service_elsewhere(cluster: &Cluster, name: &str) -> Result<()> {
+    let process = Process::new(&cluster.dir, name);
+    refuse(cluster, name, &process, file_of(&cluster.dir, name).as_deref())
+}
+
 /// Refuses a branch's compute that runs where we don't see it.
 pub fn refuse_compute_elsewhere(cluster: &Cluster, branch: &str) -> Result<()> {
     let lock = cluster.compute_path(branch)?.join("shim.lock");
@@ -67,12 +73,10 @@ pub fn refuse_compute_elsewhere(cluster: &Cluster, branch: &str) -> Result<()> {
 
 /// Refuses a cluster that runs where we don't see it: the notes of its processes and its ports must stay as they are.
 pub fn refuse_running_elsewhere(cluster: &Cluster) -> Result<()> {
-    let safekeepers = cluster.state.safekeepers.iter();
-    let safekeepers = safekeepers.map(|place| format!("safekeeper-{}", place.id));
-    for name in safekeepers.chain(["pageserver".to_owned()]) {
-        let process = Process::new(&cluster.dir, &name);
-        refuse(cluster, &name, &process, file_of(&cluster.dir, &name).as_deref())?;
+    for place in &cluster.state.safekeepers {
+        refuse_service_elsewhere(cluster, &format!("safekeeper-{}", place.id))?;
     }
+    refuse_service_elsewhere(cluster, "pageserver")?;
     cluster.state.computes.keys().try_for_each(|branch| refuse_compute_elsewhere(cluster, branch))
 }
 

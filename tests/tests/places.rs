@@ -185,7 +185,7 @@ fn a_cluster_that_runs_where_it_is_not_seen_is_left_alone() {
     let state =
         || (notes(&cluster.dir()), std::fs::read(cluster.dir().join("cluster.json")).unwrap());
     let before = state();
-    for arguments in [&["up"][..], &["compute", "start", "main"]] {
+    for arguments in [&["up"][..], &["compute", "start", "main"], &["branch", "list"]] {
         let output = Command::new("unshare")
             .args(["--pid", "--fork", "--mount-proc"])
             .arg(programs().join("pgstrata"))
