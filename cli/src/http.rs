@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use pgstrata_http_client::{Answer, Timing};
 use pgstrata_wire::http::Failure;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use ureq::{Agent, Body, http::Response};
+use ureq::Agent;
 
 /// Bytes of an answer, at most.
 const BODY_LIMIT: u64 = 1 << 30;
@@ -27,12 +28,7 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 fn agent(timeout: Duration) -> Agent {
-    Agent::config_builder()
-        .timeout_global(Some(timeout))
-        .http_status_as_error(false)
-        .proxy(None)
-        .build()
-        .into()
+    pgstrata_http_client::agent(Timing { whole: timeout, silence: None })
 }
 
 /// One service, as an HTTP server on this machine.
@@ -63,7 +59,7 @@ impl<'a> Service<'a> {
     }
 
     /// The body of an answer; an error response becomes an error with the service's own words.
-    fn body(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<Vec<u8>> {
+    fn body(&self, answer: Result<Answer, ureq::Error>) -> Result<Vec<u8>> {
         let mut response = match answer {
             Err(ureq::Error::Timeout(_)) => bail!(
                 "{} does not answer within {} s: if its process hangs, end it, and 'pgstrata up' \

@@ -1,17 +1,17 @@
 //! What a branch is, asked of the page server by its name.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use pgstrata_ids::{Lsn, SystemId, TimelineParameters};
 use pgstrata_wire::http::pageserver::Branch as Row;
 
-use crate::compute::error_text;
+use crate::ask::{self, Patience};
+use crate::places::Places;
 
-/// A page server that can't be reached is asked again for so long: it may be about to start.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(200);
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// The page server may be about to start.
+const PATIENCE: Patience =
+    Patience { answer: Duration::from_secs(10), reach: Duration::from_secs(30) };
 
 /// What a compute must know of its branch before it can ask safekeepers.
 #[derive(Clone, Debug)]
@@ -23,33 +23,12 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// The branch of that name at the page server whose HTTP interface is at `pageserver`.
-    pub fn find(pageserver: &str, name: &str) -> Result<Branch> {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .http_status_as_error(false)
-            .proxy(None)
-            .build()
-            .into();
-        let url = format!("http://{pageserver}/v1/branch");
-        let deadline = Instant::now() + PATIENCE;
-        let mut response = loop {
-            match agent.get(&url).query("name", name).call() {
-                Ok(response) => break response,
-                Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("page server {pageserver} can't be asked"));
-                }
-            }
-        };
-        let (status, body) = (response.status(), response.body_mut().read_to_vec()?);
-        if !status.is_success() {
-            let text = error_text(&body);
-            bail!("page server {pageserver} has no branch '{name}': {text}");
-        }
-        let row: Row = serde_json::from_slice(&body)
-            .with_context(|| format!("page server {pageserver} does not describe '{name}'"))?;
+    /// The branch of that name.
+    pub fn find(places: &Places, name: &str) -> Result<Branch> {
+        let what = format!("branch '{name}'");
+        let row = ask::pageserver(places, "/v1/branch", &[("name", name)], &what, PATIENCE)?;
+        let row: Row = serde_json::from_slice(&row)
+            .with_context(|| format!("the page server does not describe {what}"))?;
         Branch::from_row(row)
     }
 

@@ -13,15 +13,16 @@ use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
 use pgstrata_pg_redo::ControlState;
 use pgstrata_pg_wal::{PgVersion, WalWriter};
 use pgstrata_quorum::{Configuration, ProposerId};
-use pgstrata_wire::http::Failure;
 use pgstrata_wire::http::compute::{Report, State};
 use pgstrata_wire::http::pageserver::Branch;
 use rustix::process::{Resource, getrlimit};
 
+use crate::ask::{self, Patience};
 use crate::data_directory::DataDirectory;
 use crate::dynamic_memory::DynamicMemory;
 use crate::memory::Memory;
 use crate::pages::PageClient;
+use crate::places::Places;
 use crate::postgres::{Postgres, Settings};
 use crate::proposer::{Leader, ProposerConfig, ProposerError, Proposing, elect_again};
 use crate::segments::Segments;
@@ -59,12 +60,10 @@ pub struct ComputeConfig {
     pub parameters: TimelineParameters,
     /// Start of the last record before the timeline's first own LSN.
     pub start_prev: Lsn,
-    /// The safekeepers' WAL ports.
-    pub safekeepers: Vec<(NodeId, String)>,
-    /// The page server's page service.
-    pub pageserver: String,
-    /// The page server's HTTP interface.
-    pub pageserver_http: String,
+    /// The members of its quorum.
+    pub members: Vec<NodeId>,
+    /// Where they are, and the page server.
+    pub places: Arc<Places>,
     /// Serve queries only, as of this LSN, without proposing anything.
     pub read_only_at: Option<Lsn>,
     /// More PostgreSQL settings, by name and value.
@@ -210,7 +209,7 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
 
     let memory = Memory::new(config.parameters.segment_size.into())?;
     let pages = Arc::new(PageClient::new(
-        &config.pageserver,
+        Arc::clone(&config.places),
         config.parameters.tenant,
         config.parameters.timeline,
         start.pages_lsn,
@@ -332,13 +331,12 @@ fn campaign(config: &ComputeConfig, shared: &Shared) -> Result<Leader, ProposerE
         true => ELECTION_RETRY,
         false => ELECTION_TIMEOUT,
     };
-    let members = config.safekeepers.iter().map(|(node, _)| *node).collect();
-    let configuration = Configuration::new(1, members)
+    let configuration = Configuration::new(1, config.members.clone())
         .map_err(|error| ProposerError::Source(std::io::Error::other(format!("{error:?}"))))?;
     let proposer = ProposerConfig {
         parameters: config.parameters.clone(),
         configuration,
-        safekeepers: config.safekeepers.clone(),
+        safekeepers: Arc::clone(&config.places) as _,
         id: ProposerId(rand::random()),
     };
     elect_again(proposer, timeout, &shared.asked_term)
@@ -371,33 +369,11 @@ fn append_barrier(
     Ok((placed.start, placed.end))
 }
 
-/// The words of an error response of the page server.
-pub fn error_text(body: &[u8]) -> String {
-    match serde_json::from_slice::<Failure>(body) {
-        Ok(failure) => failure.error,
-        Err(_) => String::from_utf8_lossy(body).into_owned(),
-    }
-}
-
 /// GET from the page server.
 fn ask_pageserver(config: &ComputeConfig, path: &str, what: &str) -> Result<Bytes> {
-    let url = format!("http://{}{path}", config.pageserver_http);
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(90)))
-        .http_status_as_error(false)
-        .proxy(None)
-        .build()
-        .into();
-    let asked = agent.get(&url).call();
-    let mut response =
-        asked.with_context(|| format!("page server {} can't be asked", config.pageserver_http))?;
-    let status = response.status();
-    let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?;
-    if !status.is_success() {
-        let text = error_text(&body);
-        bail!("page server {} has no {what}: {text}", config.pageserver_http);
-    }
-    Ok(Bytes::from(body))
+    let answer = Duration::from_secs(90);
+    let patience = Patience { answer, reach: Duration::ZERO };
+    ask::pageserver(&config.places, path, &[], what, patience).map(Bytes::from)
 }
 
 /// The page server takes in committed WAL only. If it has more than the log that was elected,

@@ -1,6 +1,5 @@
 //! The compute's HTTP interface: what it is and how far.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,7 +9,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use pgstrata_ids::Lsn;
-use pgstrata_listen::{PatientListener, complete};
+use pgstrata_listen::{Listening, PatientListener, complete};
 use pgstrata_wire::http::compute::{Report, State as Stage};
 
 use crate::compute::Shared;
@@ -57,8 +56,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> String {
 }
 
 /// Serves on a thread of its own until the process ends.
-pub fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<()> {
-    listener.set_nonblocking(true)?;
+pub fn serve(listening: Listening, shared: Arc<Shared>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -68,8 +66,8 @@ pub fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<()> {
     let router = complete(router).with_state(shared);
     std::thread::Builder::new().name("http".into()).spawn(move || {
         runtime.block_on(async move {
-            let served = match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => axum::serve(PatientListener::new(listener), router).await,
+            let served = match listening.asynchronous() {
+                Ok(listeners) => axum::serve(PatientListener::new(listeners), router).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = served {

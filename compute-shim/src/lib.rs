@@ -3,6 +3,7 @@
 //! Owns a cache that may be lost at any moment, and one `postgres`. Everything durable is on the
 //! safekeepers; pages come from the page server.
 
+pub mod ask;
 pub mod branch;
 pub mod compute;
 pub mod conf;
@@ -12,6 +13,7 @@ pub mod http;
 pub mod leftover;
 pub mod memory;
 pub mod pages;
+pub mod places;
 pub mod plain_file;
 pub mod postgres;
 pub mod proposer;

@@ -1,21 +1,23 @@
 //! The compute shim's process.
 
-use std::net::{SocketAddr, TcpListener};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use pgstrata_compute_shim::branch::Branch;
 use pgstrata_compute_shim::compute::{ComputeConfig, Outcome, Shared, run};
 use pgstrata_compute_shim::http;
+use pgstrata_compute_shim::places::{Pageserver, Places, Said};
 use pgstrata_compute_shim::pulse::Pulse;
 use pgstrata_env::DirectoryLock;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
-use pgstrata_listen::loopback;
+use pgstrata_listen::{Listening, loopback};
 use pgstrata_wire::http::compute::State;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -48,23 +50,38 @@ struct Arguments {
     /// Port for PostgreSQL, on 127.0.0.1
     #[arg(long)]
     port: u16,
-    /// Address of the HTTP interface; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
-    listen_http: SocketAddr,
+    /// Addresses of the HTTP interface, comma-separated; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    listen_http: Vec<SocketAddr>,
     /// Name of the branch. The page server is asked what it is, unless all of it is given
     #[arg(long)]
     branch: String,
     #[command(flatten)]
     given: Given,
-    /// Safekeepers, as id=host:port of their WAL ports, comma-separated
-    #[arg(long, value_delimiter = ',', value_parser = safekeeper)]
-    safekeepers: Vec<(NodeId, String)>,
-    /// Page service of the page server, host:port
+    /// URL of the storage broker, such as http://broker:50051, which knows where safekeepers and the page server are now:
+    /// asked when one of them is not where it was said or heard to be
     #[arg(long)]
-    pageserver: String,
-    /// HTTP interface of the page server, host:port
-    #[arg(long)]
-    pageserver_http: String,
+    broker: Option<String>,
+    /// The safekeepers that are members, comma-separated: ids, of those that the broker knows, or id=host:port of their
+    /// WAL ports. All computes of a branch name the same ones
+    #[arg(long, value_name = "ID[=HOST:PORT]", value_delimiter = ',', value_parser = safekeeper)]
+    safekeepers: Vec<(NodeId, Option<String>)>,
+    /// Page service of the page server [default: the broker knows it]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        required_unless_present = "broker",
+        requires = "pageserver_http"
+    )]
+    pageserver: Option<String>,
+    /// HTTP interface of the page server [default: the broker knows it]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        required_unless_present = "broker",
+        requires = "pageserver"
+    )]
+    pageserver_http: Option<String>,
     /// Only answer queries, as of this LSN
     #[arg(long)]
     read_only_at: Option<Lsn>,
@@ -129,10 +146,13 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((name.trim().to_ascii_lowercase(), value.to_owned()))
 }
 
-fn safekeeper(text: &str) -> Result<(NodeId, String), String> {
-    let (id, address) = text.split_once('=').ok_or("expected id=host:port")?;
+fn safekeeper(text: &str) -> Result<(NodeId, Option<String>), String> {
+    let (id, address) = match text.split_once('=') {
+        Some((id, address)) => (id, Some(address.to_owned())),
+        None => (text, None),
+    };
     let id = id.parse().map_err(|_| format!("'{id}' is not a node id"))?;
-    Ok((NodeId(id), address.to_owned()))
+    Ok((NodeId(id), address))
 }
 
 fn main() -> ExitCode {
@@ -158,8 +178,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// What the command line says of where others are.
+fn said(arguments: &Arguments) -> Result<Said> {
+    let mut safekeepers = BTreeMap::new();
+    for (node, address) in &arguments.safekeepers {
+        ensure!(
+            address.is_some() || arguments.broker.is_some(),
+            "where is safekeeper {node}? Say --safekeepers {node}=HOST:PORT, or --broker URL"
+        );
+        safekeepers.extend(address.clone().map(|address| (*node, address)));
+    }
+    let pageserver = arguments.pageserver.clone().zip(arguments.pageserver_http.clone());
+    let pageserver = pageserver.map(|(pages, http)| Pageserver { pages, http });
+    Ok(Said { safekeepers, pageserver, broker: arguments.broker.clone() })
+}
+
 fn config(arguments: Arguments) -> Result<ComputeConfig> {
-    let preload = match arguments.preload {
+    let preload = match arguments.preload.clone() {
         Some(preload) => preload,
         None => std::env::current_exe()?.with_file_name("libpgstrata_preload.so"),
     };
@@ -170,9 +205,18 @@ fn config(arguments: Arguments) -> Result<ComputeConfig> {
     }
     std::fs::create_dir_all(&arguments.dir)
         .with_context(|| format!("can't create {}", arguments.dir.display()))?;
-    let branch = match arguments.given.branch() {
-        Some(branch) => branch,
-        None => Branch::find(&arguments.pageserver_http, &arguments.branch)?,
+    let said = said(&arguments)?;
+    let (branch, places) = match arguments.given.branch() {
+        Some(branch) => {
+            let places = Places::start(said, Some(branch.parameters.timeline))?;
+            (branch, places)
+        }
+        None => {
+            // Any page server knows branches by name; pages are those of the one that has the timeline.
+            let branch = Branch::find(&*Places::start(said.clone(), None)?, &arguments.branch)?;
+            let places = Places::start(said, Some(branch.parameters.timeline))?;
+            (branch, places)
+        }
     };
     Ok(ComputeConfig {
         dir: arguments.dir.canonicalize()?,
@@ -182,9 +226,8 @@ fn config(arguments: Arguments) -> Result<ComputeConfig> {
         branch: arguments.branch,
         parameters: branch.parameters,
         start_prev: branch.start_prev,
-        safekeepers: arguments.safekeepers,
-        pageserver: arguments.pageserver,
-        pageserver_http: arguments.pageserver_http,
+        members: arguments.safekeepers.iter().map(|(node, _)| *node).collect(),
+        places,
         read_only_at: arguments.read_only_at,
         settings: arguments.settings,
     })
@@ -200,15 +243,14 @@ fn raise_descriptor_limit() {
 
 fn start(arguments: Arguments) -> Result<Outcome> {
     raise_descriptor_limit();
-    let http_listener = TcpListener::bind(arguments.listen_http)
-        .with_context(|| format!("can't listen on {}", arguments.listen_http))?;
-    let address = http_listener.local_addr()?;
+    let http_port = Listening::bind(&arguments.listen_http)?;
+    let address = http_port.first;
     let config = config(arguments)?;
     // One shim a directory: it empties the data directory.
     let _lock = DirectoryLock::take(&config.dir, "shim.lock", "compute")?;
     let shared = Arc::new(Shared::default());
     watch_signals(&shared)?;
-    http::serve(http_listener, Arc::clone(&shared))?;
+    http::serve(http_port, Arc::clone(&shared))?;
     println!("{}", serde_json::json!({ "ready": true, "http": address.to_string() }));
 
     let pulse = Pulse::start().context("can't start a thread")?;

@@ -2,21 +2,27 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
+use pgstrata_listen::dial;
 use pgstrata_wire::pages::{Hello, PagesReply, PagesRequest, Query, REPLY_SIZE, Status};
+
+use crate::places::{Pageserver, Places};
 
 /// Idle connections kept.
 const IDLE_LIMIT: usize = 16;
 /// A page server that restarts is waited for this long before PostgreSQL gets an I/O error.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// All addresses of a page server must have taken a connection by then, or another one is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Pages of one timeline as of one LSN.
 pub struct PageClient {
-    address: String,
+    places: Arc<Places>,
     hello: Hello,
     /// As of when pages are asked for: nothing that this compute changes is ever fetched again,
     /// so one LSN is right for all its life.
@@ -31,16 +37,34 @@ enum Answer {
 }
 
 impl PageClient {
-    /// A client of the page server at `address`.
-    pub fn new(address: &str, tenant: TenantId, timeline: TimelineId, lsn: Lsn) -> PageClient {
+    /// A client of the page server, wherever that is.
+    pub fn new(
+        places: Arc<Places>,
+        tenant: TenantId,
+        timeline: TimelineId,
+        lsn: Lsn,
+    ) -> PageClient {
         let hello = Hello { tenant, timeline };
-        PageClient { address: address.to_owned(), hello, lsn, idle: Mutex::default() }
+        PageClient { places, hello, lsn, idle: Mutex::default() }
     }
 
+    /// Connects to the first that takes us.
     fn connect(&self) -> io::Result<TcpStream> {
-        let mut stream = TcpStream::connect(&self.address)?;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, self.places.describe());
+        for Pageserver { pages, .. } in self.places.pageservers() {
+            match self.connect_to(&pages) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = io::Error::new(error.kind(), format!("{pages}: {error}")),
+            }
+        }
+        Err(last)
+    }
+
+    fn connect_to(&self, address: &str) -> io::Result<TcpStream> {
+        let mut stream = dial(address, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+        stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
         stream.write_all(&self.hello.encode())?;
         match read_reply(&mut stream)? {
             Answer::Refused(text) => Err(io::Error::other(text)),
@@ -73,7 +97,7 @@ impl PageClient {
                 Ok(answer) => return Ok(answer),
                 Err(error) if std::time::Instant::now() + pause > deadline => return Err(error),
                 Err(error) => {
-                    tracing::warn!("page server {}: {error}; trying again", self.address);
+                    tracing::warn!("page server {error}; trying again");
                     // Connections opened before a restart are all dead.
                     self.idle.lock().clear();
                     std::thread::sleep(pause);

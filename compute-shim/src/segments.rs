@@ -365,6 +365,7 @@ impl Segments {
 mod tests {
     use super::*;
     use crate::memory::Memory;
+    use crate::places::{Places, Said};
     use pgstrata_ids::{Lsn, TenantId, TimelineId};
     use std::fs;
 
@@ -374,9 +375,9 @@ mod tests {
         fs::create_dir_all(data.join("base/5")).unwrap();
         let memory = Memory::new(16 << 20).unwrap();
         // Nobody is asked.
-        let nobody = "127.0.0.1:9";
+        let places = Places::start(Said::default(), None).unwrap();
         let pages =
-            PageClient::new(nobody, TenantId([1; 16]), TimelineId([2; 16]), Lsn(0x100_0000));
+            PageClient::new(places, TenantId([1; 16]), TimelineId([2; 16]), Lsn(0x100_0000));
         Segments::new(memory.map, Arc::new(pages), data, "PG_15_202209061".into(), 16).unwrap()
     }
 

@@ -1,6 +1,6 @@
 //! The page server's process.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pgstrata_blob::{Location, Store};
 use pgstrata_env::DirectoryLock;
-use pgstrata_listen::loopback;
+use pgstrata_listen::{Advertised, Listening, loopback};
 use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
 use pgstrata_pageserver::metrics::Metrics;
 use pgstrata_pageserver::remote::take_generation;
@@ -48,15 +48,25 @@ struct Arguments {
     /// Endpoint of an S3 server other than AWS, such as http://127.0.0.1:9000
     #[arg(long)]
     s3_endpoint: Option<String>,
-    /// Address for the HTTP interface; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
-    listen_http: SocketAddr,
-    /// Address for computes' page requests
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
-    listen_pages: SocketAddr,
-    /// Address for PostgreSQL's protocol: pg_basebackup
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
-    listen_pg: SocketAddr,
+    /// Addresses for the HTTP interface, comma-separated; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    listen_http: Vec<SocketAddr>,
+    /// Addresses for computes' page requests
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    listen_pages: Vec<SocketAddr>,
+    /// Addresses for PostgreSQL's protocol: pg_basebackup
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    listen_pg: Vec<SocketAddr>,
+    /// Where computes find the HTTP interface; the broker tells them. A name is looked up anew for each connection, port 0
+    /// is the one that is listened on [default: the first address of --listen-http]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise_http: Option<Advertised>,
+    /// Where computes find the page service [default: the first address of --listen-pages]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise_pages: Option<Advertised>,
+    /// Where PostgreSQL's protocol is found [default: the first address of --listen-pg]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise_pg: Option<Advertised>,
     /// Replication addresses of safekeepers, comma-separated, used beside the broker's
     #[arg(long, value_delimiter = ',')]
     safekeepers: Vec<String>,
@@ -110,20 +120,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))
-}
-
-fn asynchronous(listener: TcpListener) -> Result<tokio::net::TcpListener> {
-    listener.set_nonblocking(true)?;
-    Ok(tokio::net::TcpListener::from_std(listener)?)
-}
-
 async fn run(arguments: Arguments) -> Result<()> {
     let limit = raise_limit().context("can't raise the limit on open files")?;
-    let http_listener = bind(arguments.listen_http)?;
-    let pages_listener = bind(arguments.listen_pages)?;
-    let pg_listener = bind(arguments.listen_pg)?;
+    let http_port = Listening::bind(&arguments.listen_http)?;
+    let pages_port = Listening::bind(&arguments.listen_pages)?;
+    let pg_port = Listening::bind(&arguments.listen_pg)?;
     std::fs::create_dir_all(&arguments.dir)
         .with_context(|| format!("can't create the directory {}", arguments.dir.display()))?;
     let _lock = DirectoryLock::take(&arguments.dir, "lock", "page server")?;
@@ -166,32 +167,32 @@ async fn run(arguments: Arguments) -> Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let addresses = Addresses {
         wal: None,
-        pg: Some(pg_listener.local_addr()?.to_string()),
-        http: Some(http_listener.local_addr()?.to_string()),
-        pages: Some(pages_listener.local_addr()?.to_string()),
+        pg: Some(pg_port.advertised("pg", arguments.advertise_pg.as_ref())?),
+        http: Some(http_port.advertised("http", arguments.advertise_http.as_ref())?),
+        pages: Some(pages_port.advertised("pages", arguments.advertise_pages.as_ref())?),
     };
     discovery.start(&repository, safekeepers::node(generation), addresses)?;
 
     let addresses = serde_json::json!({
         "ready": true,
-        "http": http_listener.local_addr()?.to_string(),
-        "pages": pages_listener.local_addr()?.to_string(),
-        "pg": pg_listener.local_addr()?.to_string(),
+        "http": http_port.first.to_string(),
+        "pages": pages_port.first.to_string(),
+        "pg": pg_port.first.to_string(),
     });
     tokio::spawn(pages::serve(
-        asynchronous(pages_listener)?,
+        pages_port.asynchronous()?,
         Arc::clone(&repository),
         Arc::clone(&metrics),
     ));
-    tokio::spawn(pg::serve(asynchronous(pg_listener)?, Arc::clone(&repository)));
-    let listener = asynchronous(http_listener)?;
+    tokio::spawn(pg::serve(pg_port.asynchronous()?, Arc::clone(&repository)));
+    let listeners = http_port.asynchronous()?;
     let service = Service::new(Arc::clone(&repository), metrics);
     println!("{addresses}");
     tracing::info!(%generation, "serving: {addresses}");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        () = http::serve(listener, service) => {}
+        () = http::serve(listeners, service) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

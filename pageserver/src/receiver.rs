@@ -268,9 +268,7 @@ struct Connection {
 
 impl Connection {
     fn start(timeline: &Timeline, from: Lsn, address: &str) -> Result<Connection> {
-        use std::net::ToSocketAddrs;
-        let resolved = address.to_socket_addrs()?.next().context("the address has no host")?;
-        let writer = TcpStream::connect_timeout(&resolved, CONNECT_TIMEOUT)?;
+        let writer = pgstrata_listen::dial(address, CONNECT_TIMEOUT)?;
         writer.set_nodelay(true)?;
         writer.set_read_timeout(Some(TICK))?;
         let reader = BufReader::with_capacity(256 * 1024, writer.try_clone()?);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use pgstrata_listen::loopback;
+use pgstrata_listen::{Advertised, loopback};
 
 /// Keeps the write-ahead log of PostgreSQL timelines durable, as one member of a quorum.
 ///
@@ -32,17 +32,31 @@ pub struct Args {
     #[arg(long, default_value = "")]
     pub zone: String,
 
-    /// Address for proposers and peers. Port 0 takes any free one.
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
-    pub listen_wal: SocketAddr,
+    /// Addresses for proposers and peers, comma-separated. Port 0 takes any free one.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    pub listen_wal: Vec<SocketAddr>,
 
-    /// Address for PostgreSQL replication clients (page server, pg_receivewal, standbys).
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
-    pub listen_pg: SocketAddr,
+    /// Addresses for PostgreSQL replication clients (page server, pg_receivewal, standbys).
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    pub listen_pg: Vec<SocketAddr>,
 
-    /// Address for status, metrics and health.
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = loopback)]
-    pub listen_http: SocketAddr,
+    /// Addresses for status, metrics and health.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    pub listen_http: Vec<SocketAddr>,
+
+    /// Where computes and peers find this safekeeper's WAL port; they are told by the broker. A
+    /// name is looked up anew for each connection; port 0 is the one that is listened on. Without
+    /// it: the first address of --listen-wal. The other two likewise.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_wal: Option<Advertised>,
+
+    /// Where page servers find its PostgreSQL port.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_pg: Option<Advertised>,
+
+    /// Where its HTTP port is found.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_http: Option<Advertised>,
 
     /// Base URL of the storage broker, such as http://127.0.0.1:50051. Everything works without
     /// it, from what was last known.

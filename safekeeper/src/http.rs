@@ -30,7 +30,7 @@ impl HttpState {
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
+pub async fn serve(listeners: Vec<tokio::net::TcpListener>, state: HttpState) {
     let latch = state.timelines.context().latch.clone();
     let router = Router::new()
         .route("/v1/status", get(status))
@@ -38,7 +38,7 @@ pub async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready));
     let router = complete(router).with_state(state);
-    if let Err(error) = axum::serve(PatientListener::new(listener), router).await {
+    if let Err(error) = axum::serve(PatientListener::new(listeners), router).await {
         latch.throw(&format!("the HTTP port is no longer served: {error}"));
     }
 }

@@ -1,7 +1,6 @@
 //! The process: binds ports, starts services, waits for the end.
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use anyhow::{Context, bail};
 use pgstrata_blob::Location;
 use pgstrata_env::{DirectoryLock, Disk, RealDisk};
 use pgstrata_ids::NodeId;
+use pgstrata_listen::Listening;
 use pgstrata_wire::broker::Addresses;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -54,18 +54,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
 
-    let bind =
-        |address| TcpListener::bind(address).with_context(|| format!("can't listen on {address}"));
-    let wal_listener = bind(args.listen_wal)?;
-    let pg_listener = bind(args.listen_pg)?;
-    let http_listener = bind(args.listen_http)?;
-    let wal_address = wal_listener.local_addr()?.to_string();
+    let wal_port = Listening::bind(&args.listen_wal)?;
+    let pg_port = Listening::bind(&args.listen_pg)?;
+    let http_port = Listening::bind(&args.listen_http)?;
     let ready = serde_json::json!({
         "ready": true,
         "id": node.0,
-        "wal": wal_address,
-        "pg": pg_listener.local_addr()?.to_string(),
-        "http": http_listener.local_addr()?.to_string(),
+        "wal": wal_port.first.to_string(),
+        "pg": pg_port.first.to_string(),
+        "http": http_port.first.to_string(),
     });
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -73,7 +70,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("can't start the runtime")?;
-    wal::serve(wal_listener, Arc::clone(&timelines), wal::Limits::default())
+    let addresses = Addresses {
+        wal: Some(wal_port.advertised("wal", args.advertise_wal.as_ref())?),
+        pg: Some(pg_port.advertised("pg", args.advertise_pg.as_ref())?),
+        http: Some(http_port.advertised("http", args.advertise_http.as_ref())?),
+        pages: None,
+    };
+    wal::serve(wal_port.blocking(), Arc::clone(&timelines), wal::Limits::default())
         .context("can't start a thread")?;
     let archive = open_archive(&args)?;
     let known = Arc::new(Known::default());
@@ -83,23 +86,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         broker: args.broker.clone(),
         known: Arc::clone(&known),
         zone: args.zone.clone(),
-        addresses: Addresses {
-            wal: Some(wal_address),
-            pg: Some(pg_listener.local_addr()?.to_string()),
-            http: Some(http_listener.local_addr()?.to_string()),
-            pages: None,
-        },
+        addresses,
     };
     let state = HttpState::new(Arc::clone(&timelines), known, args.zone.clone());
     let pg_state = PgState { timelines: Arc::clone(&timelines), archive };
     let result = runtime.block_on(async {
-        pg_listener.set_nonblocking(true)?;
-        let pg_listener = tokio::net::TcpListener::from_std(pg_listener)?;
-        tokio::spawn(pg::serve(pg_listener, pg_state));
-        http_listener.set_nonblocking(true)?;
-        let http_listener = tokio::net::TcpListener::from_std(http_listener)?;
-        tokio::spawn(http::serve(http_listener, state));
-        background.start();
+        tokio::spawn(pg::serve(pg_port.asynchronous()?, pg_state));
+        tokio::spawn(http::serve(http_port.asynchronous()?, state));
+        background.start().context("can't start a thread")?;
         println!("{ready}");
         std::io::stdout().flush()?;
         let mut terminate = signal(SignalKind::terminate())?;

@@ -448,7 +448,7 @@ fn serve(world: &World) -> std::net::SocketAddr {
         message: Duration::from_secs(1),
         ..wal::Limits::default()
     };
-    wal::serve(listener, Arc::new(world.open()), limits).unwrap();
+    wal::serve(vec![listener], Arc::new(world.open()), limits).unwrap();
     address
 }
 

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use pgstrata_listen::{PatientListener, loopback};
+use pgstrata_listen::{Listening, PatientListener, loopback};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Tells safekeepers and page servers of each other.
@@ -22,9 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "storage-broker", version)]
 struct Args {
-    /// Address to listen on. Port 0 takes any free one.
-    #[arg(long, default_value = "127.0.0.1:50051", value_parser = loopback)]
-    listen: SocketAddr,
+    /// Addresses to listen on, comma-separated. Port 0 takes any free one.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051", value_delimiter = ',', value_parser = loopback)]
+    listen: Vec<SocketAddr>,
 }
 
 fn main() -> ExitCode {
@@ -42,16 +42,13 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind(args.listen)
-            .await
-            .with_context(|| format!("can't listen on {}", args.listen))?;
-        let ready =
-            serde_json::json!({ "ready": true, "http": listener.local_addr()?.to_string() });
+        let listening = Listening::bind(&args.listen)?;
+        let ready = serde_json::json!({ "ready": true, "http": listening.first.to_string() });
         println!("{ready}");
         std::io::stdout().flush()?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let listener = PatientListener::new(listener);
+        let listener = PatientListener::new(listening.asynchronous()?);
         tokio::select! {
             served = axum::serve(listener, serve::router()) => served.context("HTTP"),
             _ = terminate.recv() => Ok(()),

@@ -1,6 +1,8 @@
 //! What a proposer is given, and what it can fail with.
 
+use std::fmt::Debug;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
@@ -16,6 +18,25 @@ pub const MAX_BACKLOG: u64 = 64 << 20;
 /// the same: nothing of it is committed before its end.
 pub const MAX_UNCOMMITTED: u64 = 48 << 20;
 
+/// Where members are.
+pub trait Members: Debug + Send + Sync {
+    /// The WAL port of a member, as `host:port`, best first: asked for at each attempt to connect, on the proposer's
+    /// thread, so that it must not wait for anything.
+    fn addresses(&self, node: NodeId) -> Vec<String>;
+
+    /// Why there is no address of a member, for messages.
+    fn describe(&self) -> String {
+        "nobody said where it is".to_owned()
+    }
+}
+
+impl Members for Vec<(NodeId, String)> {
+    fn addresses(&self, node: NodeId) -> Vec<String> {
+        let of_node = self.iter().filter(|(other, _)| *other == node);
+        of_node.map(|(_, address)| address.clone()).collect()
+    }
+}
+
 /// Who proposes what to whom.
 #[derive(Clone, Debug)]
 pub struct ProposerConfig {
@@ -23,8 +44,8 @@ pub struct ProposerConfig {
     pub parameters: TimelineParameters,
     /// Its members.
     pub configuration: Configuration,
-    /// Where the members' WAL ports are, as `address:port`.
-    pub safekeepers: Vec<(NodeId, String)>,
+    /// Where they are.
+    pub safekeepers: Arc<dyn Members>,
     /// This run of this compute; must never have been used before.
     pub id: ProposerId,
 }

@@ -150,6 +150,11 @@ impl Connection {
         }
     }
 
+    /// Whether the connection is not made yet.
+    pub fn is_connecting(&self) -> bool {
+        self.connecting
+    }
+
     /// Call when there is room to write: true once, when the connection is made.
     pub fn finish_connecting(&mut self) -> io::Result<bool> {
         if !self.connecting {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, NodeId, Term};
@@ -97,12 +98,11 @@ impl Driver {
         let greeting = Greeting {
             parameters: config.parameters.clone(),
             configuration: config.configuration.clone(),
-            addresses: config.safekeepers.clone(),
+            addresses: Vec::new(),
             proposer: config.id,
         };
-        let member = |node: NodeId| config.configuration.contains(node);
-        let links = config.safekeepers.iter().filter(|(node, _)| member(*node));
-        let links = links.map(|(node, address)| Link::new(*node, address.clone())).collect();
+        let link = |node: &NodeId| Link::new(*node, Arc::clone(&config.safekeepers));
+        let links = config.configuration.members().iter().map(link).collect();
         let core = proposer(&config, yields_above.is_some(), Term(1));
         let now = Instant::now();
         Ok(Driver {
@@ -185,7 +185,8 @@ impl Driver {
                 (None, Some(_)) => "connected".to_owned(),
                 (None, None) => "not connected".to_owned(),
             };
-            format!("safekeeper {} at {}: {state}", link.node, link.address)
+            let at = link.address.iter().map(|address| format!(" at {address}"));
+            format!("safekeeper {}{}: {state}", link.node, at.collect::<String>())
         };
         self.links.iter().map(text).collect::<Vec<_>>().join("; ")
     }
@@ -536,6 +537,11 @@ impl Driver {
 
     fn handle_link(&mut self, index: usize, event: Ready) -> io::Result<()> {
         if event.writable {
+            if self.links[index].is_to_be_greeted() {
+                // A member tells the others of these where they are.
+                let known = |link: &Link| Some((link.node, link.address.clone()?));
+                self.greeting.addresses = self.links.iter().filter_map(known).collect();
+            }
             self.links[index].writable(&self.greeting)?;
             let link = &mut self.links[index];
             if let Some(connection) = &link.connection {

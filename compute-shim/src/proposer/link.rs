@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, NodeId};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Greeting, Message};
 
+use super::config::Members;
 use super::connection::Connection;
 use super::lookup::Lookup;
 use super::poller::Poller;
@@ -34,10 +36,14 @@ const RECEIVE_BUFFER: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Link {
     pub node: NodeId,
-    pub address: String,
+    members: Arc<dyn Members>,
+    /// Where it was last looked for, as `host:port`.
+    pub address: Option<String>,
     /// What the address was last found to be.
     pub resolved: Option<SocketAddr>,
     lookup: Lookup,
+    /// Attempts that failed: each is made at the next of its addresses.
+    attempts: usize,
     pub connection: Option<Connection>,
     pub input: FrameBuffer,
     /// Where the next byte to send is; `None` until the member follows this term.
@@ -56,12 +62,14 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn new(node: NodeId, address: String) -> Link {
+    pub fn new(node: NodeId, members: Arc<dyn Members>) -> Link {
         Link {
             node,
-            lookup: Lookup::new(address.clone()),
-            address,
+            members,
+            address: None,
             resolved: None,
+            lookup: Lookup::default(),
+            attempts: 0,
             connection: None,
             input: FrameBuffer::new(RECEIVE_BUFFER),
             next_lsn: None,
@@ -81,9 +89,18 @@ impl Link {
         if self.connection.is_some() || now < self.retry_at {
             return;
         }
+        let mut names = self.members.addresses(self.node);
+        if names.is_empty() {
+            let text = self.members.describe();
+            return self.fail(now, &text);
+        }
+        let (round, turn) = (self.attempts / names.len(), self.attempts % names.len());
+        let name = names.swap_remove(turn);
         // A name that is still being looked up is asked for again in the next turn.
-        let Some(found) = self.lookup.poll() else { return };
-        let opened = found.and_then(|address| {
+        let Some(found) = self.lookup.poll(&name) else { return };
+        self.address = Some(name);
+        let opened = found.and_then(|found| {
+            let address = found[round % found.len()];
             self.resolved = Some(address);
             let connection = Connection::open(address)?;
             poller.add(&connection, token, true)?;
@@ -109,10 +126,11 @@ impl Link {
     pub fn fail(&mut self, now: Instant, error: &dyn std::fmt::Display) {
         let text = error.to_string();
         if self.last_error.as_ref() != Some(&text) {
-            tracing::warn!(node = %self.node, address = %self.address, error = %text, "safekeeper lost");
+            tracing::warn!(node = %self.node, address = self.address, error = %text, "safekeeper lost");
         }
         self.last_error = Some(text);
         self.connection = None;
+        self.attempts = self.attempts.wrapping_add(1);
         self.input = FrameBuffer::new(RECEIVE_BUFFER);
         self.next_lsn = None;
         self.needs_peer = false;
@@ -142,8 +160,13 @@ impl Link {
         }
         self.backoff = BACKOFF.0;
         if self.last_error.take().is_some() {
-            tracing::info!(node = %self.node, address = %self.address, "safekeeper is back");
+            tracing::info!(node = %self.node, address = self.address, "safekeeper is back");
         }
+    }
+
+    /// Whether it is to be greeted once its connection is made.
+    pub fn is_to_be_greeted(&self) -> bool {
+        self.connection.as_ref().is_some_and(Connection::is_connecting)
     }
 
     /// Greets if the connection has just been made, and sends what is queued.

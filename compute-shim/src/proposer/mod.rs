@@ -20,7 +20,8 @@ mod poller;
 mod refill;
 
 pub use config::{
-    MAX_BACKLOG, MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
+    MAX_BACKLOG, MAX_CHUNK, MAX_UNCOMMITTED, Members, ProposerConfig, ProposerError, WalChunk,
+    WalSource,
 };
 pub use connection::SENT_BYTES;
 pub use leader::{Elected, Leader, Proposing, elect, elect_again};

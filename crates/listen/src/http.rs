@@ -32,8 +32,8 @@ pub struct PatientListener {
 
 impl PatientListener {
     /// A listener with the usual limits.
-    pub fn new(listener: TcpListener) -> PatientListener {
-        let port = Port::new(listener, "HTTP", OF_ONE_PEER, CONNECTIONS);
+    pub fn new(listeners: Vec<TcpListener>) -> PatientListener {
+        let port = Port::new(listeners, "HTTP", OF_ONE_PEER, CONNECTIONS);
         PatientListener { port, patience: PATIENCE }
     }
 
@@ -127,7 +127,7 @@ mod tests {
     async fn serve(patience: Duration) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let listener = PatientListener::new(listener).with_patience(patience);
+        let listener = PatientListener::new(vec![listener]).with_patience(patience);
         let router = Router::new().route("/", post(|body: String| async move { body }));
         tokio::spawn(async move { axum::serve(listener, router).await });
         address

@@ -41,13 +41,13 @@ async fn greeted(stream: &TcpStream, bytes: usize) -> io::Result<()> {
 /// Accepts connections until the process ends. Each gets a thread that runs `serve`, once its
 /// client has sent so many bytes; at most `most` have one at once, and half of them are one peer's.
 pub async fn threads(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     name: &'static str,
     bytes: usize,
     most: usize,
     serve: impl Fn(std::net::TcpStream) + Clone + Send + 'static,
 ) {
-    let mut port = Port::new(listener, name, GREETINGS / 2, GREETINGS);
+    let mut port = Port::new(listeners, name, GREETINGS / 2, GREETINGS);
     let shares = Shares::new(most.div_ceil(2), most);
     loop {
         let (stream, peer, greeting) = port.next().await;

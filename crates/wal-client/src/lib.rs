@@ -3,10 +3,11 @@
 //! Used by proposers before they run and by safekeepers that catch up from each other.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
+use pgstrata_listen::dial;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Message, Status, decode, encode};
 
@@ -20,22 +21,14 @@ pub struct SafekeeperClient {
     input: FrameBuffer,
 }
 
-/// The first address of `address:port`.
-pub fn resolve(address: &str) -> io::Result<SocketAddr> {
-    address
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address")))
-}
-
 fn invalid(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_string())
 }
 
 impl SafekeeperClient {
-    /// Connects to the WAL port at `address`; `timeout` also bounds each later wait.
+    /// Connects to the WAL port at `address`, `host:port`; `timeout` also bounds each later wait.
     pub fn connect(address: &str, timeout: Duration) -> io::Result<SafekeeperClient> {
-        let stream = TcpStream::connect_timeout(&resolve(address)?, timeout)?;
+        let stream = dial(address, timeout)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;

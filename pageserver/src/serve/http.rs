@@ -132,9 +132,9 @@ const DRAINED: u64 = 1 << 30;
 const BODY_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, service: Service) {
+pub async fn serve(listeners: Vec<TcpListener>, service: Service) {
     let (router, mut port) =
-        (router(service), Port::new(listener, "HTTP", OF_ONE_PEER, CONNECTIONS));
+        (router(service), Port::new(listeners, "HTTP", OF_ONE_PEER, CONNECTIONS));
     loop {
         let (stream, peer, place) = port.next().await;
         let router = TowerToHyperService::new(router.clone());

@@ -24,8 +24,12 @@ const CONNECTIONS: usize = 4096;
 const REQUEST: Duration = Duration::from_secs(10);
 
 /// Accepts connections until the process ends.
-pub async fn serve(listener: TcpListener, repository: Arc<Repository>, metrics: Arc<Metrics>) {
-    pgstrata_listen::threads(listener, "pages", HELLO_SIZE, CONNECTIONS, move |stream| {
+pub async fn serve(
+    listeners: Vec<TcpListener>,
+    repository: Arc<Repository>,
+    metrics: Arc<Metrics>,
+) {
+    pgstrata_listen::threads(listeners, "pages", HELLO_SIZE, CONNECTIONS, move |stream| {
         if let Err(error) = connection(stream, &repository, &metrics) {
             tracing::debug!("page connection: {error:#}");
         }

@@ -29,8 +29,8 @@ const FIRST_BYTES: usize = 8;
 const OPTIONS: [&str; 3] = ["pgstrata.branch", "pgstrata.timeline", "pgstrata.lsn"];
 
 /// Accepts connections until the process ends.
-pub async fn serve(listener: TcpListener, repository: Arc<Repository>) {
-    pgstrata_listen::threads(listener, "replication", FIRST_BYTES, SESSIONS, move |stream| {
+pub async fn serve(listeners: Vec<TcpListener>, repository: Arc<Repository>) {
+    pgstrata_listen::threads(listeners, "replication", FIRST_BYTES, SESSIONS, move |stream| {
         if let Err(error) = session(stream, &repository) {
             tracing::debug!("replication connection: {error:#}");
         }

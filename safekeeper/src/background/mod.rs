@@ -5,6 +5,7 @@ mod broker;
 mod catch_up;
 mod known;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,11 +38,16 @@ pub struct Background {
 
 impl Background {
     /// Starts it all on the current runtime.
-    pub fn start(self) {
-        tokio::spawn(broker::run(self.clone()));
+    pub fn start(self) -> io::Result<()> {
+        if let Some(url) = self.broker.clone() {
+            let background = self.clone();
+            let talk = move || broker::run(&background, &url);
+            std::thread::Builder::new().name("broker".into()).spawn(talk)?;
+        }
         tokio::spawn(archiving::run(self.clone()));
         tokio::spawn(write_down(Arc::clone(&self.timelines)));
         tokio::spawn(catch_up::run(self));
+        Ok(())
     }
 }
 

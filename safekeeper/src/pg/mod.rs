@@ -29,8 +29,8 @@ pub struct PgState {
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, state: PgState) {
-    let mut port = Port::new(listener, "PostgreSQL", MAX_CLIENTS_OF_PEER, MAX_CLIENTS);
+pub async fn serve(listeners: Vec<TcpListener>, state: PgState) {
+    let mut port = Port::new(listeners, "PostgreSQL", MAX_CLIENTS_OF_PEER, MAX_CLIENTS);
     loop {
         let (stream, peer, place) = port.next().await;
         let state = state.clone();

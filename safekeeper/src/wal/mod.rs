@@ -66,26 +66,34 @@ impl Socket {
     }
 }
 
-/// Accepts connections on a thread of its own, for ever.
-pub fn serve(listener: TcpListener, timelines: Arc<Timelines>, limits: Limits) -> io::Result<()> {
+/// Accepts connections on threads of its own, one for each address that is listened on, for ever.
+pub fn serve(
+    listeners: Vec<TcpListener>,
+    timelines: Arc<Timelines>,
+    limits: Limits,
+) -> io::Result<()> {
     let shares = Shares::new(limits.of_one_peer, limits.connections);
-    let accept = Accept { timelines, limits, shares, pending: VecDeque::new() };
-    std::thread::Builder::new()
-        .name("wal-accept".into())
-        .spawn(move || accept.run(&listener))
-        .map(|_| ())
+    let accept = Accept { timelines, limits, shares, pending: Arc::default() };
+    for listener in listeners {
+        let accept = accept.clone();
+        std::thread::Builder::new()
+            .name("wal-accept".into())
+            .spawn(move || accept.run(&listener))?;
+    }
+    Ok(())
 }
 
+#[derive(Clone)]
 struct Accept {
     timelines: Arc<Timelines>,
     limits: Limits,
     shares: Shares,
     /// Oldest first; those that have greeted or are gone stay until they are met.
-    pending: VecDeque<Weak<Socket>>,
+    pending: Arc<Mutex<VecDeque<Weak<Socket>>>>,
 }
 
 impl Accept {
-    fn run(mut self, listener: &TcpListener) {
+    fn run(self, listener: &TcpListener) {
         for stream in listener.incoming() {
             let started = stream.and_then(|stream| self.start(stream));
             if let Err(error) = started {
@@ -96,9 +104,10 @@ impl Accept {
         }
     }
 
-    fn start(&mut self, stream: TcpStream) -> io::Result<()> {
+    fn start(&self, stream: TcpStream) -> io::Result<()> {
         let peer = stream.peer_addr()?;
-        self.make_room();
+        let mut pending = self.pending.lock();
+        self.make_room(&mut pending);
         let place = self.shares.take(peer.ip()).map_err(io::Error::other)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(self.limits.greeting))?;
@@ -108,7 +117,8 @@ impl Accept {
             greeted: AtomicBool::new(false),
             place: Mutex::new(Some(place)),
         });
-        self.pending.push_back(Arc::downgrade(&socket));
+        pending.push_back(Arc::downgrade(&socket));
+        drop(pending);
         let (timelines, limits) = (Arc::clone(&self.timelines), self.limits);
         let run = move || {
             if let Err(error) = connection::Connection::new(socket, timelines, limits).run() {
@@ -119,13 +129,13 @@ impl Accept {
     }
 
     /// Closes those that have waited longest without a word, so that they keep nobody out.
-    fn make_room(&mut self) {
+    fn make_room(&self, pending: &mut VecDeque<Weak<Socket>>) {
         let waits = |socket: &Weak<Socket>| {
             socket.upgrade().filter(|socket| !socket.greeted.load(Ordering::Acquire))
         };
-        self.pending.retain(|socket| waits(socket).is_some());
-        while self.pending.len() >= self.limits.pending {
-            let oldest = self.pending.pop_front();
+        pending.retain(|socket| waits(socket).is_some());
+        while pending.len() >= self.limits.pending {
+            let oldest = pending.pop_front();
             if let Some(socket) = oldest.as_ref().and_then(waits) {
                 // Its thread then ends by itself.
                 let _ = socket.stream.shutdown(std::net::Shutdown::Both);

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
@@ -135,10 +136,12 @@ impl Cluster {
     pub fn config(&self, parameters: &TimelineParameters) -> ProposerConfig {
         let ids = self.nodes.iter().map(|node| NodeId(node.id));
         let run = NEXT_PROPOSER.fetch_add(1, Ordering::Relaxed);
+        let addresses = self.nodes.iter().map(|node| (NodeId(node.id), node.wal.clone()));
+        let addresses: Vec<_> = addresses.collect();
         ProposerConfig {
             parameters: parameters.clone(),
             configuration: Configuration::new(1, ids.collect()).unwrap(),
-            safekeepers: self.nodes.iter().map(|n| (NodeId(n.id), n.wal.clone())).collect(),
+            safekeepers: Arc::new(addresses),
             id: ProposerId([run; 16]),
         }
     }

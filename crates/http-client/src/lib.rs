@@ -1,0 +1,10 @@
+//! Requests to the HTTP interfaces of our services: how they are made, and how a refusal is read.
+//!
+//! Blocking: whoever asks has a thread to wait on. A proxy that the environment names is for the object store, and never
+//! used here.
+
+mod agent;
+mod broker;
+
+pub use agent::{Answer, Timing, accepted, agent, explained, refusal};
+pub use broker::{Broker, News};

@@ -1,0 +1,72 @@
+//! Connecting to a `HOST:PORT`, by whichever of its addresses answers.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+/// The addresses of `HOST:PORT`, as the system has them now. It may take the system seconds to know.
+pub fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    let found: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
+    match found.is_empty() {
+        true => Err(io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"))),
+        false => Ok(found),
+    }
+}
+
+/// Connects to the first address of `HOST:PORT` that answers. All of them together get `timeout`, after the name was
+/// looked up: each an equal share of what is left, so that one that says nothing leaves time for the next.
+pub fn dial(address: &str, timeout: Duration) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + timeout;
+    dial_until(&resolve(address)?, deadline)
+}
+
+fn dial_until(found: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    for (tried, address) in found.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = left / (found.len() - tried) as u32;
+        if share.is_zero() {
+            break;
+        }
+        match TcpStream::connect_timeout(address, share) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn the_next_address_is_tried() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let refusing = SocketAddr::from(([127, 0, 0, 3], good.port()));
+        let soon = || Instant::now() + Duration::from_secs(5);
+        assert_eq!(dial_until(&[refusing, good], soon()).unwrap().peer_addr().unwrap(), good);
+        let error = dial_until(&[refusing], soon()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(dial_until(&[good], Instant::now()).is_err());
+        assert!(dial(&format!("localhost:{}", good.port()), Duration::from_secs(5)).is_ok());
+    }
+
+    #[test]
+    fn an_address_that_says_nothing_leaves_time_for_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        // Full: what is connected is never accepted, so that the next connection waits.
+        let full =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        full.listen(0).unwrap();
+        let silent = full.local_addr().unwrap().as_socket().unwrap();
+        let _waits = TcpStream::connect(silent).unwrap();
+        let deadline = Instant::now() + Duration::from_millis(600);
+        assert_eq!(dial_until(&[silent, good], deadline).unwrap().peer_addr().unwrap(), good);
+    }
+}
