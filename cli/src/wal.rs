@@ -154,7 +154,7 @@ impl BranchWal {
         let mut reasons = Vec::new();
         for address in &self.addresses {
             let read = || -> std::io::Result<Vec<u8>> {
-                let mut client = SafekeeperClient::connect(address, TIMEOUT)?;
+                let mut client = SafekeeperClient::connect(address, None, None, TIMEOUT)?;
                 client.open(self.tenant, self.timeline)?;
                 let mut bytes = Vec::new();
                 let end = client.read_wal(from, to, Term(0), &mut bytes)?;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
+use pgstrata_listen::Security;
 use pgstrata_pg_redo::ControlState;
 use pgstrata_pg_wal::{PgVersion, WalWriter};
 use pgstrata_quorum::{Configuration, ProposerId};
@@ -64,6 +65,8 @@ pub struct ComputeConfig {
     pub members: Vec<NodeId>,
     /// Where they are, and the page server.
     pub places: Arc<Places>,
+    /// Who this compute is to others.
+    pub security: Security,
     /// Serve queries only, as of this LSN, without proposing anything.
     pub read_only_at: Option<Lsn>,
     /// More PostgreSQL settings, by name and value.
@@ -210,6 +213,7 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let memory = Memory::new(config.parameters.segment_size.into())?;
     let pages = Arc::new(PageClient::new(
         Arc::clone(&config.places),
+        config.security.identity().cloned(),
         config.parameters.tenant,
         config.parameters.timeline,
         start.pages_lsn,
@@ -337,6 +341,7 @@ fn campaign(config: &ComputeConfig, shared: &Shared) -> Result<Leader, ProposerE
         parameters: config.parameters.clone(),
         configuration,
         safekeepers: Arc::clone(&config.places) as _,
+        identity: config.security.identity().cloned(),
         id: ProposerId(rand::random()),
     };
     elect_again(proposer, timeout, &shared.asked_term)

@@ -17,7 +17,7 @@ use pgstrata_compute_shim::places::{Pageserver, Places, Said};
 use pgstrata_compute_shim::pulse::Pulse;
 use pgstrata_env::DirectoryLock;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
-use pgstrata_listen::{Listening, loopback};
+use pgstrata_listen::{Listening, Security, SecurityArguments, address};
 use pgstrata_wire::http::compute::State;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -51,13 +51,15 @@ struct Arguments {
     #[arg(long)]
     port: u16,
     /// Addresses of the HTTP interface, comma-separated; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = address)]
     listen_http: Vec<SocketAddr>,
     /// Name of the branch. The page server is asked what it is, unless all of it is given
     #[arg(long)]
     branch: String,
     #[command(flatten)]
     given: Given,
+    #[command(flatten)]
+    security: SecurityArguments,
     /// URL of the storage broker, such as http://broker:50051, which knows where safekeepers and the page server are now:
     /// asked when one of them is not where it was said or heard to be
     #[arg(long)]
@@ -193,7 +195,7 @@ fn said(arguments: &Arguments) -> Result<Said> {
     Ok(Said { safekeepers, pageserver, broker: arguments.broker.clone() })
 }
 
-fn config(arguments: Arguments) -> Result<ComputeConfig> {
+fn config(arguments: Arguments, security: Security) -> Result<ComputeConfig> {
     let preload = match arguments.preload.clone() {
         Some(preload) => preload,
         None => std::env::current_exe()?.with_file_name("libpgstrata_preload.so"),
@@ -228,6 +230,7 @@ fn config(arguments: Arguments) -> Result<ComputeConfig> {
         start_prev: branch.start_prev,
         members: arguments.safekeepers.iter().map(|(node, _)| *node).collect(),
         places,
+        security,
         read_only_at: arguments.read_only_at,
         settings: arguments.settings,
     })
@@ -243,9 +246,10 @@ fn raise_descriptor_limit() {
 
 fn start(arguments: Arguments) -> Result<Outcome> {
     raise_descriptor_limit();
-    let http_port = Listening::bind(&arguments.listen_http)?;
+    let security = Security::open(&arguments.security)?;
+    let http_port = Listening::bind(&arguments.listen_http, &security)?;
     let address = http_port.first;
-    let config = config(arguments)?;
+    let config = config(arguments, security)?;
     // One shim a directory: it empties the data directory.
     let _lock = DirectoryLock::take(&config.dir, "shim.lock", "compute")?;
     let shared = Arc::new(Shared::default());

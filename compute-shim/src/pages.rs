@@ -1,13 +1,13 @@
 //! The page server's client: blocking connections, one request at a time on each.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pgstrata_identity::{Identity, Stream, Whom};
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
-use pgstrata_listen::dial;
+use pgstrata_listen::dial_to;
 use pgstrata_wire::pages::{Hello, PagesReply, PagesRequest, Query, REPLY_SIZE, Status};
 
 use crate::places::{Pageserver, Places};
@@ -23,11 +23,12 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(90);
 /// Pages of one timeline as of one LSN.
 pub struct PageClient {
     places: Arc<Places>,
+    identity: Option<Identity>,
     hello: Hello,
     /// As of when pages are asked for: nothing that this compute changes is ever fetched again,
     /// so one LSN is right for all its life.
     lsn: Lsn,
-    idle: Mutex<Vec<TcpStream>>,
+    idle: Mutex<Vec<Stream>>,
 }
 
 enum Answer {
@@ -40,16 +41,17 @@ impl PageClient {
     /// A client of the page server, wherever that is.
     pub fn new(
         places: Arc<Places>,
+        identity: Option<Identity>,
         tenant: TenantId,
         timeline: TimelineId,
         lsn: Lsn,
     ) -> PageClient {
         let hello = Hello { tenant, timeline };
-        PageClient { places, hello, lsn, idle: Mutex::default() }
+        PageClient { places, identity, hello, lsn, idle: Mutex::default() }
     }
 
     /// Connects to the first that takes us.
-    fn connect(&self) -> io::Result<TcpStream> {
+    fn connect(&self) -> io::Result<Stream> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, self.places.describe());
         for Pageserver { pages, .. } in self.places.pageservers() {
             match self.connect_to(&pages) {
@@ -60,9 +62,9 @@ impl PageClient {
         Err(last)
     }
 
-    fn connect_to(&self, address: &str) -> io::Result<TcpStream> {
-        let mut stream = dial(address, CONNECT_TIMEOUT)?;
-        stream.set_nodelay(true)?;
+    fn connect_to(&self, address: &str) -> io::Result<Stream> {
+        let identity = self.identity.as_ref();
+        let mut stream = dial_to(address, Whom::Pageserver, identity, CONNECT_TIMEOUT)?;
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
         stream.write_all(&self.hello.encode())?;
@@ -145,7 +147,7 @@ impl PageClient {
     }
 }
 
-fn read_reply(stream: &mut TcpStream) -> io::Result<Answer> {
+fn read_reply(stream: &mut Stream) -> io::Result<Answer> {
     let mut head = [0; REPLY_SIZE];
     stream.read_exact(&mut head)?;
     let reply = PagesReply::decode(&head).map_err(io::Error::other)?;

@@ -377,7 +377,7 @@ mod tests {
         // Nobody is asked.
         let places = Places::start(Said::default(), None).unwrap();
         let pages =
-            PageClient::new(places, TenantId([1; 16]), TimelineId([2; 16]), Lsn(0x100_0000));
+            PageClient::new(places, None, TenantId([1; 16]), TimelineId([2; 16]), Lsn(0x100_0000));
         Segments::new(memory.map, Arc::new(pages), data, "PG_15_202209061".into(), 16).unwrap()
     }
 

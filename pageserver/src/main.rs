@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pgstrata_blob::{Location, Store};
 use pgstrata_env::DirectoryLock;
-use pgstrata_listen::{Advertised, Listening, loopback};
+use pgstrata_listen::{Advertised, Listening, Security, SecurityArguments, address};
 use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
 use pgstrata_pageserver::metrics::Metrics;
 use pgstrata_pageserver::remote::take_generation;
@@ -49,13 +49,13 @@ struct Arguments {
     #[arg(long)]
     s3_endpoint: Option<String>,
     /// Addresses for the HTTP interface, comma-separated; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = address)]
     listen_http: Vec<SocketAddr>,
     /// Addresses for computes' page requests
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = address)]
     listen_pages: Vec<SocketAddr>,
     /// Addresses for PostgreSQL's protocol: pg_basebackup
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = address)]
     listen_pg: Vec<SocketAddr>,
     /// Where computes find the HTTP interface; the broker tells them. A name is looked up anew for each connection, port 0
     /// is the one that is listened on [default: the first address of --listen-http]
@@ -67,6 +67,8 @@ struct Arguments {
     /// Where PostgreSQL's protocol is found [default: the first address of --listen-pg]
     #[arg(long, value_name = "HOST:PORT")]
     advertise_pg: Option<Advertised>,
+    #[command(flatten)]
+    security: SecurityArguments,
     /// Replication addresses of safekeepers, comma-separated, used beside the broker's
     #[arg(long, value_delimiter = ',')]
     safekeepers: Vec<String>,
@@ -122,9 +124,10 @@ fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<()> {
     let limit = raise_limit().context("can't raise the limit on open files")?;
-    let http_port = Listening::bind(&arguments.listen_http)?;
-    let pages_port = Listening::bind(&arguments.listen_pages)?;
-    let pg_port = Listening::bind(&arguments.listen_pg)?;
+    let security = Security::open(&arguments.security)?;
+    let http_port = Listening::bind(&arguments.listen_http, &security)?;
+    let pages_port = Listening::bind(&arguments.listen_pages, &security)?;
+    let pg_port = Listening::bind(&arguments.listen_pg, &security)?;
     std::fs::create_dir_all(&arguments.dir)
         .with_context(|| format!("can't create the directory {}", arguments.dir.display()))?;
     let _lock = DirectoryLock::take(&arguments.dir, "lock", "page server")?;
@@ -155,7 +158,8 @@ async fn run(arguments: Arguments) -> Result<()> {
         open_layer_seconds: arguments.open_layer_seconds,
         ..Limits::default()
     };
-    let discovery = Arc::new(Discovery::new(arguments.safekeepers, arguments.broker));
+    let discovery =
+        Arc::new(Discovery::new(arguments.safekeepers, arguments.broker, security.clone()));
     let repository = Repository::open_as(
         source,
         generation,
@@ -183,8 +187,9 @@ async fn run(arguments: Arguments) -> Result<()> {
         pages_port.asynchronous()?,
         Arc::clone(&repository),
         Arc::clone(&metrics),
+        security.clone(),
     ));
-    tokio::spawn(pg::serve(pg_port.asynchronous()?, Arc::clone(&repository)));
+    tokio::spawn(pg::serve(pg_port.asynchronous()?, Arc::clone(&repository), security.clone()));
     let listeners = http_port.asynchronous()?;
     let service = Service::new(Arc::clone(&repository), metrics);
     println!("{addresses}");

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use pgstrata_identity::{Identity, Stream, Whom};
 use pgstrata_ids::Lsn;
 
 use crate::ingest::{Ingest, IngestError};
@@ -39,11 +39,18 @@ const UNKNOWN_TICK: Duration = Duration::from_millis(500);
 /// SQLSTATE of a safekeeper that has no such timeline.
 const NO_SUCH_TIMELINE: &str = "3D000";
 const PROTOCOL_3: u32 = 196_608;
+/// A start-up packet that asks for TLS.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// Who may have a timeline's WAL. Asked again for every attempt.
 pub trait Safekeepers: Send + Sync {
     /// Addresses (`host:port`) of replication listeners, best first.
     fn candidates(&self, timeline: &Timeline) -> Vec<String>;
+
+    /// Who we are to them, where they are to ask.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
 
     /// Whether any of them is known to have it.
     fn is_known(&self, _timeline: &Timeline) -> bool {
@@ -114,6 +121,7 @@ fn follow_with(
     mut ingest: Ingest,
     refused: &mut Refused,
 ) -> Result<(), IngestError> {
+    let identity = safekeepers.identity();
     let mut pause = Duration::from_millis(20);
     let mut failed: HashMap<String, Instant> = HashMap::new();
     while !timeline.is_stopping() {
@@ -133,7 +141,7 @@ fn follow_with(
         failed.retain(|_, at| at.elapsed() < AVOIDED);
         candidates.sort_by_key(|address| failed.get(address).copied());
         for address in candidates {
-            match stream(timeline, &mut ingest, &address) {
+            match stream(timeline, &mut ingest, &address, identity.as_ref()) {
                 Ok(()) => {}
                 Err(Ended::Stream(error)) => {
                     tracing::debug!(timeline = %timeline.info.id, address, "{error:#}");
@@ -202,8 +210,13 @@ enum Ended {
     Ingest(IngestError),
 }
 
-fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Result<(), Ended> {
-    let mut connection = Connection::start(timeline, ingest.position(), address)
+fn stream(
+    timeline: &Arc<Timeline>,
+    ingest: &mut Ingest,
+    address: &str,
+    identity: Option<&Identity>,
+) -> Result<(), Ended> {
+    let mut connection = Connection::start(timeline, ingest.position(), address, identity)
         .with_context(|| format!("safekeeper {address}"))
         .map_err(Ended::Stream)?;
     let mut sent = Instant::now();
@@ -260,18 +273,43 @@ fn stream(timeline: &Arc<Timeline>, ingest: &mut Ingest, address: &str) -> Resul
     Ok(())
 }
 
+/// Connects to a safekeeper's PostgreSQL port, with TLS where we have an identity to show.
+fn connect(address: &str, identity: Option<&Identity>) -> Result<Stream> {
+    let mut tcp = pgstrata_listen::dial(address, CONNECT_TIMEOUT)?;
+    tcp.set_nodelay(true)?;
+    let Some(identity) = identity else { return Ok(Stream::from(tcp)) };
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    tcp.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+    tcp.write_all(&SSL_REQUEST)?;
+    let mut answer = [0];
+    tcp.read_exact(&mut answer)?;
+    ensure!(
+        answer == *b"S",
+        "it does not speak TLS, and this page server has a certificate to show"
+    );
+    let config = identity.client(Whom::Safekeeper(None), &[b"postgresql"]);
+    let host = pgstrata_listen::host(address);
+    Ok(Stream::connect(tcp, config, host, deadline)?)
+}
+
 /// A replication connection in copy mode.
 struct Connection {
-    reader: BufReader<TcpStream>,
-    writer: TcpStream,
+    reader: BufReader<Stream>,
+    writer: Stream,
 }
 
 impl Connection {
-    fn start(timeline: &Timeline, from: Lsn, address: &str) -> Result<Connection> {
-        let writer = pgstrata_listen::dial(address, CONNECT_TIMEOUT)?;
-        writer.set_nodelay(true)?;
+    fn start(
+        timeline: &Timeline,
+        from: Lsn,
+        address: &str,
+        identity: Option<&Identity>,
+    ) -> Result<Connection> {
+        let writer = connect(address, identity)?;
         writer.set_read_timeout(Some(TICK))?;
-        let reader = BufReader::with_capacity(256 * 1024, writer.try_clone()?);
+        // One that takes nothing has long been silent.
+        writer.set_write_timeout(Some(SILENCE))?;
+        let reader = BufReader::with_capacity(256 * 1024, writer.clone());
         let mut connection = Connection { reader, writer };
 
         let info = &timeline.info;

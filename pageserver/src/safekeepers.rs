@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pgstrata_http_client::{Broker, News};
+use pgstrata_identity::Identity;
 use pgstrata_ids::{Generation, Lsn, NodeId, TimelineId};
+use pgstrata_listen::Security;
 use pgstrata_wire::broker::{
     Addresses, Listing, PUBLISH_INTERVAL_S, Publication, Role, TimelineProgress,
 };
@@ -23,6 +25,7 @@ use crate::timeline::Timeline;
 pub struct Discovery {
     fixed: Vec<String>,
     broker: Option<String>,
+    security: Security,
     heard: RwLock<Listing>,
     /// Timelines that any safekeeper has, of what was heard: asked for by every timeline that none has.
     known: RwLock<HashSet<TimelineId>>,
@@ -30,8 +33,8 @@ pub struct Discovery {
 
 impl Discovery {
     /// With the addresses given on the command line, and the broker's URL.
-    pub fn new(fixed: Vec<String>, broker: Option<String>) -> Discovery {
-        Discovery { fixed, broker, heard: RwLock::default(), known: RwLock::default() }
+    pub fn new(fixed: Vec<String>, broker: Option<String>, security: Security) -> Discovery {
+        Discovery { fixed, broker, security, heard: RwLock::default(), known: RwLock::default() }
     }
 
     /// Talks with the broker from now on, until the repository is gone.
@@ -124,6 +127,10 @@ impl Safekeepers for Discovery {
             }
         }
         candidates
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.security.identity().cloned()
     }
 
     fn is_known(&self, timeline: &Timeline) -> bool {

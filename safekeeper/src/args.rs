@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
-use pgstrata_listen::{Advertised, loopback};
+use pgstrata_listen::{Advertised, SecurityArguments, address};
 
 /// Keeps the write-ahead log of PostgreSQL timelines durable, as one member of a quorum.
 ///
@@ -33,15 +33,15 @@ pub struct Args {
     pub zone: String,
 
     /// Addresses for proposers and peers, comma-separated. Port 0 takes any free one.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = address)]
     pub listen_wal: Vec<SocketAddr>,
 
     /// Addresses for PostgreSQL replication clients (page server, pg_receivewal, standbys).
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = address)]
     pub listen_pg: Vec<SocketAddr>,
 
     /// Addresses for status, metrics and health.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = loopback)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_delimiter = ',', value_parser = address)]
     pub listen_http: Vec<SocketAddr>,
 
     /// Where computes and peers find this safekeeper's WAL port; they are told by the broker. A
@@ -57,6 +57,9 @@ pub struct Args {
     /// Where its HTTP port is found.
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_http: Option<Advertised>,
+
+    #[command(flatten)]
+    pub security: SecurityArguments,
 
     /// Base URL of the storage broker, such as http://127.0.0.1:50051. Everything works without
     /// it, from what was last known.

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use pgstrata_blob::Location;
 use pgstrata_env::{DirectoryLock, Disk, RealDisk};
 use pgstrata_ids::NodeId;
-use pgstrata_listen::Listening;
+use pgstrata_listen::{Listening, Security};
 use pgstrata_wire::broker::Addresses;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,6 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.zone.len() > MAX_ZONE {
         bail!("--zone has {} bytes, at most {MAX_ZONE} are possible", args.zone.len());
     }
+    let security = Security::open(&args.security)?;
     let disk = Arc::new(RealDisk);
     // Before anything in it is read or made: another process may be about to make the same.
     let lock = lock_directory(&args)?;
@@ -54,9 +55,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
 
-    let wal_port = Listening::bind(&args.listen_wal)?;
-    let pg_port = Listening::bind(&args.listen_pg)?;
-    let http_port = Listening::bind(&args.listen_http)?;
+    let wal_port = Listening::bind(&args.listen_wal, &security)?;
+    let pg_port = Listening::bind(&args.listen_pg, &security)?;
+    let http_port = Listening::bind(&args.listen_http, &security)?;
     let ready = serde_json::json!({
         "ready": true,
         "id": node.0,
@@ -76,7 +77,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         http: Some(http_port.advertised("http", args.advertise_http.as_ref())?),
         pages: None,
     };
-    wal::serve(wal_port.blocking(), Arc::clone(&timelines), wal::Limits::default())
+    let wal_limits = wal::Limits::default();
+    wal::serve(wal_port.blocking(), Arc::clone(&timelines), security.clone(), wal_limits)
         .context("can't start a thread")?;
     let archive = open_archive(&args)?;
     let known = Arc::new(Known::default());
@@ -87,9 +89,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         known: Arc::clone(&known),
         zone: args.zone.clone(),
         addresses,
+        security: security.clone(),
     };
     let state = HttpState::new(Arc::clone(&timelines), known, args.zone.clone());
-    let pg_state = PgState { timelines: Arc::clone(&timelines), archive };
+    let pg_state = PgState { timelines: Arc::clone(&timelines), archive, security };
     let result = runtime.block_on(async {
         tokio::spawn(pg::serve(pg_port.asynchronous()?, pg_state));
         tokio::spawn(http::serve(http_port.asynchronous()?, state));

@@ -18,7 +18,8 @@ const START: Lsn = Lsn(SEGMENT_SIZE);
 
 fn read_all(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
     let parameters = parameters(START);
-    let mut client = SafekeeperClient::connect(address, Duration::from_secs(5)).unwrap();
+    let mut client =
+        SafekeeperClient::connect(address, None, None, Duration::from_secs(5)).unwrap();
     client.open(parameters.tenant, parameters.timeline).unwrap();
     let mut bytes = Vec::new();
     assert_eq!(client.read_wal(from, to, Term(0), &mut bytes).unwrap(), to);

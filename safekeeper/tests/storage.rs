@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
 use pgstrata_ids::{Incarnation, Lsn, NodeId, Term};
+use pgstrata_listen::Security;
 use pgstrata_quorum::{
     Append, Configuration, Elected, PeerRange, ProposerId, TermHistory, TermStart, VoteRequest,
 };
@@ -448,7 +449,7 @@ fn serve(world: &World) -> std::net::SocketAddr {
         message: Duration::from_secs(1),
         ..wal::Limits::default()
     };
-    wal::serve(vec![listener], Arc::new(world.open()), limits).unwrap();
+    wal::serve(vec![listener], Arc::new(world.open()), Security::default(), limits).unwrap();
     address
 }
 
@@ -478,7 +479,8 @@ fn h14_who_says_nothing_keeps_nobody_out() {
     let address = serve(&world);
     let silent: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
     let parameters = parameters(START);
-    let connected = SafekeeperClient::connect(&address.to_string(), Duration::from_secs(5));
+    let connected =
+        SafekeeperClient::connect(&address.to_string(), None, None, Duration::from_secs(5));
     let status = connected.unwrap().open(parameters.tenant, parameters.timeline);
     assert_eq!(status.unwrap().term, Term(1));
     drop(silent);

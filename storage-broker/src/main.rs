@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use pgstrata_listen::{Listening, PatientListener, loopback};
+use pgstrata_listen::{Listening, PatientListener, Security, SecurityArguments, address};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Tells safekeepers and page servers of each other.
@@ -23,8 +23,11 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(name = "storage-broker", version)]
 struct Args {
     /// Addresses to listen on, comma-separated. Port 0 takes any free one.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051", value_delimiter = ',', value_parser = loopback)]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:50051", value_delimiter = ',', value_parser = address)]
     listen: Vec<SocketAddr>,
+
+    #[command(flatten)]
+    security: SecurityArguments,
 }
 
 fn main() -> ExitCode {
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listening = Listening::bind(&args.listen)?;
+        let listening = Listening::bind(&args.listen, &Security::open(&args.security)?)?;
         let ready = serde_json::json!({ "ready": true, "http": listening.first.to_string() });
         println!("{ready}");
         std::io::stdout().flush()?;

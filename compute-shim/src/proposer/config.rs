@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use pgstrata_identity::Identity;
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{Configuration, ProposerId};
 
@@ -46,6 +47,8 @@ pub struct ProposerConfig {
     pub configuration: Configuration,
     /// Where they are.
     pub safekeepers: Arc<dyn Members>,
+    /// Who we are to them, where they are to ask.
+    pub identity: Option<Identity>,
     /// This run of this compute; must never have been used before.
     pub id: ProposerId,
 }

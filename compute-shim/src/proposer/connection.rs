@@ -2,15 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use pgstrata_identity::Stream;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{AppendHead, Message, encode};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, socket_with, sockopt};
 
 use super::backlog::Piece;
 
@@ -43,8 +42,7 @@ impl Part {
 /// See the module.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
-    connecting: bool,
+    stream: Stream,
     queue: VecDeque<Part>,
     queued: usize,
     /// Bytes of the first part that were sent.
@@ -58,30 +56,18 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Starts to connect.
-    pub fn open(address: SocketAddr) -> io::Result<Connection> {
-        let family = match address {
-            SocketAddr::V4(_) => AddressFamily::INET,
-            SocketAddr::V6(_) => AddressFamily::INET6,
-        };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
-        sockopt::set_tcp_nodelay(&socket, true)?;
-        match connect(&socket, &address) {
-            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-            Err(error) => return Err(error.into()),
-        }
+    /// Over a stream that was made, and does not block.
+    pub fn new(stream: Stream) -> Connection {
         let now = Instant::now();
-        Ok(Connection {
-            stream: TcpStream::from(socket),
-            connecting: true,
+        Connection {
+            stream,
             queue: VecDeque::new(),
             queued: 0,
             sent: 0,
-            blocked: true,
+            blocked: false,
             last_sent: now,
             last_received: now,
-        })
+        }
     }
 
     /// Bytes waiting to be sent.
@@ -109,9 +95,6 @@ impl Connection {
 
     /// Sends what the system takes. While it takes no more, `blocked` is set.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.connecting {
-            return Ok(());
-        }
         self.blocked = false;
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
@@ -132,7 +115,14 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        // What TLS has encrypted, and the system did not take.
+        match self.stream.flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.blocked = true;
+                Ok(())
+            }
+            flushed => flushed,
+        }
     }
 
     fn advance(&mut self, written: usize) {
@@ -150,23 +140,9 @@ impl Connection {
         }
     }
 
-    /// Whether the connection is not made yet.
-    pub fn is_connecting(&self) -> bool {
-        self.connecting
-    }
-
-    /// Call when there is room to write: true once, when the connection is made.
-    pub fn finish_connecting(&mut self) -> io::Result<bool> {
-        if !self.connecting {
-            return Ok(false);
-        }
-        match self.stream.take_error()? {
-            Some(error) => Err(error),
-            None => {
-                self.connecting = false;
-                Ok(true)
-            }
-        }
+    /// Whether there may be more to receive although the socket has nothing more: what TLS has decrypted.
+    pub fn may_hold_more(&self) -> bool {
+        self.stream.is_tls()
     }
 
     /// Receives what has come. False if there is nothing more now.
@@ -188,6 +164,6 @@ impl Connection {
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.stream.tcp().as_fd()
     }
 }

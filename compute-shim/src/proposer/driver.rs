@@ -1,7 +1,6 @@
 //! The loop: sockets, the proposer core between them, and the log to send.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use super::config::{
     MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
 };
 use super::connection::MAX_QUEUED;
+use super::dialing::Dialer;
 use super::incarnations::Incarnations;
 use super::link::Link;
 use super::poller::{Poller, Ready};
@@ -39,6 +39,8 @@ const REFILL_TOKEN: u64 = u64::MAX;
 pub const WAKE_TOKEN: u64 = u64::MAX - 1;
 /// The token of the stop signal: so does it.
 pub const STOP_TOKEN: u64 = u64::MAX - 2;
+/// The token of connections that were made: they are taken in the next turn.
+const DIAL_TOKEN: u64 = u64::MAX - 3;
 
 /// See the module.
 #[derive(Debug)]
@@ -50,6 +52,7 @@ pub struct Driver {
     links: Vec<Link>,
     incarnations: Incarnations,
     pub poller: Poller,
+    dialer: Dialer,
     ready: Vec<Ready>,
     backlog: Backlog,
     election: Option<Election>,
@@ -105,13 +108,18 @@ impl Driver {
         let links = config.configuration.members().iter().map(link).collect();
         let core = proposer(&config, yields_above.is_some(), Term(1));
         let now = Instant::now();
+        let poller = Poller::new().map_err(ProposerError::system("can't create an epoll"))?;
+        let dialer = Dialer::new(config.identity.clone())
+            .and_then(|dialer| poller.add_signals(dialer.wake(), DIAL_TOKEN).map(|()| dialer))
+            .map_err(ProposerError::system("can't create an eventfd"))?;
         Ok(Driver {
             core,
             greeting,
             outputs: Vec::new(),
             links,
             incarnations: Incarnations::default(),
-            poller: Poller::new().map_err(ProposerError::system("can't create an epoll"))?,
+            poller,
+            dialer,
             ready: Vec::new(),
             backlog: Backlog::new(config.parameters.start_lsn),
             config,
@@ -150,12 +158,12 @@ impl Driver {
     }
 
     /// Members that have the elected log up to `lsn`, and their addresses.
-    pub fn holders(&self, lsn: Lsn) -> Vec<(NodeId, SocketAddr)> {
+    pub fn holders(&self, lsn: Lsn) -> Vec<(NodeId, String)> {
         let donor = self.election.as_ref().filter(|election| lsn <= election.start_lsn);
         let donor = donor.map(|election| election.donor);
         let has = |node| Some(node) == donor || self.core.flush_lsn_of(node) >= Some(lsn);
         let links = self.links.iter().filter(|link| has(link.node));
-        links.filter_map(|link| Some((link.node, link.resolved?))).collect()
+        links.filter_map(|link| Some((link.node, link.address.clone()?))).collect()
     }
 
     /// Whether so many members refuse that the others are no quorum, however long one waits.
@@ -278,7 +286,7 @@ impl Driver {
     ) -> Result<(), ProposerError> {
         let now = Instant::now();
         for (token, link) in self.links.iter_mut().enumerate() {
-            link.connect_if_due(now, token as u64, &self.poller);
+            link.connect_if_due(now, token as u64, &self.poller, &self.dialer);
         }
         self.act();
         self.tell_commit(now);
@@ -434,18 +442,16 @@ impl Driver {
                 return;
             }
             let pause = queued >= MAX_CATCH_UP_QUEUED;
-            if pause != refill.paused {
-                refill.paused = pause;
-                let poller = &self.poller;
-                let changed = match pause {
-                    true => poller.pause(&refill.connection, REFILL_TOKEN),
-                    false => poller.change(&refill.connection, REFILL_TOKEN, false),
-                };
-                if changed.is_err() {
-                    self.refill = None;
-                } else if !pause {
-                    self.take_refilled(now);
-                }
+            let mut changed = refill.connect(&self.dialer, &self.poller, REFILL_TOKEN);
+            let resumes = refill.paused && !pause;
+            if changed.is_ok() && pause != refill.paused {
+                changed = refill.set_paused(pause, &self.poller, REFILL_TOKEN);
+            }
+            let may_hold_more = refill.may_hold_more();
+            if let Err(error) = changed {
+                self.give_up_refill(&error);
+            } else if resumes || (may_hold_more && !pause) {
+                self.receive_refilled(now);
             }
             return;
         }
@@ -474,11 +480,32 @@ impl Driver {
         let donor = donors[self.donor_turn % donors.len()];
         let wanted = (self.config.parameters.tenant, self.config.parameters.timeline);
         let (range, term) = ((next, end), self.core.term());
-        let Some(address) = donor.resolved else { return };
-        match Refill::start(target, address, wanted, range, term, &self.poller, REFILL_TOKEN) {
-            Ok(refill) => self.refill = Some(refill),
-            Err(error) => {
-                tracing::warn!(%address, %error, "can't read WAL for a lagging safekeeper")
+        let Some(address) = donor.address.clone() else { return };
+        self.refill = Some(Refill::new(target, (donor.node, address), wanted, range, term));
+    }
+
+    fn give_up_refill(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "can't read WAL for a lagging safekeeper");
+        self.refill = None;
+    }
+
+    /// Takes what has come, and as much of what TLS holds back as the target may get.
+    fn receive_refilled(&mut self, now: Instant) {
+        loop {
+            self.take_refilled(now);
+            let Some(refill) = &mut self.refill else { return };
+            let target = &self.links[refill.target].connection;
+            let queued = target.as_ref().map_or(0, super::connection::Connection::queued);
+            if queued >= MAX_CATCH_UP_QUEUED {
+                return;
+            }
+            match refill.receive() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    self.take_refilled(now);
+                    return self.give_up_refill(&error);
+                }
             }
         }
     }
@@ -508,7 +535,7 @@ impl Driver {
     fn handle(&mut self, event: Ready) {
         let now = Instant::now();
         match event.token {
-            WAKE_TOKEN | STOP_TOKEN => {}
+            WAKE_TOKEN | STOP_TOKEN | DIAL_TOKEN => {}
             REFILL_TOKEN => self.handle_refill(event, now),
             token => {
                 let index = token as usize;
@@ -521,17 +548,13 @@ impl Driver {
 
     fn handle_refill(&mut self, event: Ready, now: Instant) {
         let Some(refill) = &mut self.refill else { return };
-        let mut result = Ok(());
-        if event.writable {
-            result = refill.writable(&self.poller, REFILL_TOKEN);
+        if event.writable
+            && let Err(error) = refill.writable(&self.poller, REFILL_TOKEN)
+        {
+            return self.give_up_refill(&error);
         }
-        if result.is_ok() && event.readable {
-            result = refill.receive();
-        }
-        self.take_refilled(now);
-        if let Err(error) = result {
-            tracing::warn!(%error, "can't read WAL for a lagging safekeeper");
-            self.refill = None;
+        if event.readable {
+            self.receive_refilled(now);
         }
     }
 
@@ -551,12 +574,18 @@ impl Driver {
         if !event.readable {
             return Ok(());
         }
-        let link = &mut self.links[index];
-        let Some(connection) = &mut link.connection else { return Ok(()) };
-        if !connection.receive(&mut link.input)? {
-            return Ok(());
+        loop {
+            let link = &mut self.links[index];
+            let Some(connection) = &mut link.connection else { return Ok(()) };
+            let may_hold_more = connection.may_hold_more();
+            if !connection.receive(&mut link.input)? {
+                return Ok(());
+            }
+            self.take_answers(index)?;
+            if !may_hold_more {
+                return Ok(());
+            }
         }
-        self.take_answers(index)
     }
 
     fn take_answers(&mut self, index: usize) -> io::Result<()> {
@@ -603,6 +632,7 @@ impl Driver {
                     let lasting = matches!(
                         reason,
                         RefusedReason::Storage(_)
+                            | RefusedReason::Forbidden(_)
                             | RefusedReason::Mismatch(_)
                             | RefusedReason::Quorum(Refusal::OtherMembers { .. })
                     );

@@ -150,9 +150,12 @@ fn ask<T: Send + 'static>(
             }
             asked.push(node);
             let (sender, question) = (sender.clone(), question.clone());
+            let identity = config.identity.clone();
             let thread = std::thread::Builder::new().name("ask".into());
             let spawned = thread.spawn(move || {
-                let answer = SafekeeperClient::connect(&address.to_string(), READ_TIMEOUT);
+                let identity = identity.as_ref();
+                let answer =
+                    SafekeeperClient::connect(&address, Some(node), identity, READ_TIMEOUT);
                 let answer = answer.and_then(|mut client| {
                     client.open(tenant, timeline)?;
                     question(&mut client)

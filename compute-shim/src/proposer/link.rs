@@ -1,7 +1,6 @@
 //! One member: the connection to it, when to try again, and how far it was sent the log.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,17 +10,14 @@ use pgstrata_wire::safekeeper::{Greeting, Message};
 
 use super::config::Members;
 use super::connection::Connection;
-use super::lookup::Lookup;
+use super::dialing::{Dialer, Dialing};
 use super::poller::Poller;
 
 /// First and longest pause before connecting again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// How often a look-up of a name is looked at.
-const LOOKUP_PAUSE: Duration = Duration::from_millis(5);
-
-/// A connection that isn't made by then is given up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// One that does not answer the greeting by then is given up.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Silence after which we ask whether the other side is there.
 const PING_AFTER: Duration = Duration::from_secs(1);
@@ -39,9 +35,7 @@ pub struct Link {
     members: Arc<dyn Members>,
     /// Where it was last looked for, as `host:port`.
     pub address: Option<String>,
-    /// What the address was last found to be.
-    pub resolved: Option<SocketAddr>,
-    lookup: Lookup,
+    dialing: Dialing,
     /// Attempts that failed: each is made at the next of its addresses.
     attempts: usize,
     pub connection: Option<Connection>,
@@ -57,6 +51,7 @@ pub struct Link {
     pub refuses: bool,
     retry_at: Instant,
     backoff: Duration,
+    has_sent_greeting: bool,
     greeted: bool,
     connected_at: Instant,
 }
@@ -67,8 +62,7 @@ impl Link {
             node,
             members,
             address: None,
-            resolved: None,
-            lookup: Lookup::default(),
+            dialing: Dialing::default(),
             attempts: 0,
             connection: None,
             input: FrameBuffer::new(RECEIVE_BUFFER),
@@ -79,13 +73,14 @@ impl Link {
             refuses: false,
             retry_at: Instant::now(),
             backoff: BACKOFF.0,
+            has_sent_greeting: false,
             greeted: false,
             connected_at: Instant::now(),
         }
     }
 
     /// Connects if it is time to.
-    pub fn connect_if_due(&mut self, now: Instant, token: u64, poller: &Poller) {
+    pub fn connect_if_due(&mut self, now: Instant, token: u64, poller: &Poller, dialer: &Dialer) {
         if self.connection.is_some() || now < self.retry_at {
             return;
         }
@@ -94,15 +89,12 @@ impl Link {
             let text = self.members.describe();
             return self.fail(now, &text);
         }
-        let (round, turn) = (self.attempts / names.len(), self.attempts % names.len());
-        let name = names.swap_remove(turn);
-        // A name that is still being looked up is asked for again in the next turn.
-        let Some(found) = self.lookup.poll(&name) else { return };
+        let name = names.swap_remove(self.attempts % names.len());
+        // One that is still being made is asked for again in the next turn.
+        let Some(made) = self.dialing.poll(self.node, &name, dialer) else { return };
         self.address = Some(name);
-        let opened = found.and_then(|found| {
-            let address = found[round % found.len()];
-            self.resolved = Some(address);
-            let connection = Connection::open(address)?;
+        let opened = made.and_then(|stream| {
+            let connection = Connection::new(stream);
             poller.add(&connection, token, true)?;
             Ok(connection)
         });
@@ -115,11 +107,10 @@ impl Link {
         }
     }
 
-    /// The time of the next attempt, if none is under way.
+    /// The time of the next attempt, if none is under way: that one's end wakes whoever waits.
     pub fn retry_at(&self) -> Option<Instant> {
-        // A look-up that is under way is looked at every few milliseconds.
-        let pending = self.lookup.is_pending().then(|| Instant::now() + LOOKUP_PAUSE);
-        self.connection.is_none().then_some(self.retry_at.max(pending.unwrap_or(self.retry_at)))
+        let waits = self.connection.is_none() && !self.dialing.is_under_way();
+        waits.then_some(self.retry_at)
     }
 
     /// Gives the connection up; tries again later.
@@ -136,6 +127,7 @@ impl Link {
         self.needs_peer = false;
         self.told_commit_lsn = Lsn::INVALID;
         self.greeted = false;
+        self.has_sent_greeting = false;
         self.retry_at = now + self.backoff;
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
     }
@@ -164,15 +156,15 @@ impl Link {
         }
     }
 
-    /// Whether it is to be greeted once its connection is made.
+    /// Whether it was connected to, and not greeted yet.
     pub fn is_to_be_greeted(&self) -> bool {
-        self.connection.as_ref().is_some_and(Connection::is_connecting)
+        self.connection.is_some() && !self.has_sent_greeting
     }
 
     /// Greets if the connection has just been made, and sends what is queued.
     pub fn writable(&mut self, greeting: &Greeting) -> io::Result<()> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
-        if connection.finish_connecting()? {
+        if !std::mem::replace(&mut self.has_sent_greeting, true) {
             connection.push(&Message::Greeting(greeting.clone()));
         }
         connection.flush()
@@ -194,7 +186,7 @@ impl Link {
         self.note_lasting(now);
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let silent = now.saturating_duration_since(connection.last_received);
-        let limit = if self.greeted { DEAD_AFTER } else { CONNECT_TIMEOUT };
+        let limit = if self.greeted { DEAD_AFTER } else { GREETING_TIMEOUT };
         if silent > limit {
             let text = format!("no answer for {} s", silent.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));

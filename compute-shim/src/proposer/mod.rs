@@ -11,11 +11,11 @@
 mod backlog;
 mod config;
 mod connection;
+mod dialing;
 mod driver;
 mod incarnations;
 mod leader;
 mod link;
-mod lookup;
 mod poller;
 mod refill;
 

@@ -1,14 +1,14 @@
 //! Reading what a lagging member misses from another safekeeper, within the same loop.
 
 use std::io;
-use std::net::SocketAddr;
 
 use bytes::Bytes;
-use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
+use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Message, decode};
 
 use super::connection::Connection;
+use super::dialing::{Dialer, Dialing};
 use super::poller::Poller;
 
 /// Size of the receive buffer, in bytes.
@@ -19,7 +19,10 @@ const RECEIVE_BUFFER: usize = 512 << 10;
 pub struct Refill {
     /// Index of the member that needs the bytes.
     pub target: usize,
-    pub connection: Connection,
+    /// Who has them, and where.
+    donor: (NodeId, String),
+    dialing: Dialing,
+    connection: Option<Connection>,
     /// The next byte to come.
     pub at: Lsn,
     /// True while the target can't take more.
@@ -42,36 +45,72 @@ pub enum Refilled {
 }
 
 impl Refill {
-    /// Starts to read `[at, end)` from the donor at `address`.
-    pub fn start(
+    /// Reads `[at, end)` from the donor at `address`, once it is connected to.
+    pub fn new(
         target: usize,
-        address: SocketAddr,
+        donor: (NodeId, String),
         wanted: (TenantId, TimelineId),
         range: (Lsn, Lsn),
         term: Term,
-        poller: &Poller,
-        token: u64,
-    ) -> io::Result<Refill> {
-        let connection = Connection::open(address)?;
-        poller.add(&connection, token, true)?;
+    ) -> Refill {
         let input = FrameBuffer::new(RECEIVE_BUFFER);
         let (at, end) = range;
-        Ok(Refill { target, connection, at, paused: false, input, wanted, end, term })
-    }
-
-    /// Asks once the connection is made.
-    pub fn writable(&mut self, poller: &Poller, token: u64) -> io::Result<()> {
-        if self.connection.finish_connecting()? {
-            self.connection.push(&Message::Open(self.wanted.0, self.wanted.1));
-            self.connection.push(&Message::ReadWal(self.at, self.end, self.term));
+        let dialing = Dialing::default();
+        Refill {
+            target,
+            donor,
+            dialing,
+            connection: None,
+            at,
+            paused: false,
+            input,
+            wanted,
+            end,
+            term,
         }
-        self.connection.flush()?;
-        poller.change(&self.connection, token, self.connection.blocked)
     }
 
-    /// Receives once.
-    pub fn receive(&mut self) -> io::Result<()> {
-        self.connection.receive(&mut self.input).map(|_| ())
+    /// Connects if that isn't done, and asks then.
+    pub fn connect(&mut self, dialer: &Dialer, poller: &Poller, token: u64) -> io::Result<()> {
+        if self.connection.is_some() {
+            return Ok(());
+        }
+        let (node, address) = &self.donor;
+        let Some(made) = self.dialing.poll(*node, address, dialer) else { return Ok(()) };
+        let mut connection = Connection::new(made?);
+        poller.add(&connection, token, true)?;
+        connection.push(&Message::Open(self.wanted.0, self.wanted.1));
+        connection.push(&Message::ReadWal(self.at, self.end, self.term));
+        self.connection = Some(connection);
+        Ok(())
+    }
+
+    /// Sends what is queued.
+    pub fn writable(&mut self, poller: &Poller, token: u64) -> io::Result<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        connection.flush()?;
+        poller.change(&*connection, token, connection.blocked)
+    }
+
+    /// Receives once. False if there is nothing more now.
+    pub fn receive(&mut self) -> io::Result<bool> {
+        let Some(connection) = &mut self.connection else { return Ok(false) };
+        connection.receive(&mut self.input)
+    }
+
+    /// Whether the target may get more.
+    pub fn set_paused(&mut self, paused: bool, poller: &Poller, token: u64) -> io::Result<()> {
+        self.paused = paused;
+        match &self.connection {
+            None => Ok(()),
+            Some(connection) if paused => poller.pause(connection, token),
+            Some(connection) => poller.change(connection, token, connection.blocked),
+        }
+    }
+
+    /// Whether there may be more to receive although the socket has nothing more.
+    pub fn may_hold_more(&self) -> bool {
+        self.connection.as_ref().is_some_and(Connection::may_hold_more)
     }
 
     /// The next thing that was received whole.

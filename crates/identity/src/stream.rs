@@ -1,6 +1,6 @@
 //! A connection of blocking threads, with or without TLS.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +39,15 @@ impl Stream {
         deadline: Instant,
     ) -> io::Result<Stream> {
         let session = ServerConnection::new(config).map_err(tls_error)?;
+        Ok(Stream::Tls(Arc::new(Tls::new(tcp, session.into(), deadline)?)))
+    }
+
+    /// A server's connection whose handshake somebody else has made; what is left of it must be done by the deadline.
+    pub fn of_server(
+        tcp: TcpStream,
+        session: ServerConnection,
+        deadline: Instant,
+    ) -> io::Result<Stream> {
         Ok(Stream::Tls(Arc::new(Tls::new(tcp, session.into(), deadline)?)))
     }
 
@@ -127,7 +136,14 @@ impl Write for &Stream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(tcp) => (&**tcp).write(buffer),
-            Stream::Tls(tls) => tls.write(buffer),
+            Stream::Tls(tls) => tls.write(&[IoSlice::new(buffer)]),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(tcp) => (&**tcp).write_vectored(slices),
+            Stream::Tls(tls) => tls.write(slices),
         }
     }
 
@@ -148,6 +164,10 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         (&*self).write(buffer)
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        (&*self).write_vectored(slices)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -19,7 +19,7 @@
 //! writing, it is no end: what was encrypted is kept, and leaves with the next write or flush.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Instant;
 
@@ -147,15 +147,15 @@ impl Tls {
     }
 
     /// Writes some bytes, 64 KiB at most: these have left when it returns, on a socket that blocks.
-    pub(crate) fn write(&self, buffer: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut outgoing = self.outgoing.lock();
         // First what an earlier call left behind: until it has left, nothing of this call is taken.
         self.finish(&mut outgoing)?;
-        if buffer.is_empty() {
+        if slices.iter().all(|slice| slice.is_empty()) {
             return Ok(0);
         }
         let mut session = self.session.lock();
-        let taken = session.writer().write(buffer)?;
+        let taken = session.writer().write_vectored(slices)?;
         outgoing.take_from(&mut session)?;
         drop(session);
         match self.finish(&mut outgoing) {

@@ -7,25 +7,18 @@ use std::str::FromStr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::Security;
+
 /// Connections that the system completes before they are accepted.
 const BACKLOG: i32 = 1024;
 
 /// Longest name of a host, in bytes: the Domain Name System's.
 const LONGEST_HOST: usize = 253;
 
-/// An address and port, as the command line gives it. Only this machine can reach it: nothing authenticates clients yet.
-pub fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text.parse().map_err(|_| {
-        "expected an address and port such as 127.0.0.1:5454 or [::1]:5454".to_owned()
-    })?;
-    match address.ip().is_loopback() {
-        true => Ok(address),
-        false => Err(format!(
-            "{} can be reached from other machines, and authentication is not configured; listen \
-             on 127.0.0.1",
-            address.ip()
-        )),
-    }
+/// An address and port, as the command line gives it.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "expected an address and port such as 127.0.0.1:5454 or [::1]:5454".to_owned())
 }
 
 /// Where others find a port, as the command line gives it: `HOST:PORT`, the host a name or an address. With port 0 it is
@@ -83,9 +76,11 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Binds all of `addresses`, of which there is one at least.
-    pub fn bind(addresses: &[SocketAddr]) -> io::Result<Listening> {
+    /// Binds all of `addresses`, of which there is one at least: on loopback only, unless clients have to show who they
+    /// are.
+    pub fn bind(addresses: &[SocketAddr], security: &Security) -> io::Result<Listening> {
         let bound = |address: &SocketAddr| {
+            security.check_address(*address)?;
             bind(*address).map_err(|error| {
                 io::Error::new(error.kind(), format!("can't listen on {address}: {error}"))
             })
@@ -148,12 +143,12 @@ mod tests {
 
     #[test]
     fn only_loopback_is_listened_on() {
-        for good in ["127.0.0.1:0", "[::1]:5"] {
-            assert!(loopback(good).is_ok(), "{good}");
+        for text in ["0.0.0.0:0", "[::]:0"] {
+            let bound = Listening::bind(&[address(text).unwrap()], &Security::default());
+            let error = bound.unwrap_err().to_string();
+            assert!(error.contains("--tls"), "{error}");
         }
-        for bad in ["0.0.0.0:5", "[::]:5", "localhost", "127.0.0.1"] {
-            assert!(loopback(bad).is_err(), "{bad}");
-        }
+        assert!(address("localhost").is_err() && address("127.0.0.1").is_err());
     }
 
     #[test]
@@ -182,29 +177,30 @@ mod tests {
     #[test]
     fn one_port_is_listened_on_at_several_addresses() {
         let first: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let port = Listening::bind(&[first]).unwrap().first.port();
+        let port = Listening::bind(&[first], &Security::default()).unwrap().first.port();
         let addresses: Vec<SocketAddr> = [format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}")]
             .iter()
             .map(|text| text.parse().unwrap())
             .collect();
         let advertised = "db.example.org:0".parse().unwrap();
-        let listening = Listening::bind(&addresses).unwrap();
+        let listening = Listening::bind(&addresses, &Security::default()).unwrap();
         let advertised = listening.advertised("x", Some(&advertised)).unwrap();
         assert_eq!(advertised, format!("db.example.org:{port}"));
         for address in &addresses {
             TcpStream::connect(address).unwrap();
         }
-        let taken = Listening::bind(&addresses).unwrap_err().to_string();
+        let taken = Listening::bind(&addresses, &Security::default()).unwrap_err().to_string();
         assert!(taken.contains(&addresses[0].to_string()), "{taken}");
         assert!(taken.contains("Address already in use"), "{taken}");
         drop(listening);
-        let listening = Listening::bind(&addresses).unwrap();
+        let listening = Listening::bind(&addresses, &Security::default()).unwrap();
         assert_eq!(listening.advertised("x", None).unwrap(), addresses[0].to_string());
     }
 
     #[test]
     fn all_addresses_are_advertised_by_none() {
-        let listening = Listening::bind(&["0.0.0.0:0".parse().unwrap()]).unwrap();
+        let first = SocketAddr::from(([0, 0, 0, 0], 7));
+        let listening = Listening { listeners: Vec::new(), first };
         let error = listening.advertised("wal", None).unwrap_err().to_string();
         assert!(error.contains("--advertise-wal"), "{error}");
         let name = "localhost:0".parse().unwrap();

@@ -4,6 +4,8 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use pgstrata_identity::{Identity, Stream, Whom};
+
 /// The addresses of `HOST:PORT`, as the system has them now. It may take the system seconds to know.
 pub fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
     let found: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
@@ -18,6 +20,30 @@ pub fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
 pub fn dial(address: &str, timeout: Duration) -> io::Result<TcpStream> {
     let deadline = Instant::now() + timeout;
     dial_until(&resolve(address)?, deadline)
+}
+
+/// Connects as [`dial`] does, and makes sure by TLS, where we have an identity to show, that it is `whom` we mean.
+pub fn dial_to(
+    address: &str,
+    whom: Whom,
+    identity: Option<&Identity>,
+    timeout: Duration,
+) -> io::Result<Stream> {
+    let tcp = dial(address, timeout)?;
+    tcp.set_nodelay(true)?;
+    match identity {
+        None => Ok(Stream::from(tcp)),
+        Some(identity) => {
+            let deadline = Instant::now() + timeout;
+            Stream::connect(tcp, identity.client(whom, &[]), host(address), deadline)
+        }
+    }
+}
+
+/// The host of `HOST:PORT`.
+pub fn host(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }
 
 fn dial_until(found: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
@@ -53,6 +79,12 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         assert!(dial_until(&[good], Instant::now()).is_err());
         assert!(dial(&format!("localhost:{}", good.port()), Duration::from_secs(5)).is_ok());
+    }
+
+    #[test]
+    fn hosts_are_told_from_ports() {
+        let cases = [("a:1", "a"), ("[::1]:7", "::1"), ("10.0.0.1:0", "10.0.0.1"), ("a", "a")];
+        assert!(cases.iter().all(|(address, expected)| host(address) == *expected));
     }
 
     #[test]

@@ -4,16 +4,24 @@
 
 mod address;
 mod answer;
+mod asynchronous;
 mod dial;
 mod http;
+mod peer;
 mod port;
+mod postgres;
+mod security;
 mod shares;
 mod threads;
 
-pub use address::{Advertised, Listening, loopback};
+pub use address::{Advertised, Listening, address};
 pub use answer::{Asked, Posted, Refusal, complete};
-pub use dial::{dial, resolve};
+pub use asynchronous::AsyncStream;
+pub use dial::{dial, dial_to, host, resolve};
 pub use http::{PatientListener, PatientStream};
+pub use peer::{Deed, Forbidden, Peer};
 pub use port::Port;
+pub use postgres::{Opened, open};
+pub use security::{Security, SecurityArguments, peer_of};
 pub use shares::{Place, Shares};
-pub use threads::{GREETING, threads};
+pub use threads::{GREETING, certified, postgres, threads};

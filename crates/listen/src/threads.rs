@@ -9,7 +9,11 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{Port, Shares};
+use pgstrata_identity::{Clients, Stream};
+use pgstrata_wire::postgres::StartupPacket;
+
+use crate::postgres::{Opened, open};
+use crate::{AsyncStream, Peer, Port, Security, Shares};
 
 /// How long a client may take to say what it wants.
 pub const GREETING: Duration = Duration::from_secs(10);
@@ -38,39 +42,64 @@ async fn greeted(stream: &TcpStream, bytes: usize) -> io::Result<()> {
     }
 }
 
-/// Accepts connections until the process ends. Each gets a thread that runs `serve`, once its
-/// client has sent so many bytes; at most `most` have one at once, and half of them are one peer's.
-pub async fn threads(
+/// How a client of a port that takes certificates only is let in: it has begun to say something, and made the handshake.
+pub async fn certified(
+    tcp: TcpStream,
+    bytes: usize,
+    security: &Security,
+) -> io::Result<Option<(Stream, Peer)>> {
+    tcp.set_nodelay(true)?;
+    greeted(&tcp, bytes).await?;
+    let stream = match security.server(Clients::MustHaveCertificate, &[]) {
+        None => AsyncStream::Plain(tcp),
+        Some(config) => timeout(GREETING, AsyncStream::accept(tcp, config)).await??,
+    };
+    let peer = stream.peer()?;
+    Ok(Some((stream.into_blocking(SENDING)?, peer)))
+}
+
+/// The same for a PostgreSQL port: see [`open`].
+pub async fn postgres(
+    tcp: TcpStream,
+    security: &Security,
+) -> io::Result<Option<(Stream, Peer, StartupPacket)>> {
+    let Some(Opened { stream, peer, packet }) = open(tcp, security).await? else {
+        return Ok(None);
+    };
+    Ok(Some((stream.into_blocking(SENDING)?, peer, packet)))
+}
+
+/// Accepts connections until the process ends. Each gets a thread that runs `serve`, once `greet` has let its client in;
+/// at most `most` have one at once, and half of them are one peer's.
+pub async fn threads<T, G>(
     listeners: Vec<TcpListener>,
     name: &'static str,
-    bytes: usize,
     most: usize,
-    serve: impl Fn(std::net::TcpStream) + Clone + Send + 'static,
-) {
+    greet: impl Fn(TcpStream) -> G + Clone + Send + 'static,
+    serve: impl Fn(T) + Clone + Send + 'static,
+) where
+    T: Send + 'static,
+    G: Future<Output = io::Result<Option<T>>> + Send + 'static,
+{
     let mut port = Port::new(listeners, name, GREETINGS / 2, GREETINGS);
     let shares = Shares::new(most.div_ceil(2), most);
     loop {
         let (stream, peer, greeting) = port.next().await;
-        let (shares, serve) = (shares.clone(), serve.clone());
+        let (shares, serve, greet) = (shares.clone(), serve.clone(), greet.clone());
         tokio::spawn(async move {
-            if let Err(error) = greeted(&stream, bytes).await {
-                return tracing::debug!("{name} connection from {peer}: {error}");
-            }
+            let client = match greet(stream).await {
+                Ok(Some(client)) => client,
+                Ok(None) => return,
+                Err(error) => return tracing::debug!("{name} connection from {peer}: {error}"),
+            };
             let place = match shares.take(peer.ip()) {
                 Ok(place) => place,
                 Err(why) => return tracing::warn!("{name} connection from {peer} refused: {why}"),
             };
             drop(greeting);
-            let blocking = stream.into_std().and_then(|stream| {
-                stream.set_nonblocking(false)?;
-                stream.set_write_timeout(Some(SENDING))?;
-                Ok(stream)
-            });
-            let spawned = blocking.and_then(|stream| {
-                std::thread::Builder::new().name(name.into()).spawn(move || {
-                    let _place = place;
-                    serve(stream);
-                })
+            let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
+                let _place = place;
+                serve(client);
             });
             if let Err(error) = spawned {
                 tracing::error!("can't serve a connection: {error}");

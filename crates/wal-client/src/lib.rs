@@ -3,11 +3,11 @@
 //! Used by proposers before they run and by safekeepers that catch up from each other.
 
 use std::io::{self, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
-use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
-use pgstrata_listen::dial;
+use pgstrata_identity::{Identity, Stream, Whom};
+use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
+use pgstrata_listen::dial_to;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Message, Status, decode, encode};
 
@@ -17,7 +17,7 @@ const RECEIVE_BUFFER: usize = 512 << 10;
 /// One connection.
 #[derive(Debug)]
 pub struct SafekeeperClient {
-    stream: TcpStream,
+    stream: Stream,
     input: FrameBuffer,
 }
 
@@ -26,10 +26,15 @@ fn invalid(what: impl std::fmt::Display) -> io::Error {
 }
 
 impl SafekeeperClient {
-    /// Connects to the WAL port at `address`, `host:port`; `timeout` also bounds each later wait.
-    pub fn connect(address: &str, timeout: Duration) -> io::Result<SafekeeperClient> {
-        let stream = dial(address, timeout)?;
-        stream.set_nodelay(true)?;
+    /// Connects to the WAL port at `address`, `host:port`; `timeout` also bounds each later wait. With an identity to show
+    /// it makes sure that this is the safekeeper of that id, or any.
+    pub fn connect(
+        address: &str,
+        node: Option<NodeId>,
+        identity: Option<&Identity>,
+        timeout: Duration,
+    ) -> io::Result<SafekeeperClient> {
+        let stream = dial_to(address, Whom::Safekeeper(node), identity, timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         Ok(SafekeeperClient { stream, input: FrameBuffer::new(RECEIVE_BUFFER) })

@@ -1,11 +1,12 @@
 //! The page service: one blocking thread a connection, requests answered in order.
 
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use pgstrata_identity::Stream;
+use pgstrata_listen::{Deed, GREETING, Peer, Security};
 use pgstrata_wire::pages::{
     HELLO_SIZE, Hello, PagesReply, PagesRequest, Query, REQUEST_SIZE, Status,
 };
@@ -28,21 +29,23 @@ pub async fn serve(
     listeners: Vec<TcpListener>,
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
+    security: Security,
 ) {
-    pgstrata_listen::threads(listeners, "pages", HELLO_SIZE, CONNECTIONS, move |stream| {
-        if let Err(error) = connection(stream, &repository, &metrics) {
+    let greet = move |tcp| {
+        let security = security.clone();
+        async move { pgstrata_listen::certified(tcp, HELLO_SIZE, &security).await }
+    };
+    let serve = move |(stream, peer)| {
+        if let Err(error) = connection(stream, &peer, &repository, &metrics) {
             tracing::debug!("page connection: {error:#}");
         }
-    })
-    .await;
+    };
+    pgstrata_listen::threads(listeners, "pages", CONNECTIONS, greet, serve).await;
 }
 
 /// Reads the next request. False at the end of the connection. A computing client may be silent for
 /// as long as it likes between requests, but not inside of one.
-fn read_request(
-    reader: &mut BufReader<TcpStream>,
-    request: &mut [u8; REQUEST_SIZE],
-) -> Result<bool> {
+fn read_request(reader: &mut BufReader<Stream>, request: &mut [u8; REQUEST_SIZE]) -> Result<bool> {
     if reader.fill_buf()?.is_empty() {
         return Ok(false);
     }
@@ -57,13 +60,21 @@ fn read_request(
     Ok(true)
 }
 
-fn connection(stream: TcpStream, repository: &Repository, metrics: &Metrics) -> Result<()> {
-    stream.set_nodelay(true)?;
-    let mut reader = BufReader::new(stream.try_clone()?);
+fn connection(
+    stream: Stream,
+    peer: &Peer,
+    repository: &Repository,
+    metrics: &Metrics,
+) -> Result<()> {
+    stream.set_read_timeout(Some(GREETING))?;
+    let mut reader = BufReader::new(stream.clone());
     let mut writer = BufWriter::with_capacity(128 * 1024, stream);
     let mut hello = [0; HELLO_SIZE];
     reader.read_exact(&mut hello)?;
+    reader.get_ref().set_read_timeout(None)?;
     let timeline = Hello::decode(&hello).map_err(anyhow::Error::from).and_then(|hello| {
+        // Before anything is said of what is there.
+        peer.check(Deed::ReadPages(hello.tenant))?;
         let timeline = repository.timeline(hello.timeline)?;
         anyhow::ensure!(
             timeline.info.tenant == hello.tenant,

@@ -5,12 +5,12 @@
 //! was shut down cleanly at that LSN, so it needs no recovery.
 
 use std::collections::HashMap;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use pgstrata_ids::{Lsn, TimelineId};
+use pgstrata_listen::{Deed, Peer, Security};
 use pgstrata_wire::postgres::{BackendWriter, Command, Frontend, parse};
 use tokio::net::TcpListener;
 
@@ -22,20 +22,22 @@ use crate::timeline::Timeline;
 
 /// Base backups at once: each reads everything.
 const SESSIONS: usize = 64;
-/// The least that any client begins with: a length and a code.
-const FIRST_BYTES: usize = 8;
 
 /// What a client's options may say to us.
 const OPTIONS: [&str; 3] = ["pgstrata.branch", "pgstrata.timeline", "pgstrata.lsn"];
 
 /// Accepts connections until the process ends.
-pub async fn serve(listeners: Vec<TcpListener>, repository: Arc<Repository>) {
-    pgstrata_listen::threads(listeners, "replication", FIRST_BYTES, SESSIONS, move |stream| {
-        if let Err(error) = session(stream, &repository) {
+pub async fn serve(listeners: Vec<TcpListener>, repository: Arc<Repository>, security: Security) {
+    let greet = move |tcp| {
+        let security = security.clone();
+        async move { pgstrata_listen::postgres(tcp, &security).await }
+    };
+    let serve = move |(stream, peer, packet)| {
+        if let Err(error) = session(Client::new(stream, packet), &peer, &repository) {
             tracing::debug!("replication connection: {error:#}");
         }
-    })
-    .await;
+    };
+    pgstrata_listen::threads(listeners, "replication", SESSIONS, greet, serve).await;
 }
 
 /// A client's branch, and the moment that all of its session is about.
@@ -51,7 +53,7 @@ pub struct Target {
 /// How long a backup waits for what it is taken of.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn target(client: &Client, repository: &Repository) -> Result<Target> {
+fn target(client: &Client, peer: &Peer, repository: &Repository) -> Result<Target> {
     let options: HashMap<_, _> = client.packet.settings().into_iter().collect();
     // With a misspelt one the backup would be of something else than what was asked for.
     let ours = |name: &&String| name.starts_with("pgstrata.");
@@ -63,6 +65,7 @@ fn target(client: &Client, repository: &Repository) -> Result<Target> {
         (None, Some(name)) => repository.branch(name)?,
         (None, None) => repository.branch("main")?,
     };
+    peer.check(Deed::TakeBackup(timeline.info.tenant))?;
     let moment = match options.get("pgstrata.lsn") {
         Some(lsn) => Moment::Lsn(lsn.parse()?),
         None => Moment::Now,
@@ -74,14 +77,13 @@ fn target(client: &Client, repository: &Repository) -> Result<Target> {
     Ok(Target { timeline, lsn, shutdown })
 }
 
-fn session(stream: TcpStream, repository: &Repository) -> Result<()> {
-    let Some(mut client) = Client::accept(stream)? else { return Ok(()) };
+fn session(mut client: Client, peer: &Peer, repository: &Repository) -> Result<()> {
     if client.packet.get("replication").is_none_or(|value| value == "false") {
         let text = "the page server answers replication connections only (pg_basebackup); connect \
                     to a compute for SQL";
         return Ok(client.error(true, "0A000", text)?);
     }
-    let target = match target(&client, repository) {
+    let target = match target(&client, peer, repository) {
         Ok(target) => target,
         Err(error) => return Ok(client.error(true, "22023", &format!("{error:#}"))?),
     };
@@ -101,6 +103,7 @@ fn session(stream: TcpStream, repository: &Repository) -> Result<()> {
             | Frontend::CopyDone
             | Frontend::CopyFail
             | Frontend::Unsupported(b'H' | b'S') => {}
+            Frontend::Password(_) => bail!("a password is not expected"),
             Frontend::Unsupported(kind) => {
                 bail!("message {:?} is not expected", char::from(kind));
             }

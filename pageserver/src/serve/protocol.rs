@@ -1,35 +1,26 @@
 //! The backend side of PostgreSQL's protocol, as far as a base backup needs it. Blocking.
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use pgstrata_listen::GREETING;
+use pgstrata_identity::Stream;
 use pgstrata_wire::postgres::{
-    BackendWriter, Frontend, MAX_MESSAGE, MAX_STARTUP, Startup, StartupPacket, split, text_column,
+    BackendWriter, Frontend, MAX_MESSAGE, StartupPacket, split, text_column,
 };
 
 /// How long a session may be silent: a client of a base backup says something every ten seconds
 /// while it receives WAL, and little else is waited for.
 const SILENCE: Duration = Duration::from_secs(300);
-/// How many times a client may ask for encryption before it says what it wants.
-const ENCRYPTION_REQUESTS: u32 = 2;
 
-/// A stream of which the bytes that are waited for have to come in time, all together.
+/// A stream that is not silent for too long.
 struct Timed {
-    stream: TcpStream,
-    deadline: Option<Instant>,
+    stream: Stream,
 }
 
 impl Read for Timed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left =
-            self.deadline.map_or(SILENCE, |end| end.saturating_duration_since(Instant::now()));
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
+        self.stream.set_read_timeout(Some(SILENCE))?;
         self.stream.read(buffer)
     }
 }
@@ -37,7 +28,7 @@ impl Read for Timed {
 /// A client, after the start-up exchange.
 pub struct Client {
     reader: BufReader<Timed>,
-    writer: BufWriter<TcpStream>,
+    writer: BufWriter<Stream>,
     /// Messages that are about to be written.
     out: BackendWriter,
     /// What it said when it connected.
@@ -50,41 +41,12 @@ fn read_u32(reader: &mut impl Read) -> io::Result<u32> {
     Ok(u32::from_be_bytes(bytes))
 }
 
-fn read_startup(reader: &mut impl Read) -> Result<Startup> {
-    let length = read_u32(reader)? as usize;
-    ensure!((8..=MAX_STARTUP).contains(&length), "a start-up message of {length} bytes");
-    let mut body = vec![0; length - 4];
-    reader.read_exact(&mut body)?;
-    Ok(Startup::decode(&body)?)
-}
-
 impl Client {
-    /// Reads the start-up message. `None` if the client wanted something else than a session.
-    pub fn accept(stream: TcpStream) -> Result<Option<Client>> {
-        stream.set_nodelay(true)?;
-        let deadline = Some(Instant::now() + GREETING);
-        let mut reader = BufReader::new(Timed { stream: stream.try_clone()?, deadline });
-        let mut writer = BufWriter::with_capacity(256 * 1024, stream);
-        let mut encryption_requests = 0;
-        loop {
-            match read_startup(&mut reader)? {
-                Startup::SslRequest | Startup::GssRequest => {
-                    encryption_requests += 1;
-                    ensure!(
-                        encryption_requests <= ENCRYPTION_REQUESTS,
-                        "it asks for encryption only"
-                    );
-                    writer.write_all(b"N")?;
-                    writer.flush()?;
-                }
-                Startup::Cancel => return Ok(None),
-                Startup::Session(packet) => {
-                    reader.get_mut().deadline = None;
-                    let out = BackendWriter::default();
-                    return Ok(Some(Client { reader, writer, out, packet }));
-                }
-            }
-        }
+    /// A client that was let in.
+    pub fn new(stream: Stream, packet: StartupPacket) -> Client {
+        let reader = BufReader::new(Timed { stream: stream.clone() });
+        let writer = BufWriter::with_capacity(256 * 1024, stream);
+        Client { reader, writer, out: BackendWriter::default(), packet }
     }
 
     /// Buffers messages.

@@ -111,7 +111,9 @@ fn ask_peers(background: &Background, timeline: &Timeline) -> Vec<Peer> {
     let configuration = timeline.configuration();
     let others = configuration.nodes().filter(|&node| node != own);
     let ask = |node: NodeId| {
-        let mut client = SafekeeperClient::connect(&address(node)?, TIMEOUT).ok()?;
+        let identity = background.security.identity();
+        let client = SafekeeperClient::connect(&address(node)?, Some(node), identity, TIMEOUT);
+        let mut client = client.ok()?;
         let status = client.open(parameters.tenant, parameters.timeline).ok()?;
         (status.node == node && status.parameters == *parameters).then_some(Peer { status, client })
     };

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgstrata_listen::Security;
 use pgstrata_wire::broker::{Addresses, PUBLISH_INTERVAL_S};
 
 pub use known::Known;
@@ -34,6 +35,8 @@ pub struct Background {
     pub zone: String,
     /// Where we listen.
     pub addresses: Addresses,
+    /// Who we are to others.
+    pub security: Security,
 }
 
 impl Background {

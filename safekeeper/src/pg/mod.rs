@@ -6,7 +6,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pgstrata_listen::Port;
+use pgstrata_listen::{Port, Security};
 use pgstrata_wire::postgres::POSTGRES_EPOCH_UNIX_S;
 use tokio::net::TcpListener;
 
@@ -26,6 +26,8 @@ pub struct PgState {
     pub timelines: Arc<Timelines>,
     /// Where old WAL is, if anywhere.
     pub archive: Option<Arc<Archive>>,
+    /// How clients show who they are.
+    pub security: Security,
 }
 
 /// Serves until the process ends.
@@ -36,7 +38,12 @@ pub async fn serve(listeners: Vec<TcpListener>, state: PgState) {
         let state = state.clone();
         tokio::spawn(async move {
             let _place = place;
-            if let Err(error) = session::run(stream, state).await {
+            let opened = match pgstrata_listen::open(stream, &state.security).await {
+                Ok(Some(opened)) => opened,
+                Ok(None) => return,
+                Err(error) => return tracing::info!(%peer, %error, "PostgreSQL client left"),
+            };
+            if let Err(error) = session::run(opened, state).await {
                 tracing::info!(%peer, %error, "PostgreSQL client left");
             }
         });

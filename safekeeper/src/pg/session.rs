@@ -5,20 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use pgstrata_ids::{Lsn, TenantId, TimelineId};
+use pgstrata_listen::{AsyncStream, Deed, Opened, Peer};
 use pgstrata_wire::postgres::{
-    BackendWriter, Command, Frontend, MAX_STARTUP, Startup, StartupPacket, int8_column, parse,
-    split, text_column,
+    BackendWriter, Command, Frontend, StartupPacket, int8_column, parse, split, text_column,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
 use super::{PgState, stream};
 use crate::timeline::Timeline;
 
-/// A client must say who it is within this time.
-const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// SQLSTATE of those who may not do what they ask for.
+const FORBIDDEN: &str = "42501";
 
 /// A client that neither streams nor asks anything for this long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,7 +33,7 @@ const RECEIVE_CHUNK: usize = 8 << 10;
 /// A client's side of the connection.
 #[derive(Debug)]
 pub struct Receiver {
-    half: OwnedReadHalf,
+    half: ReadHalf<AsyncStream>,
     buffer: Vec<u8>,
 }
 
@@ -70,14 +68,19 @@ impl Receiver {
 /// The server's side.
 #[derive(Debug)]
 pub struct Sender {
-    half: OwnedWriteHalf,
+    half: WriteHalf<AsyncStream>,
     pub out: BackendWriter,
 }
 
 impl Sender {
     /// Sends what was collected.
     pub async fn flush(&mut self) -> std::io::Result<()> {
-        tokio::time::timeout(WRITE_TIMEOUT, self.half.write_all(&self.out.bytes)).await??;
+        let sending = async {
+            self.half.write_all(&self.out.bytes).await?;
+            // What TLS holds back leaves too.
+            self.half.flush().await
+        };
+        tokio::time::timeout(WRITE_TIMEOUT, sending).await??;
         self.out.bytes.clear();
         Ok(())
     }
@@ -93,14 +96,12 @@ pub struct Session {
 }
 
 /// Serves one client until it leaves.
-pub async fn run(mut stream: TcpStream, state: PgState) -> anyhow::Result<()> {
-    stream.set_nodelay(true)?;
-    let startup = tokio::time::timeout(STARTUP_TIMEOUT, read_startup(&mut stream));
-    let Some(packet) = startup.await.context("no startup packet came")?? else { return Ok(()) };
-    let (read, write) = stream.into_split();
+pub async fn run(opened: Opened, state: PgState) -> anyhow::Result<()> {
+    let Opened { stream, peer, packet } = opened;
+    let (read, write) = tokio::io::split(stream);
     let mut receiver = Receiver { half: read, buffer: Vec::new() };
     let mut sender = Sender { half: write, out: BackendWriter::default() };
-    let session = match open(&packet, state) {
+    let session = match open(&packet, &peer, state) {
         Ok(session) => session,
         Err((sqlstate, message)) => {
             sender.out.error(true, sqlstate, &message);
@@ -129,32 +130,16 @@ pub async fn run(mut stream: TcpStream, state: PgState) -> anyhow::Result<()> {
                 sender.flush().await?;
                 bail!("{text}");
             }
+            Some(Frontend::Password(_)) => bail!("a password was not asked for"),
             // What is left of a copy that has ended.
             Some(_) => {}
         }
     }
 }
 
-/// Reads the startup packet, declining encryption. `None` if the client wanted only to cancel.
-async fn read_startup(stream: &mut TcpStream) -> anyhow::Result<Option<StartupPacket>> {
-    loop {
-        let length = stream.read_u32().await? as usize;
-        if !(8..=MAX_STARTUP).contains(&length) {
-            bail!("the startup packet has an impossible length");
-        }
-        let mut body = vec![0; length - 4];
-        stream.read_exact(&mut body).await?;
-        match Startup::decode(&body)? {
-            Startup::SslRequest | Startup::GssRequest => stream.write_all(b"N").await?,
-            Startup::Cancel => return Ok(None),
-            Startup::Session(packet) => return Ok(Some(packet)),
-        }
-    }
-}
-
 type Refused = (&'static str, String);
 
-fn open(packet: &StartupPacket, state: PgState) -> Result<Session, Refused> {
+fn open(packet: &StartupPacket, peer: &Peer, state: PgState) -> Result<Session, Refused> {
     let replication = packet.get("replication").unwrap_or_default().to_ascii_lowercase();
     if !["true", "on", "yes", "1", "database"].contains(&replication.as_str()) {
         let text =
@@ -167,6 +152,9 @@ fn open(packet: &StartupPacket, state: PgState) -> Result<Session, Refused> {
             let invalid = |error: pgstrata_ids::IdError| ("22023", error.to_string());
             let tenant: TenantId = tenant.parse().map_err(invalid)?;
             let timeline: TimelineId = timeline.parse().map_err(invalid)?;
+            // Before anything is said of what is there.
+            let allowed = peer.check(Deed::FollowWal(tenant));
+            allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
             let found = state.timelines.get((tenant, timeline));
             found.map_err(|reason| ("3D000", format!("timeline {timeline}: {reason}")))?
         }
@@ -180,7 +168,13 @@ fn open(packet: &StartupPacket, state: PgState) -> Result<Session, Refused> {
             return Err(("22023", text.to_owned()));
         }
     };
+    let allowed = peer.check(Deed::FollowWal(timeline.parameters().tenant));
+    allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
     let is_page_server = packet.setting("pgstrata.role").as_deref() == Some("pageserver");
+    if is_page_server {
+        let allowed = peer.check(Deed::NoteIngested);
+        allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
+    }
     Ok(Session { state, timeline, is_page_server })
 }
 

@@ -4,13 +4,15 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgstrata_ids::{Lsn, Term};
+use pgstrata_identity::Stream;
+use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
+use pgstrata_listen::{Deed, Peer};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{
     Greeting, GreetingReply, Message, RefusedReason, decode, encode, is_appending,
 };
 
-use super::{Limits, Socket};
+use super::{Limits, Waiting};
 use crate::storage_error::StorageError;
 use crate::timeline::{Answer, ProposerConnected, Timeline};
 use crate::timelines::Timelines;
@@ -24,18 +26,38 @@ const READ_CHUNK: usize = 256 << 10;
 
 /// What one connection is about.
 pub struct Connection {
-    socket: Arc<Socket>,
+    stream: Stream,
+    peer: Peer,
+    waiting: Arc<Waiting>,
     limits: Limits,
     timelines: Arc<Timelines>,
     timeline: Option<Arc<Timeline>>,
+    /// Whether it greeted, as a compute, and so was let in to vote and append.
+    is_compute: bool,
     proposer: Option<ProposerConnected>,
     output: Vec<u8>,
 }
 
 impl Connection {
     /// A connection that has said nothing yet.
-    pub fn new(socket: Arc<Socket>, timelines: Arc<Timelines>, limits: Limits) -> Connection {
-        Connection { socket, limits, timelines, timeline: None, proposer: None, output: Vec::new() }
+    pub fn new(
+        stream: Stream,
+        peer: Peer,
+        waiting: Arc<Waiting>,
+        timelines: Arc<Timelines>,
+        limits: Limits,
+    ) -> Connection {
+        Connection {
+            stream,
+            peer,
+            waiting,
+            limits,
+            timelines,
+            timeline: None,
+            is_compute: false,
+            proposer: None,
+            output: Vec::new(),
+        }
     }
 
     /// Serves until the other side leaves, or does something that can't be served.
@@ -43,7 +65,8 @@ impl Connection {
         let mut input = FrameBuffer::new(RECEIVE_BUFFER);
         // Since when a message is on its way; most come whole, and nobody looks at a clock.
         let mut begun: Option<Instant> = None;
-        while input.fill(&mut &self.socket.stream)? {
+        let mut is_waiting = true;
+        while input.fill(&mut &self.stream)? {
             while let Some(kind) = input.kind() {
                 let served = match is_appending(kind) {
                     true => self.serve_appends(&mut input)?,
@@ -59,8 +82,10 @@ impl Connection {
             } else if begun.get_or_insert_with(Instant::now).elapsed() > self.limits.message {
                 anyhow::bail!("a message did not come whole within {:?}", self.limits.message);
             }
-            if self.timeline.is_some() {
-                self.socket.greeted(&self.limits)?;
+            if is_waiting && self.timeline.is_some() {
+                is_waiting = false;
+                self.stream.set_read_timeout(Some(self.limits.idle))?;
+                self.waiting.is_over();
             }
         }
         Ok(())
@@ -69,7 +94,7 @@ impl Connection {
     fn send(&mut self, message: &Message<'_>) -> anyhow::Result<()> {
         self.output.clear();
         encode(message, &mut self.output);
-        (&self.socket.stream).write_all(&self.output)?;
+        (&self.stream).write_all(&self.output)?;
         Ok(())
     }
 
@@ -96,10 +121,24 @@ impl Connection {
         Ok(Arc::clone(timeline.ok_or_else(|| anyhow::anyhow!("no greeting came first"))?))
     }
 
+    /// The timeline that a compute greeted about. Who only reads never gets as far as voting or appending.
+    fn led(&self) -> anyhow::Result<Arc<Timeline>> {
+        anyhow::ensure!(self.is_compute, "no greeting came first");
+        self.timeline()
+    }
+
+    /// Refuses what this client may not do.
+    fn allow(&mut self, deed: Deed) -> anyhow::Result<()> {
+        match self.peer.check(deed) {
+            Ok(()) => Ok(()),
+            Err(forbidden) => self.refuse(RefusedReason::Forbidden(forbidden.to_string())),
+        }
+    }
+
     /// Takes all whole appends (and pings) that were received, syncs once, acknowledges once.
     /// False if the next frame isn't whole yet.
     fn serve_appends(&mut self, input: &mut FrameBuffer) -> anyhow::Result<bool> {
-        let timeline = self.timeline()?;
+        let timeline = self.led()?;
         let mut batch = timeline.batch();
         let mut taken = 0;
         let mut refusal = Ok(None);
@@ -132,37 +171,48 @@ impl Connection {
         let message = decode(frame.kind, frame.body)?;
         let size = frame.size;
         match message {
-            Message::Greeting(greeting) => self.greet(&greeting)?,
+            Message::Greeting(greeting) => {
+                self.allow(Deed::AppendWal(greeting.parameters.tenant))?;
+                self.greet(&greeting)?;
+            }
             Message::VoteRequest(request) => {
-                let answer = self.timeline()?.vote(&request);
+                let answer = self.led()?.vote(&request);
                 self.answer(answer)?;
             }
             Message::Elected(elected) => {
-                let timeline = self.timeline()?;
+                let timeline = self.led()?;
                 let answer = timeline.elected(&elected);
                 self.proposer = Some(timeline.proposer_connected());
                 self.answer(answer)?;
             }
             Message::Members(members) => {
-                self.timeline()?;
+                self.led()?;
                 if let Err(reason) = self.timelines.context().members.meet(&members) {
                     self.refuse(reason)?;
                 }
             }
-            Message::Open(tenant, timeline) => match self.timelines.get((tenant, timeline)) {
-                Ok(timeline) => {
-                    let status = timeline.status();
-                    self.timeline = Some(timeline);
-                    self.send(&Message::Status(status))?;
-                }
-                Err(reason) => self.refuse(reason)?,
-            },
+            Message::Open(tenant, timeline) => {
+                self.allow(Deed::ReadWal(tenant))?;
+                self.open(tenant, timeline)?;
+            }
             Message::ReadWal(from, to, term) => self.read_wal(from, to, term)?,
             Message::LastRecord(end) => self.last_record(end)?,
             other => anyhow::bail!("message kind {} is not for a safekeeper", other.kind()),
         }
         input.consume(size);
         Ok(true)
+    }
+
+    fn open(&mut self, tenant: TenantId, timeline: TimelineId) -> anyhow::Result<()> {
+        match self.timelines.get((tenant, timeline)) {
+            Ok(timeline) => {
+                let status = timeline.status();
+                self.is_compute = false;
+                self.timeline = Some(timeline);
+                self.send(&Message::Status(status))
+            }
+            Err(reason) => self.refuse(reason),
+        }
     }
 
     fn greet(&mut self, greeting: &Greeting) -> anyhow::Result<()> {
@@ -181,6 +231,7 @@ impl Connection {
             commit_lsn: timeline.commit_lsn(),
         };
         self.timeline = Some(timeline);
+        self.is_compute = true;
         self.send(&Message::GreetingReply(reply))
     }
 

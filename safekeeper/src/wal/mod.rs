@@ -8,13 +8,13 @@ mod connection;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pgstrata_listen::{Place, Shares};
+use pgstrata_listen::{Place, Security, Shares};
 
+use self::connection::Connection;
 use crate::timelines::Timelines;
 
 /// What connections may take of the port.
@@ -48,20 +48,31 @@ impl Default for Limits {
     }
 }
 
-/// A connection's socket, and whether it has said what it is about.
+/// A connection's place, and what ends it while it has not said what it is about.
 #[derive(Debug)]
-pub struct Socket {
-    stream: TcpStream,
-    greeted: AtomicBool,
+pub struct Waiting {
+    /// A copy of its socket, until it has.
+    socket: Mutex<Option<TcpStream>>,
     /// Given back when the connection ends, or is told to.
     place: Mutex<Option<Place>>,
 }
 
-impl Socket {
-    fn greeted(&self, limits: &Limits) -> io::Result<()> {
-        match self.greeted.swap(true, Ordering::AcqRel) {
-            true => Ok(()),
-            false => self.stream.set_read_timeout(Some(limits.idle)),
+impl Waiting {
+    /// It has said it.
+    fn is_over(&self) {
+        drop(self.socket.lock().take());
+    }
+
+    fn is_on(&self) -> bool {
+        self.socket.lock().is_some()
+    }
+
+    /// Ends the connection, unless it has said it.
+    fn end(&self) {
+        if let Some(socket) = self.socket.lock().take() {
+            // Its thread then ends by itself.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+            drop(self.place.lock().take());
         }
     }
 }
@@ -70,10 +81,11 @@ impl Socket {
 pub fn serve(
     listeners: Vec<TcpListener>,
     timelines: Arc<Timelines>,
+    security: Security,
     limits: Limits,
 ) -> io::Result<()> {
     let shares = Shares::new(limits.of_one_peer, limits.connections);
-    let accept = Accept { timelines, limits, shares, pending: Arc::default() };
+    let accept = Accept { timelines, security, limits, shares, pending: Arc::default() };
     for listener in listeners {
         let accept = accept.clone();
         std::thread::Builder::new()
@@ -86,10 +98,11 @@ pub fn serve(
 #[derive(Clone)]
 struct Accept {
     timelines: Arc<Timelines>,
+    security: Security,
     limits: Limits,
     shares: Shares,
     /// Oldest first; those that have greeted or are gone stay until they are met.
-    pending: Arc<Mutex<VecDeque<Weak<Socket>>>>,
+    pending: Arc<Mutex<VecDeque<Weak<Waiting>>>>,
 }
 
 impl Accept {
@@ -112,34 +125,33 @@ impl Accept {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(self.limits.greeting))?;
         stream.set_write_timeout(Some(self.limits.idle))?;
-        let socket = Arc::new(Socket {
-            stream,
-            greeted: AtomicBool::new(false),
+        let waiting = Arc::new(Waiting {
+            socket: Mutex::new(Some(stream.try_clone()?)),
             place: Mutex::new(Some(place)),
         });
-        pending.push_back(Arc::downgrade(&socket));
+        pending.push_back(Arc::downgrade(&waiting));
         drop(pending);
         let (timelines, limits) = (Arc::clone(&self.timelines), self.limits);
+        let security = self.security.clone();
         let run = move || {
-            if let Err(error) = connection::Connection::new(socket, timelines, limits).run() {
-                tracing::info!(%peer, %error, "WAL connection ended");
+            let served = security.accept(stream, limits.greeting).map_err(anyhow::Error::from);
+            let served = served.and_then(|(stream, peer)| {
+                Connection::new(stream, peer, waiting, timelines, limits).run()
+            });
+            if let Err(error) = served {
+                let error = format!("{error:#}");
+                tracing::info!(%peer, error, "WAL connection ended");
             }
         };
         std::thread::Builder::new().name("wal-connection".into()).spawn(run).map(|_| ())
     }
 
     /// Closes those that have waited longest without a word, so that they keep nobody out.
-    fn make_room(&self, pending: &mut VecDeque<Weak<Socket>>) {
-        let waits = |socket: &Weak<Socket>| {
-            socket.upgrade().filter(|socket| !socket.greeted.load(Ordering::Acquire))
-        };
-        pending.retain(|socket| waits(socket).is_some());
+    fn make_room(&self, pending: &mut VecDeque<Weak<Waiting>>) {
+        pending.retain(|waiting| waiting.upgrade().is_some_and(|waiting| waiting.is_on()));
         while pending.len() >= self.limits.pending {
-            let oldest = pending.pop_front();
-            if let Some(socket) = oldest.as_ref().and_then(waits) {
-                // Its thread then ends by itself.
-                let _ = socket.stream.shutdown(std::net::Shutdown::Both);
-                drop(socket.place.lock().take());
+            if let Some(waiting) = pending.pop_front().and_then(|oldest| oldest.upgrade()) {
+                waiting.end();
             }
         }
     }

@@ -142,6 +142,7 @@ impl Cluster {
             parameters: parameters.clone(),
             configuration: Configuration::new(1, ids.collect()).unwrap(),
             safekeepers: Arc::new(addresses),
+            identity: None,
             id: ProposerId([run; 16]),
         }
     }

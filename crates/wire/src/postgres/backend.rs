@@ -39,6 +39,11 @@ impl BackendWriter {
         self.bytes[at..at + 4].copy_from_slice(&length.to_be_bytes());
     }
 
+    /// The client has to show a password, as it is.
+    pub fn ask_for_password(&mut self) {
+        self.message(b'R', |out| out.extend_from_slice(&3u32.to_be_bytes()));
+    }
+
     /// The client is let in: what it needs to know until its first command.
     pub fn welcome(&mut self, packet: &StartupPacket, server_version: &str) {
         let options = packet.protocol_options();

@@ -1,5 +1,7 @@
 //! Messages of a client, after the startup packet.
 
+use std::fmt;
+
 use pgstrata_ids::Lsn;
 
 use crate::DecodeError;
@@ -9,7 +11,7 @@ use crate::field::Fields;
 pub const MAX_MESSAGE: usize = 64 << 10;
 
 /// What a client says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Frontend {
     /// A command.
     Query(String),
@@ -23,8 +25,26 @@ pub enum Frontend {
     CopyFail,
     /// It leaves.
     Terminate,
-    /// A message of the extended protocol or a password: not for replication.
+    /// What it was asked for.
+    Password(String),
+    /// A message of the extended protocol: not for replication.
     Unsupported(u8),
+}
+
+/// Without the password.
+impl fmt::Debug for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Frontend::Query(text) => f.debug_tuple("Query").field(text).finish(),
+            Frontend::Status(status) => f.debug_tuple("Status").field(status).finish(),
+            Frontend::CopyData => f.write_str("CopyData"),
+            Frontend::CopyDone => f.write_str("CopyDone"),
+            Frontend::CopyFail => f.write_str("CopyFail"),
+            Frontend::Terminate => f.write_str("Terminate"),
+            Frontend::Password(_) => f.write_str("Password"),
+            Frontend::Unsupported(kind) => f.debug_tuple("Unsupported").field(kind).finish(),
+        }
+    }
 }
 
 /// A standby status update.
@@ -63,6 +83,12 @@ fn decode(kind: u8, body: &[u8]) -> Result<Frontend, DecodeError> {
         b'c' => Ok(Frontend::CopyDone),
         b'f' => Ok(Frontend::CopyFail),
         b'X' => Ok(Frontend::Terminate),
+        b'p' => {
+            let password = body.strip_suffix(&[0]).unwrap_or(body);
+            let password = std::str::from_utf8(password);
+            let password = password.map_err(|_| DecodeError::Impossible("password"))?;
+            Ok(Frontend::Password(password.to_owned()))
+        }
         other => Ok(Frontend::Unsupported(other)),
     }
 }

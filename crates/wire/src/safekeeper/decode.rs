@@ -189,6 +189,7 @@ fn refused(fields: &mut Fields<'_>) -> Decoded<RefusedReason> {
         8 => return Ok(RefusedReason::Storage(text)),
         9 => return Ok(RefusedReason::Unavailable(text)),
         10 => return Ok(RefusedReason::InvalidWal(text)),
+        13 => return Ok(RefusedReason::Forbidden(text)),
         _ => return Err(DecodeError::Impossible("refusal")),
     };
     Ok(RefusedReason::Quorum(quorum))

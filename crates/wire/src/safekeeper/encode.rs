@@ -173,6 +173,7 @@ fn refused(reason: &RefusedReason, out: &mut Vec<u8>) {
         RefusedReason::Storage(text) => (8, [0, 0], text),
         RefusedReason::Unavailable(text) => (9, [0, 0], text),
         RefusedReason::InvalidWal(text) => (10, [0, 0], text),
+        RefusedReason::Forbidden(text) => (13, [0, 0], text),
     };
     out.push(code);
     put_u64s(out, &values);

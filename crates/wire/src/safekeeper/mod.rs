@@ -95,6 +95,9 @@ pub enum RefusedReason {
     /// The WAL asked for isn't here (yet, or any more).
     #[error("{0}")]
     Unavailable(String),
+    /// Who asks may not do that.
+    #[error("{0}")]
+    Forbidden(String),
     /// The bytes are no WAL that continues the log; none of them was stored.
     #[error("{0}")]
     InvalidWal(String),

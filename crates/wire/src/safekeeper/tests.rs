@@ -137,6 +137,7 @@ proptest! {
             RefusedReason::Storage,
             RefusedReason::Unavailable,
             RefusedReason::InvalidWal,
+            RefusedReason::Forbidden,
         ] {
             round_trip(Message::Refused(reason("because".into())));
         }
