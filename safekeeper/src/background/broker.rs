@@ -43,6 +43,8 @@ pub async fn run(background: Background) {
 
 /// What is long takes its time; one that says nothing is not waited for.
 fn client() -> reqwest::Result<reqwest::Client> {
+    // The client panics without, though it speaks plain HTTP.
+    pgstrata_identity::install_provider();
     let silence = Duration::from_secs(SILENCE_S);
     // A proxy is for the object store.
     reqwest::Client::builder().no_proxy().connect_timeout(silence).read_timeout(silence).build()
