@@ -1,5 +1,6 @@
 //! The `pgstrata` command.
 
+mod auth;
 mod branch;
 mod claim;
 mod cluster;
@@ -23,7 +24,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cluster::Cluster;
 use nix::sys::stat::Mode;
 
@@ -34,7 +36,7 @@ use nix::sys::stat::Mode;
 #[derive(Parser)]
 #[command(name = "pgstrata", version, propagate_version = true)]
 struct Arguments {
-    /// Directory of the local cluster
+    /// Directory of the local cluster; with 'auth' that of certificates and keys, and pgstrata-auth unless it is named
     #[arg(long, global = true, env = "PGSTRATA_DIR", default_value = ".pgstrata")]
     dir: PathBuf,
     #[command(subcommand)]
@@ -77,6 +79,22 @@ enum Verb {
     /// Read single pages as of any LSN
     #[command(subcommand)]
     Page(page::PageVerb),
+    /// Make certificates and tokens, by which services, computes and people on several machines know each other
+    ///
+    /// Everything is kept in the directory that --dir names, pgstrata-auth by default. First of all make a CA in it with
+    /// 'init'. Then issue a certificate for each who takes part, and copy its directory to where it runs:
+    ///
+    ///   pgstrata auth init --dir pki
+    ///   pgstrata auth issue --dir pki --role safekeeper --name 1 --host sk1.example.com
+    ///   pgstrata auth issue --dir pki --role pageserver --name one --host 10.0.0.7
+    ///   pgstrata auth issue --dir pki --role broker --name one --host broker.example.com
+    ///   pgstrata auth issue --dir pki --role compute --name TENANT-ID
+    ///   pgstrata auth issue --dir pki --role admin --name alice
+    ///
+    /// A certificate says who its owner is, by a URI such as pgstrata://safekeeper/1, and those who connect verify that, the
+    /// host, and that it is of this CA. Certificates of another CA with such URIs do as well.
+    #[command(subcommand, verbatim_doc_comment)]
+    Auth(auth::AuthVerb),
     /// Decode, verify and check write-ahead log
     #[command(subcommand)]
     Wal(wal::WalVerb),
@@ -161,12 +179,15 @@ enum ComputeVerb {
     },
 }
 
-fn run(arguments: Arguments) -> Result<bool> {
+/// `dir_is_given` is whether the command line names the directory.
+fn run(arguments: Arguments, dir_is_given: bool) -> Result<bool> {
     let dir = &arguments.dir;
     let open = || Cluster::open(dir);
     let change = || Cluster::change(dir);
     let done = match arguments.command {
         Verb::Wal(verb) => return wal::run(verb, open),
+        // Its directory is no cluster's: what says where that is says nothing of this.
+        Verb::Auth(verb) => auth::run(dir_is_given.then_some(dir.as_path()), &verb),
         Verb::Up(up_arguments) => up::up(dir, &up_arguments),
         Verb::Down => up::down(dir),
         Verb::Found(arguments) => found::found(&arguments),
@@ -219,8 +240,10 @@ fn main() -> ExitCode {
     // What this makes, and all that it starts, is for its user alone, as in a data directory of PostgreSQL: layers and WAL
     // are what is in tables. Where another user must get to something, its mode is set.
     nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
-    let arguments = Arguments::parse();
-    match run(arguments) {
+    let matches = Arguments::command().get_matches();
+    let dir_is_given = matches.value_source("dir") == Some(ValueSource::CommandLine);
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match run(arguments, dir_is_given) {
         Ok(true) => ExitCode::SUCCESS,
         // What is wrong was printed.
         Ok(false) => ExitCode::FAILURE,

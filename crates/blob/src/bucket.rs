@@ -75,6 +75,8 @@ async fn create(bucket: &str, endpoint: Option<&str>) -> Result<(), String> {
     AwsAuthorizer::new(&server.credential, "s3", &server.region)
         .try_authorize(&mut request, None)
         .map_err(|error| chain(&error))?;
+    // For HTTPS; and the client panics without.
+    pgstrata_identity::install_provider();
     let client = ReqwestConnector::default();
     let client = client.connect(&server.options).map_err(|error| chain(&error))?;
     let answer = client.execute(request).await.map_err(|error| chain(&error))?;

@@ -40,6 +40,8 @@ impl Remote {
         prefix: &str,
         endpoint: Option<&str>,
     ) -> Result<Remote, object_store::Error> {
+        // For HTTPS; and the client panics without.
+        pgstrata_identity::install_provider();
         // Long enough to ride out a restart of the store, short enough that a wrong endpoint is
         // reported while somebody is still watching. The crate's back-off has jitter.
         let retry = RetryConfig {

@@ -101,7 +101,7 @@ impl Role {
     /// A role by its kind and name: a node id, a tenant id, or what somebody is called.
     pub fn named(kind: Kind, name: &str) -> Result<Role, RoleError> {
         let wrong = |expected: &str| {
-            RoleError(format!("{} is no name of a {kind}: expected {expected}", quoted(name)))
+            RoleError(format!("{} is no {kind}'s name: expected {expected}", quoted(name)))
         };
         let free = || match is_name(name) {
             true => Ok(name.to_owned()),

@@ -7,8 +7,8 @@
 //! | claims | `scope`; `exp`: until when, in seconds since 1970; `nbf`: from when on, if any; `iat`: since when, for people |
 //! | signature | of the text of both before it |
 //!
-//! Each part in URL-safe base64 without padding. Ours rather than `jsonwebtoken`'s: that one links a provider of its own
-//! choice, and knows ten algorithms where one must be accepted.
+//! Each part in URL-safe base64 without padding. Ours rather than `jsonwebtoken`'s: that one knows ten algorithms where one
+//! must be accepted, and comes with implementations of cryptography that are not ours.
 
 use std::fmt;
 use std::str::FromStr;
