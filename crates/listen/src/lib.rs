@@ -3,14 +3,18 @@
 
 mod address;
 mod answer;
+mod api;
 mod http;
+mod kinds;
 mod port;
 mod shares;
 mod threads;
 
 pub use address::loopback;
-pub use answer::{Asked, Posted, Refusal, complete};
+pub use answer::{Asked, Placed, Posted, Refusal, complete};
+pub use api::{Answers, Api, Documented, Operation, Takes};
 pub use http::{PatientListener, PatientStream};
+pub use kinds::{Alive, Document, Done, Metrics, Octets, Ready, Tar, alive};
 pub use port::Port;
 pub use shares::{Place, Shares};
 pub use threads::{GREETING, threads};
