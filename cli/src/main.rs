@@ -19,6 +19,7 @@ mod table;
 mod up;
 mod wal;
 mod way;
+mod zones;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

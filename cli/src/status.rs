@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::process::Process;
-use crate::{branch, compute, http, out, table};
+use crate::{branch, compute, http, out, table, zones};
 
 fn process_row(cluster: &Cluster, name: &str, role: &str, listen: u16, http: u16) -> Value {
     let process = Process::new(&cluster.dir, name);
@@ -219,6 +219,8 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     });
     let processes = processes(cluster, &answers);
     let computes = compute::rows(cluster, &answers);
+    let safekeepers = &cluster.state.safekeepers;
+    let warning = zones::warning(safekeepers);
     // A cluster whose page server is down still has a status.
     if as_json {
         let listed = |rows: &Vec<Branch>| branch::listed_all(rows, &answers);
@@ -226,17 +228,25 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
             "dir": cluster.dir.display().to_string(),
             "object_store": cluster.object_store(),
             "processes": processes,
+            "warnings": Vec::from_iter(warning),
             "branches": branches.as_ref().map(listed).unwrap_or_default(),
             "branches_failure": branches.as_ref().err().map(|error| format!("{error:#}")),
             "computes": computes,
         });
         return out::line(&document.to_string());
     }
-    table::print(&["name", "state", "pid", "listen", "http"], &processes)?;
+    let mut columns = vec!["name", "state", "pid", "listen", "http"];
+    if safekeepers.iter().any(|place| !place.zone.is_empty()) {
+        columns.push("zone");
+    }
+    table::print(&columns, &processes)?;
     for row in &processes {
         if let (Some(name), Some(failure)) = (row["name"].as_str(), row["failure"].as_str()) {
             out::line(&format!("{name}: {failure}"))?;
         }
+    }
+    if let Some(warning) = warning {
+        out::line(&format!("warning: {warning}"))?;
     }
     out::line("")?;
     match branches {

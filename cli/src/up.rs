@@ -16,11 +16,13 @@ use crate::cluster::{
     find_postgres, free_ports, is_free, major_version,
 };
 use crate::process::Process;
-use crate::{branch, claim, compute, files, found, http, locks, out, owner, place, status};
+use crate::{branch, claim, compute, files, found, http, locks, out, owner, place, status, zones};
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Safekeepers of a new cluster.
 const SAFEKEEPERS: u64 = 3;
+/// Safekeepers of a cluster, at most.
+const MOST_SAFEKEEPERS: usize = 15;
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Arguments of `up`.
@@ -29,9 +31,13 @@ pub struct UpArguments {
     /// Directory of PostgreSQL's programs [default: the newest of 15 to 18 that is installed]
     #[arg(long, env = "PGSTRATA_PG_BIN")]
     pg_bin: Option<PathBuf>,
-    /// Number of safekeepers, each in a zone of its own [default: 3, or as many as the cluster has]
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=15))]
+    /// Number of safekeepers, each in a zone of its own unless --zones says otherwise [default: 3, or as many as the cluster
+    /// or --zones has]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MOST_SAFEKEEPERS as u64))]
     safekeepers: Option<u64>,
+    /// Failure zones of the safekeepers, in their order, such as a,b,c: what may fail together [default: zone-a, zone-b, ...]
+    #[arg(long, value_delimiter = ',', value_parser = zones::parse)]
+    zones: Vec<String>,
     /// Object storage: a directory [default: DIR/objects], or s3://bucket/prefix
     #[arg(long)]
     object_store: Option<String>,
@@ -93,6 +99,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
 /// Refuses what can't work before anything is made.
 fn check_arguments(arguments: &UpArguments) -> Result<Option<Location>> {
     arguments.port.map_or(Ok(()), compute::check_port_number)?;
+    ensure!(
+        arguments.zones.len() <= MOST_SAFEKEEPERS,
+        "there are {MOST_SAFEKEEPERS} safekeepers at most"
+    );
     let Some(text) = &arguments.object_store else { return Ok(None) };
     let location = text.parse::<Location>()?;
     let shared = location != Location::Memory;
@@ -115,14 +125,17 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
             other => other.to_string(),
         },
     };
-    let safekeepers = arguments.safekeepers.unwrap_or(SAFEKEEPERS) as usize;
+    let named = arguments.zones.len() as u64;
+    let safekeepers = if named > 0 { named } else { SAFEKEEPERS };
+    let safekeepers = arguments.safekeepers.unwrap_or(safekeepers) as usize;
+    let mut zones = zones::of_new(safekeepers, &arguments.zones)?;
     // One more than is needed: the one that the first compute is to have is no service's.
     let mut ports = free_ports(4 + 3 * safekeepers + 1)?;
     ports.retain(|port| arguments.port != Some(*port));
     let safekeepers = (0..safekeepers)
         .map(|at| SafekeeperPlace {
             id: at as u64 + 1,
-            zone: format!("zone-{}", char::from(b'a' + at as u8)),
+            zone: std::mem::take(&mut zones[at]),
             wal: ports[4 + 3 * at],
             pg: ports[5 + 3 * at],
             http: ports[6 + 3 * at],
@@ -281,6 +294,13 @@ fn check_unchanged(cluster: &Cluster, arguments: &UpArguments) -> Result<()> {
              out --safekeepers"
         );
     }
+    let zones: Vec<_> = state.safekeepers.iter().map(|place| place.zone.as_str()).collect();
+    ensure!(
+        arguments.zones.is_empty() || arguments.zones == zones,
+        "the safekeepers of the cluster in {dir} are in zones {}, and this can't be changed yet: leave out \
+         --zones",
+        zones.join(",")
+    );
     // PostgreSQL 18 makes every cluster with them.
     let has = state.data_checksums == Some(true) || state.pg_major.is_some_and(|major| major >= 18);
     ensure!(

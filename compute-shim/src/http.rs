@@ -5,11 +5,9 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::get;
 use axum::{Json, Router};
 use pgstrata_ids::Lsn;
-use pgstrata_listen::{Listening, PatientListener, complete};
+use pgstrata_listen::{Api, Listening, Metrics, PatientListener, Ready, alive};
 use pgstrata_wire::http::compute::{Report, State as Stage};
 
 use crate::compute::Shared;
@@ -21,22 +19,22 @@ async fn status(State(shared): State<Arc<Shared>>) -> Json<Report> {
     Json(report)
 }
 
-async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+async fn ready(State(shared): State<Arc<Shared>>) -> Ready {
     let (state, failure) = {
         let report = shared.report.lock();
         (report.state, report.failure.clone())
     };
-    match (state, failure) {
-        (Stage::Running, None) => (StatusCode::OK, "ok\n".into()),
-        (state, None) => (StatusCode::SERVICE_UNAVAILABLE, format!("{state}\n")),
-        (state, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{state}: {why}\n")),
-    }
+    Ready(match (state, failure) {
+        (Stage::Running, None) => Ok(()),
+        (state, None) => Err(state.to_string()),
+        (state, Some(why)) => Err(format!("{state}: {why}")),
+    })
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> String {
+async fn metrics(State(shared): State<Arc<Shared>>) -> Metrics {
     let report = shared.report.lock().clone();
     let commit = shared.commit_lsn.load(Ordering::Acquire);
-    format!(
+    Metrics(format!(
         "# HELP pgstrata_compute_commit_lsn Everything up to here is on a quorum\n\
          # TYPE pgstrata_compute_commit_lsn gauge\n\
          pgstrata_compute_commit_lsn {commit}\n\
@@ -52,18 +50,24 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> String {
         report.start_ms,
         report.term,
         SENT_BYTES.load(Ordering::Relaxed)
-    )
+    ))
+}
+
+/// Everything that is served.
+fn router(shared: Arc<Shared>) -> Router {
+    Api::new("compute", "What a compute is and how far. SQL is on PostgreSQL's own port.")
+        .get("/v1/status", "What it is, where, and how far", &[], status)
+        .get("/metrics", "How far it is, and what it sent", &[], metrics)
+        .get("/healthz", "Whether the process answers", &[], alive)
+        .get("/readyz", "Whether PostgreSQL runs and commits", &[], ready)
+        .router()
+        .with_state(shared)
 }
 
 /// Serves on a thread of its own until the process ends.
 pub fn serve(listening: Listening, shared: Arc<Shared>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/v1/status", get(status));
-    let router = complete(router).with_state(shared);
+    let router = router(shared);
     std::thread::Builder::new().name("http".into()).spawn(move || {
         runtime.block_on(async move {
             let served = match listening.asynchronous() {

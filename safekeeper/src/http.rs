@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Json};
-use axum::routing::get;
-use pgstrata_listen::{PatientListener, complete};
+use axum::{Json, Router};
+use pgstrata_listen::{Api, Metrics, PatientListener, Ready, alive};
 use pgstrata_wire::http::safekeeper as http;
 
 use crate::background::Known;
@@ -29,16 +26,26 @@ impl HttpState {
     }
 }
 
+/// Everything that is served.
+fn router(state: HttpState) -> Router {
+    Api::new("safekeeper", "How far a safekeeper is with each timeline. WAL is on other ports.")
+        .get("/v1/status", "What it serves, how far, and what it can't serve", &[], status)
+        .get("/metrics", "The same as numbers", &[], metrics)
+        .get("/healthz", "Whether the process answers", &[], alive)
+        .get(
+            "/readyz",
+            "Whether it takes WAL: not after a failure that it can't get over",
+            &[],
+            ready,
+        )
+        .router()
+        .with_state(state)
+}
+
 /// Serves until the process ends.
 pub async fn serve(listeners: Vec<tokio::net::TcpListener>, state: HttpState) {
     let latch = state.timelines.context().latch.clone();
-    let router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready));
-    let router = complete(router).with_state(state);
-    if let Err(error) = axum::serve(PatientListener::new(listeners), router).await {
+    if let Err(error) = axum::serve(PatientListener::new(listeners), router(state)).await {
         latch.throw(&format!("the HTTP port is no longer served: {error}"));
     }
 }
@@ -89,17 +96,14 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
     })
 }
 
-async fn ready(State(state): State<HttpState>) -> impl IntoResponse {
-    match state.timelines.context().latch.reason() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-    }
+async fn ready(State(state): State<HttpState>) -> Ready {
+    Ready(state.timelines.context().latch.reason().map_or(Ok(()), |reason| Err(reason.to_string())))
 }
 
 /// Name, help, value.
 type Gauge = (&'static str, &'static str, fn(&Timeline) -> u64);
 
-async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
+async fn metrics(State(state): State<HttpState>) -> Metrics {
     let mut text = String::new();
     let timelines = state.timelines.all();
     let gauges: [Gauge; 7] = [
@@ -130,5 +134,5 @@ async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
     }
     text += "# TYPE pgstrata_safekeeper_damaged_timelines gauge\n";
     text += &format!("pgstrata_safekeeper_damaged_timelines {}\n", state.timelines.damaged().len());
-    ([("content-type", "text/plain; version=0.0.4")], text)
+    Metrics(text)
 }

@@ -3,18 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Json};
-use axum::routing::{get, post};
+use axum::{Json, Router};
 use parking_lot::Mutex;
-use pgstrata_ids::{TenantId, TimelineId};
-use pgstrata_listen::{Asked, Posted, Refusal, complete};
-use pgstrata_wire::broker::{Listing, Publication};
+use pgstrata_listen::{Api, Asked, Done, Metrics, Posted, Ready, Refusal, alive};
+use pgstrata_wire::broker::{Listing, Publication, Which};
 use pgstrata_wire::http::Code;
-use pgstrata_wire::text;
-use serde::Deserialize;
 
 use crate::registry::{Full, MAX_ALL_TIMELINES, MAX_NODES, MAX_TEXT, MAX_TIMELINES, Registry};
 
@@ -23,31 +17,25 @@ const MAX_BODY: usize = 16 << 20;
 
 type Shared = Arc<Mutex<Registry>>;
 
-#[derive(Debug, Default, Deserialize)]
-struct Which {
-    #[serde(default, with = "text::optional")]
-    tenant: Option<TenantId>,
-    #[serde(default, with = "text::optional")]
-    timeline: Option<TimelineId>,
-}
-
 /// Everything that is served.
 pub fn router() -> Router {
-    let router = Router::new()
-        .route("/v1/publish", post(publish))
-        .route("/v1/nodes", get(nodes))
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ready\n" }));
-    complete(router).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(Shared::default())
+    Api::new("storage broker", "Who has which timeline, how far: soft state of the last seconds.")
+        .post("/v1/publish", "Takes the place of what a node said before", &[Code::Full], publish)
+        .get("/v1/nodes", "Nodes that were heard of lately, and their timelines", &[], nodes)
+        .get("/metrics", "How many nodes were heard of lately", &[], metrics)
+        .get("/healthz", "Whether the process answers", &[], alive)
+        .get("/readyz", "The same: it needs nobody else", &[], || async { Ready(Ok(())) })
+        .router()
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(Shared::default())
 }
 
 async fn publish(
     State(registry): State<Shared>,
     Posted(said): Posted<Publication>,
-) -> Result<StatusCode, Refusal> {
+) -> Result<Done, Refusal> {
     let refused = registry.lock().publish(said, Instant::now());
-    let Err(full) = refused else { return Ok(StatusCode::NO_CONTENT) };
+    let Err(full) = refused else { return Ok(Done) };
     let what = match full {
         Full::Nodes => format!("nodes than {MAX_NODES}"),
         Full::Timelines => format!("timelines of one node than {MAX_TIMELINES}"),
@@ -64,13 +52,12 @@ async fn nodes(State(registry): State<Shared>, Asked(which): Asked<Which>) -> Js
     Json(registry.lock().list(which.tenant, which.timeline, Instant::now()))
 }
 
-async fn metrics(State(registry): State<Shared>) -> impl IntoResponse {
+async fn metrics(State(registry): State<Shared>) -> Metrics {
     let [safekeepers, pageservers] = registry.lock().counts(Instant::now());
-    let text = format!(
+    Metrics(format!(
         "# HELP pgstrata_broker_nodes Nodes heard of lately\n\
          # TYPE pgstrata_broker_nodes gauge\n\
          pgstrata_broker_nodes{{role=\"safekeeper\"}} {safekeepers}\n\
          pgstrata_broker_nodes{{role=\"pageserver\"}} {pageservers}\n"
-    );
-    ([("content-type", "text/plain; version=0.0.4")], text)
+    ))
 }

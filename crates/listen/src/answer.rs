@@ -1,6 +1,6 @@
 //! What an HTTP interface answers where it has nothing better to say: every refusal is JSON, a [`Failure`].
 
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -40,6 +40,21 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Asked<T>, Refusal> {
         match Query::from_request_parts(parts, state).await {
             Ok(Query(query)) => Ok(Asked(query)),
+            Err(rejection) => Err(Refusal::new(Code::Invalid, &rejection.body_text())),
+        }
+    }
+}
+
+/// What stands in the path of a request. What can't be read is refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Placed<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Placed<T>, Refusal> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(placed)) => Ok(Placed(placed)),
             Err(rejection) => Err(Refusal::new(Code::Invalid, &rejection.body_text())),
         }
     }

@@ -4,9 +4,11 @@
 
 mod address;
 mod answer;
+mod api;
 mod asynchronous;
 mod dial;
 mod http;
+mod kinds;
 mod peer;
 mod port;
 mod postgres;
@@ -15,10 +17,12 @@ mod shares;
 mod threads;
 
 pub use address::{Advertised, Listening, address};
-pub use answer::{Asked, Posted, Refusal, complete};
+pub use answer::{Asked, Placed, Posted, Refusal, complete};
+pub use api::{Answers, Api, Documented, Operation, Takes};
 pub use asynchronous::AsyncStream;
 pub use dial::{dial, dial_to, host, resolve};
 pub use http::{PatientListener, PatientStream};
+pub use kinds::{Alive, Document, Done, Metrics, Octets, Ready, Tar, alive};
 pub use peer::{Deed, Forbidden, Peer};
 pub use port::Port;
 pub use postgres::{Opened, open};

@@ -1,12 +1,13 @@
 //! What nodes tell the storage broker, and what it tells them: JSON over HTTP.
 //!
-//! `POST /v1/publish` takes a [`Publication`]; `GET /v1/nodes?tenant=..&timeline=..` answers a
+//! `POST /v1/publish` takes a [`Publication`]; `GET /v1/nodes?tenant=..&timeline=..`, a [`Which`], answers a
 //! [`Listing`]. All of it is soft state: gone when its node was silent for [`TTL_S`].
 
 use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::text;
+use crate::text::{self, form};
 
 /// A node that published nothing for this long is forgotten, in seconds.
 pub const TTL_S: u64 = 10;
@@ -28,7 +29,7 @@ pub const LISTING_S: u64 = TTL_S - 2;
 pub const PUBLISH_INTERVAL_S: u64 = 1;
 
 /// What a node does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Keeps WAL.
@@ -38,7 +39,7 @@ pub enum Role {
 }
 
 /// Where a node listens, as `address:port`; absent where it doesn't.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Addresses {
     /// WAL port of a safekeeper.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,27 +56,33 @@ pub struct Addresses {
 }
 
 /// How far one node is with one timeline. A page server leaves 0/0 what it doesn't have.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TimelineProgress {
     /// Whose timeline.
     #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
     pub tenant_id: TenantId,
     /// Which timeline.
     #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
     pub timeline_id: TimelineId,
     /// Highest promised term.
     pub term: u64,
     /// End of the durable log; of a page server: last record ingested.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub flush_lsn: Lsn,
     /// Known to be committed.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub commit_lsn: Lsn,
     /// Whole segments before it are in object storage.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub archived_lsn: Lsn,
     /// WAL before it isn't needed by the page server any more.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub remote_consistent_lsn: Lsn,
 }
 
@@ -87,7 +94,7 @@ impl TimelineProgress {
 }
 
 /// Everything that one node says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Publication {
     /// Who speaks.
     pub node: u64,
@@ -109,8 +116,21 @@ impl Publication {
     }
 }
 
+/// Which timelines are asked for: all, those of a tenant, or one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Which {
+    /// Timelines of this tenant only.
+    #[serde(default, with = "text::optional")]
+    #[schemars(with = "Option<form::Id>")]
+    pub tenant: Option<TenantId>,
+    /// This timeline only.
+    #[serde(default, with = "text::optional")]
+    #[schemars(with = "Option<form::Id>")]
+    pub timeline: Option<TimelineId>,
+}
+
 /// The broker's answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Listing {
     /// All nodes that were heard of lately, with those of their timelines that were asked for.
     pub nodes: Vec<Publication>,

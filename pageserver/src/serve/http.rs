@@ -5,23 +5,24 @@ use std::io::Read;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::StreamExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
-use pgstrata_listen::{Asked, GREETING, Port, Posted, Refusal, complete};
+use pgstrata_format::index::LayerEntry;
+use pgstrata_format::layer::LayerKind;
+use pgstrata_ids::{Fork, Lsn, RelTag, TimelineId};
+use pgstrata_listen::{
+    Api, Asked, GREETING, Metrics, Octets, Placed, Port, Posted, Ready, Refusal, Tar, alive,
+};
 use pgstrata_wire::http::Code;
 use pgstrata_wire::http::pageserver::{
-    Branch, Compacted, CreateBranch, Deleted, LsnAnswer, Reached,
+    self as http, AsOf, Branch, Compacted, CreateBranch, Deleted, Import, Layer, Listed, LsnAnswer,
+    LsnAt, Named, OfTimeline, PageAt, Reached, Rename, To, Wait,
 };
-use pgstrata_wire::text;
-use serde::Deserialize;
 use tokio::net::TcpListener;
 
 use crate::directory::{self, Contents, Entry};
@@ -166,50 +167,59 @@ async fn in_time(request: Request, next: Next) -> Response {
 
 const IMPORT: &str = "/v1/import";
 
+/// What any request about a branch may be refused with, besides what it asks in vain.
+const ABOUT_A_BRANCH: &[Code] = &[Code::NotFound, Code::Conflict, Code::Busy, Code::Failed];
+
 /// The routes.
 pub fn router(service: Service) -> Router {
-    let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/v1/branches", get(list).post(create))
-        .route("/v1/branch", get(show).delete(remove))
-        .route("/v1/branch/rename", post(rename))
-        .route("/v1/branch/lsn", get(lsn_at))
-        .route("/v1/branch/page", get(page))
-        .route("/v1/branch/layers", get(layers))
-        .route("/v1/branch/compact", post(compact))
-        .route("/v1/branch/wait", get(wait))
-        .route(IMPORT, post(import))
-        .route("/v1/timelines/{id}/skeleton", get(skeleton))
-        .route("/v1/timelines/{id}", get(show_timeline).delete(remove_timeline))
-        .route("/v1/timelines/{id}/rename", post(rename_timeline));
-    complete(router).layer(axum::middleware::from_fn(in_time)).with_state(service)
+    let about = "Branches, pages at any moment, and what computes start from. SQL and the pages of \
+                 running computes are on other ports.";
+    Api::new("page server", about)
+        .get("/healthz", "Whether the process answers", &[], alive)
+        .get("/readyz", "Whether all of its threads are well", &[], ready)
+        .get("/metrics", "How far each branch is, and what was done", &[Code::Failed], metrics)
+        .get("/v1/branches", "All branches", &[Code::Busy, Code::Failed], list)
+        .post(
+            "/v1/branches",
+            "Makes a branch, or puts it in another's place",
+            ABOUT_A_BRANCH,
+            create,
+        )
+        .get("/v1/branch", "A branch", ABOUT_A_BRANCH, show)
+        .delete("/v1/branch", "Deletes a branch that has no children", ABOUT_A_BRANCH, remove)
+        .post("/v1/branch/rename", "Gives a branch another name", ABOUT_A_BRANCH, rename)
+        .get("/v1/branch/lsn", "The end of a branch, or of its past", ABOUT_A_BRANCH, lsn_at)
+        .get("/v1/branch/page", "The 8192 bytes of a page", ABOUT_A_BRANCH, page)
+        .get("/v1/branch/layers", "The layers of a branch, oldest first", ABOUT_A_BRANCH, layers)
+        .post("/v1/branch/compact", "Uploads and merges a branch's layers", ABOUT_A_BRANCH, compact)
+        .get("/v1/branch/wait", "Waits until a branch is ingested so far", ABOUT_A_BRANCH, wait)
+        .post(IMPORT, "Makes a branch of a tar of a data directory", ABOUT_A_BRANCH, import)
+        .get(SKELETON, "A data directory without relations, as a tar", ABOUT_A_BRANCH, skeleton)
+        .get("/v1/timelines/{id}", "A branch, by its timeline", ABOUT_A_BRANCH, show_timeline)
+        .delete("/v1/timelines/{id}", "Deletes that branch", ABOUT_A_BRANCH, remove_timeline)
+        .post(RENAME, "Gives that branch another name", ABOUT_A_BRANCH, rename_timeline)
+        .router()
+        .layer(axum::middleware::from_fn(in_time))
+        .with_state(service)
 }
+
+const SKELETON: &str = "/v1/timelines/{id}/skeleton";
+const RENAME: &str = "/v1/timelines/{id}/rename";
 
 /// Not ready if a thread panicked: a supervisor may restart this process. What is wrong with a
 /// branch is no reason to.
-async fn ready(State(service): State<Service>) -> (StatusCode, String) {
+async fn ready(State(service): State<Service>) -> Ready {
     let panics = service.panics();
-    match panics.is_empty() {
-        true => (StatusCode::OK, "ok\n".to_owned()),
-        false => (StatusCode::SERVICE_UNAVAILABLE, panics.join("\n") + "\n"),
-    }
+    Ready(if panics.is_empty() { Ok(()) } else { Err(panics.join("\n")) })
 }
 
-async fn metrics(State(service): State<Service>) -> Answer<String> {
-    Ok(service.metrics()?)
-}
-
-#[derive(Deserialize)]
-struct ListQuery {
-    #[serde(default)]
-    sizes: bool,
+async fn metrics(State(service): State<Service>) -> Answer<Metrics> {
+    Ok(Metrics(service.metrics()?))
 }
 
 async fn list(
     State(service): State<Service>,
-    Asked(query): Asked<ListQuery>,
+    Asked(query): Asked<Listed>,
 ) -> Answer<Json<Vec<Branch>>> {
     let (branches, broken, mut namesakes) = service
         .run(Work::Read, |repository| {
@@ -283,37 +293,22 @@ async fn create(
         .await
 }
 
-#[derive(Deserialize)]
-struct NameQuery {
-    name: String,
-}
-
-async fn show(
-    State(service): State<Service>,
-    Asked(query): Asked<NameQuery>,
-) -> Answer<Json<Branch>> {
+async fn show(State(service): State<Service>, Asked(query): Asked<Named>) -> Answer<Json<Branch>> {
     service
         .run(Work::Read, move |repository| Ok(Json(row(&*repository.branch(&query.name)?))))
         .await
 }
 
-fn parse_id(text: &str) -> anyhow::Result<TimelineId> {
-    text.parse()
-        .map_err(|error| Refused::Invalid(format!("'{text}' is no timeline id: {error}")).into())
-}
-
 async fn show_timeline(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Placed(of): Placed<OfTimeline>,
 ) -> Answer<Json<Branch>> {
-    service
-        .run(Work::Read, move |repository| Ok(Json(row(&*repository.timeline(parse_id(&id)?)?))))
-        .await
+    service.run(Work::Read, move |repository| Ok(Json(row(&*repository.timeline(of.id)?)))).await
 }
 
 async fn remove(
     State(service): State<Service>,
-    Asked(query): Asked<NameQuery>,
+    Asked(query): Asked<Named>,
 ) -> Answer<Json<Deleted>> {
     service
         .run(Work::Change, move |repository| {
@@ -325,45 +320,34 @@ async fn remove(
 
 async fn remove_timeline(
     State(service): State<Service>,
-    Path(id): Path<String>,
+    Placed(of): Placed<OfTimeline>,
 ) -> Answer<Json<Deleted>> {
     service
         .run(Work::Change, move |repository| {
-            let timeline = repository.branch_of(parse_id(&id)?)?;
+            let timeline = repository.branch_of(of.id)?;
             repository.delete_branch(&timeline)?;
             Ok(Json(Deleted { deleted: timeline.name() }))
         })
         .await
 }
 
-#[derive(Deserialize)]
-struct RenameTimelineQuery {
-    to: String,
-}
-
 async fn rename_timeline(
     State(service): State<Service>,
-    Path(id): Path<String>,
-    Asked(query): Asked<RenameTimelineQuery>,
+    Placed(of): Placed<OfTimeline>,
+    Asked(query): Asked<To>,
 ) -> Answer<Json<Branch>> {
     service
         .run(Work::Change, move |repository| {
-            let timeline = repository.branch_of(parse_id(&id)?)?;
+            let timeline = repository.branch_of(of.id)?;
             repository.rename_branch(&timeline, &query.to)?;
             Ok(Json(row(&timeline)))
         })
         .await
 }
 
-#[derive(Deserialize)]
-struct RenameQuery {
-    name: String,
-    to: String,
-}
-
 async fn rename(
     State(service): State<Service>,
-    Asked(query): Asked<RenameQuery>,
+    Asked(query): Asked<Rename>,
 ) -> Answer<Json<Branch>> {
     service
         .run(Work::Change, move |repository| {
@@ -374,21 +358,15 @@ async fn rename(
         .await
 }
 
-#[derive(Deserialize)]
-struct LsnQuery {
-    name: String,
-    time: Option<String>,
-}
-
 async fn lsn_at(
     State(service): State<Service>,
-    Asked(query): Asked<LsnQuery>,
+    Asked(query): Asked<LsnAt>,
 ) -> Answer<Json<LsnAnswer>> {
     service
         .run(Work::Read, move |repository| {
             let timeline = repository.branch(&query.name)?;
             let end = timeline.progress.lsn();
-            timeline.wait(end, PATIENCE).map_err(anyhow::Error::msg)?;
+            timeline.wait(end, PATIENCE).map_err(Busy)?;
             let limit = match &query.time {
                 Some(time) => parse_past_time(time)?,
                 None => i64::MAX,
@@ -410,35 +388,12 @@ async fn lsn_at(
         .await
 }
 
-#[derive(Deserialize)]
-struct WaitQuery {
-    name: String,
-    #[serde(with = "text")]
-    lsn: Lsn,
-    seconds: Option<u64>,
-}
-
-async fn wait(
-    State(service): State<Service>,
-    Asked(query): Asked<WaitQuery>,
-) -> Answer<Json<Reached>> {
+async fn wait(State(service): State<Service>, Asked(query): Asked<Wait>) -> Answer<Json<Reached>> {
     let patience = query.seconds.map_or(PATIENCE, Duration::from_secs).min(PATIENCE);
     wait_for(&service, &query.name, query.lsn, patience).await?;
     let reached = service
         .run(Work::Read, move |repository| Ok(repository.branch(&query.name)?.progress.lsn()));
     Ok(Json(Reached { last_record_lsn: reached.await? }))
-}
-
-#[derive(Deserialize)]
-struct PageQuery {
-    name: String,
-    rel: String,
-    block: u32,
-    #[serde(default, with = "text::optional")]
-    lsn: Option<Lsn>,
-    /// Wait until this LSN, known to be committed, is ingested (for "now").
-    #[serde(default, with = "text::optional")]
-    at_least: Option<Lsn>,
 }
 
 fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
@@ -461,7 +416,7 @@ fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
     })
 }
 
-async fn page(State(service): State<Service>, Asked(query): Asked<PageQuery>) -> Answer<Vec<u8>> {
+async fn page(State(service): State<Service>, Asked(query): Asked<PageAt>) -> Answer<Octets> {
     if let Some(lsn) = query.at_least {
         wait_for(&service, &query.name, lsn, PATIENCE).await?;
     }
@@ -475,7 +430,7 @@ async fn page(State(service): State<Service>, Asked(query): Asked<PageQuery>) ->
             if timeline.control_state(lsn)?.control.data_checksum_version != 0 {
                 pgstrata_pg_redo::set_checksum(&mut page, query.block);
             }
-            Ok(page.to_vec())
+            Ok(Octets(page.to_vec()))
         })
         .await
 }
@@ -495,21 +450,37 @@ pub fn checked_lsn(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<Lsn> {
     Ok(lsn)
 }
 
+fn layer(entry: LayerEntry) -> Layer {
+    Layer {
+        name: entry.name,
+        kind: match entry.kind {
+            LayerKind::Delta => http::LayerKind::Delta,
+            LayerKind::Image => http::LayerKind::Image,
+        },
+        level: entry.level,
+        start_lsn: entry.start_lsn,
+        end_lsn: entry.end_lsn,
+        min_key: entry.min_key,
+        max_key: entry.max_key,
+        size: entry.size,
+    }
+}
+
 async fn layers(
     State(service): State<Service>,
-    Asked(query): Asked<NameQuery>,
-) -> Answer<Json<Vec<pgstrata_format::index::LayerEntry>>> {
+    Asked(query): Asked<Named>,
+) -> Answer<Json<Vec<Layer>>> {
     service
         .run(Work::Read, move |repository| {
             let timeline = repository.branch(&query.name)?;
-            Ok(Json(timeline.layer_files().iter().map(|file| file.entry.clone()).collect()))
+            Ok(Json(timeline.layer_files().iter().map(|file| layer(file.entry.clone())).collect()))
         })
         .await
 }
 
 async fn compact(
     State(service): State<Service>,
-    Asked(query): Asked<NameQuery>,
+    Asked(query): Asked<Named>,
 ) -> Answer<Json<Compacted>> {
     service
         .run(Work::Change, move |repository| {
@@ -530,18 +501,9 @@ async fn compact(
         .await
 }
 
-#[derive(Deserialize)]
-struct ImportQuery {
-    #[serde(with = "text")]
-    tenant: TenantId,
-    #[serde(with = "text")]
-    timeline: TimelineId,
-    name: String,
-}
-
 async fn import(
     State(service): State<Service>,
-    Asked(query): Asked<ImportQuery>,
+    Asked(query): Asked<Import>,
     body: Body,
 ) -> Answer<Json<Branch>> {
     let (tenant, timeline) = (query.tenant, query.timeline);
@@ -571,19 +533,12 @@ async fn import(
         .await
 }
 
-#[derive(Deserialize)]
-struct SkeletonQuery {
-    #[serde(with = "text")]
-    lsn: Lsn,
-}
-
 async fn skeleton(
     State(service): State<Service>,
-    Path(id): Path<String>,
-    Asked(query): Asked<SkeletonQuery>,
-) -> Answer<Response> {
-    let id = parse_id(&id)?;
-    let lsn = query.lsn;
+    Placed(of): Placed<OfTimeline>,
+    Asked(query): Asked<AsOf>,
+) -> Answer<Tar> {
+    let (id, lsn) = (of.id, query.lsn);
     service.wait(move |repository| repository.timeline(id), lsn, PATIENCE).await?;
     let bytes = service
         .run(Work::Change, move |repository| {
@@ -596,7 +551,7 @@ async fn skeleton(
             Ok(archive.into_inner()?)
         })
         .await?;
-    Ok(([(header::CONTENT_TYPE, "application/x-tar")], bytes).into_response())
+    Ok(Tar(bytes))
 }
 
 fn append(archive: &mut tar::Builder<Vec<u8>>, entry: Entry<'_>) -> anyhow::Result<()> {

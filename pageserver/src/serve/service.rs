@@ -111,8 +111,11 @@ impl Service {
             let (waited, failed, stalled) = self.run(Work::Wait, slice).await?;
             let Err(error) = waited else { return Ok(()) };
             let waited = started.elapsed();
-            if failed || waited >= patience || stalled && waited >= STALL_PATIENCE {
+            if failed {
                 return Err(anyhow!(error).into());
+            }
+            if waited >= patience || stalled && waited >= STALL_PATIENCE {
+                return Err(Busy(error).into());
             }
         }
     }

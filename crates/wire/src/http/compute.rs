@@ -3,12 +3,13 @@
 use std::fmt;
 
 use pgstrata_ids::Lsn;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::text;
+use crate::text::{self, form};
 
 /// What a compute does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// It is being elected, or PostgreSQL is about to start.
@@ -41,13 +42,14 @@ impl fmt::Display for State {
 }
 
 /// What a compute says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// What it does.
     pub state: State,
     /// The branch's name.
     pub branch: String,
     /// Timeline id.
+    #[schemars(with = "form::Id")]
     pub timeline_id: String,
     /// Where to connect.
     pub uri: String,
@@ -61,9 +63,11 @@ pub struct Report {
     pub term: u64,
     /// LSN of the clean start: pages are fetched as of here. 0/0 until it is known.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub start_lsn: Lsn,
     /// Everything up to here is on a quorum. 0/0 until it is known.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub commit_lsn: Lsn,
     /// From the start of the shim until PostgreSQL accepted connections, in milliseconds.
     pub start_ms: u64,

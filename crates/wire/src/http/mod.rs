@@ -5,10 +5,11 @@ pub mod compute;
 pub mod pageserver;
 pub mod safekeeper;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Why a request failed, for programs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// What it is about is not there. Status 404.
@@ -41,10 +42,22 @@ impl Code {
             Code::Failed | Code::Unknown => 500,
         }
     }
+
+    /// What it says, for the documents of the interfaces.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Code::NotFound => "What it is about is not there.",
+            Code::Conflict => "It does not fit what is there.",
+            Code::Invalid => "It is not one that can be answered, whatever is there.",
+            Code::Busy => "It may be answered later.",
+            Code::Full => "There is no room for what it brings.",
+            Code::Failed | Code::Unknown => "Something failed; the service's log may have more.",
+        }
+    }
 }
 
 /// The body of every answer that is no success.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     /// For programs.
     #[serde(default)]

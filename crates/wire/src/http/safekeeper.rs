@@ -1,16 +1,18 @@
 //! A safekeeper's HTTP interface: `GET /v1/status` answers a [`Status`].
 
 use pgstrata_ids::{Lsn, TenantId, TimelineId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::text;
+use crate::text::{self, form};
 
 /// What a safekeeper says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Node id.
     pub id: u64,
     /// Which life of its directory this is.
+    #[schemars(with = "form::Id")]
     pub incarnation: String,
     /// Failure zone; empty if it has none.
     pub zone: String,
@@ -22,16 +24,19 @@ pub struct Status {
 }
 
 /// How far a safekeeper is with a timeline that it serves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Timeline {
     /// Whose timeline.
     #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
     pub tenant_id: TenantId,
     /// Which timeline.
     #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
     pub timeline_id: TimelineId,
     /// The one that it came from.
     #[serde(default, with = "text::optional")]
+    #[schemars(with = "Option<form::Id>")]
     pub ancestor_id: Option<TimelineId>,
     /// Database system identifier, as text: JSON's numbers lose some of its digits in some programs.
     pub system_id: String,
@@ -41,23 +46,29 @@ pub struct Timeline {
     pub segment_size: u32,
     /// First LSN of its own.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub start_lsn: Lsn,
     /// Highest promised term.
     pub term: u64,
     /// End of the durable log.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub flush_lsn: Lsn,
     /// Known to be committed.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub commit_lsn: Lsn,
     /// First LSN whose WAL is on this disk.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub available_lsn: Lsn,
     /// Whole segments before it are in object storage.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub archived_lsn: Lsn,
     /// The page server needs no WAL before it.
     #[serde(with = "text")]
+    #[schemars(with = "form::Lsn")]
     pub remote_consistent_lsn: Lsn,
     /// Why the last attempt to archive WAL failed, if it did.
     #[serde(default)]
@@ -74,13 +85,15 @@ pub struct Timeline {
 }
 
 /// A timeline that a safekeeper can't serve.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Damaged {
     /// Whose timeline.
     #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
     pub tenant_id: TenantId,
     /// Which timeline.
     #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
     pub timeline_id: TimelineId,
     /// Why.
     pub error: String,
