@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use pgstrata_http_client::{Answer, Timing};
+use pgstrata_http_client::{Access, Answer, Timing};
+use pgstrata_identity::Whom;
 use pgstrata_wire::http::Failure;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,7 +29,8 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 fn agent(timeout: Duration) -> Agent {
-    pgstrata_http_client::agent(Timing { whole: timeout, silence: None })
+    let timing = Timing { whole: timeout, silence: None };
+    pgstrata_http_client::agent(timing, &Access::Local, Whom::Pageserver)
 }
 
 /// One service, as an HTTP server on this machine.

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use pgstrata_http_client::{Answer, Timing, agent, refusal};
+use pgstrata_http_client::{Access, Answer, Timing, agent, refusal};
+use pgstrata_identity::Whom;
 
 use crate::places::{Pageserver, Places};
 
@@ -24,17 +25,18 @@ pub struct Patience {
 /// The answer to a GET of `path`. `what` is asked for, for messages.
 pub fn pageserver(
     places: &Places,
+    access: &Access,
     path: &str,
     query: &[(&str, &str)],
     what: &str,
     patience: Patience,
 ) -> Result<Vec<u8>> {
-    let agent = agent(Timing { whole: patience.answer, silence: None });
+    let agent = agent(Timing { whole: patience.answer, silence: None }, access, Whom::Pageserver);
     let since = Instant::now();
     loop {
         let mut unreachable = None;
         for Pageserver { http, .. } in places.pageservers() {
-            let url = format!("http://{http}{path}");
+            let url = format!("{}://{http}{path}", access.scheme());
             match agent.get(&url).query_pairs(query.iter().copied()).call() {
                 Ok(response) => return answer(response, &http, what),
                 Err(error) => unreachable = Some((http, error)),

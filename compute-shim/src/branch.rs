@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use pgstrata_http_client::Access;
 use pgstrata_ids::{Lsn, SystemId, TimelineParameters};
 use pgstrata_wire::http::pageserver::Branch as Row;
 
@@ -24,9 +25,9 @@ pub struct Branch {
 
 impl Branch {
     /// The branch of that name.
-    pub fn find(places: &Places, name: &str) -> Result<Branch> {
+    pub fn find(places: &Places, access: &Access, name: &str) -> Result<Branch> {
         let what = format!("branch '{name}'");
-        let row = ask::pageserver(places, "/v1/branch", &[("name", name)], &what, PATIENCE)?;
+        let row = ask::pageserver(places, access, "/v1/branch", &[("name", name)], &what, PATIENCE)?;
         let row: Row = serde_json::from_slice(&row)
             .with_context(|| format!("the page server does not describe {what}"))?;
         Branch::from_row(row)

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pgstrata_http_client::Access;
 use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
 use pgstrata_listen::Security;
 use pgstrata_pg_redo::ControlState;
@@ -378,7 +379,8 @@ fn append_barrier(
 fn ask_pageserver(config: &ComputeConfig, path: &str, what: &str) -> Result<Bytes> {
     let answer = Duration::from_secs(90);
     let patience = Patience { answer, reach: Duration::ZERO };
-    ask::pageserver(&config.places, path, &[], what, patience).map(Bytes::from)
+    let access = Access::of(config.security.identity());
+    ask::pageserver(&config.places, &access, path, &[], what, patience).map(Bytes::from)
 }
 
 /// The page server takes in committed WAL only. If it has more than the log that was elected,

@@ -7,7 +7,9 @@ use anyhow::Result;
 use axum::extract::State;
 use axum::{Json, Router};
 use pgstrata_ids::Lsn;
-use pgstrata_listen::{Api, Listening, Metrics, PatientListener, Ready, alive};
+use pgstrata_listen::{
+    Api, Deed, HttpLimits, Listening, Metrics, Need, Ready, Security, alive, serve_http,
+};
 use pgstrata_wire::http::compute::{Report, State as Stage};
 
 use crate::compute::Shared;
@@ -58,6 +60,7 @@ fn router(shared: Arc<Shared>) -> Router {
     Api::new("compute", "What a compute is and how far. SQL is on PostgreSQL's own port.")
         .get("/v1/status", "What it is, where, and how far", &[], status)
         .get("/metrics", "How far it is, and what it sent", &[], metrics)
+        .for_who(Need::Deed(Deed::SeeHealth))
         .get("/healthz", "Whether the process answers", &[], alive)
         .get("/readyz", "Whether PostgreSQL runs and commits", &[], ready)
         .router()
@@ -65,13 +68,16 @@ fn router(shared: Arc<Shared>) -> Router {
 }
 
 /// Serves on a thread of its own until the process ends.
-pub fn serve(listening: Listening, shared: Arc<Shared>) -> Result<()> {
+pub fn serve(listening: Listening, security: Security, shared: Arc<Shared>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let router = router(shared);
     std::thread::Builder::new().name("http".into()).spawn(move || {
         runtime.block_on(async move {
             let served = match listening.asynchronous() {
-                Ok(listeners) => axum::serve(PatientListener::new(listeners), router).await,
+                Ok(listeners) => {
+                    serve_http(listeners, HttpLimits::default(), security, router).await;
+                    Ok(())
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = served {

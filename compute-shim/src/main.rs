@@ -16,6 +16,7 @@ use pgstrata_compute_shim::http;
 use pgstrata_compute_shim::places::{Pageserver, Places, Said};
 use pgstrata_compute_shim::pulse::Pulse;
 use pgstrata_env::DirectoryLock;
+use pgstrata_http_client::Access;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_listen::{Listening, Security, SecurityArguments, address};
 use pgstrata_wire::http::compute::State;
@@ -208,15 +209,16 @@ fn config(arguments: Arguments, security: Security) -> Result<ComputeConfig> {
     std::fs::create_dir_all(&arguments.dir)
         .with_context(|| format!("can't create {}", arguments.dir.display()))?;
     let said = said(&arguments)?;
+    let access = Access::of(security.identity());
     let (branch, places) = match arguments.given.branch() {
         Some(branch) => {
-            let places = Places::start(said, Some(branch.parameters.timeline))?;
+            let places = Places::start(said, &access, Some(branch.parameters.timeline))?;
             (branch, places)
         }
         None => {
             // Any page server knows branches by name; pages are those of the one that has the timeline.
-            let branch = Branch::find(&*Places::start(said.clone(), None)?, &arguments.branch)?;
-            let places = Places::start(said, Some(branch.parameters.timeline))?;
+            let branch = Branch::find(&*Places::start(said.clone(), &access, None)?, &access, &arguments.branch)?;
+            let places = Places::start(said, &access, Some(branch.parameters.timeline))?;
             (branch, places)
         }
     };
@@ -249,12 +251,12 @@ fn start(arguments: Arguments) -> Result<Outcome> {
     let security = Security::open(&arguments.security)?;
     let http_port = Listening::bind(&arguments.listen_http, &security)?;
     let address = http_port.first;
-    let config = config(arguments, security)?;
+    let config = config(arguments, security.clone())?;
     // One shim a directory: it empties the data directory.
     let _lock = DirectoryLock::take(&config.dir, "shim.lock", "compute")?;
     let shared = Arc::new(Shared::default());
     watch_signals(&shared)?;
-    http::serve(http_port, Arc::clone(&shared))?;
+    http::serve(http_port, security.clone(), Arc::clone(&shared))?;
     println!("{}", serde_json::json!({ "ready": true, "http": address.to_string() }));
 
     let pulse = Pulse::start().context("can't start a thread")?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use parking_lot::{Condvar, Mutex};
-use pgstrata_http_client::{Broker, News};
+use pgstrata_http_client::{Access, Broker, News};
 use pgstrata_ids::{NodeId, TimelineId};
 use pgstrata_wire::broker::{Listing, PUBLISH_INTERVAL_S, Publication, Role};
 
@@ -56,8 +56,12 @@ pub struct Places {
 
 impl Places {
     /// For a compute of `timeline`; without one it is not known yet, and any page server may know.
-    pub fn start(said: Said, timeline: Option<TimelineId>) -> Result<Arc<Places>> {
-        let broker = said.broker.as_deref().map(Broker::new);
+    pub fn start(
+        said: Said,
+        access: &Access,
+        timeline: Option<TimelineId>,
+    ) -> Result<Arc<Places>> {
+        let broker = said.broker.as_deref().map(|url| Broker::new(url, access));
         let places = Arc::new(Places {
             said,
             heard: Mutex::default(),
@@ -235,7 +239,7 @@ mod tests {
             broker: Some("http://127.0.0.1:1".into()),
             ..Said::default()
         };
-        let places = Places::start(said, None).unwrap();
+        let places = Places::start(said, &Access::Local, None).unwrap();
         let nodes = (1..4).map(|id| node(Role::Safekeeper, id, id as u16, false)).collect();
         places.hear(Ok(Listing { nodes }));
         places.hear(Err(anyhow::anyhow!("gone")));
@@ -253,7 +257,7 @@ mod tests {
             r#"{"nodes":[{"node":5,"role":"safekeeper","addresses":{"wal":"x:1"},"timelines":[]}]}"#,
         ];
         let url = slow_server(ANSWER, Duration::from_millis(50)).unwrap();
-        let places = Places::start(Said { broker: Some(url), ..Said::default() }, None).unwrap();
+        let places = Places::start(Said { broker: Some(url), ..Said::default() }, &Access::Local, None).unwrap();
         let since = Instant::now();
         while places.addresses(NodeId(5)) != ["x:1"] {
             assert!(since.elapsed() < Duration::from_secs(20), "{}", places.describe());

@@ -366,6 +366,7 @@ mod tests {
     use super::*;
     use crate::memory::Memory;
     use crate::places::{Places, Said};
+    use pgstrata_http_client::Access;
     use pgstrata_ids::{Lsn, TenantId, TimelineId};
     use std::fs;
 
@@ -375,7 +376,7 @@ mod tests {
         fs::create_dir_all(data.join("base/5")).unwrap();
         let memory = Memory::new(16 << 20).unwrap();
         // Nobody is asked.
-        let places = Places::start(Said::default(), None).unwrap();
+        let places = Places::start(Said::default(), &Access::Local, None).unwrap();
         let pages =
             PageClient::new(places, None, TenantId([1; 16]), TimelineId([2; 16]), Lsn(0x100_0000));
         Segments::new(memory.map, Arc::new(pages), data, "PG_15_202209061".into(), 16).unwrap()

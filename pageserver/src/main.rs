@@ -197,7 +197,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        () = http::serve(listeners, service) => {}
+        () = http::serve(listeners, service, security) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

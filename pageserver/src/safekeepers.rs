@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pgstrata_http_client::{Broker, News};
+use pgstrata_http_client::{Access, Broker, News};
 use pgstrata_identity::Identity;
 use pgstrata_ids::{Generation, Lsn, NodeId, TimelineId};
 use pgstrata_listen::Security;
@@ -44,7 +44,9 @@ impl Discovery {
         node: NodeId,
         addresses: Addresses,
     ) -> Result<()> {
-        let Some(broker) = self.broker.as_deref().map(Broker::new) else { return Ok(()) };
+        let access = Access::of(self.security.identity());
+        let broker = self.broker.as_deref().map(|url| Broker::new(url, &access));
+        let Some(broker) = broker else { return Ok(()) };
         let (discovery, repository) = (Arc::clone(self), Arc::downgrade(repository));
         let talk = move || {
             let mut news = News::default();

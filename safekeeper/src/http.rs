@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Json, Router};
-use pgstrata_listen::{Api, Metrics, PatientListener, Ready, alive};
+use pgstrata_listen::{
+    Api, Deed, HttpLimits, Metrics, Need, Ready, Security, alive, serve_http,
+};
 use pgstrata_wire::http::safekeeper as http;
 
 use crate::background::Known;
@@ -31,6 +33,7 @@ fn router(state: HttpState) -> Router {
     Api::new("safekeeper", "How far a safekeeper is with each timeline. WAL is on other ports.")
         .get("/v1/status", "What it serves, how far, and what it can't serve", &[], status)
         .get("/metrics", "The same as numbers", &[], metrics)
+        .for_who(Need::Deed(Deed::SeeHealth))
         .get("/healthz", "Whether the process answers", &[], alive)
         .get(
             "/readyz",
@@ -43,11 +46,12 @@ fn router(state: HttpState) -> Router {
 }
 
 /// Serves until the process ends.
-pub async fn serve(listeners: Vec<tokio::net::TcpListener>, state: HttpState) {
-    let latch = state.timelines.context().latch.clone();
-    if let Err(error) = axum::serve(PatientListener::new(listeners), router(state)).await {
-        latch.throw(&format!("the HTTP port is no longer served: {error}"));
-    }
+pub async fn serve(
+    listeners: Vec<tokio::net::TcpListener>,
+    state: HttpState,
+    security: Security,
+) {
+    serve_http(listeners, HttpLimits::default(), security, router(state)).await;
 }
 
 fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use pgstrata_listen::{Listening, PatientListener, Security, SecurityArguments, address};
+use pgstrata_listen::{HttpLimits, Listening, Security, SecurityArguments, address, serve_http};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Tells safekeepers and page servers of each other.
@@ -45,15 +45,17 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listening = Listening::bind(&args.listen, &Security::open(&args.security)?)?;
+        let security = Security::open(&args.security)?;
+        let listening = Listening::bind(&args.listen, &security)?;
         let ready = serde_json::json!({ "ready": true, "http": listening.first.to_string() });
         println!("{ready}");
         std::io::stdout().flush()?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let listener = PatientListener::new(listening.asynchronous()?);
+        let limits = HttpLimits::default();
+        let served = serve_http(listening.asynchronous()?, limits, security, serve::router());
         tokio::select! {
-            served = axum::serve(listener, serve::router()) => served.context("HTTP"),
+            () = served => Ok(()),
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         }

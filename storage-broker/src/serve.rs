@@ -6,8 +6,11 @@ use std::time::Instant;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::{Json, Router};
 use parking_lot::Mutex;
-use pgstrata_listen::{Api, Asked, Done, Metrics, Posted, Ready, Refusal, alive};
-use pgstrata_wire::broker::{Listing, Publication, Which};
+use pgstrata_ids::TimelineId;
+use pgstrata_listen::{
+    Api, Asked, Deed, Done, Metrics, Need, Posted, Ready, Refusal, Who, alive,
+};
+use pgstrata_wire::broker::{Listing, Publication, Role, Which};
 use pgstrata_wire::http::Code;
 
 use crate::registry::{Full, MAX_ALL_TIMELINES, MAX_NODES, MAX_TEXT, MAX_TIMELINES, Registry};
@@ -20,9 +23,13 @@ type Shared = Arc<Mutex<Registry>>;
 /// Everything that is served.
 pub fn router() -> Router {
     Api::new("storage broker", "Who has which timeline, how far: soft state of the last seconds.")
+        .for_who(Need::Asked)
         .post("/v1/publish", "Takes the place of what a node said before", &[Code::Full], publish)
+        .for_who(Need::Deed(Deed::SeeNodes))
         .get("/v1/nodes", "Nodes that were heard of lately, and their timelines", &[], nodes)
+        .for_who(Need::Deed(Deed::SeeService))
         .get("/metrics", "How many nodes were heard of lately", &[], metrics)
+        .for_who(Need::Deed(Deed::SeeHealth))
         .get("/healthz", "Whether the process answers", &[], alive)
         .get("/readyz", "The same: it needs nobody else", &[], || async { Ready(Ok(())) })
         .router()
@@ -32,8 +39,13 @@ pub fn router() -> Router {
 
 async fn publish(
     State(registry): State<Shared>,
+    Who(peer): Who,
     Posted(said): Posted<Publication>,
 ) -> Result<Done, Refusal> {
+    peer.check(match said.role {
+        Role::Safekeeper => Deed::PublishSafekeeper(said.node()),
+        Role::Pageserver => Deed::PublishPageserver,
+    })?;
     let refused = registry.lock().publish(said, Instant::now());
     let Err(full) = refused else { return Ok(Done) };
     let what = match full {
@@ -48,9 +60,23 @@ async fn publish(
     Err(Refusal::new(Code::Full, &format!("the broker remembers no more {what}")))
 }
 
-async fn nodes(State(registry): State<Shared>, Asked(which): Asked<Which>) -> Json<Listing> {
-    Json(registry.lock().list(which.tenant, which.timeline, Instant::now()))
+async fn nodes(
+    State(registry): State<Shared>,
+    Who(peer): Who,
+    Asked(which): Asked<Which>,
+) -> Json<Listing> {
+    let now = Instant::now();
+    let mut registry = registry.lock();
+    Json(match (peer.only_tenant(), which.tenant) {
+        // Services are everybody's; timelines are their tenant's.
+        (Some(own), Some(asked)) if own != asked => registry.list(Some(own), Some(NOBODYS), now),
+        (Some(own), _) => registry.list(Some(own), which.timeline, now),
+        (None, tenant) => registry.list(tenant, which.timeline, now),
+    })
 }
+
+/// No timeline has this id.
+const NOBODYS: TimelineId = TimelineId([0; 16]);
 
 async fn metrics(State(registry): State<Shared>) -> Metrics {
     let [safekeepers, pageservers] = registry.lock().counts(Instant::now());

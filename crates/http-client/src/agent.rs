@@ -1,10 +1,16 @@
 //! Agents, and what answers mean.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
+use pgstrata_identity::{Identity, Whom};
 use pgstrata_wire::http::Failure;
 use ureq::Agent;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, TcpConnector};
+
+use crate::tls::{Config, PROTOCOL, TlsConnector};
 
 /// Bytes of a refusal that are read, at most.
 const REFUSAL: u64 = 4096;
@@ -24,17 +30,52 @@ pub struct Timing {
     pub silence: Option<Duration>,
 }
 
-/// What makes requests, and keeps connections for the next.
-pub fn agent(timing: Timing) -> Agent {
-    Agent::config_builder()
+/// How we are let in, and make sure whom we ask.
+#[derive(Clone, Debug, Default)]
+pub enum Access {
+    /// By being on the same machine: plain text.
+    #[default]
+    Local,
+    /// By our certificate.
+    Certificate(Identity),
+}
+
+impl Access {
+    /// That of a service: its certificate, if it has one.
+    pub fn of(identity: Option<&Identity>) -> Access {
+        identity.cloned().map_or(Access::Local, Access::Certificate)
+    }
+
+    /// What URLs begin with.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Access::Local => "http",
+            Access::Certificate(_) => "https",
+        }
+    }
+
+    fn config(&self, whom: Whom) -> Option<Config> {
+        match self.clone() {
+            Access::Local => None,
+            Access::Certificate(identity) => {
+                Some(Arc::new(move || identity.client(whom.clone(), &[PROTOCOL])))
+            }
+        }
+    }
+}
+
+/// What makes requests of services of a kind, and keeps connections for the next.
+pub fn agent(timing: Timing, access: &Access, whom: Whom) -> Agent {
+    let config = Agent::config_builder()
         .timeout_global(Some(timing.whole))
         .timeout_connect(timing.silence)
         .timeout_recv_response(timing.silence)
         .timeout_per_read(timing.silence)
         .http_status_as_error(false)
         .proxy(None)
-        .build()
-        .into()
+        .build();
+    let connector = ().chain(TcpConnector::default()).chain(TlsConnector(access.config(whom)));
+    Agent::with_parts(config, connector, DefaultResolver::default())
 }
 
 /// The words of a refusal, from its body.

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use pgstrata_identity::Whom;
 use pgstrata_ids::TimelineId;
 use pgstrata_wire::broker::{LISTING_S, Listing, MAX_LISTING, Publication, SILENCE_S};
 use ureq::Agent;
 
-use crate::{Timing, accepted, agent, explained};
+use crate::{Access, Timing, accepted, agent, explained};
 
 /// What is long takes its time; one that says nothing is not waited for.
 const TIMING: Timing =
@@ -22,8 +23,9 @@ pub struct Broker {
 
 impl Broker {
     /// The one at `url`, such as `http://broker:50051`.
-    pub fn new(url: &str) -> Broker {
-        Broker { agent: agent(TIMING), url: url.trim_end_matches('/').to_owned() }
+    pub fn new(url: &str, access: &Access) -> Broker {
+        let agent = agent(TIMING, access, Whom::Broker);
+        Broker { agent, url: url.trim_end_matches('/').to_owned() }
     }
 
     /// Where it is.
@@ -95,21 +97,21 @@ mod tests {
     fn h13_a_long_listing_is_read_while_it_comes() {
         const PIECES: &[&str] = &["HTTP/1.0 200 OK\r\n\r\n", "{\"no", "des\"", ":[]", "}"];
         let url = slow_server(PIECES, Duration::from_millis(900)).unwrap();
-        assert_eq!(Broker::new(&url).everything().unwrap(), Listing::default());
+        assert_eq!(Broker::new(&url, &Access::Local).everything().unwrap(), Listing::default());
     }
 
     #[test]
     fn h13_a_broker_that_is_silent_or_refuses_is_said_to() {
         const SILENT: &[&str] = &["HTTP/1.0 200 OK\r\n\r\n{\"nodes\":", "[]}"];
         let url = slow_server(SILENT, Duration::from_secs(SILENCE_S) * 3 / 2).unwrap();
-        let error = Broker::new(&url).everything().unwrap_err().to_string();
+        let error = Broker::new(&url, &Access::Local).everything().unwrap_err().to_string();
         assert!(error.contains("silent for 3 s"), "{error}");
         const REFUSES: &[&str] = &[
             "HTTP/1.0 507 Insufficient Storage\r\n\r\n",
             r#"{"code":"full","error":"no more timelines"}"#,
         ];
         let url = slow_server(REFUSES, Duration::ZERO).unwrap();
-        let error = Broker::new(&url).everything().unwrap_err().to_string();
+        let error = Broker::new(&url, &Access::Local).everything().unwrap_err().to_string();
         assert!(error.contains("507") && error.ends_with("no more timelines"), "{error}");
     }
 

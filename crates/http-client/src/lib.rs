@@ -5,6 +5,7 @@
 
 mod agent;
 mod broker;
+mod tls;
 
-pub use agent::{Answer, Timing, accepted, agent, explained, refusal};
+pub use agent::{Access, Answer, Timing, accepted, agent, explained, refusal};
 pub use broker::{Broker, News};

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::handler::Handler;
-use axum::middleware::map_response;
+use axum::middleware::{from_fn, map_response};
 use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use pgstrata_wire::http::{Code, Failure};
@@ -21,6 +21,8 @@ use serde_json::{Map, Value, json};
 
 use crate::answer::complete;
 use crate::kinds::Document;
+use crate::who::guard;
+use crate::{Deed, Need};
 
 /// Where each service has its document.
 const DOCUMENT: &str = "/v1/openapi.json";
@@ -64,6 +66,7 @@ documented!();
 documented!(A1);
 documented!(A1 A2);
 documented!(A1 A2 A3);
+documented!(A1 A2 A3 A4);
 
 /// One method of one path, while its part of the document is made.
 #[derive(Debug)]
@@ -181,6 +184,8 @@ pub struct Api<S> {
     router: Router<S>,
     schemas: SchemaGenerator,
     paths: Map<String, Value>,
+    /// Of those that are added next.
+    need: Need,
     title: String,
     about: String,
 }
@@ -192,7 +197,14 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
             .with(|settings| settings.definitions_path = "/components/schemas".into());
         let title = format!("pgstrata {service}");
         let (schemas, about) = (settings.into_generator(), about.to_owned());
-        Api { router: Router::new(), schemas, paths: Map::new(), title, about }
+        let need = Need::Deed(Deed::SeeService);
+        Api { router: Router::new(), schemas, paths: Map::new(), need, title, about }
+    }
+
+    /// What one has to be allowed for the paths that follow. For those before, it is to see what the service does.
+    pub fn for_who(mut self, need: Need) -> Api<S> {
+        self.need = need;
+        self
     }
 
     /// A path that is read. `refusals` are those of the handler; what its parameters are refused with is known.
@@ -238,7 +250,8 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
         let mut operation =
             Operation { schemas: &mut self.schemas, parameters, body: None, answers };
         H::describe(&mut operation);
-        refusals.iter().for_each(|code| operation.refusal(*code));
+        let unknown = [Code::Unauthenticated, Code::Forbidden];
+        refusals.iter().chain(&unknown).for_each(|code| operation.refusal(*code));
         let known: Vec<u16> = operation.answers.keys().copied().collect();
         let words = path.split(['/', '{', '}']).filter(|word| !word.is_empty() && *word != "v1");
         let id = [method].into_iter().chain(words).collect::<Vec<_>>().join("_");
@@ -253,7 +266,10 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
             }
             ready(answer)
         });
-        self.router = self.router.route(path, on(filter, handler).route_layer(watched));
+        let need = self.need;
+        let guarded = from_fn(move |request, next| guard(need, request, next));
+        let methods = on(filter, handler).route_layer(guarded).route_layer(watched);
+        self.router = self.router.route(path, methods);
         self
     }
 
@@ -262,7 +278,8 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
         let text = Arc::new(OnceLock::new());
         let served = Arc::clone(&text);
         let document = move || ready(Document(served.get().cloned().unwrap_or_default()));
-        let api = self.get(DOCUMENT, "This document", &[], document);
+        let api = self.for_who(Need::Deed(Deed::SeeHealth));
+        let api = api.get(DOCUMENT, "This document", &[], document);
         text.get_or_init(|| api.document().to_string().into());
         complete(api.router)
     }

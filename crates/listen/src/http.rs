@@ -1,75 +1,104 @@
-//! A listener for HTTP whose connections end when no answer was sent for too long.
+//! Serving HTTP: connections that end when no answer was sent for too long, and requests that tell whose they are.
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use pgstrata_identity::Clients;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, timeout};
 
-use crate::{Place, Port};
+use crate::who::Caller;
+use crate::{AsyncStream, GREETING, Port, Security};
 
-/// Connections of one HTTP port.
-const CONNECTIONS: usize = 512;
+/// What both sides say of it in TLS (ALPN).
+const PROTOCOL: &[u8] = b"http/1.1";
 
-/// Of one peer.
-const OF_ONE_PEER: usize = 384;
+/// What a connection may have in memory of requests that are read.
+const REQUEST_BUFFER: usize = 64 * 1024;
 
-/// A request must have come whole, and been answered, within this time of the answer before it;
-/// an idle connection ends then too.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// See the module.
-#[derive(Debug)]
-pub struct PatientListener {
-    port: Port,
-    patience: Duration,
+/// What connections may take of an HTTP port.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// Most at once.
+    pub connections: usize,
+    /// Of one peer.
+    pub of_one_peer: usize,
+    /// A request must have come whole, and been answered, within this time of the answer before it; an idle connection ends
+    /// then too. Without it there is a limit for heads of requests only, and the rest is the service's.
+    pub patience: Option<Duration>,
 }
 
-impl PatientListener {
-    /// A listener with the usual limits.
-    pub fn new(listeners: Vec<TcpListener>) -> PatientListener {
-        let port = Port::new(listeners, "HTTP", OF_ONE_PEER, CONNECTIONS);
-        PatientListener { port, patience: PATIENCE }
-    }
-
-    /// Waits only so long.
-    pub fn with_patience(self, patience: Duration) -> PatientListener {
-        PatientListener { patience, ..self }
+impl Default for HttpLimits {
+    fn default() -> HttpLimits {
+        let patience = Some(Duration::from_secs(30));
+        HttpLimits { connections: 512, of_one_peer: 384, patience }
     }
 }
 
-impl axum::serve::Listener for PatientListener {
-    type Io = PatientStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (PatientStream, SocketAddr) {
-        let (stream, peer, place) = self.port.next().await;
-        (PatientStream::new(stream, place, self.patience), peer)
+/// Serves until the process ends.
+pub async fn serve_http(
+    listeners: Vec<TcpListener>,
+    limits: HttpLimits,
+    security: Security,
+    router: Router,
+) {
+    let mut port = Port::new(listeners, "HTTP", limits.of_one_peer, limits.connections);
+    loop {
+        let (stream, peer, place) = port.next().await;
+        let (router, security) = (router.clone(), security.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(error) = connection(stream, limits, security, router).await {
+                tracing::debug!("HTTP connection from {peer}: {error}");
+            }
+        });
     }
+}
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.port.local_addr()
-    }
+async fn connection(
+    tcp: TcpStream,
+    limits: HttpLimits,
+    security: Security,
+    router: Router,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    tcp.set_nodelay(true)?;
+    let stream = match security.server(Clients::MayHaveCertificate, &[PROTOCOL]) {
+        None => AsyncStream::Plain(tcp),
+        Some(config) => timeout(GREETING, AsyncStream::accept(tcp, config)).await??,
+    };
+    let caller = Caller { peer: stream.peer()?, security };
+    let service = TowerToHyperService::new(router.layer(Extension(caller)));
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(GREETING).max_buf_size(REQUEST_BUFFER);
+    let served = match limits.patience {
+        None => builder.serve_connection(TokioIo::new(stream), service).await,
+        Some(patience) => {
+            let stream = PatientStream::new(stream, patience);
+            builder.serve_connection(TokioIo::new(stream), service).await
+        }
+    };
+    Ok(served?)
 }
 
 /// A connection that gives up reading when nothing was written for too long.
 #[derive(Debug)]
-pub struct PatientStream {
-    stream: TcpStream,
+struct PatientStream {
+    stream: AsyncStream,
     patience: Duration,
     deadline: Pin<Box<Sleep>>,
-    _place: Place,
 }
 
 impl PatientStream {
-    fn new(stream: TcpStream, place: Place, patience: Duration) -> PatientStream {
+    fn new(stream: AsyncStream, patience: Duration) -> PatientStream {
         let deadline = Box::pin(tokio::time::sleep(patience));
-        PatientStream { stream, patience, deadline, _place: place }
+        PatientStream { stream, patience, deadline }
     }
 
     fn has_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
@@ -118,7 +147,8 @@ impl AsyncWrite for PatientStream {
 
 #[cfg(test)]
 mod tests {
-    use axum::Router;
+    use std::net::SocketAddr;
+
     use axum::routing::post;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -127,9 +157,9 @@ mod tests {
     async fn serve(patience: Duration) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let listener = PatientListener::new(vec![listener]).with_patience(patience);
+        let limits = HttpLimits { patience: Some(patience), ..HttpLimits::default() };
         let router = Router::new().route("/", post(|body: String| async move { body }));
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        tokio::spawn(serve_http(vec![listener], limits, Security::default(), router));
         address
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,13 +11,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use futures::StreamExt;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use pgstrata_format::index::LayerEntry;
 use pgstrata_format::layer::LayerKind;
 use pgstrata_ids::{Fork, Lsn, RelTag, TimelineId};
 use pgstrata_listen::{
-    Api, Asked, GREETING, Metrics, Octets, Placed, Port, Posted, Ready, Refusal, Tar, alive,
+    Api, Asked, Deed, Forbidden, HttpLimits, Metrics, Need, Octets, Peer, Placed, Posted, Ready,
+    Refusal, Security, Tar, Who, alive, serve_http,
 };
 use pgstrata_wire::http::Code;
 use pgstrata_wire::http::pageserver::{
@@ -53,6 +53,7 @@ impl IntoResponse for Failure {
             Some(Refused::Conflict(_)) => Code::Conflict,
             Some(Refused::Invalid(_)) => Code::Invalid,
             None if self.0.downcast_ref::<Busy>().is_some() => Code::Busy,
+            None if self.0.downcast_ref::<Forbidden>().is_some() => Code::Forbidden,
             None if self.0.downcast_ref::<ReadError>().is_some() => Code::NotFound,
             None => Code::Failed,
         };
@@ -123,8 +124,6 @@ fn row(timeline: &Timeline) -> Branch {
 const CONNECTIONS: usize = 1024;
 /// Of one peer.
 const OF_ONE_PEER: usize = 512;
-/// What a connection may have in memory of requests that are read.
-const REQUEST_BUFFER: usize = 64 * 1024;
 /// How long a request may take from its head to the beginning of its answer.
 const REQUEST: Duration = Duration::from_secs(150);
 /// Bytes that are still read of an import that was refused.
@@ -133,25 +132,10 @@ const DRAINED: u64 = 1 << 30;
 const BODY_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves until the process ends.
-pub async fn serve(listeners: Vec<TcpListener>, service: Service) {
-    let (router, mut port) =
-        (router(service), Port::new(listeners, "HTTP", OF_ONE_PEER, CONNECTIONS));
-    loop {
-        let (stream, peer, place) = port.next().await;
-        let router = TowerToHyperService::new(router.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(GREETING)
-                .max_buf_size(REQUEST_BUFFER)
-                .serve_connection(TokioIo::new(stream), router)
-                .await;
-            if let Err(error) = served {
-                tracing::debug!("HTTP connection from {peer}: {error}");
-            }
-        });
-    }
+pub async fn serve(listeners: Vec<TcpListener>, service: Service, security: Security) {
+    let limits =
+        HttpLimits { connections: CONNECTIONS, of_one_peer: OF_ONE_PEER, patience: None };
+    serve_http(listeners, limits, security, router(service)).await;
 }
 
 /// Ends requests that take too long, other than imports, which take as long as they move.
@@ -175,10 +159,13 @@ pub fn router(service: Service) -> Router {
     let about = "Branches, pages at any moment, and what computes start from. SQL and the pages of \
                  running computes are on other ports.";
     Api::new("page server", about)
+        .for_who(Need::Deed(Deed::SeeHealth))
         .get("/healthz", "Whether the process answers", &[], alive)
         .get("/readyz", "Whether all of its threads are well", &[], ready)
+        .for_who(Need::Deed(Deed::SeeService))
         .get("/metrics", "How far each branch is, and what was done", &[Code::Failed], metrics)
-        .get("/v1/branches", "All branches", &[Code::Busy, Code::Failed], list)
+        .for_who(Need::Asked)
+        .get("/v1/branches", "All branches that one may see", &[Code::Busy, Code::Failed], list)
         .post(
             "/v1/branches",
             "Makes a branch, or puts it in another's place",
@@ -219,6 +206,7 @@ async fn metrics(State(service): State<Service>) -> Answer<Metrics> {
 
 async fn list(
     State(service): State<Service>,
+    Who(peer): Who,
     Asked(query): Asked<Listed>,
 ) -> Answer<Json<Vec<Branch>>> {
     let (branches, broken, mut namesakes) = service
@@ -226,6 +214,9 @@ async fn list(
             Ok((repository.branches(), repository.broken(), repository.namesakes()))
         })
         .await?;
+    let may_see = |tenant| peer.may(Deed::SeeBranch(tenant));
+    let mut branches = branches;
+    branches.retain(|timeline| may_see(timeline.info.tenant));
     let sizes = if query.sizes { service.sizes(&branches).await } else { HashMap::new() };
     let served = branches.iter().map(|timeline| {
         let logical_size = sizes.get(&timeline.info.id).copied();
@@ -234,7 +225,8 @@ async fn list(
         let failure = failures.reduce(|one, other| format!("{one}; {other}"));
         Branch { logical_size, failure, ..row }
     });
-    let broken = broken.into_iter().map(|(id, broken)| broken_row(id, broken));
+    let broken = broken.into_iter().filter(|(_, broken)| may_see(broken.tenant));
+    let broken = broken.map(|(id, broken)| broken_row(id, broken));
     Ok(Json(served.chain(broken).collect()))
 }
 
@@ -262,17 +254,36 @@ fn format_time(time: i64) -> anyhow::Result<String> {
 }
 
 /// Waits until a branch is ingested up to `lsn`.
-async fn wait_for(service: &Service, branch: &str, lsn: Lsn, patience: Duration) -> Answer<()> {
-    let name = branch.to_owned();
-    service.wait(move |repository| repository.branch(&name), lsn, patience).await
+async fn wait_for(
+    service: &Service,
+    peer: &Peer,
+    branch: &str,
+    lsn: Lsn,
+    patience: Duration,
+) -> Answer<()> {
+    let (peer, name) = (peer.clone(), branch.to_owned());
+    service.wait(move |repository| seen(repository.branch(&name)?, &peer), lsn, patience).await
+}
+
+/// A branch that one may see.
+fn seen(timeline: Arc<Timeline>, peer: &Peer) -> anyhow::Result<Arc<Timeline>> {
+    peer.check(Deed::SeeBranch(timeline.info.tenant))?;
+    Ok(timeline)
+}
+
+/// A branch that one may change.
+fn own(timeline: Arc<Timeline>, peer: &Peer) -> anyhow::Result<Arc<Timeline>> {
+    peer.check(Deed::ChangeBranch(timeline.info.tenant))?;
+    Ok(timeline)
 }
 
 async fn create(
     State(service): State<Service>,
+    Who(peer): Who,
     Posted(request): Posted<CreateBranch>,
 ) -> Answer<Json<Branch>> {
     if let Some(lsn) = request.at_least {
-        wait_for(&service, &request.from, lsn, PATIENCE).await?;
+        wait_for(&service, &peer, &request.from, lsn, PATIENCE).await?;
     }
     service
         .run(Work::Change, move |repository| {
@@ -284,6 +295,10 @@ async fn create(
                 (None, Some(time)) => Moment::Time(parse_past_time(time)?),
                 (None, None) => Moment::Now,
             };
+            own(repository.branch(&request.from)?, &peer)?;
+            if request.replace {
+                own(repository.branch(&request.name)?, &peer)?;
+            }
             let branch = match request.replace {
                 true => repository.replace_branch(&request.name, &request.from, moment)?,
                 false => repository.create_branch(&request.name, &request.from, moment)?,
@@ -293,26 +308,32 @@ async fn create(
         .await
 }
 
-async fn show(State(service): State<Service>, Asked(query): Asked<Named>) -> Answer<Json<Branch>> {
+async fn show(State(service): State<Service>, Who(peer): Who, Asked(query): Asked<Named>) -> Answer<Json<Branch>> {
     service
-        .run(Work::Read, move |repository| Ok(Json(row(&*repository.branch(&query.name)?))))
+        .run(Work::Read, move |repository| Ok(Json(row(&*seen(repository.branch(&query.name)?, &peer)?))))
         .await
 }
 
 async fn show_timeline(
     State(service): State<Service>,
+    Who(peer): Who,
     Placed(of): Placed<OfTimeline>,
 ) -> Answer<Json<Branch>> {
-    service.run(Work::Read, move |repository| Ok(Json(row(&*repository.timeline(of.id)?)))).await
+    service
+        .run(Work::Read, move |repository| {
+            Ok(Json(row(&*seen(repository.timeline(of.id)?, &peer)?)))
+        })
+        .await
 }
 
 async fn remove(
     State(service): State<Service>,
+    Who(peer): Who,
     Asked(query): Asked<Named>,
 ) -> Answer<Json<Deleted>> {
     service
         .run(Work::Change, move |repository| {
-            repository.delete_branch(&*repository.branch(&query.name)?)?;
+            repository.delete_branch(&*own(repository.branch(&query.name)?, &peer)?)?;
             Ok(Json(Deleted { deleted: query.name }))
         })
         .await
@@ -320,11 +341,12 @@ async fn remove(
 
 async fn remove_timeline(
     State(service): State<Service>,
+    Who(peer): Who,
     Placed(of): Placed<OfTimeline>,
 ) -> Answer<Json<Deleted>> {
     service
         .run(Work::Change, move |repository| {
-            let timeline = repository.branch_of(of.id)?;
+            let timeline = own(repository.branch_of(of.id)?, &peer)?;
             repository.delete_branch(&timeline)?;
             Ok(Json(Deleted { deleted: timeline.name() }))
         })
@@ -333,12 +355,13 @@ async fn remove_timeline(
 
 async fn rename_timeline(
     State(service): State<Service>,
+    Who(peer): Who,
     Placed(of): Placed<OfTimeline>,
     Asked(query): Asked<To>,
 ) -> Answer<Json<Branch>> {
     service
         .run(Work::Change, move |repository| {
-            let timeline = repository.branch_of(of.id)?;
+            let timeline = own(repository.branch_of(of.id)?, &peer)?;
             repository.rename_branch(&timeline, &query.to)?;
             Ok(Json(row(&timeline)))
         })
@@ -347,11 +370,12 @@ async fn rename_timeline(
 
 async fn rename(
     State(service): State<Service>,
+    Who(peer): Who,
     Asked(query): Asked<Rename>,
 ) -> Answer<Json<Branch>> {
     service
         .run(Work::Change, move |repository| {
-            let timeline = repository.branch(&query.name)?;
+            let timeline = own(repository.branch(&query.name)?, &peer)?;
             repository.rename_branch(&timeline, &query.to)?;
             Ok(Json(row(&timeline)))
         })
@@ -360,11 +384,12 @@ async fn rename(
 
 async fn lsn_at(
     State(service): State<Service>,
+    Who(peer): Who,
     Asked(query): Asked<LsnAt>,
 ) -> Answer<Json<LsnAnswer>> {
     service
         .run(Work::Read, move |repository| {
-            let timeline = repository.branch(&query.name)?;
+            let timeline = seen(repository.branch(&query.name)?, &peer)?;
             let end = timeline.progress.lsn();
             timeline.wait(end, PATIENCE).map_err(Busy)?;
             let limit = match &query.time {
@@ -388,9 +413,9 @@ async fn lsn_at(
         .await
 }
 
-async fn wait(State(service): State<Service>, Asked(query): Asked<Wait>) -> Answer<Json<Reached>> {
+async fn wait(State(service): State<Service>, Who(peer): Who, Asked(query): Asked<Wait>) -> Answer<Json<Reached>> {
     let patience = query.seconds.map_or(PATIENCE, Duration::from_secs).min(PATIENCE);
-    wait_for(&service, &query.name, query.lsn, patience).await?;
+    wait_for(&service, &peer, &query.name, query.lsn, patience).await?;
     let reached = service
         .run(Work::Read, move |repository| Ok(repository.branch(&query.name)?.progress.lsn()));
     Ok(Json(Reached { last_record_lsn: reached.await? }))
@@ -416,13 +441,13 @@ fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
     })
 }
 
-async fn page(State(service): State<Service>, Asked(query): Asked<PageAt>) -> Answer<Octets> {
+async fn page(State(service): State<Service>, Who(peer): Who, Asked(query): Asked<PageAt>) -> Answer<Octets> {
     if let Some(lsn) = query.at_least {
-        wait_for(&service, &query.name, lsn, PATIENCE).await?;
+        wait_for(&service, &peer, &query.name, lsn, PATIENCE).await?;
     }
     service
         .run(Work::Read, move |repository| {
-            let timeline = repository.branch(&query.name)?;
+            let timeline = seen(repository.branch(&query.name)?, &peer)?;
             let rel = parse_rel(&query.rel)?;
             let lsn = checked_lsn(&timeline, query.lsn.unwrap_or(timeline.progress.lsn()))?;
             let mut page = [0; 8192];
@@ -468,11 +493,12 @@ fn layer(entry: LayerEntry) -> Layer {
 
 async fn layers(
     State(service): State<Service>,
+    Who(peer): Who,
     Asked(query): Asked<Named>,
 ) -> Answer<Json<Vec<Layer>>> {
     service
         .run(Work::Read, move |repository| {
-            let timeline = repository.branch(&query.name)?;
+            let timeline = seen(repository.branch(&query.name)?, &peer)?;
             Ok(Json(timeline.layer_files().iter().map(|file| layer(file.entry.clone())).collect()))
         })
         .await
@@ -480,11 +506,12 @@ async fn layers(
 
 async fn compact(
     State(service): State<Service>,
+    Who(peer): Who,
     Asked(query): Asked<Named>,
 ) -> Answer<Json<Compacted>> {
     service
         .run(Work::Change, move |repository| {
-            let timeline = repository.branch(&query.name)?;
+            let timeline = own(repository.branch(&query.name)?, &peer)?;
             let end = timeline.progress.lsn();
             timeline.request_freeze();
             let deadline = std::time::Instant::now() + PATIENCE;
@@ -503,10 +530,12 @@ async fn compact(
 
 async fn import(
     State(service): State<Service>,
+    Who(peer): Who,
     Asked(query): Asked<Import>,
     body: Body,
 ) -> Answer<Json<Branch>> {
     let (tenant, timeline) = (query.tenant, query.timeline);
+    peer.check(Deed::ChangeBranch(tenant))?;
     // Ends when the client is silent for too long: a thread waits for it.
     let stream = futures::stream::unfold(Some(body.into_data_stream()), |stream| async {
         let mut stream = stream?;
@@ -535,11 +564,12 @@ async fn import(
 
 async fn skeleton(
     State(service): State<Service>,
+    Who(peer): Who,
     Placed(of): Placed<OfTimeline>,
     Asked(query): Asked<AsOf>,
 ) -> Answer<Tar> {
     let (id, lsn) = (of.id, query.lsn);
-    service.wait(move |repository| repository.timeline(id), lsn, PATIENCE).await?;
+    service.wait(move |repository| seen(repository.timeline(id)?, &peer), lsn, PATIENCE).await?;
     let bytes = service
         .run(Work::Change, move |repository| {
             let timeline = repository.timeline(id)?;

@@ -1,6 +1,6 @@
 //! Telling the broker how far we are, and hearing how far others are.
 
-use pgstrata_http_client::{Broker, News};
+use pgstrata_http_client::{Access, Broker, News};
 use pgstrata_wire::broker::{Listing, Publication, Role, TimelineProgress};
 
 use super::{Background, INTERVAL};
@@ -8,7 +8,7 @@ use crate::timeline::Timeline;
 
 /// Until the process ends. An exchange takes its time, so this is a thread's.
 pub fn run(background: &Background, url: &str) {
-    let broker = Broker::new(url);
+    let broker = Broker::new(url, &Access::of(background.security.identity()));
     let mut news = News::default();
     loop {
         let exchanged = broker.exchange(&publication(background));

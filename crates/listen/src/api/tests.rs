@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
 
 use super::*;
-use crate::{Asked, Done, Placed, Posted, Ready, Refusal, alive};
+use crate::who::Caller;
+use crate::{Asked, Done, Peer, Security, Placed, Posted, Ready, Refusal, alive};
 
 #[derive(Deserialize, Serialize, JsonSchema)]
 struct Item {
@@ -66,7 +67,8 @@ fn router() -> Router {
 
 async fn ask(method: &str, uri: &str, body: &str) -> (u16, String, String) {
     let request = Request::builder().method(method).uri(uri);
-    let request = request.header("content-type", "application/json");
+    let caller = Caller { peer: Peer::Local, security: Security::default() };
+    let request = request.header("content-type", "application/json").extension(caller);
     let answer =
         router().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
     let status = answer.status().as_u16();

@@ -22,6 +22,10 @@ pub enum Code {
     Busy,
     /// There is no room for what it brings. Status 507.
     Full,
+    /// It does not show whose it is, by a certificate or a token that is good. Status 401.
+    Unauthenticated,
+    /// Whose it is may not make it. Status 403.
+    Forbidden,
     /// Anything else; the service's log may have more. Status 500.
     Failed,
     /// One that this program does not know.
@@ -39,6 +43,8 @@ impl Code {
             Code::Invalid => 400,
             Code::Busy => 503,
             Code::Full => 507,
+            Code::Unauthenticated => 401,
+            Code::Forbidden => 403,
             Code::Failed | Code::Unknown => 500,
         }
     }
@@ -51,6 +57,8 @@ impl Code {
             Code::Invalid => "It is not one that can be answered, whatever is there.",
             Code::Busy => "It may be answered later.",
             Code::Full => "There is no room for what it brings.",
+            Code::Unauthenticated => "It does not show whose it is.",
+            Code::Forbidden => "Whose it is may not make it.",
             Code::Failed | Code::Unknown => "Something failed; the service's log may have more.",
         }
     }
