@@ -27,7 +27,8 @@ impl Branch {
     /// The branch of that name.
     pub fn find(places: &Places, access: &Access, name: &str) -> Result<Branch> {
         let what = format!("branch '{name}'");
-        let row = ask::pageserver(places, access, "/v1/branch", &[("name", name)], &what, PATIENCE)?;
+        let row =
+            ask::pageserver(places, access, "/v1/branch", &[("name", name)], &what, PATIENCE)?;
         let row: Row = serde_json::from_slice(&row)
             .with_context(|| format!("the page server does not describe {what}"))?;
         Branch::from_row(row)

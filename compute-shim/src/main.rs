@@ -217,7 +217,11 @@ fn config(arguments: Arguments, security: Security) -> Result<ComputeConfig> {
         }
         None => {
             // Any page server knows branches by name; pages are those of the one that has the timeline.
-            let branch = Branch::find(&*Places::start(said.clone(), &access, None)?, &access, &arguments.branch)?;
+            let branch = Branch::find(
+                &*Places::start(said.clone(), &access, None)?,
+                &access,
+                &arguments.branch,
+            )?;
             let places = Places::start(said, &access, Some(branch.parameters.timeline))?;
             (branch, places)
         }

@@ -56,11 +56,7 @@ pub struct Places {
 
 impl Places {
     /// For a compute of `timeline`; without one it is not known yet, and any page server may know.
-    pub fn start(
-        said: Said,
-        access: &Access,
-        timeline: Option<TimelineId>,
-    ) -> Result<Arc<Places>> {
+    pub fn start(said: Said, access: &Access, timeline: Option<TimelineId>) -> Result<Arc<Places>> {
         let broker = said.broker.as_deref().map(|url| Broker::new(url, access));
         let places = Arc::new(Places {
             said,
@@ -257,7 +253,9 @@ mod tests {
             r#"{"nodes":[{"node":5,"role":"safekeeper","addresses":{"wal":"x:1"},"timelines":[]}]}"#,
         ];
         let url = slow_server(ANSWER, Duration::from_millis(50)).unwrap();
-        let places = Places::start(Said { broker: Some(url), ..Said::default() }, &Access::Local, None).unwrap();
+        let places =
+            Places::start(Said { broker: Some(url), ..Said::default() }, &Access::Local, None)
+                .unwrap();
         let since = Instant::now();
         while places.addresses(NodeId(5)) != ["x:1"] {
             assert!(since.elapsed() < Duration::from_secs(20), "{}", places.describe());

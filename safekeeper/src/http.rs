@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Json, Router};
-use pgstrata_listen::{
-    Api, Deed, HttpLimits, Metrics, Need, Ready, Security, alive, serve_http,
-};
+use pgstrata_listen::{Api, Deed, HttpLimits, Metrics, Need, Ready, Security, alive, serve_http};
 use pgstrata_wire::http::safekeeper as http;
 
 use crate::background::Known;
@@ -46,11 +44,7 @@ fn router(state: HttpState) -> Router {
 }
 
 /// Serves until the process ends.
-pub async fn serve(
-    listeners: Vec<tokio::net::TcpListener>,
-    state: HttpState,
-    security: Security,
-) {
+pub async fn serve(listeners: Vec<tokio::net::TcpListener>, state: HttpState, security: Security) {
     serve_http(listeners, HttpLimits::default(), security, router(state)).await;
 }
 

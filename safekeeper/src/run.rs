@@ -92,7 +92,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         security: security.clone(),
     };
     let state = HttpState::new(Arc::clone(&timelines), known, args.zone.clone());
-    let pg_state = PgState { timelines: Arc::clone(&timelines), archive, security: security.clone() };
+    let pg_state =
+        PgState { timelines: Arc::clone(&timelines), archive, security: security.clone() };
     let result = runtime.block_on(async {
         tokio::spawn(pg::serve(pg_port.asynchronous()?, pg_state));
         tokio::spawn(http::serve(http_port.asynchronous()?, state, security));

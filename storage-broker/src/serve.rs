@@ -7,9 +7,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::{Json, Router};
 use parking_lot::Mutex;
 use pgstrata_ids::TimelineId;
-use pgstrata_listen::{
-    Api, Asked, Deed, Done, Metrics, Need, Posted, Ready, Refusal, Who, alive,
-};
+use pgstrata_listen::{Api, Asked, Deed, Done, Metrics, Need, Posted, Ready, Refusal, Who, alive};
 use pgstrata_wire::broker::{Listing, Publication, Role, Which};
 use pgstrata_wire::http::Code;
 

@@ -55,7 +55,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         let name = ServerName::try_from(host.to_owned()).map_err(tls)?;
         let mut session = ClientConnection::new(config, name).map_err(tls)?;
         let mut socket = TransportAdapter::new(transport.boxed(), details.current_time.clone());
-        socket.set_timeout_at(details.timeout, details.now);
+        socket.set_timeout(details.timeout);
         session.complete_io(&mut socket).map_err(Error::Io)?;
         let stream = StreamOwned { conn: session, sock: socket };
         let (input, output) =

@@ -158,12 +158,14 @@ impl Configs {
         })
     }
 
+    pub(crate) fn server_role(&self, expected: Whom) -> ServerRole {
+        ServerRole { web_pki: Arc::clone(&self.web_pki), expected }
+    }
+
     pub(crate) fn client(&self, whom: Whom, protocols: &[&[u8]]) -> Arc<ClientConfig> {
         self.clients.get(whom, protocols, |whom, protocols| {
             let mut config = self.client.clone();
-            let web_pki = Arc::clone(&self.web_pki);
-            let verifier = Arc::new(ServerRole { web_pki, expected: whom.clone() });
-            config.dangerous().set_certificate_verifier(verifier);
+            config.dangerous().set_certificate_verifier(Arc::new(self.server_role(whom.clone())));
             config.alpn_protocols = protocols;
             config
         })

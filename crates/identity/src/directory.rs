@@ -17,6 +17,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 
 use crate::configs::Configs;
+use crate::verify::ServerRole;
 use crate::watched::{LOOK_EVERY, Source, Stamp, Watched, read_file};
 use crate::{Certificate, Clients, Role, Trouble, Whom, explain, provider};
 
@@ -68,6 +69,16 @@ impl Identity {
         self.0.get().configs.client(whom, protocols)
     }
 
+    /// Our certificate with its key.
+    pub(crate) fn own(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.0.get().own)
+    }
+
+    /// Who verifies servers.
+    pub(crate) fn server_role(&self, expected: Whom) -> ServerRole {
+        self.0.get().configs.server_role(expected)
+    }
+
     /// Our role.
     pub fn role(&self) -> Role {
         self.0.get().role.clone()
@@ -111,6 +122,7 @@ struct Directory {
 struct Loaded {
     role: Role,
     certificate: Certificate,
+    own: Arc<CertifiedKey>,
     configs: Configs,
 }
 
@@ -144,8 +156,9 @@ impl Source for Directory {
                 error => Trouble::new(&key, error.to_string(), REMEDY),
             }
         })?;
-        let configs = Configs::new(&roots, Arc::new(own)).map_err(wrong)?;
-        Ok(Loaded { role, certificate, configs })
+        let own = Arc::new(own);
+        let configs = Configs::new(&roots, Arc::clone(&own)).map_err(wrong)?;
+        Ok(Loaded { role, certificate, own, configs })
     }
 }
 

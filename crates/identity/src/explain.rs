@@ -22,6 +22,23 @@ pub(crate) fn tls_error(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, TlsError::from(error))
 }
 
+/// The same for an error of a library that speaks TLS for us, if TLS is at the bottom of it.
+pub fn explanation(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<Error>() {
+            return Some(explain(error));
+        }
+        // What an `io::Error` was made of is not its source, but what that one's is.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}
+
 /// A line for a message or a log.
 pub fn explain(error: &Error) -> String {
     match error {
@@ -67,4 +84,21 @@ fn alerted(alert: AlertDescription) -> String {
         _ => return format!("{alert:?}"),
     };
     format!("{meaning} ({alert:?})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_at_the_bottom_is_found() {
+        let bottom = || Error::AlertReceived(AlertDescription::CertificateRequired);
+        let expected = "the other side refused: it needs a certificate of us (CertificateRequired)";
+        let as_others_do = io::Error::new(io::ErrorKind::InvalidData, bottom());
+        let wrapped = io::Error::other(as_others_do);
+        assert_eq!(explanation(&wrapped).unwrap(), expected);
+        assert_eq!(explanation(&tls_error(bottom())).unwrap(), expected);
+        assert_eq!(tls_error(bottom()).to_string(), expected);
+        assert_eq!(explanation(&io::Error::from(io::ErrorKind::TimedOut)), None);
+    }
 }

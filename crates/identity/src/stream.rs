@@ -114,7 +114,8 @@ impl Stream {
     }
 
     /// Ends one or both directions, from any thread, without waiting: threads that read or write find out. The peer is told
-    /// by TLS that writing ends on purpose, unless a write is under way, which this cuts off.
+    /// by TLS that writing ends on purpose, unless a write is under way, which this cuts off. On a socket that does not
+    /// block, flush before: what has not left by then does not leave.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
             Stream::Plain(tcp) => tcp.shutdown(how),

@@ -376,6 +376,38 @@ fn a_client_without_certificate_is_nobody_or_refused() {
 }
 
 #[test]
+fn a_lasting_configuration_follows_the_files() {
+    let (ca, other) = (Ca::new(), Ca::new());
+    let directory = ca.directory(&Wanted::role(&COMPUTE));
+    let compute = directory.open().unwrap();
+    let config = Arc::new(compute.lasting_client(Whom::Pageserver, &[b"http/1.1"]));
+    assert_eq!(config.alpn_protocols, [b"http/1.1"]);
+    let connect = |server: &Identity| {
+        let (near, far) = sockets();
+        let of_server = server.server(Clients::MustHaveCertificate, &[b"http/1.1"]);
+        let accepting = std::thread::spawn(move || Stream::accept(far, of_server, soon()));
+        let near = Stream::connect(near, Arc::clone(&config), "localhost", soon());
+        (near, accepting.join().unwrap())
+    };
+    let (near, far) = connect(&ca.identity(PAGESERVER));
+    assert_eq!(near.unwrap().peer_role().unwrap().to_string(), PAGESERVER);
+    assert_eq!(far.unwrap().peer_role().unwrap().to_string(), COMPUTE);
+    let (near, _) = connect(&ca.identity(SAFEKEEPER));
+    assert!(near.unwrap_err().to_string().contains("a page server was expected"));
+    let (near, _) = connect(&other.identity(PAGESERVER));
+    assert!(near.unwrap_err().to_string().contains("not of a CA"));
+    // Another certificate of another CA, and both CAs are believed.
+    let admin = "pgstrata://admin/alice";
+    let (certificate, key) = other.issue(&Wanted::role(&admin));
+    directory.put("ca.pem", &format!("{}{}", other.pem, ca.pem));
+    directory.put("key.pem", &key);
+    directory.put("cert.pem", &certificate);
+    let (near, far) = connect(&other.identity(PAGESERVER));
+    near.unwrap();
+    assert_eq!(far.unwrap().peer_role().unwrap().to_string(), admin);
+}
+
+#[test]
 fn sessions_are_not_resumed() {
     let ca = Ca::new();
     let (compute, server) = (ca.identity(COMPUTE), ca.identity(PAGESERVER));

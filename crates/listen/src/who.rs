@@ -36,7 +36,9 @@ impl Caller {
             return Ok(self.peer.clone());
         }
         let Some(header) = headers.get(AUTHORIZATION) else {
-            return Err("a token is needed (Authorization: Bearer), or a client's certificate".into());
+            return Err(
+                "a token is needed (Authorization: Bearer), or a client's certificate".into()
+            );
         };
         let token = header.to_str().ok().and_then(bearer);
         let token = token.ok_or("the header Authorization is not 'Bearer' and a token")?;

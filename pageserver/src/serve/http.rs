@@ -133,8 +133,7 @@ const BODY_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves until the process ends.
 pub async fn serve(listeners: Vec<TcpListener>, service: Service, security: Security) {
-    let limits =
-        HttpLimits { connections: CONNECTIONS, of_one_peer: OF_ONE_PEER, patience: None };
+    let limits = HttpLimits { connections: CONNECTIONS, of_one_peer: OF_ONE_PEER, patience: None };
     serve_http(listeners, limits, security, router(service)).await;
 }
 
@@ -308,9 +307,15 @@ async fn create(
         .await
 }
 
-async fn show(State(service): State<Service>, Who(peer): Who, Asked(query): Asked<Named>) -> Answer<Json<Branch>> {
+async fn show(
+    State(service): State<Service>,
+    Who(peer): Who,
+    Asked(query): Asked<Named>,
+) -> Answer<Json<Branch>> {
     service
-        .run(Work::Read, move |repository| Ok(Json(row(&*seen(repository.branch(&query.name)?, &peer)?))))
+        .run(Work::Read, move |repository| {
+            Ok(Json(row(&*seen(repository.branch(&query.name)?, &peer)?)))
+        })
         .await
 }
 
@@ -413,7 +418,11 @@ async fn lsn_at(
         .await
 }
 
-async fn wait(State(service): State<Service>, Who(peer): Who, Asked(query): Asked<Wait>) -> Answer<Json<Reached>> {
+async fn wait(
+    State(service): State<Service>,
+    Who(peer): Who,
+    Asked(query): Asked<Wait>,
+) -> Answer<Json<Reached>> {
     let patience = query.seconds.map_or(PATIENCE, Duration::from_secs).min(PATIENCE);
     wait_for(&service, &peer, &query.name, query.lsn, patience).await?;
     let reached = service
@@ -441,7 +450,11 @@ fn parse_rel(text: &str) -> anyhow::Result<RelTag> {
     })
 }
 
-async fn page(State(service): State<Service>, Who(peer): Who, Asked(query): Asked<PageAt>) -> Answer<Octets> {
+async fn page(
+    State(service): State<Service>,
+    Who(peer): Who,
+    Asked(query): Asked<PageAt>,
+) -> Answer<Octets> {
     if let Some(lsn) = query.at_least {
         wait_for(&service, &peer, &query.name, lsn, PATIENCE).await?;
     }

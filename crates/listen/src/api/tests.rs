@@ -8,7 +8,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::who::Caller;
-use crate::{Asked, Done, Peer, Security, Placed, Posted, Ready, Refusal, alive};
+use crate::{Asked, Done, Peer, Placed, Posted, Ready, Refusal, Security, alive};
 
 #[derive(Deserialize, Serialize, JsonSchema)]
 struct Item {
