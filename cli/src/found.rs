@@ -7,6 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Uid, User};
+use pgstrata_http_client::Access;
+use pgstrata_identity::Identity;
+use pgstrata_ids::TenantId;
 use pgstrata_wire::http::pageserver::Branch;
 
 use crate::cluster::{ensure_user, find_postgres};
@@ -19,9 +22,15 @@ pub struct FoundArguments {
     /// HTTP interface of the page server, host:port
     #[arg(long)]
     pageserver_http: String,
+    /// Directory with the certificate to show to it: an admin's
+    #[arg(long, value_name = "DIR")]
+    tls: Option<PathBuf>,
     /// Name of the branch
     #[arg(long, default_value = "main")]
     branch: String,
+    /// Tenant that it is of: computes need a certificate of this one [default: a new one]
+    #[arg(long)]
+    tenant: Option<TenantId>,
     /// Directory of PostgreSQL's programs [default: the newest of 15 to 18 that is installed]
     #[arg(long, env = "PGSTRATA_PG_BIN")]
     pg_bin: Option<PathBuf>,
@@ -35,9 +44,13 @@ pub struct FoundArguments {
 
 /// Makes the branch by `initdb`, unless it is there.
 pub fn found(arguments: &FoundArguments) -> Result<()> {
-    let pageserver = Service::pageserver(&arguments.pageserver_http);
+    let access = match &arguments.tls {
+        None => Access::Local,
+        Some(directory) => Access::Certificate(Identity::open(directory)?),
+    };
+    let pageserver = || Service::pageserver_by(&arguments.pageserver_http, &access);
     let name = &arguments.branch;
-    let rows: Vec<Branch> = pageserver.get("/v1/branches", &[])?;
+    let rows: Vec<Branch> = pageserver().get("/v1/branches", &[])?;
     if rows.iter().any(|row| row.name == *name) {
         return out::line(&format!("branch {name} is there"));
     }
@@ -48,8 +61,8 @@ pub fn found(arguments: &FoundArguments) -> Result<()> {
     };
     let temporary = tempfile::Builder::new().prefix("pgstrata-found-").tempdir()?;
     let archive = initdb(&pg_bin, temporary.path(), user.as_ref(), arguments.data_checksums)?;
-    let tenant = pgstrata_ids::TenantId(rand::random()).to_string();
-    import(&arguments.pageserver_http, &tenant, name, &archive)?;
+    let tenant = arguments.tenant.unwrap_or_else(|| TenantId(rand::random())).to_string();
+    import(pageserver(), &tenant, name, &archive)?;
     out::line(&format!("branch {name} was made"))
 }
 
@@ -113,10 +126,15 @@ fn cause(output: &[u8]) -> String {
 const PARTS: &[&str] = &["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"];
 
 /// Makes a tar of a data directory a tenant's first branch.
-pub fn import(pageserver_http: &str, tenant: &str, name: &str, archive: &[u8]) -> Result<()> {
+pub fn import(
+    pageserver: Service<'_>,
+    tenant: &str,
+    name: &str,
+    archive: &[u8],
+) -> Result<()> {
     let timeline = pgstrata_ids::TimelineId(rand::random()).to_string();
     let query = [("tenant", tenant), ("timeline", timeline.as_str()), ("name", name)];
-    Service::patient_pageserver(pageserver_http)?
+    pageserver.patient()?
         .post::<Branch>("/v1/import", &query, archive)
         .map(drop)
 }

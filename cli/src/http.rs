@@ -28,11 +28,6 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     outcome
 }
 
-fn agent(timeout: Duration) -> Agent {
-    let timing = Timing { whole: timeout, silence: None };
-    pgstrata_http_client::agent(timing, &Access::Local, Whom::Pageserver)
-}
-
 /// One service, as an HTTP server on this machine.
 pub struct Service<'a> {
     /// What people call it.
@@ -41,6 +36,8 @@ pub struct Service<'a> {
     pub address: &'a str,
     /// Longest wait for an answer.
     pub timeout: Duration,
+    /// How it lets us in.
+    pub access: Access,
 }
 
 /// A query's names and values.
@@ -49,15 +46,30 @@ pub type Pairs<'a> = &'a [(&'a str, &'a str)];
 impl<'a> Service<'a> {
     /// The page server.
     pub fn pageserver(address: &'a str) -> Service<'a> {
-        Service { name: "the page server", address, timeout: ANSWER_PATIENCE }
+        Service::pageserver_by(address, &Access::Local)
+    }
+
+    /// One on another machine.
+    pub fn pageserver_by(address: &'a str, access: &Access) -> Service<'a> {
+        let (timeout, access) = (ANSWER_PATIENCE, access.clone());
+        Service { name: "the page server", address, timeout, access }
     }
 
     /// The same for a request that may take long, such as one that waits for WAL: first it is asked whether it answers
     /// at all.
     pub fn patient_pageserver(address: &'a str) -> Result<Service<'a>> {
-        let service = Service::pageserver(address);
-        service.get_bytes("/healthz", &[])?;
-        Ok(Service { timeout: WORK_PATIENCE, ..service })
+        Service::pageserver(address).patient()
+    }
+
+    /// See [`Service::patient_pageserver`].
+    pub fn patient(self) -> Result<Service<'a>> {
+        self.get_bytes("/healthz", &[])?;
+        Ok(Service { timeout: WORK_PATIENCE, ..self })
+    }
+
+    fn agent(&self) -> Agent {
+        let timing = Timing { whole: self.timeout, silence: None };
+        pgstrata_http_client::agent(timing, &self.access, Whom::Pageserver)
     }
 
     /// The body of an answer; an error response becomes an error with the service's own words.
@@ -91,12 +103,12 @@ impl<'a> Service<'a> {
     }
 
     fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}://{}{path}", self.access.scheme(), self.address)
     }
 
     /// GET of bytes.
     pub fn get_bytes(&self, path: &str, query: Pairs<'_>) -> Result<Vec<u8>> {
-        let request = agent(self.timeout).get(self.url(path)).query_pairs(query.iter().copied());
+        let request = self.agent().get(self.url(path)).query_pairs(query.iter().copied());
         self.body(request.call())
     }
 
@@ -112,29 +124,29 @@ impl<'a> Service<'a> {
         query: Pairs<'_>,
         body: &[u8],
     ) -> Result<T> {
-        let request = agent(self.timeout).post(self.url(path)).query_pairs(query.iter().copied());
+        let request = self.agent().post(self.url(path)).query_pairs(query.iter().copied());
         self.parse(&self.body(request.send(body))?)
     }
 
     /// POST of JSON, for JSON.
     pub fn post_json<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let request = agent(self.timeout).post(self.url(path));
+        let request = self.agent().post(self.url(path));
         self.parse(&self.body(request.send_json(body))?)
     }
 
     /// DELETE, for JSON.
     pub fn delete<T: DeserializeOwned>(&self, path: &str, query: Pairs<'_>) -> Result<T> {
-        let request = agent(self.timeout).delete(self.url(path)).query_pairs(query.iter().copied());
+        let request = self.agent().delete(self.url(path)).query_pairs(query.iter().copied());
         self.parse(&self.body(request.call())?)
     }
 }
 
 /// A GET that may fail quickly, for what is only good to know.
 pub fn try_get<T: DeserializeOwned>(address: &str, path: &str, timeout: Duration) -> Option<T> {
-    Service { name: "it", address, timeout }.get(path, &[]).ok()
+    Service { name: "it", address, timeout, access: Access::Local }.get(path, &[]).ok()
 }
 
 /// Whether a service answers at all.
 pub fn is_well(address: &str, timeout: Duration) -> bool {
-    Service { name: "it", address, timeout }.get_bytes("/healthz", &[]).is_ok()
+    Service { name: "it", address, timeout, access: Access::Local }.get_bytes("/healthz", &[]).is_ok()
 }

@@ -15,6 +15,7 @@ use crate::cluster::{
     Cluster, FIRST_BRANCH, Lock, PG_USER, STATE_VERSION, SafekeeperPlace, State, ensure_user,
     find_postgres, free_ports, is_free, major_version,
 };
+use crate::http::Service;
 use crate::process::Process;
 use crate::{branch, claim, compute, files, found, http, locks, out, owner, place, status, zones};
 
@@ -541,7 +542,9 @@ fn create_main(cluster: &Cluster, data_checksums: bool) -> Result<()> {
     let user = cluster.postgres_user()?;
     let archive =
         found::initdb(&cluster.state.pg_bin, directory.path(), user.as_ref(), data_checksums)?;
-    found::import(&cluster.pageserver_http()?, &cluster.state.tenant, FIRST_BRANCH, &archive)?;
+    let address = cluster.pageserver_http()?;
+    let pageserver = Service::pageserver(&address);
+    found::import(pageserver, &cluster.state.tenant, FIRST_BRANCH, &archive)?;
     remove_old_attempts(cluster)
 }
 

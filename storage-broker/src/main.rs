@@ -10,7 +10,6 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use pgstrata_listen::{HttpLimits, Listening, Security, SecurityArguments, address, serve_http};
 use tokio::signal::unix::{SignalKind, signal};

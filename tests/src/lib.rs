@@ -12,6 +12,7 @@ pub mod load;
 pub mod other_s3;
 pub mod probes;
 pub mod proxy;
+pub mod raw;
 pub mod services;
 pub mod workload;
 
