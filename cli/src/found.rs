@@ -126,17 +126,10 @@ fn cause(output: &[u8]) -> String {
 const PARTS: &[&str] = &["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"];
 
 /// Makes a tar of a data directory a tenant's first branch.
-pub fn import(
-    pageserver: Service<'_>,
-    tenant: &str,
-    name: &str,
-    archive: &[u8],
-) -> Result<()> {
+pub fn import(pageserver: Service<'_>, tenant: &str, name: &str, archive: &[u8]) -> Result<()> {
     let timeline = pgstrata_ids::TimelineId(rand::random()).to_string();
     let query = [("tenant", tenant), ("timeline", timeline.as_str()), ("name", name)];
-    pageserver.patient()?
-        .post::<Branch>("/v1/import", &query, archive)
-        .map(drop)
+    pageserver.patient()?.post::<Branch>("/v1/import", &query, archive).map(drop)
 }
 
 #[cfg(test)]

@@ -148,5 +148,7 @@ pub fn try_get<T: DeserializeOwned>(address: &str, path: &str, timeout: Duration
 
 /// Whether a service answers at all.
 pub fn is_well(address: &str, timeout: Duration) -> bool {
-    Service { name: "it", address, timeout, access: Access::Local }.get_bytes("/healthz", &[]).is_ok()
+    Service { name: "it", address, timeout, access: Access::Local }
+        .get_bytes("/healthz", &[])
+        .is_ok()
 }

@@ -160,14 +160,7 @@ fn safekeeper(text: &str) -> Result<(NodeId, Option<String>), String> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("PGSTRATA_LOG")
-                .unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    pgstrata_listen::log("PGSTRATA_LOG");
     match start(arguments) {
         Ok(Outcome::Fenced) => {
             eprintln!("compute-shim: a newer compute owns this branch; this one ended");

@@ -91,14 +91,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("PGSTRATA_LOG")
-                .unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    pgstrata_listen::log("PGSTRATA_LOG");
     if let Err(error) = pgstrata_blob::hide_credentials() {
         eprintln!("pageserver: can't keep the object store's credentials to itself: {error}");
         return ExitCode::FAILURE;

@@ -7,13 +7,7 @@ use pgstrata_safekeeper::args::Args;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    pgstrata_listen::log("RUST_LOG");
     if let Err(error) = pgstrata_blob::hide_credentials() {
         eprintln!("safekeeper: can't keep the object store's credentials to itself: {error}");
         return ExitCode::FAILURE;

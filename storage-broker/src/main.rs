@@ -31,7 +31,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    pgstrata_listen::log("PGSTRATA_LOG");
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

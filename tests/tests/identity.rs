@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pgstrata_identity::{Role, Scope};
-use pgstrata_ids::{NodeId, SystemId, TenantId, TimelineId, TimelineParameters, Lsn};
+use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_listen::{Deed, Peer};
 use pgstrata_quorum::{Configuration, ProposerId};
 use pgstrata_tests::raw::{self, Shown};
@@ -58,17 +58,24 @@ impl Secured {
         auth(&pki, &["init"]);
         let keys = pki.join("token-keys").display().to_string();
         let tls = |role: &str, name: &str| issue(&pki, role, name).display().to_string();
-        let security = |tls: String| vec!["--tls".to_owned(), tls, "--token-keys".to_owned(), keys.clone()];
-        let mut start = |services: &mut Services, name: &str, program: &str, arguments: Vec<String>| {
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            services.start(name, program, &arguments)
-        };
+        let security =
+            |tls: String| vec!["--tls".to_owned(), tls, "--token-keys".to_owned(), keys.clone()];
+        let mut start =
+            |services: &mut Services, name: &str, program: &str, arguments: Vec<String>| {
+                let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+                services.start(name, program, &arguments)
+            };
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let mut ports = Vec::new();
         let named = |address: &str| address.replace("127.0.0.1", "localhost");
 
         let listen = words("--listen 127.0.0.1:0");
-        let said = start(&mut services, "broker", "storage-broker", [listen, security(tls("broker", "b"))].concat());
+        let said = start(
+            &mut services,
+            "broker",
+            "storage-broker",
+            [listen, security(tls("broker", "b"))].concat(),
+        );
         let broker = format!("https://{}", named(text(&said, "http")));
         ports.push(("broker", named(text(&said, "http"))));
         let store = services.path("objects").display().to_string();
@@ -87,7 +94,8 @@ impl Secured {
                 ports.push(("http", named(text(&said, "http"))));
             }
         }
-        let own = [common("--advertise-pages localhost:0"), security(tls("pageserver", "p"))].concat();
+        let own =
+            [common("--advertise-pages localhost:0"), security(tls("pageserver", "p"))].concat();
         let said = start(&mut services, "pageserver", "pageserver", own);
         ports.push(("pages", named(text(&said, "pages"))));
         ports.push(("pageserver-pg", named(text(&said, "pg"))));
@@ -105,7 +113,10 @@ impl Secured {
         };
         let (admin, tenant) = (own(&admin, "admin"), TENANT.to_string());
         let http = ports.last().unwrap().1.clone();
-        services.run("pgstrata", &["found", "--pageserver-http", &http, "--tls", &admin, "--tenant", &tenant]);
+        services.run(
+            "pgstrata",
+            &["found", "--pageserver-http", &http, "--tls", &admin, "--tenant", &tenant],
+        );
         let compute = own(&issue(&pki, "compute", &tenant), "compute");
         let port = free_port();
         let arguments = words(&format!(
@@ -130,7 +141,8 @@ impl Secured {
 
     fn find_timeline(&self) -> TimelineId {
         let admin = self.shown(Some(&self.pki.join("admin-me")));
-        let asked = raw::http(self.port("pageserver-http"), &admin, None, "GET /v1/branch?name=main", "");
+        let asked =
+            raw::http(self.port("pageserver-http"), &admin, None, "GET /v1/branch?name=main", "");
         let (status, answer) = asked.unwrap();
         assert_eq!(status, 200, "{answer}");
         let body = answer.split_once("\r\n\r\n").unwrap().1;
@@ -216,7 +228,9 @@ impl Secured {
                 Ok(reply.status == Status::Done)
             }
             Deed::SeeBranch(_) => http("pageserver-http", "GET /v1/branch?name=main", ""),
-            Deed::ChangeBranch(_) => http("pageserver-http", "POST /v1/branch/compact?name=main", ""),
+            Deed::ChangeBranch(_) => {
+                http("pageserver-http", "POST /v1/branch/compact?name=main", "")
+            }
             Deed::TakeBackup(_) => postgres("pageserver-pg", "-c pgstrata.branch=main"),
         }
     }
@@ -391,7 +405,8 @@ fn postgresqls_own_clients_come_in_with_a_token() {
     wait_serving(&secured, &http);
     let mut client = connect(&secured.uri);
     client.batch_execute("create table t as select generate_series(1, 1000) a").unwrap();
-    let token = auth(&secured.pki, &["token", "--scope", &format!("tenant:{TENANT}"), "--ttl", "1h"]);
+    let token =
+        auth(&secured.pki, &["token", "--scope", &format!("tenant:{TENANT}"), "--ttl", "1h"]);
     let readable = secured.services.path("ca-for-all.pem");
     std::fs::copy(secured.pki.join("ca.pem"), &readable).unwrap();
     let port = |name: &str| secured.port(name).rsplit_once(':').unwrap().1.to_owned();
@@ -414,7 +429,8 @@ fn postgresqls_own_clients_come_in_with_a_token() {
     let from = connection("pageserver-pg", "-c pgstrata.branch=main");
     let (taken, said) = run("pg_basebackup", &["-d", &from, "-D", &backup, "-X", "fetch"], &token);
     assert!(taken && into.join("backup/PG_VERSION").exists(), "{said}");
-    let (taken, said) = run("pg_basebackup", &["-d", &from, "-D", &backup, "-X", "fetch"], "nonsense");
+    let (taken, said) =
+        run("pg_basebackup", &["-d", &from, "-D", &backup, "-X", "fetch"], "nonsense");
     assert!(!taken && said.contains("no token"), "{said}");
 
     let options = format!("-c pgstrata.tenant={TENANT} -c pgstrata.timeline={}", secured.timeline);
@@ -428,11 +444,13 @@ fn postgresqls_own_clients_come_in_with_a_token() {
     let arguments = ["-d", &from, "-D", &received, "--endpos", &lsn, "--no-loop"];
     let (taken, said) = run("pg_receivewal", &arguments, &token);
     assert!(taken && std::fs::read_dir(&received).unwrap().count() > 0, "{said}");
-    let answer = run("psql", &[&format!("{from} replication=true"), "-c", "IDENTIFY_SYSTEM"], &token);
+    let answer =
+        run("psql", &[&format!("{from} replication=true"), "-c", "IDENTIFY_SYSTEM"], &token);
     assert!(answer.0, "{}", answer.1);
     // Without TLS no password is even asked for.
     let plain = from.replace("verify-full", "disable");
-    let (taken, said) = run("psql", &[&format!("{plain} replication=true"), "-c", "IDENTIFY_SYSTEM"], &token);
+    let (taken, said) =
+        run("psql", &[&format!("{plain} replication=true"), "-c", "IDENTIFY_SYSTEM"], &token);
     assert!(!taken && said.contains("TLS only"), "{said}");
     let _ = secured.broker;
     drop(client);
