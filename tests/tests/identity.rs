@@ -60,7 +60,7 @@ impl Secured {
         let tls = |role: &str, name: &str| issue(&pki, role, name).display().to_string();
         let security =
             |tls: String| vec!["--tls".to_owned(), tls, "--token-keys".to_owned(), keys.clone()];
-        let mut start =
+        let start =
             |services: &mut Services, name: &str, program: &str, arguments: Vec<String>| {
                 let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
                 services.start(name, program, &arguments)
@@ -120,7 +120,8 @@ impl Secured {
         let compute = own(&issue(&pki, "compute", &tenant), "compute");
         let port = free_port();
         let arguments = words(&format!(
-            "--branch main --port {port} --safekeepers 1,2,3 --broker {broker} --tls {compute}"
+            "--branch main --port {port} --safekeepers 1,2,3 --broker {broker} --tls {compute} --token-keys {}",
+            own(&pki.join("token-keys"), "token-keys")
         ));
         let said = start(&mut services, "compute", "compute-shim", arguments);
         ports.push(("compute", named(text(&said, "http"))));

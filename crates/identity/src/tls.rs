@@ -233,6 +233,10 @@ impl Incoming {
         loop {
             match session.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    let text = "the connection broke off";
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+                }
                 read => return read.map(Some),
             }
             if let Some(error) = &self.failed {
