@@ -561,8 +561,8 @@ impl Driver {
     fn handle_link(&mut self, index: usize, event: Ready) -> io::Result<()> {
         if event.writable {
             if self.links[index].is_to_be_greeted() {
-                // A member tells the others of these where they are.
-                let known = |link: &Link| Some((link.node, link.address.clone()?));
+                // By these it finds the others while there is no compute: also those that we have not met yet.
+                let known = |link: &Link| Some((link.node, link.best_address()?));
                 self.greeting.addresses = self.links.iter().filter_map(known).collect();
             }
             self.links[index].writable(&self.greeting)?;

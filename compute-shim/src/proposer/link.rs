@@ -156,6 +156,11 @@ impl Link {
         }
     }
 
+    /// Where it was last looked for, or else will be.
+    pub fn best_address(&self) -> Option<String> {
+        self.address.clone().or_else(|| self.members.addresses(self.node).into_iter().next())
+    }
+
     /// Whether it was connected to, and not greeted yet.
     pub fn is_to_be_greeted(&self) -> bool {
         self.connection.is_some() && !self.has_sent_greeting
