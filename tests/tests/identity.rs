@@ -60,11 +60,10 @@ impl Secured {
         let tls = |role: &str, name: &str| issue(&pki, role, name).display().to_string();
         let security =
             |tls: String| vec!["--tls".to_owned(), tls, "--token-keys".to_owned(), keys.clone()];
-        let start =
-            |services: &mut Services, name: &str, program: &str, arguments: Vec<String>| {
-                let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-                services.start(name, program, &arguments)
-            };
+        let start = |services: &mut Services, name: &str, program: &str, arguments: Vec<String>| {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            services.start(name, program, &arguments)
+        };
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let mut ports = Vec::new();
         let named = |address: &str| address.replace("127.0.0.1", "localhost");
@@ -371,6 +370,12 @@ fn everybody_gets_what_the_table_says() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // Who was refused for his certificate is named, on a port that takes nothing else. One line every ten seconds at most.
+    let expired = callers.iter().find(|caller| caller.name == "expired").unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(11));
+    assert!(secured.attempt(Deed::ReadPages(TENANT), expired).is_err());
+    let log = secured.services.log("pageserver");
+    assert!(log.contains("expired") && log.contains("admin/me"), "{log}");
     // Nobody fell over it, and nobody wrote down what is secret.
     client.batch_execute("insert into t values (0)").unwrap();
     drop(client);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pgstrata_identity::rustls::ServerConfig;
-use pgstrata_identity::{Stream, peer_role};
+use pgstrata_identity::{Stream, explanation, peer_role};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -28,7 +28,13 @@ impl AsyncStream {
     /// Makes a server's side of the handshake. Whoever calls has a deadline for it. Nothing of the client's may have been
     /// read yet.
     pub async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> io::Result<AsyncStream> {
-        Ok(AsyncStream::Tls(Box::new(TlsAcceptor::from(config).accept(tcp).await?)))
+        let accepted = TlsAcceptor::from(config).accept(tcp).await;
+        // What is wrong with a certificate, and whose it is.
+        let explained = |error: io::Error| match explanation(&error) {
+            Some(text) => io::Error::new(error.kind(), text),
+            None => error,
+        };
+        Ok(AsyncStream::Tls(Box::new(accepted.map_err(explained)?)))
     }
 
     /// The same connection for a thread that may wait, for `writing` at most when it writes.

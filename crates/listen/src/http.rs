@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep, timeout};
 
 use crate::who::Caller;
-use crate::{AsyncStream, GREETING, Port, Security};
+use crate::{AsyncStream, GREETING, Port, Security, Sparing};
 
 /// What both sides say of it in TLS (ALPN).
 const PROTOCOL: &[u8] = b"http/1.1";
@@ -55,6 +55,10 @@ pub async fn serve_http(
         let (router, security) = (router.clone(), security.clone());
         tokio::spawn(async move {
             let _place = place;
+            let stream = match secured(stream, &security).await {
+                Ok(stream) => stream,
+                Err(error) => return NOT_LET_IN.not_let_in("HTTP", peer, &error),
+            };
             if let Err(error) = connection(stream, limits, security, router).await {
                 tracing::debug!("HTTP connection from {peer}: {error}");
             }
@@ -62,17 +66,22 @@ pub async fn serve_http(
     }
 }
 
+static NOT_LET_IN: Sparing = Sparing::new();
+
+async fn secured(tcp: TcpStream, security: &Security) -> io::Result<AsyncStream> {
+    tcp.set_nodelay(true)?;
+    match security.server(Clients::MayHaveCertificate, &[PROTOCOL]) {
+        None => Ok(AsyncStream::Plain(tcp)),
+        Some(config) => timeout(GREETING, AsyncStream::accept(tcp, config)).await?,
+    }
+}
+
 async fn connection(
-    tcp: TcpStream,
+    stream: AsyncStream,
     limits: HttpLimits,
     security: Security,
     router: Router,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    tcp.set_nodelay(true)?;
-    let stream = match security.server(Clients::MayHaveCertificate, &[PROTOCOL]) {
-        None => AsyncStream::Plain(tcp),
-        Some(config) => timeout(GREETING, AsyncStream::accept(tcp, config)).await??,
-    };
     let caller = Caller { peer: stream.peer()?, security };
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
     let mut builder = hyper::server::conn::http1::Builder::new();

@@ -15,6 +15,7 @@ mod port;
 mod postgres;
 mod security;
 mod shares;
+mod sparing;
 mod threads;
 mod who;
 
@@ -31,5 +32,6 @@ pub use port::Port;
 pub use postgres::{Opened, open};
 pub use security::{Security, SecurityArguments, peer_of};
 pub use shares::{Place, Shares};
+pub use sparing::Sparing;
 pub use threads::{GREETING, certified, postgres, threads};
 pub use who::{Need, Who};

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::{AsyncStream, GREETING, Peer, Security};
+use crate::{AsyncStream, GREETING, Peer, Security, Sparing};
 use pgstrata_identity::Clients;
 
 /// What both sides say of it in TLS (ALPN): PostgreSQL's clients of 17 and later.
@@ -23,6 +23,8 @@ const ENCRYPTION_REQUESTS: u32 = 2;
 const CHUNK: usize = 8 << 10;
 /// SQLSTATE of those who are not let in.
 const REFUSED: &str = "28000";
+
+static REFUSED_CLIENTS: Sparing = Sparing::new();
 
 /// A client that was let in.
 #[derive(Debug)]
@@ -111,7 +113,7 @@ async fn let_in(
             stream.flush().await?;
             // It reads why before it meets the end.
             let _ = stream.shutdown().await;
-            tracing::info!("a PostgreSQL client is refused: {text}");
+            REFUSED_CLIENTS.refused("PostgreSQL", None, &text);
             Ok(None)
         }
     }

@@ -13,7 +13,7 @@ use pgstrata_identity::{Clients, Stream};
 use pgstrata_wire::postgres::StartupPacket;
 
 use crate::postgres::{Opened, open};
-use crate::{AsyncStream, Peer, Port, Security, Shares};
+use crate::{AsyncStream, Peer, Port, Security, Shares, Sparing};
 
 /// How long a client may take to say what it wants.
 pub const GREETING: Duration = Duration::from_secs(10);
@@ -23,6 +23,8 @@ const SENDING: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_millis(5);
 /// Connections of clients that have not said yet what they want, on one port.
 const GREETINGS: usize = 1024;
+
+static NOT_LET_IN: Sparing = Sparing::new();
 
 /// Waits until `bytes` can be read without waiting.
 async fn greeted(stream: &TcpStream, bytes: usize) -> io::Result<()> {
@@ -90,7 +92,7 @@ pub async fn threads<T, G>(
             let client = match greet(stream).await {
                 Ok(Some(client)) => client,
                 Ok(None) => return,
-                Err(error) => return tracing::debug!("{name} connection from {peer}: {error}"),
+                Err(error) => return NOT_LET_IN.not_let_in(name, peer, &error),
             };
             let place = match shares.take(peer.ip()) {
                 Ok(place) => place,

@@ -6,7 +6,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pgstrata_listen::{Port, Security};
+use pgstrata_listen::{Port, Security, Sparing};
 use pgstrata_wire::postgres::POSTGRES_EPOCH_UNIX_S;
 use tokio::net::TcpListener;
 
@@ -18,6 +18,8 @@ const MAX_CLIENTS: usize = 1000;
 
 /// Most of one peer.
 const MAX_CLIENTS_OF_PEER: usize = 750;
+
+static NOT_LET_IN: Sparing = Sparing::new();
 
 /// What every session needs.
 #[derive(Clone, Debug)]
@@ -41,7 +43,7 @@ pub async fn serve(listeners: Vec<TcpListener>, state: PgState) {
             let opened = match pgstrata_listen::open(stream, &state.security).await {
                 Ok(Some(opened)) => opened,
                 Ok(None) => return,
-                Err(error) => return tracing::info!(%peer, %error, "PostgreSQL client left"),
+                Err(error) => return NOT_LET_IN.not_let_in("PostgreSQL", peer, &error),
             };
             if let Err(error) = session::run(opened, state).await {
                 tracing::info!(%peer, %error, "PostgreSQL client left");

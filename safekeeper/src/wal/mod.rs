@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pgstrata_listen::{Place, Security, Shares};
+use pgstrata_listen::{Place, Security, Shares, Sparing};
 
 use self::connection::Connection;
 use crate::timelines::Timelines;
@@ -95,6 +95,8 @@ pub fn serve(
     Ok(())
 }
 
+static NOT_LET_IN: Sparing = Sparing::new();
+
 #[derive(Clone)]
 struct Accept {
     timelines: Arc<Timelines>,
@@ -134,11 +136,12 @@ impl Accept {
         let (timelines, limits) = (Arc::clone(&self.timelines), self.limits);
         let security = self.security.clone();
         let run = move || {
-            let served = security.accept(stream, limits.greeting).map_err(anyhow::Error::from);
-            let served = served.and_then(|(stream, peer)| {
-                Connection::new(stream, peer, waiting, timelines, limits).run()
-            });
-            if let Err(error) = served {
+            let (stream, shown) = match security.accept(stream, limits.greeting) {
+                Ok(accepted) => accepted,
+                Err(error) => return NOT_LET_IN.not_let_in("WAL", peer, &error),
+            };
+            let connection = Connection::new(stream, shown, waiting, timelines, limits);
+            if let Err(error) = connection.run() {
                 let error = format!("{error:#}");
                 tracing::info!(%peer, error, "WAL connection ended");
             }
