@@ -175,6 +175,7 @@ mod tests {
     use std::sync::{Barrier, mpsc};
 
     use super::*;
+    use crate::SmallFile;
 
     struct Text {
         path: PathBuf,
