@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -50,12 +51,18 @@ struct Arguments {
     dir: PathBuf,
     /// File of a cluster on other machines, as 'cluster export' writes it, instead of a local one
     ///
-    /// It says where the broker is, and has a certificate or a token that is shown to services. With it every command works but
-    /// those that start or stop something on this machine. It has no effect where --dir is given.
-    #[arg(long, global = true, value_name = "FILE", env = "PGSTRATA_CLUSTER")]
+    /// It says where the broker is, and names a certificate or has a token that is shown to services. With it every command works
+    /// but those about processes on this machine: up, down and compute. In the environment it counts less than --dir on the
+    /// command line.
+    #[arg(long, global = true, value_name = "FILE", env = "PGSTRATA_CLUSTER", value_parser = any_path())]
     cluster: Option<PathBuf>,
     #[command(subcommand)]
     command: Verb,
+}
+
+/// A path, or an empty text: that is how a variable is set to nothing.
+fn any_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 #[derive(Subcommand)]
@@ -361,9 +368,8 @@ mod tests {
     use super::*;
 
     fn found(arguments: &[&str]) -> Result<Where, clap::Error> {
-        let matches = Arguments::command()
-            .mut_args(|argument| argument.env(None::<clap::builder::OsStr>))
-            .try_get_matches_from([&["pgstrata"], arguments].concat())?;
+        let matches =
+            Arguments::command().try_get_matches_from([&["pgstrata"], arguments].concat())?;
         find(&matches, &Arguments::from_arg_matches(&matches)?)
     }
 

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use pgstrata_http_client::{Access, Broker};
 use pgstrata_identity::Whom;
 use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_quorum::Configuration;
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::broker::{Listing, Publication, Role};
 use pgstrata_wire::http::pageserver::Branch;
@@ -141,11 +142,12 @@ impl Remote {
         Ok(ask_each(&self.safekeepers()?, ask))
     }
 
-    /// Whether a safekeeper is among those without whom nothing of a timeline can be committed. Its members are asked of any
-    /// of them; with a token, which is shown at no WAL port, they are taken to be those that the broker lists.
+    /// Refuses to conclude anything from answers where those who gave none could have committed without them. A timeline's
+    /// members are asked of any of them; with a token, which is shown at no WAL port, they are taken to be those that the
+    /// broker lists.
     fn check_enough(&self, row: &Branch, asked: &[Asked]) -> Result<()> {
         let silent = |node: NodeId| !asked.iter().any(|one| one.node == node && one.said.is_ok());
-        let is_enough = match self.configuration(row) {
+        let is_enough = match self.configuration(row, asked) {
             Some(configuration) => !configuration.is_quorum(silent),
             None => {
                 let count = asked.iter().filter(|one| one.said.is_err()).count();
@@ -156,25 +158,25 @@ impl Remote {
             let error = one.said.as_ref().err()?;
             Some(format!("safekeeper {}: {error:#}", one.node))
         });
-        ensure!(
-            is_enough,
-            "too few safekeepers answer to tell how far branch '{}' is committed: name a moment with --at ({})",
-            row.name,
-            Vec::from_iter(why.chain([format!("the broker lists {}", asked.len())])).join("; ")
-        );
+        let why = Vec::from_iter(why.chain([format!("the broker lists {}", asked.len())]));
+        ensure!(is_enough, "too few safekeepers answer ({})", why.join("; "));
         Ok(())
     }
 
-    fn configuration(&self, row: &Branch) -> Option<pgstrata_quorum::Configuration> {
+    /// Who a timeline's members are, by the first that has it.
+    fn configuration(&self, row: &Branch, asked: &[Asked]) -> Option<Configuration> {
         let places = self.wal_places().ok()?;
-        places.safekeepers.iter().find_map(|(node, address)| {
+        let has_it =
+            |node: NodeId| its(asked.iter().filter(|one| one.node == node), row).next().is_some();
+        let mut with_it = places.safekeepers.iter().filter(|(node, _)| node.is_some_and(has_it));
+        with_it.find_map(|(node, address)| {
             let identity = places.identity.as_ref();
             let mut client = SafekeeperClient::connect(address, *node, identity, PATIENCE).ok()?;
             Some(client.open(row.tenant_id, row.timeline_id).ok()?.configuration)
         })
     }
 
-    /// Whether a compute writes to a branch, as safekeepers see it.
+    /// Whether a compute writes to a branch, as safekeepers see it: one that does is connected to a majority.
     pub fn has_compute(&self, row: &Branch) -> Result<bool> {
         let unknown = || format!("whether branch '{}' has a compute can't be told", row.name);
         let asked = self.statuses().with_context(unknown)?;
@@ -184,10 +186,18 @@ impl Remote {
 }
 
 /// What safekeepers have of a branch.
-fn its<'a>(asked: &'a [Asked], row: &Branch) -> impl Iterator<Item = &'a Timeline> {
+fn its<'a>(
+    asked: impl IntoIterator<Item = &'a Asked>,
+    row: &Branch,
+) -> impl Iterator<Item = &'a Timeline> {
     let timeline_id = row.timeline_id;
-    let timelines = asked.iter().filter_map(|one| one.said.as_ref().ok());
+    let timelines = asked.into_iter().filter_map(|one| one.said.as_ref().ok());
     timelines.flat_map(|said| &said.timelines).filter(move |one| one.timeline_id == timeline_id)
+}
+
+/// The most that any of them has on disk.
+fn flushed(asked: &[Asked], row: &Branch) -> Option<Lsn> {
+    its(asked, row).map(|timeline| timeline.flush_lsn).max()
 }
 
 impl Services for Remote {
@@ -215,18 +225,19 @@ impl Services for Remote {
 
     fn committed(&self, row: &Branch) -> Result<Option<Lsn>> {
         let deadline = Instant::now() + COMMIT_PATIENCE;
-        let mut asked = self.statuses().with_context(|| {
+        let unknown = || {
             format!(
                 "how far branch '{}' is committed can't be told; name a moment with --at",
                 row.name
             )
-        })?;
-        self.check_enough(row, &asked)?;
-        // What came in later is not what was asked for.
-        let Some(wanted) = its(&asked, row).map(|timeline| timeline.flush_lsn).max() else {
-            return Ok(None);
         };
+        let mut asked = self.statuses().with_context(unknown)?;
+        self.check_enough(row, &asked).with_context(unknown)?;
+        // What came in later is not what was asked for.
+        let Some(mut wanted) = flushed(&asked, row) else { return Ok(None) };
         loop {
+            // What a compute cut off, because it was of another one that nobody let commit, is wanted no more.
+            wanted = wanted.min(flushed(&asked, row).unwrap_or(wanted));
             let committed = its(&asked, row).map(|timeline| timeline.commit_lsn).max();
             if committed >= Some(wanted) {
                 return Ok(committed);
@@ -242,7 +253,7 @@ impl Services for Remote {
                 return Ok(committed);
             }
             std::thread::sleep(LOOK_EVERY);
-            asked = self.statuses()?;
+            asked = self.statuses().with_context(unknown)?;
         }
     }
 
