@@ -290,7 +290,7 @@ fn access(written: &Written, directory: &Path) -> Result<Access> {
     let bearer = Bearer::new(&token).map_err(|why| anyhow!("'token': {why}; {TOKEN_REMEDY}"))?;
     // Checked to be there.
     let ca = ca.context("'ca': it is missing")?;
-    Ok(Access::token(&ca, bearer).context("'ca'")?)
+    Access::token(&ca, bearer).context("'ca'")
 }
 
 impl ClusterFile {
