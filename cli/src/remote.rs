@@ -246,8 +246,8 @@ impl Services for Remote {
             if !may_be || Instant::now() > deadline {
                 let known = committed.unwrap_or_default();
                 eprintln!(
-                    "pgstrata: warning: safekeepers have WAL of branch '{}' up to {wanted}, and know of {known} only that it is \
-                     committed: what follows counts when its compute is started again",
+                    "pgstrata: warning: safekeepers have WAL of branch '{}' up to {wanted}, and know that it is committed up to \
+                     {known}: what follows counts when its compute is started again",
                     row.name
                 );
                 return Ok(committed);
