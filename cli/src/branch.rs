@@ -8,18 +8,19 @@ use pgstrata_wire::http::pageserver::{Branch, CreateBranch, Deleted, LsnAnswer, 
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, FIRST_BRANCH};
-use crate::http::Service;
+use crate::remote::Remote;
+use crate::services::Services;
 use crate::status::Answers;
 use crate::{compute, out, table};
 
 /// All rows of the page server.
-fn rows(cluster: &Cluster) -> Result<Vec<Branch>> {
-    Service::pageserver(&cluster.pageserver_http()?).get("/v1/branches", &[])
+fn rows(services: &dyn Services) -> Result<Vec<Branch>> {
+    services.pageserver()?.get("/v1/branches", &[])
 }
 
 /// A branch's row, as the page server has it; `None` if there is none.
-pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Branch>> {
-    let rows = rows(cluster)?;
+pub fn find(services: &dyn Services, name: &str) -> Result<Option<Branch>> {
+    let rows = rows(services)?;
     if let Some(found) = rows.iter().find(|row| row.name == name) {
         return Ok(Some(found.clone()));
     }
@@ -32,8 +33,8 @@ pub fn find(cluster: &Cluster, name: &str) -> Result<Option<Branch>> {
 }
 
 /// A branch's row.
-pub fn get(cluster: &Cluster, name: &str) -> Result<Branch> {
-    Service::pageserver(&cluster.pageserver_http()?).get("/v1/branch", &[("name", name)])
+pub fn get(services: &dyn Services, name: &str) -> Result<Branch> {
+    services.pageserver()?.get("/v1/branch", &[("name", name)])
 }
 
 /// How far a branch is known to be committed: what its compute says, else what safekeepers say.
@@ -48,8 +49,8 @@ pub fn committed(answers: &Answers, row: &Branch) -> Option<Lsn> {
 }
 
 /// The same, of a branch by its name.
-pub fn committed_now(cluster: &Cluster, name: &str) -> Result<Option<Lsn>> {
-    Ok(committed(&Answers::ask(cluster), &get(cluster, name)?))
+pub fn committed_now(services: &dyn Services, name: &str) -> Result<Option<Lsn>> {
+    services.committed(&get(services, name)?)
 }
 
 /// What is wrong with a branch that is served, a line each.
@@ -90,9 +91,11 @@ fn listed(answers: &Answers, row: &Branch) -> Value {
 }
 
 /// Every branch, as the page server has them, asked with a deadline if there is one.
-pub fn rows_of_pageserver(cluster: &Cluster, timeout: Option<Duration>) -> Result<Vec<Branch>> {
-    let address = cluster.pageserver_http()?;
-    let mut service = Service::pageserver(&address);
+pub fn rows_of_pageserver(
+    services: &dyn Services,
+    timeout: Option<Duration>,
+) -> Result<Vec<Branch>> {
+    let mut service = services.pageserver()?;
     service.timeout = timeout.unwrap_or(service.timeout);
     service.get("/v1/branches", &[("sizes", "true")])
 }
@@ -103,8 +106,8 @@ pub fn listed_all(rows: &[Branch], answers: &Answers) -> Vec<Value> {
 }
 
 /// `branch list`.
-pub fn list(cluster: &Cluster, as_json: bool) -> Result<()> {
-    let rows = listed_all(&rows_of_pageserver(cluster, None)?, &Answers::ask(cluster));
+pub fn list(services: &dyn Services, as_json: bool) -> Result<()> {
+    let rows = listed_all(&rows_of_pageserver(services, None)?, &services.answers());
     if as_json {
         return out::line(&Value::Array(rows).to_string());
     }
@@ -148,13 +151,13 @@ pub fn parse_at(text: &str) -> Result<At, String> {
 }
 
 fn create_request(
-    cluster: &Cluster,
+    services: &dyn Services,
     name: &str,
     from: &str,
     at: Option<&At>,
     replace: bool,
 ) -> Result<Branch> {
-    let source = get(cluster, from)?;
+    let source = get(services, from)?;
     let mut request =
         CreateBranch { name: name.into(), from: from.into(), replace, ..Default::default() };
     // "Now" includes everything that a client was told is committed; and what was committed by
@@ -165,27 +168,32 @@ fn create_request(
         None => {}
     }
     if request.lsn.is_none() {
-        request.at_least = committed(&Answers::ask(cluster), &source);
+        request.at_least = services.committed(&source)?;
     }
-    Service::patient_pageserver(&cluster.pageserver_http()?)?.post_json("/v1/branches", &request)
+    services.pageserver()?.patient()?.post_json("/v1/branches", &request)
+}
+
+/// Removes what a deletion left that was killed: a new branch must not find another one's settings.
+pub fn make_room(cluster: &Cluster, name: &str) -> Result<()> {
+    pgstrata_ids::check_branch_name(name)?;
+    if find(cluster, name)?.is_none() && compute::process(cluster, name).pid().is_none() {
+        cluster.remove_compute_directory(name)?;
+    }
+    Ok(())
 }
 
 /// `branch create`.
 pub fn create(
-    cluster: &Cluster,
+    services: &dyn Services,
     name: &str,
     from: &str,
     at: Option<&At>,
     as_json: bool,
 ) -> Result<()> {
     pgstrata_ids::check_branch_name(name)?;
-    if find(cluster, name)?.is_none() && compute::process(cluster, name).pid().is_none() {
-        // What a deletion left that was killed: a new branch must not find another one's settings.
-        cluster.remove_compute_directory(name)?;
-    }
-    let row = create_request(cluster, name, from, at, false)?;
+    let row = create_request(services, name, from, at, false)?;
     match as_json {
-        true => out::line(&listed(&Answers::ask(cluster), &row).to_string()),
+        true => out::line(&listed(&services.answers(), &row).to_string()),
         false => {
             let at = row.ancestor_lsn.unwrap_or(row.start_lsn);
             out::line(&format!("{name} (from {from} at {at})"))
@@ -255,10 +263,8 @@ fn refuse_with_compute(cluster: &Cluster, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn send_delete(cluster: &Cluster, name: &str) -> Result<()> {
-    Service::patient_pageserver(&cluster.pageserver_http()?)?
-        .delete::<Deleted>("/v1/branch", &[("name", name)])
-        .map(drop)
+fn send_delete(services: &dyn Services, name: &str) -> Result<()> {
+    services.pageserver()?.patient()?.delete::<Deleted>("/v1/branch", &[("name", name)]).map(drop)
 }
 
 /// `branch delete`.
@@ -278,16 +284,52 @@ pub fn delete(cluster: &mut Cluster, name: &str) -> Result<()> {
 /// `branch reset`: as if it were created again now, from the branch that it came from.
 pub fn reset(cluster: &Cluster, name: &str, at: Option<&At>) -> Result<()> {
     let row = get(cluster, name)?;
-    let ancestor = row
-        .ancestor
-        .as_deref()
-        .with_context(|| format!("branch '{name}' has no ancestor to be reset to"))?;
+    let ancestor = ancestor_of(&row)?;
     refuse_with_compute(cluster, name)?;
     create_request(cluster, name, ancestor, at, true).map(drop)
 }
 
-fn send_rename(cluster: &Cluster, old: &str, new: &str) -> Result<()> {
-    Service::patient_pageserver(&cluster.pageserver_http()?)?
+fn ancestor_of(row: &Branch) -> Result<&str> {
+    let ancestor = row.ancestor.as_deref();
+    ancestor.with_context(|| format!("branch '{}' has no ancestor to be reset to", row.name))
+}
+
+/// A compute elsewhere is found by what it is connected to.
+fn refuse_with_compute_elsewhere(remote: &Remote, row: &Branch) -> Result<()> {
+    if remote.has_compute(row)? {
+        bail!("branch '{}' has a compute: stop it first, where it runs", row.name);
+    }
+    Ok(())
+}
+
+/// `branch delete`, of a cluster elsewhere.
+pub fn delete_remote(remote: &Remote, name: &str) -> Result<()> {
+    let row = get(remote, name)?;
+    refuse_with_compute_elsewhere(remote, &row)?;
+    if rows(remote)?.iter().all(|other| other.name == name) {
+        bail!("branch '{name}' is the last one of the cluster");
+    }
+    send_delete(remote, name)
+}
+
+/// `branch reset`, of a cluster elsewhere.
+pub fn reset_remote(remote: &Remote, name: &str, at: Option<&At>) -> Result<()> {
+    let row = get(remote, name)?;
+    let ancestor = ancestor_of(&row)?;
+    refuse_with_compute_elsewhere(remote, &row)?;
+    create_request(remote, name, ancestor, at, true).map(drop)
+}
+
+/// `branch rename`, of a cluster elsewhere.
+pub fn rename_remote(remote: &Remote, old: &str, new: &str) -> Result<()> {
+    refuse_with_compute_elsewhere(remote, &get(remote, old)?)?;
+    send_rename(remote, old, new)
+}
+
+fn send_rename(services: &dyn Services, old: &str, new: &str) -> Result<()> {
+    services
+        .pageserver()?
+        .patient()?
         .post::<Branch>("/v1/branch/rename", &[("name", old), ("to", new)], &[])
         .map(drop)
 }
@@ -312,43 +354,45 @@ pub fn rename(cluster: &mut Cluster, old: &str, new: &str) -> Result<()> {
 }
 
 /// Waits until a branch is ingested as far as it is known to be committed, which is returned.
-fn wait_for_committed(cluster: &Cluster, branch: &str) -> Result<Option<Lsn>> {
-    let committed = committed_now(cluster, branch)?;
+fn wait_for_committed(services: &dyn Services, branch: &str) -> Result<Option<Lsn>> {
+    let committed = committed_now(services, branch)?;
     if let Some(lsn) = committed {
         let lsn = lsn.to_string();
-        Service::patient_pageserver(&cluster.pageserver_http()?)?
+        services
+            .pageserver()?
+            .patient()?
             .get::<Reached>("/v1/branch/wait", &[("name", branch), ("lsn", &lsn)])?;
     }
     Ok(committed)
 }
 
 /// The page server's answer to what a branch's LSN was at a time, or is.
-fn lsn_at(cluster: &Cluster, branch: &str, time: Option<&str>) -> Result<LsnAnswer> {
+fn lsn_at(services: &dyn Services, branch: &str, time: Option<&str>) -> Result<LsnAnswer> {
     let mut query = vec![("name", branch)];
     query.extend(time.map(|time| ("time", time)));
-    Service::patient_pageserver(&cluster.pageserver_http()?)?.get("/v1/branch/lsn", &query)
+    services.pageserver()?.patient()?.get("/v1/branch/lsn", &query)
 }
 
 /// The LSN of a moment of a branch.
-pub fn resolve(cluster: &Cluster, branch: &str, at: &At) -> Result<Lsn> {
+pub fn resolve(services: &dyn Services, branch: &str, at: &At) -> Result<Lsn> {
     match at {
         At::Lsn(lsn) => Ok(*lsn),
         At::Time(time) => {
-            wait_for_committed(cluster, branch)?;
-            Ok(lsn_at(cluster, branch, Some(time))?.lsn)
+            wait_for_committed(services, branch)?;
+            Ok(lsn_at(services, branch, Some(time))?.lsn)
         }
     }
 }
 
 /// `lsn`.
-pub fn lsn(cluster: &Cluster, branch: &str, at: Option<&At>, as_json: bool) -> Result<()> {
+pub fn lsn(services: &dyn Services, branch: &str, at: Option<&At>, as_json: bool) -> Result<()> {
     let time = match at {
         Some(At::Lsn(_)) => bail!("--at takes a time here, such as 2026-01-31T12:00:00Z"),
         Some(At::Time(time)) => Some(time.as_str()),
         None => None,
     };
-    let committed = wait_for_committed(cluster, branch)?;
-    let mut answer = lsn_at(cluster, branch, time)?;
+    let committed = wait_for_committed(services, branch)?;
+    let mut answer = lsn_at(services, branch, time)?;
     if at.is_none()
         && let Some(lsn) = committed
     {

@@ -14,16 +14,18 @@ use pgstrata_wire::http::pageserver::Branch;
 
 use crate::cluster::{ensure_user, find_postgres};
 use crate::http::Service;
+use crate::remote::Remote;
+use crate::services::Services;
 use crate::{files, out, process};
 
 /// Arguments of `found`.
 #[derive(clap::Args)]
 pub struct FoundArguments {
-    /// HTTP interface of the page server, host:port
+    /// HTTP interface of the page server, host:port [default: the one that the broker of --cluster names]
     #[arg(long)]
-    pageserver_http: String,
+    pub pageserver_http: Option<String>,
     /// Directory with the certificate to show to it: an admin's
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "pageserver_http")]
     tls: Option<PathBuf>,
     /// Name of the branch
     #[arg(long, default_value = "main")]
@@ -42,15 +44,24 @@ pub struct FoundArguments {
     data_checksums: bool,
 }
 
-/// Makes the branch by `initdb`, unless it is there.
-pub fn found(arguments: &FoundArguments) -> Result<()> {
+/// The page server that was named, or that of a cluster elsewhere.
+fn pageserver(arguments: &FoundArguments, remote: Option<&Remote>) -> Result<Service> {
     let access = match &arguments.tls {
         None => Access::Local,
         Some(directory) => Access::Certificate(Identity::open(directory)?),
     };
-    let pageserver = || Service::pageserver_by(&arguments.pageserver_http, &access);
+    match (&arguments.pageserver_http, remote) {
+        (Some(address), _) => Ok(Service::pageserver_by(address, &access)),
+        (None, Some(remote)) => remote.pageserver(),
+        (None, None) => bail!("no page server is named: give --pageserver-http, or --cluster"),
+    }
+}
+
+/// Makes the branch by `initdb`, unless it is there.
+pub fn found(arguments: &FoundArguments, remote: Option<&Remote>) -> Result<()> {
+    let pageserver = pageserver(arguments, remote)?;
     let name = &arguments.branch;
-    let rows: Vec<Branch> = pageserver().get("/v1/branches", &[])?;
+    let rows: Vec<Branch> = pageserver.get("/v1/branches", &[])?;
     if rows.iter().any(|row| row.name == *name) {
         return out::line(&format!("branch {name} is there"));
     }
@@ -62,7 +73,7 @@ pub fn found(arguments: &FoundArguments) -> Result<()> {
     let temporary = tempfile::Builder::new().prefix("pgstrata-found-").tempdir()?;
     let archive = initdb(&pg_bin, temporary.path(), user.as_ref(), arguments.data_checksums)?;
     let tenant = arguments.tenant.unwrap_or_else(|| TenantId(rand::random())).to_string();
-    import(pageserver(), &tenant, name, &archive)?;
+    import(pageserver, &tenant, name, &archive)?;
     out::line(&format!("branch {name} was made"))
 }
 
@@ -126,7 +137,7 @@ fn cause(output: &[u8]) -> String {
 const PARTS: &[&str] = &["base", "global", "pg_xact", "pg_multixact", "pg_commit_ts"];
 
 /// Makes a tar of a data directory a tenant's first branch.
-pub fn import(pageserver: Service<'_>, tenant: &str, name: &str, archive: &[u8]) -> Result<()> {
+pub fn import(pageserver: Service, tenant: &str, name: &str, archive: &[u8]) -> Result<()> {
     let timeline = pgstrata_ids::TimelineId(rand::random()).to_string();
     let query = [("tenant", tenant), ("timeline", timeline.as_str()), ("name", name)];
     pageserver.patient()?.post::<Branch>("/v1/import", &query, archive).map(drop)

@@ -15,7 +15,7 @@ const BODY_LIMIT: u64 = 1 << 30;
 
 /// Longest wait for an answer that takes no time. A machine that is moved, or short of memory, may stand still for half a
 /// minute, and goes on by itself.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
 /// Longest wait for work: longer than the page server takes for any.
 const WORK_PATIENCE: Duration = Duration::from_secs(180);
 
@@ -28,53 +28,69 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     outcome
 }
 
-/// One service, as an HTTP server on this machine.
-pub struct Service<'a> {
+/// One service, as an HTTP server.
+pub struct Service {
     /// What people call it.
-    pub name: &'a str,
+    pub name: &'static str,
     /// `host:port`.
-    pub address: &'a str,
+    pub address: String,
     /// Longest wait for an answer.
     pub timeout: Duration,
     /// How it lets us in.
     pub access: Access,
+    /// Who it must be.
+    pub whom: Whom,
+    /// Whether it is one that `up` starts, on this machine.
+    pub is_here: bool,
 }
 
 /// A query's names and values.
 pub type Pairs<'a> = &'a [(&'a str, &'a str)];
 
-impl<'a> Service<'a> {
+impl Service {
     /// The page server.
-    pub fn pageserver(address: &'a str) -> Service<'a> {
+    pub fn pageserver(address: &str) -> Service {
         Service::pageserver_by(address, &Access::Local)
     }
 
     /// One on another machine.
-    pub fn pageserver_by(address: &'a str, access: &Access) -> Service<'a> {
-        let (timeout, access) = (ANSWER_PATIENCE, access.clone());
-        Service { name: "the page server", address, timeout, access }
+    pub fn pageserver_by(address: &str, access: &Access) -> Service {
+        Service {
+            name: "the page server",
+            timeout: ANSWER_PATIENCE,
+            ..Service::local(address, access)
+        }
+    }
+
+    fn local(address: &str, access: &Access) -> Service {
+        let (address, access) = (address.to_owned(), access.clone());
+        let timeout = ANSWER_PATIENCE;
+        Service { name: "it", address, timeout, access, whom: Whom::Pageserver, is_here: true }
     }
 
     /// The same for a request that may take long, such as one that waits for WAL: first it is asked whether it answers
     /// at all.
-    pub fn patient_pageserver(address: &'a str) -> Result<Service<'a>> {
-        Service::pageserver(address).patient()
-    }
-
-    /// See [`Service::patient_pageserver`].
-    pub fn patient(self) -> Result<Service<'a>> {
+    pub fn patient(self) -> Result<Service> {
         self.get_bytes("/healthz", &[])?;
         Ok(Service { timeout: WORK_PATIENCE, ..self })
     }
 
     fn agent(&self) -> Agent {
         let timing = Timing { whole: self.timeout, silence: None };
-        pgstrata_http_client::agent(timing, &self.access, Whom::Pageserver)
+        pgstrata_http_client::agent(timing, &self.access, self.whom.clone())
     }
 
     /// The body of an answer; an error response becomes an error with the service's own words.
     fn body(&self, answer: Result<Answer, ureq::Error>) -> Result<Vec<u8>> {
         let mut response = match answer {
+            Err(ureq::Error::Timeout(_)) if !self.is_here => bail!(
+                "{} at {} does not answer within {} s: is it up, and is it reached by that name from here?",
+                self.name,
+                self.address,
+                self.timeout.as_secs()
+            ),
+            answer if !self.is_here => answer
+                .with_context(|| format!("{} at {} can't be asked", self.name, self.address))?,
             Err(ureq::Error::Timeout(_)) => bail!(
                 "{} does not answer within {} s: if its process hangs, end it, and 'pgstrata up' \
                  starts it again",
@@ -143,12 +159,12 @@ impl<'a> Service<'a> {
 
 /// A GET that may fail quickly, for what is only good to know.
 pub fn try_get<T: DeserializeOwned>(address: &str, path: &str, timeout: Duration) -> Option<T> {
-    Service { name: "it", address, timeout, access: Access::Local }.get(path, &[]).ok()
+    Service { timeout, ..Service::local(address, &Access::Local) }.get(path, &[]).ok()
 }
 
 /// Whether a service answers at all.
 pub fn is_well(address: &str, timeout: Duration) -> bool {
-    Service { name: "it", address, timeout, access: Access::Local }
+    Service { timeout, ..Service::local(address, &Access::Local) }
         .get_bytes("/healthz", &[])
         .is_ok()
 }

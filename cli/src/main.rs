@@ -4,7 +4,9 @@ mod auth;
 mod branch;
 mod claim;
 mod cluster;
+mod cluster_file;
 mod compute;
+mod export;
 mod files;
 mod found;
 mod http;
@@ -14,6 +16,9 @@ mod owner;
 mod page;
 mod place;
 mod process;
+mod remote;
+mod remote_status;
+mod services;
 mod status;
 mod table;
 mod up;
@@ -21,14 +26,18 @@ mod wal;
 mod way;
 mod zones;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use cluster::Cluster;
 use nix::sys::stat::Mode;
+use remote::Remote;
+use services::Services;
 
 /// Stock PostgreSQL on a quorum and a page server, with branches of any moment of the past.
 ///
@@ -40,8 +49,20 @@ struct Arguments {
     /// Directory of the local cluster; with 'auth' that of certificates and keys, and pgstrata-auth unless it is named
     #[arg(long, global = true, env = "PGSTRATA_DIR", default_value = ".pgstrata")]
     dir: PathBuf,
+    /// File of a cluster on other machines, as 'cluster export' writes it, instead of a local one
+    ///
+    /// It says where the broker is, and names a certificate or has a token that is shown to services. With it every command works
+    /// but those about processes on this machine: up, down and compute. In the environment it counts less than --dir on the
+    /// command line.
+    #[arg(long, global = true, value_name = "FILE", env = "PGSTRATA_CLUSTER", value_parser = any_path())]
+    cluster: Option<PathBuf>,
     #[command(subcommand)]
     command: Verb,
+}
+
+/// A path, or an empty text: that is how a variable is set to nothing.
+fn any_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 #[derive(Subcommand)]
@@ -53,6 +74,9 @@ enum Verb {
     /// Make the first branch of a page server, by initdb, unless it is there: for services that
     /// were not started by 'up'
     Found(found::FoundArguments),
+    /// Write a file by which this command finds a cluster from another machine
+    #[command(subcommand)]
+    Cluster(export::ClusterVerb),
     /// Show processes, branches and computes
     Status {
         /// Print JSON
@@ -180,59 +204,139 @@ enum ComputeVerb {
     },
 }
 
-/// `dir_is_given` is whether the command line names the directory.
-fn run(arguments: Arguments, dir_is_given: bool) -> Result<bool> {
-    let dir = &arguments.dir;
-    let open = || Cluster::open(dir);
-    let change = || Cluster::change(dir);
-    let done = match arguments.command {
-        Verb::Wal(verb) => return wal::run(verb, open),
+/// Where the cluster is that a command is about.
+#[derive(Debug, PartialEq)]
+enum Where {
+    /// In this directory.
+    Here(PathBuf),
+    /// This file tells.
+    Elsewhere(PathBuf),
+}
+
+/// The one that was given most plainly: on the command line, where only one of the two is; then in the environment.
+fn find(matches: &ArgMatches, arguments: &Arguments) -> Result<Where, clap::Error> {
+    let is_typed = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+    let refused = "the argument '--cluster <FILE>' cannot be used with '--dir <DIR>'";
+    match (is_typed("dir"), is_typed("cluster"), &arguments.cluster) {
+        (true, true, _) => Err(Arguments::command().error(ErrorKind::ArgumentConflict, refused)),
+        (false, _, Some(file)) if !file.as_os_str().is_empty() => {
+            Ok(Where::Elsewhere(file.clone()))
+        }
+        _ => Ok(Where::Here(arguments.dir.clone())),
+    }
+}
+
+impl Where {
+    /// For what starts, stops or looks at processes.
+    fn here(&self, what: &str) -> Result<&Path> {
+        match self {
+            Where::Here(dir) => Ok(dir),
+            Where::Elsewhere(file) => bail!(
+                "'{what}' is about processes on this machine, and {} is a cluster elsewhere: leave out --cluster, and unset \
+                 PGSTRATA_CLUSTER",
+                file.display()
+            ),
+        }
+    }
+
+    fn services(&self) -> Result<Box<dyn Services>> {
+        Ok(match self {
+            Where::Here(dir) => Box::new(Cluster::open(dir)?),
+            Where::Elsewhere(file) => Box::new(Remote::open(file)?),
+        })
+    }
+}
+
+fn branch(verb: BranchVerb, place: &Where) -> Result<()> {
+    let change = |dir| Cluster::change(dir);
+    match (verb, place) {
+        (BranchVerb::List { json }, place) => branch::list(place.services()?.as_ref(), json),
+        (BranchVerb::Create { name, from, at, json }, Where::Here(dir)) => {
+            let cluster = Cluster::open(dir)?;
+            branch::make_room(&cluster, &name)?;
+            branch::create(&cluster, &name, &from, at.as_ref(), json)
+        }
+        (BranchVerb::Create { name, from, at, json }, Where::Elsewhere(file)) => {
+            branch::create(&Remote::open(file)?, &name, &from, at.as_ref(), json)
+        }
+        (BranchVerb::Delete { name }, Where::Here(dir)) => {
+            let (mut cluster, _lock) = change(dir)?;
+            branch::delete(&mut cluster, &name)
+        }
+        (BranchVerb::Delete { name }, Where::Elsewhere(file)) => {
+            branch::delete_remote(&Remote::open(file)?, &name)
+        }
+        (BranchVerb::Reset { name, at }, Where::Here(dir)) => {
+            let (cluster, _lock) = change(dir)?;
+            branch::reset(&cluster, &name, at.as_ref())
+        }
+        (BranchVerb::Reset { name, at }, Where::Elsewhere(file)) => {
+            branch::reset_remote(&Remote::open(file)?, &name, at.as_ref())
+        }
+        (BranchVerb::Rename { old, new }, Where::Here(dir)) => {
+            let (mut cluster, _lock) = change(dir)?;
+            branch::rename(&mut cluster, &old, &new)
+        }
+        (BranchVerb::Rename { old, new }, Where::Elsewhere(file)) => {
+            branch::rename_remote(&Remote::open(file)?, &old, &new)
+        }
+    }
+}
+
+fn compute(verb: ComputeVerb, place: &Where) -> Result<()> {
+    match verb {
+        ComputeVerb::Start(start) => {
+            let (mut cluster, _lock) = Cluster::change(place.here("compute start")?)?;
+            compute::start(&mut cluster, &start)
+        }
+        ComputeVerb::Stop { branch, immediate } => {
+            let (mut cluster, _lock) = Cluster::change(place.here("compute stop")?)?;
+            compute::stop(&mut cluster, &branch, immediate)
+        }
+        ComputeVerb::List { json } => {
+            let cluster = Cluster::open(place.here("compute list")?)?;
+            let rows = compute::rows(&cluster, &status::Answers::ask(&cluster));
+            match json {
+                true => out::line(&serde_json::Value::Array(rows).to_string()),
+                false => table::print(&["branch", "state", "uri", "start_ms"], &rows),
+            }
+        }
+    }
+}
+
+/// `auth_dir` is the directory that the command line names, if it does.
+fn run(command: Verb, place: &Where, auth_dir: Option<&Path>) -> Result<bool> {
+    let services = || place.services();
+    let done = match command {
+        Verb::Wal(verb) => return wal::run(verb, services),
         // Its directory is no cluster's: what says where that is says nothing of this.
-        Verb::Auth(verb) => auth::run(dir_is_given.then_some(dir.as_path()), &verb),
-        Verb::Up(up_arguments) => up::up(dir, &up_arguments),
-        Verb::Down => up::down(dir),
-        Verb::Found(arguments) => found::found(&arguments),
-        Verb::Status { json } => status::status(&open()?, json),
-        Verb::Branch(verb) => match verb {
-            BranchVerb::List { json } => branch::list(&open()?, json),
-            BranchVerb::Create { name, from, at, json } => {
-                branch::create(&open()?, &name, &from, at.as_ref(), json)
+        Verb::Auth(verb) => auth::run(auth_dir, &verb),
+        Verb::Cluster(export::ClusterVerb::Export(arguments)) => {
+            export::export(&arguments, || Cluster::open(place.here("cluster export")?))
+        }
+        Verb::Up(up_arguments) => up::up(place.here("up")?, &up_arguments),
+        Verb::Down => up::down(place.here("down")?),
+        Verb::Found(arguments) => match (place, &arguments.pageserver_http) {
+            (Where::Elsewhere(file), None) => found::found(&arguments, Some(&Remote::open(file)?)),
+            (Where::Here(_), None) => {
+                let missing =
+                    "a page server is needed: --pageserver-http <HOST:PORT>, or --cluster <FILE>";
+                Arguments::command().error(ErrorKind::MissingRequiredArgument, missing).exit()
             }
-            BranchVerb::Delete { name } => {
-                let (mut cluster, _lock) = change()?;
-                branch::delete(&mut cluster, &name)
-            }
-            BranchVerb::Reset { name, at } => {
-                let (cluster, _lock) = change()?;
-                branch::reset(&cluster, &name, at.as_ref())
-            }
-            BranchVerb::Rename { old, new } => {
-                let (mut cluster, _lock) = change()?;
-                branch::rename(&mut cluster, &old, &new)
-            }
+            _ => found::found(&arguments, None),
         },
-        Verb::Compute(verb) => match verb {
-            ComputeVerb::Start(start) => {
-                let (mut cluster, _lock) = change()?;
-                compute::start(&mut cluster, &start)
-            }
-            ComputeVerb::Stop { branch, immediate } => {
-                let (mut cluster, _lock) = change()?;
-                compute::stop(&mut cluster, &branch, immediate)
-            }
-            ComputeVerb::List { json } => {
-                let cluster = open()?;
-                let rows = compute::rows(&cluster, &status::Answers::ask(&cluster));
-                match json {
-                    true => out::line(&serde_json::Value::Array(rows).to_string()),
-                    false => table::print(&["branch", "state", "uri", "start_ms"], &rows),
-                }
-            }
+        Verb::Status { json } => match place {
+            Where::Here(dir) => status::status(&Cluster::open(dir)?, json),
+            Where::Elsewhere(file) => remote_status::status(&Remote::open(file)?, json),
         },
-        Verb::Lsn { branch, at, json } => branch::lsn(&open()?, &branch, at.as_ref(), json),
-        Verb::Page(verb) => page::run(&open()?, &verb),
-        Verb::Compact { branch } => page::compact(&open()?, &branch),
-        Verb::Layers { branch, json } => page::layers(&open()?, &branch, json),
+        Verb::Branch(verb) => branch(verb, place),
+        Verb::Compute(verb) => compute(verb, place),
+        Verb::Lsn { branch, at, json } => {
+            branch::lsn(services()?.as_ref(), &branch, at.as_ref(), json)
+        }
+        Verb::Page(verb) => page::run(services()?.as_ref(), &verb),
+        Verb::Compact { branch } => page::compact(services()?.as_ref(), &branch),
+        Verb::Layers { branch, json } => page::layers(services()?.as_ref(), &branch, json),
     };
     done.map(|()| true)
 }
@@ -244,7 +348,9 @@ fn main() -> ExitCode {
     let matches = Arguments::command().get_matches();
     let dir_is_given = matches.value_source("dir") == Some(ValueSource::CommandLine);
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match run(arguments, dir_is_given) {
+    let place = find(&matches, &arguments).unwrap_or_else(|error| error.exit());
+    let auth_dir = dir_is_given.then_some(arguments.dir.as_path());
+    match run(arguments.command, &place, auth_dir) {
         Ok(true) => ExitCode::SUCCESS,
         // What is wrong was printed.
         Ok(false) => ExitCode::FAILURE,
@@ -254,5 +360,38 @@ fn main() -> ExitCode {
             eprintln!("pgstrata: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(arguments: &[&str]) -> Result<Where, clap::Error> {
+        let matches =
+            Arguments::command().try_get_matches_from([&["pgstrata"], arguments].concat())?;
+        find(&matches, &Arguments::from_arg_matches(&matches)?)
+    }
+
+    #[test]
+    fn a_cluster_is_here_or_elsewhere() {
+        let here = |dir: &str| Where::Here(dir.into());
+        let elsewhere = || Where::Elsewhere("x.toml".into());
+        for (arguments, expected) in [
+            (&["lsn"][..], here(".pgstrata")),
+            (&["--dir", "d", "lsn"], here("d")),
+            (&["--cluster", "x.toml", "lsn"], elsewhere()),
+            (&["branch", "list", "--cluster", "x.toml"], elsewhere()),
+            (&["--cluster", "", "lsn"], here(".pgstrata")),
+        ] {
+            assert_eq!(found(arguments).unwrap(), expected, "{arguments:?}");
+        }
+        let both = found(&["--cluster", "x.toml", "lsn", "--dir", "d"]).unwrap_err();
+        assert_eq!((both.kind(), both.exit_code()), (ErrorKind::ArgumentConflict, 2));
+        let error = elsewhere().here("up").unwrap_err().to_string();
+        assert!(
+            error.starts_with("'up' is about") && error.contains("leave out --cluster"),
+            "{error}"
+        );
     }
 }

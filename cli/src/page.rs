@@ -5,8 +5,7 @@ use pgstrata_ids::Lsn;
 use pgstrata_wire::http::pageserver::Compacted;
 use serde_json::Value;
 
-use crate::cluster::Cluster;
-use crate::http::Service;
+use crate::services::Services;
 use crate::{branch, out, table};
 
 /// Verbs of `page`.
@@ -30,37 +29,30 @@ pub enum PageVerb {
 }
 
 /// `page`.
-pub fn run(cluster: &Cluster, verb: &PageVerb) -> Result<()> {
+pub fn run(services: &dyn Services, verb: &PageVerb) -> Result<()> {
     let PageVerb::Get { branch, rel, block, at } = verb;
     let (block, at) = (block.to_string(), at.map(|lsn| lsn.to_string()));
     let mut query = vec![("name", branch.as_str()), ("rel", rel), ("block", &block)];
     // What is committed now, and not what the page server has ingested so far.
     let committed = match at {
         Some(_) => None,
-        None => branch::committed_now(cluster, branch)?.map(|lsn| lsn.to_string()),
+        None => branch::committed_now(services, branch)?.map(|lsn| lsn.to_string()),
     };
     query.extend(at.as_deref().map(|lsn| ("lsn", lsn)));
     query.extend(committed.as_deref().map(|lsn| ("at_least", lsn)));
-    let address = cluster.pageserver_http()?;
-    out::bytes(&Service::patient_pageserver(&address)?.get_bytes("/v1/branch/page", &query)?)
+    out::bytes(&services.pageserver()?.patient()?.get_bytes("/v1/branch/page", &query)?)
 }
 
 /// `compact`.
-pub fn compact(cluster: &Cluster, branch: &str) -> Result<()> {
-    let address = cluster.pageserver_http()?;
-    let answer: Compacted = Service::patient_pageserver(&address)?.post(
-        "/v1/branch/compact",
-        &[("name", branch)],
-        &[],
-    )?;
+pub fn compact(services: &dyn Services, branch: &str) -> Result<()> {
+    let pageserver = services.pageserver()?.patient()?;
+    let answer: Compacted = pageserver.post("/v1/branch/compact", &[("name", branch)], &[])?;
     out::line(&format!("{} layers compacted", answer.compacted))
 }
 
 /// `layers`.
-pub fn layers(cluster: &Cluster, branch: &str, as_json: bool) -> Result<()> {
-    let address = cluster.pageserver_http()?;
-    let rows: Vec<Value> =
-        Service::pageserver(&address).get("/v1/branch/layers", &[("name", branch)])?;
+pub fn layers(services: &dyn Services, branch: &str, as_json: bool) -> Result<()> {
+    let rows: Vec<Value> = services.pageserver()?.get("/v1/branch/layers", &[("name", branch)])?;
     match as_json {
         true => out::line(&Value::Array(rows).to_string()),
         false => table::print(&["kind", "level", "start_lsn", "end_lsn", "size", "name"], &rows),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use pgstrata_ids::NodeId;
 use pgstrata_wire::http::compute::Report;
 use pgstrata_wire::http::pageserver::Branch;
 use pgstrata_wire::http::safekeeper;
@@ -27,7 +28,7 @@ fn process_row(cluster: &Cluster, name: &str, role: &str, listen: u16, http: u16
 }
 
 /// Longest wait for what a process says of itself. All are asked at once.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 /// Processes that are asked at once, at most.
 const ASKED_AT_ONCE: usize = 64;
 
@@ -101,6 +102,12 @@ impl Answers {
         answers
     }
 
+    /// What safekeepers elsewhere said.
+    pub fn of_safekeepers(said: impl Iterator<Item = (NodeId, safekeeper::Status)>) -> Answers {
+        let named = |(node, said)| (format!("safekeeper-{node}"), Said::Safekeeper(said));
+        Answers { by_process: said.map(named).collect() }
+    }
+
     /// What safekeepers said.
     pub fn safekeepers(&self) -> impl Iterator<Item = &safekeeper::Status> {
         self.by_process.values().filter_map(|said| match said {
@@ -162,7 +169,11 @@ pub fn damage(answers: &Answers, safekeeper: &str) -> Option<String> {
 
 /// What is wrong with a running safekeeper: damage first; or that it does not answer.
 fn failure(said: Option<&safekeeper::Status>) -> Option<String> {
-    let Some(said) = said else { return Some(no_answer()) };
+    said.map_or_else(|| Some(no_answer()), trouble)
+}
+
+/// What is wrong with a safekeeper that answers.
+pub fn trouble(said: &safekeeper::Status) -> Option<String> {
     let mut troubles = damages(said);
     troubles.extend(archiving_errors(said, false));
     summary(&troubles)
@@ -209,6 +220,22 @@ pub fn processes(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
     rows
 }
 
+/// Branches, or why they are not known.
+pub fn print_branches(branches: &Result<Vec<Branch>>, answers: &Answers) -> Result<()> {
+    let rows = match branches {
+        Ok(rows) => rows,
+        Err(error) => return out::line(&format!("branches: {error:#}")),
+    };
+    let columns = ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "commit_lsn", "failure"];
+    table::print(&columns, &branch::listed_all(rows, answers))?;
+    for row in rows {
+        for trouble in branch::troubles(row) {
+            out::line(&format!("{}: {trouble}", row.name))?;
+        }
+    }
+    Ok(())
+}
+
 /// `status`.
 pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     // The page server is asked while the others are, with the same deadline.
@@ -249,19 +276,7 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
         out::line(&format!("warning: {warning}"))?;
     }
     out::line("")?;
-    match branches {
-        Ok(rows) => {
-            let columns =
-                ["name", "ancestor", "ancestor_lsn", "last_record_lsn", "commit_lsn", "failure"];
-            table::print(&columns, &branch::listed_all(&rows, &answers))?;
-            for row in &rows {
-                for trouble in branch::troubles(row) {
-                    out::line(&format!("{}: {trouble}", row.name))?;
-                }
-            }
-        }
-        Err(error) => out::line(&format!("branches: {error:#}"))?,
-    }
+    print_branches(&branches, &answers)?;
     out::line("")?;
     table::print(&["branch", "state", "uri", "start_ms"], &computes)?;
     for row in &computes {

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,9 +17,9 @@ use pgstrata_pg_wal::{PgVersion, WalDecoder};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::cluster::Cluster;
+use crate::cluster_file::Archive;
 use crate::out::Out;
-use crate::status::Answers;
+use crate::services::{Services, WalPlaces};
 use crate::{branch, http};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -80,9 +81,7 @@ struct BranchWal {
     end: Lsn,
     segment_size: u64,
     version: PgVersion,
-    addresses: Vec<String>,
-    /// Where segments are that safekeepers no longer keep: a location, and an S3 endpoint.
-    archive: (String, Option<String>),
+    places: Rc<WalPlaces>,
     /// The last segment fetched from there, and its number.
     fetched: RefCell<Option<(u64, Vec<u8>)>>,
     /// Whose WAL is before `start`.
@@ -90,11 +89,16 @@ struct BranchWal {
 }
 
 impl BranchWal {
-    fn open(cluster: &Cluster, name: &str) -> Result<BranchWal> {
-        let row = branch::get(cluster, name)?;
-        let committed = branch::committed(&Answers::ask(cluster), &row);
+    fn open(services: &dyn Services, name: &str) -> Result<BranchWal> {
+        let places = Rc::new(services.wal_places()?);
+        BranchWal::open_in(services, &places, name)
+    }
+
+    fn open_in(services: &dyn Services, places: &Rc<WalPlaces>, name: &str) -> Result<BranchWal> {
+        let row = branch::get(services, name)?;
+        let committed = services.committed(&row)?;
         let ancestor = match &row.ancestor {
-            Some(ancestor) => Some(Box::new(BranchWal::open(cluster, ancestor)?)),
+            Some(ancestor) => Some(Box::new(BranchWal::open_in(services, places, ancestor)?)),
             None => None,
         };
         Ok(BranchWal {
@@ -107,13 +111,7 @@ impl BranchWal {
             segment_size: row.segment_size,
             version: PgVersion::from_major(row.pg_version)
                 .context("the branch has no supported version")?,
-            addresses: cluster
-                .state
-                .safekeepers
-                .iter()
-                .map(|place| format!("127.0.0.1:{}", place.wal))
-                .collect(),
-            archive: (cluster.object_store(), cluster.state.s3_endpoint.clone()),
+            places: Rc::clone(places),
             fetched: RefCell::default(),
         })
     }
@@ -152,9 +150,10 @@ impl BranchWal {
             return Ok(of_segment(segment));
         }
         let mut reasons = Vec::new();
-        for address in &self.addresses {
+        for (node, address) in &self.places.safekeepers {
             let read = || -> std::io::Result<Vec<u8>> {
-                let mut client = SafekeeperClient::connect(address, None, None, TIMEOUT)?;
+                let identity = self.places.identity.as_ref();
+                let mut client = SafekeeperClient::connect(address, *node, identity, TIMEOUT)?;
                 client.open(self.tenant, self.timeline)?;
                 let mut bytes = Vec::new();
                 let end = client.read_wal(from, to, Term(0), &mut bytes)?;
@@ -168,7 +167,13 @@ impl BranchWal {
                 Err(error) => reasons.push(format!("{address}: {error}")),
             }
         }
-        match self.fetch_segment(number)? {
+        let Some(archive) = &self.places.archive else {
+            bail!(
+                "no safekeeper has WAL from {from} to {to} ({}): what they no longer keep is in the object store, which the                  cluster's file can name ('object_store')",
+                reasons.join("; ")
+            );
+        };
+        match self.fetch_segment(archive, number)? {
             Some(segment) => {
                 let bytes = of_segment(&segment);
                 *self.fetched.borrow_mut() = Some((number, segment));
@@ -176,21 +181,21 @@ impl BranchWal {
             }
             None => bail!(
                 "neither a safekeeper nor {} has WAL from {from} to {to} ({})",
-                self.archive.0,
+                archive.0,
                 reasons.join("; ")
             ),
         }
     }
 
     /// A full segment from object storage; `None` if it is not there.
-    fn fetch_segment(&self, number: u64) -> Result<Option<Vec<u8>>> {
+    fn fetch_segment(&self, archive: &Archive, number: u64) -> Result<Option<Vec<u8>>> {
         let object = format!(
             "tenants/{}/timelines/{}/wal/{}.zst",
             self.tenant,
             self.timeline,
             segment_name(number, self.segment_size)
         );
-        let (location, endpoint) = &self.archive;
+        let (location, endpoint) = archive;
         let location: Location = location.parse()?;
         // A frame of a segment that can't be compressed, and its checksum.
         let limit = zstd::zstd_safe::compress_bound(self.segment_size as usize) as u64 + 4;
@@ -249,7 +254,7 @@ impl BranchWal {
 }
 
 /// `wal`. Returns whether everything was right.
-pub fn run(verb: WalVerb, open: impl FnOnce() -> Result<Cluster>) -> Result<bool> {
+pub fn run(verb: WalVerb, open: impl FnOnce() -> Result<Box<dyn Services>>) -> Result<bool> {
     let mut out = BufWriter::new(Out);
     let right = run_to(verb, open, &mut out)?;
     out.flush().context("can't write the answer")?;
@@ -258,7 +263,7 @@ pub fn run(verb: WalVerb, open: impl FnOnce() -> Result<Cluster>) -> Result<bool
 
 fn run_to(
     verb: WalVerb,
-    open: impl FnOnce() -> Result<Cluster>,
+    open: impl FnOnce() -> Result<Box<dyn Services>>,
     out: &mut impl Write,
 ) -> Result<bool> {
     match verb {
@@ -268,7 +273,7 @@ fn run_to(
             Ok(true)
         }
         WalVerb::Dump { branch, from, to, json, .. } => {
-            let wal = BranchWal::open(&open()?, &branch)?;
+            let wal = BranchWal::open(open()?.as_ref(), &branch)?;
             let to = to.unwrap_or(wal.end);
             ensure!(
                 to <= wal.end,
@@ -288,7 +293,7 @@ fn run_to(
             Ok(true)
         }
         WalVerb::Verify { branch, from, to, json } => {
-            let wal = BranchWal::open(&open()?, &branch)?;
+            let wal = BranchWal::open(open()?.as_ref(), &branch)?;
             let report = verify(&wal, from, to)?;
             match json {
                 true => writeln!(out, "{report}")?,

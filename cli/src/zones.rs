@@ -36,11 +36,15 @@ pub fn of_new(count: usize, asked: &[String]) -> Result<Vec<String>> {
 /// What a cluster's zones do not protect from: without one of them nothing is committed. Where there are no zones, or only
 /// one safekeeper, nothing was promised.
 pub fn warning(safekeepers: &[SafekeeperPlace]) -> Option<String> {
-    let count = safekeepers.len();
+    warning_of(&Vec::from_iter(safekeepers.iter().map(|place| place.zone.as_str())))
+}
+
+/// The same of the zones of each safekeeper.
+pub fn warning_of(zones: &[&str]) -> Option<String> {
+    let count = zones.len();
     let majority = count / 2 + 1;
-    let of = |zone: &str| safekeepers.iter().filter(|place| place.zone == zone).count();
-    let zones = safekeepers.iter().map(|place| place.zone.as_str());
-    let mut crowded = zones.filter(|zone| !zone.is_empty() && of(zone) >= majority);
+    let of = |zone: &str| zones.iter().filter(|other| **other == zone).count();
+    let mut crowded = zones.iter().copied().filter(|zone| !zone.is_empty() && of(zone) >= majority);
     let zone = crowded.next().filter(|_| count > 1)?;
     Some(format!(
         "{} of {count} safekeepers are in zone '{zone}': while it is down, nothing can be committed, and what \

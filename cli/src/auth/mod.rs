@@ -14,7 +14,7 @@
 mod authority;
 mod keys;
 mod show;
-mod writing;
+pub mod writing;
 
 use std::path::{Path, PathBuf};
 

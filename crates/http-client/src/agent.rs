@@ -1,15 +1,17 @@
 //! Agents, and what answers mean.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use pgstrata_identity::{Identity, Whom};
+use pgstrata_identity::{Identity, Trouble, Whom, client_without_certificate};
 use pgstrata_wire::http::Failure;
 use ureq::Agent;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, TcpConnector};
 
+use crate::Bearer;
 use crate::tls::{Config, PROTOCOL, TlsConnector};
 
 /// Bytes of a refusal that are read, at most.
@@ -38,6 +40,13 @@ pub enum Access {
     Local,
     /// By our certificate.
     Certificate(Identity),
+    /// By a token, which is shown to those only whom the CAs in this file stand for.
+    Token {
+        /// Where their certificates are.
+        ca: PathBuf,
+        /// What is shown.
+        bearer: Bearer,
+    },
 }
 
 impl Access {
@@ -46,11 +55,25 @@ impl Access {
         identity.cloned().map_or(Access::Local, Access::Certificate)
     }
 
+    /// That of who has a token. What can't be used of the file is said now, and not with the first request.
+    pub fn token(ca: &Path, bearer: Bearer) -> Result<Access, Trouble> {
+        client_without_certificate(ca, Whom::Broker, &[PROTOCOL])?;
+        Ok(Access::Token { ca: ca.to_owned(), bearer })
+    }
+
+    /// The certificate, if that is what we show. Ports that speak no HTTP ask for one.
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Access::Certificate(identity) => Some(identity),
+            Access::Local | Access::Token { .. } => None,
+        }
+    }
+
     /// What URLs begin with.
     pub fn scheme(&self) -> &'static str {
         match self {
             Access::Local => "http",
-            Access::Certificate(_) => "https",
+            Access::Certificate(_) | Access::Token { .. } => "https",
         }
     }
 
@@ -58,7 +81,10 @@ impl Access {
         match self.clone() {
             Access::Local => None,
             Access::Certificate(identity) => {
-                Some(Arc::new(move || identity.client(whom.clone(), &[PROTOCOL])))
+                Some(Arc::new(move || Ok(identity.client(whom.clone(), &[PROTOCOL]))))
+            }
+            Access::Token { ca, .. } => {
+                Some(Arc::new(move || client_without_certificate(&ca, whom.clone(), &[PROTOCOL])))
             }
         }
     }
@@ -66,16 +92,19 @@ impl Access {
 
 /// What makes requests of services of a kind, and keeps connections for the next.
 pub fn agent(timing: Timing, access: &Access, whom: Whom) -> Agent {
-    let config = Agent::config_builder()
+    let mut config = Agent::config_builder()
         .timeout_global(Some(timing.whole))
         .timeout_connect(timing.silence)
         .timeout_recv_response(timing.silence)
         .timeout_per_read(timing.silence)
         .http_status_as_error(false)
-        .proxy(None)
-        .build();
+        .proxy(None);
+    if let Access::Token { bearer, .. } = access {
+        // Here, so that no request is made without. Where it goes was verified: the connector makes no other connections.
+        config = config.middleware(bearer.clone());
+    }
     let connector = ().chain(TcpConnector::default()).chain(TlsConnector(access.config(whom)));
-    Agent::with_parts(config, connector, DefaultResolver::default())
+    Agent::with_parts(config.build(), connector, DefaultResolver::default())
 }
 
 /// The words of a refusal, from its body.

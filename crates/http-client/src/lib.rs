@@ -4,8 +4,10 @@
 //! used here.
 
 mod agent;
+mod bearer;
 mod broker;
 mod tls;
 
 pub use agent::{Access, Answer, Timing, accepted, agent, explained, refusal};
+pub use bearer::Bearer;
 pub use broker::{Broker, News};

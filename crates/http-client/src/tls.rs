@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
+use pgstrata_identity::Trouble;
 use pgstrata_identity::rustls::pki_types::ServerName;
 use pgstrata_identity::rustls::{ClientConfig, ClientConnection, StreamOwned};
 use ureq::Error;
@@ -16,7 +17,7 @@ use ureq::unversioned::transport::{
 pub const PROTOCOL: &[u8] = b"http/1.1";
 
 /// How to speak on the next connection: certificates may have been exchanged since the last.
-pub type Config = Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>;
+pub type Config = Arc<dyn Fn() -> Result<Arc<ClientConfig>, Trouble> + Send + Sync>;
 
 /// Puts TLS around connections of `https` URLs.
 pub struct TlsConnector(pub Option<Config>);
@@ -42,7 +43,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         let Some(transport) = chained else { return Ok(None) };
         let config = match (&self.0, details.needs_tls()) {
             (None, false) => return Ok(Some(Either::A(transport))),
-            (Some(config), true) => config(),
+            (Some(config), true) => config().map_err(tls)?,
             (None, true) => {
                 return Err(tls("an https URL, and no certificate to show or token: see --tls"));
             }

@@ -4,7 +4,6 @@
 //! together is left alone, and what was read before stays in use, until it does.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +16,9 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 
 use crate::configs::Configs;
+use crate::small_file::SmallFile;
 use crate::verify::ServerRole;
-use crate::watched::{LOOK_EVERY, Source, Stamp, Watched, read_file};
+use crate::watched::{LOOK_EVERY, Source, Stamp, Watched};
 use crate::{Certificate, Clients, Role, Trouble, Whom, explain, provider};
 
 /// The certificates of those CAs whose certificates are believed, one or several.
@@ -165,7 +165,7 @@ impl Source for Directory {
 /// The certificates in a file, one at least.
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Trouble> {
     let wrong = |what: String| Trouble::new(path, what, REMEDY);
-    let (bytes, _) = read_file(path, MAX_FILE_BYTES, REMEDY)?;
+    let bytes = SmallFile::read(path, MAX_FILE_BYTES, REMEDY)?.bytes;
     let found: Result<Vec<_>, pem::Error> =
         CertificateDer::pem_slice_iter(&bytes).take(MAX_CERTIFICATES + 1).collect();
     match found {
@@ -235,28 +235,10 @@ fn check_chain(
     }
 }
 
-/// Whoever can read a service's key can be that service: one that others can read is refused, not warned of, because nobody
-/// reads warnings. The rule is PostgreSQL's (`be-secure-common.c`, `check_ssl_key_file_permissions`), so that one key can
-/// serve both, and people know it: its owner's alone, or root's and a group's.
-fn check_mode(path: &Path, about: &std::fs::Metadata) -> Result<(), Trouble> {
-    let (allowed, remedy) = match about.uid() {
-        0 => (0o640, "'chmod go=' it, or 'chmod u=rw,g=r,o=' and give it the service's group"),
-        _ => (0o600, "'chmod go=' it"),
-    };
-    // That the owner may execute it harms nobody.
-    match about.mode() & 0o777 & !(allowed | 0o100) {
-        0 => Ok(()),
-        _ => {
-            let what = format!("others can read it (mode {:04o})", about.mode() & 0o7777);
-            Err(Trouble::new(path, what, remedy))
-        }
-    }
-}
-
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Trouble> {
-    let (bytes, about) = read_file(path, MAX_FILE_BYTES, REMEDY)?;
-    check_mode(path, &about)?;
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
+    let file = SmallFile::read(path, MAX_FILE_BYTES, REMEDY)?;
+    file.check_private()?;
+    PrivateKeyDer::from_pem_slice(&file.bytes).map_err(|error| {
         let what = match error {
             pem::Error::NoItemsFound => "there is no private key in it".to_owned(),
             // Nothing of its content.

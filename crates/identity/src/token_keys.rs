@@ -14,8 +14,9 @@ use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::role::is_name;
+use crate::small_file::SmallFile;
 use crate::token::{PublicKey, check};
-use crate::watched::{LOOK_EVERY, Source, Stamp, Watched, read_file};
+use crate::watched::{LOOK_EVERY, Source, Stamp, Watched};
 use crate::{Scope, TokenError, Trouble};
 
 /// Keys in one directory.
@@ -106,7 +107,7 @@ impl Source for Directory {
 
     fn read(&self) -> Result<HashMap<String, PublicKey>, Trouble> {
         let key = |(kid, path): (String, PathBuf)| {
-            let (bytes, _) = read_file(&path, MAX_KEY_BYTES, REMEDY)?;
+            let bytes = SmallFile::read(&path, MAX_KEY_BYTES, REMEDY)?.bytes;
             let key = SubjectPublicKeyInfoDer::from_pem_slice(&bytes)
                 .ok()
                 .and_then(|der| PublicKey::from_spki(&der));

@@ -5,9 +5,8 @@
 //! is said in the log once, and is asked for by [`Watched::trouble`]. A look that found trouble is followed by a reading
 //! whether or not a file changes: a descriptor may have been missing, or a certificate may have become valid.
 
-use std::fs::{self, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -53,27 +52,6 @@ impl Stamp {
         let latest = self.modified.0.max(self.changed.0);
         let until = now.saturating_sub(SETTLED_AFTER).as_secs();
         latest < 0 || (latest as u64) < until
-    }
-}
-
-/// Reads a small regular file. A pipe or a device in its place is refused, and never waited for.
-pub(crate) fn read_file(
-    path: &Path,
-    limit_bytes: u64,
-    remedy: &str,
-) -> Result<(Vec<u8>, fs::Metadata), Trouble> {
-    let unreadable = |error: std::io::Error| Trouble::unreadable(path, &error, remedy);
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
-    let about = file.metadata().map_err(unreadable)?;
-    if !about.is_file() {
-        return Err(Trouble::new(path, "it is no regular file", remedy));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    match bytes.len() as u64 > limit_bytes {
-        true => Err(Trouble::new(path, format!("it is longer than {limit_bytes} bytes"), remedy)),
-        false => Ok((bytes, about)),
     }
 }
 
@@ -197,6 +175,7 @@ mod tests {
     use std::sync::{Barrier, mpsc};
 
     use super::*;
+    use crate::SmallFile;
 
     struct Text {
         path: PathBuf,
@@ -213,7 +192,7 @@ mod tests {
 
         fn read(&self) -> Result<String, Trouble> {
             self.readings.fetch_add(1, Ordering::SeqCst);
-            let (bytes, _) = read_file(&self.path, 100, "make it shorter")?;
+            let bytes = SmallFile::read(&self.path, 100, "make it shorter")?.bytes;
             String::from_utf8(bytes).map_err(|_| Trouble::new(&self.path, "no text", "write text"))
         }
     }

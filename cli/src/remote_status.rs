@@ -1,0 +1,118 @@
+//! `status` of a cluster elsewhere: the services that its broker lists, and whether each answers.
+
+use anyhow::Result;
+use pgstrata_wire::broker::{Publication, Role};
+use pgstrata_wire::http::pageserver::Branch;
+use pgstrata_wire::http::safekeeper;
+use serde_json::{Value, json};
+
+use crate::remote::{Remote, ask_each};
+use crate::status::{Answers, PATIENCE, STATUS};
+use crate::{branch, out, status, table, zones};
+
+/// What one of them said: a safekeeper more than that it is well.
+struct Said {
+    failure: Option<String>,
+    is_there: bool,
+    status: Option<safekeeper::Status>,
+}
+
+fn ask(remote: &Remote, node: &Publication) -> Said {
+    let asked = remote.service(node, PATIENCE).and_then(|service| match node.role {
+        Role::Safekeeper => service.get(STATUS, &[]).map(Some),
+        Role::Pageserver => service.get_bytes("/healthz", &[]).map(|_| None),
+    });
+    match asked {
+        Ok(said) => {
+            let failure = said.as_ref().and_then(status::trouble);
+            Said { failure, is_there: true, status: said }
+        }
+        Err(error) => Said { failure: Some(format!("{error:#}")), is_there: false, status: None },
+    }
+}
+
+fn state(is_there: bool) -> &'static str {
+    if is_there { "running" } else { "silent" }
+}
+
+fn row(node: &Publication, said: &Said) -> Value {
+    let addresses = &node.addresses;
+    let (role, name, listen) = match node.role {
+        Role::Safekeeper => ("safekeeper", format!("safekeeper-{}", node.node), &addresses.wal),
+        Role::Pageserver => ("pageserver", "pageserver".to_owned(), &addresses.pages),
+    };
+    json!({
+        "name": name,
+        "role": role,
+        "node": node.node,
+        "zone": node.zone,
+        "state": state(said.is_there),
+        "listen": listen,
+        "pg": addresses.pg,
+        "http": addresses.http,
+        "failure": said.failure,
+    })
+}
+
+/// The broker, which is asked first.
+fn broker_row(remote: &Remote, failure: Option<String>) -> Value {
+    json!({
+        "name": "storage-broker",
+        "role": "storage-broker",
+        "state": state(failure.is_none()),
+        "http": remote.broker_url(),
+        "failure": failure,
+    })
+}
+
+/// Everything that the broker lists, and what safekeepers said.
+fn services(remote: &Remote) -> (Vec<Value>, Answers, Option<String>) {
+    let nodes = match remote.nodes() {
+        Ok(nodes) => nodes,
+        Err(error) => {
+            let rows = vec![broker_row(remote, Some(format!("{error:#}")))];
+            return (rows, Answers::default(), None);
+        }
+    };
+    let mut sorted: Vec<_> = nodes.iter().collect();
+    sorted.sort_by_key(|node| (node.role == Role::Pageserver, node.node));
+    let said = ask_each(&sorted, |node| ask(remote, node));
+    let mut rows = vec![broker_row(remote, None)];
+    rows.extend(sorted.iter().zip(&said).map(|(node, said)| row(node, said)));
+    let safekeepers = sorted.iter().filter(|node| node.role == Role::Safekeeper);
+    let warning = zones::warning_of(&Vec::from_iter(safekeepers.map(|node| node.zone.as_str())));
+    let statuses = sorted.iter().zip(said);
+    let statuses = statuses.filter_map(|(node, said)| Some((node.node(), said.status?)));
+    (rows, Answers::of_safekeepers(statuses), warning)
+}
+
+/// `status`, off the machine.
+pub fn status(remote: &Remote, as_json: bool) -> Result<()> {
+    let (rows, answers, warning) = services(remote);
+    let branches = branch::rows_of_pageserver(remote, Some(PATIENCE));
+    if as_json {
+        let listed = |rows: &Vec<Branch>| branch::listed_all(rows, &answers);
+        let document = json!({
+            "cluster": remote.file.display().to_string(),
+            "broker": remote.broker_url(),
+            "processes": rows,
+            "warnings": Vec::from_iter(warning),
+            "branches": branches.as_ref().map(listed).unwrap_or_default(),
+            "branches_failure": branches.as_ref().err().map(|error| format!("{error:#}")),
+            // Nobody but who started them knows of them.
+            "computes": [],
+        });
+        return out::line(&document.to_string());
+    }
+    table::print(&["name", "node", "zone", "state", "listen", "http"], &rows)?;
+    for row in &rows {
+        if let (Some(name), Some(failure)) = (row["name"].as_str(), row["failure"].as_str()) {
+            out::line(&format!("{name}: {failure}"))?;
+        }
+    }
+    if let Some(warning) = warning {
+        out::line(&format!("warning: {warning}"))?;
+    }
+    out::line("")?;
+    status::print_branches(&branches, &answers)
+}
