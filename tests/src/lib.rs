@@ -7,6 +7,7 @@
 
 pub mod backup;
 pub mod health;
+pub mod hosts;
 pub mod installation;
 pub mod load;
 pub mod other_s3;

@@ -25,6 +25,22 @@ const OF_POSTGRES: [&str; 3] = ["compute-shim", "libpgstrata_preload.so", "pgstr
 pub struct Services {
     directory: TempDir,
     running: BTreeMap<String, Child>,
+    /// What commands begin with from now on: see [`crate::hosts::Hosts::on`].
+    pub prefix: Vec<String>,
+}
+
+/// A command that begins with others.
+pub fn behind(prefix: &[String], command: Command) -> Command {
+    let Some((first, rest)) = prefix.split_first() else { return command };
+    let mut whole = Command::new(first);
+    whole.args(rest).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        whole.env(name, value.unwrap_or_default());
+    }
+    if let Some(directory) = command.get_current_dir() {
+        whole.current_dir(directory);
+    }
+    whole
 }
 
 impl Default for Services {
@@ -45,7 +61,7 @@ impl Services {
             fs::copy(programs().join(name), bin.join(name)).unwrap();
             fs::set_permissions(bin.join(name), open.clone()).unwrap();
         }
-        Services { directory, running: BTreeMap::new() }
+        Services { directory, running: BTreeMap::new(), prefix: Vec::new() }
     }
 
     /// A directory below that of the test.
@@ -60,7 +76,7 @@ impl Services {
 
     /// A command of one of our programs, by the user that it is for, which says what it says into the log `name`.
     pub fn command(&self, name: &str, program: &str, arguments: &[&str]) -> Command {
-        let mut command = match OF_POSTGRES.contains(&program) {
+        let command = match OF_POSTGRES.contains(&program) {
             true => unprivileged(&self.path("bin").join(program), arguments),
             false => {
                 let mut command = Command::new(programs().join(program));
@@ -68,6 +84,7 @@ impl Services {
                 command
             }
         };
+        let mut command = behind(&self.prefix, command);
         let log = self.path(&format!("{name}.log"));
         let log = fs::File::options().create(true).append(true).open(log).unwrap();
         command.env("PGSTRATA_PG_BIN", pg_bin()).stdin(Stdio::null()).stderr(log);
@@ -115,6 +132,22 @@ impl Services {
             assert!(ended.is_none(), "{name} ended: {}", self.log(name));
             assert!(Instant::now() < deadline, "{name} does not serve: {}", self.log(name));
             std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// How a service ended, once it has.
+    pub fn wait_ended(&mut self, name: &str) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut child = self.running.remove(name).unwrap();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code();
+            }
+            if Instant::now() > deadline {
+                self.running.insert(name.to_owned(), child);
+                panic!("{name} does not end: {}", self.log(name));
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
