@@ -17,10 +17,10 @@ use pgstrata_compute_shim::places::{Pageserver, Places, Said};
 use pgstrata_compute_shim::pulse::Pulse;
 use pgstrata_env::DirectoryLock;
 use pgstrata_http_client::Access;
+use pgstrata_identity::Role;
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
-use pgstrata_listen::{Listening, Security, SecurityArguments, address};
+use pgstrata_listen::{Listening, Security, SecurityArguments, address, raise_descriptor_limit};
 use pgstrata_wire::http::compute::State;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Exit status of a compute whose branch has a newer compute.
 const EXIT_FENCED: u8 = 3;
@@ -219,6 +219,9 @@ fn config(arguments: Arguments, security: Security) -> Result<ComputeConfig> {
             (branch, places)
         }
     };
+    let tenant = branch.parameters.tenant;
+    let what = format!("a compute of tenant {tenant}, which branch '{}' is of", arguments.branch);
+    security.check_role(&what, |role| *role == Role::Compute(tenant))?;
     Ok(ComputeConfig {
         dir: arguments.dir.canonicalize()?,
         pg_bin: arguments.pg_bin,
@@ -235,15 +238,8 @@ fn config(arguments: Arguments, security: Security) -> Result<ComputeConfig> {
     })
 }
 
-/// Lets this process, and PostgreSQL after it, have as many descriptors as whoever runs it allows.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        tracing::warn!("the limit on descriptors stays at {:?}: {error}", limit.current);
-    }
-}
-
 fn start(arguments: Arguments) -> Result<Outcome> {
+    // PostgreSQL's too.
     raise_descriptor_limit();
     let security = Security::open(&arguments.security)?;
     let http_port = Listening::bind(&arguments.listen_http, &security)?;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pgstrata_blob::{Location, Store};
 use pgstrata_env::DirectoryLock;
+use pgstrata_identity::Kind;
 use pgstrata_listen::{Advertised, Listening, Security, SecurityArguments, address};
 use pgstrata_pageserver::layer::{BlockCache, Descriptors, LayerSource, raise_limit};
 use pgstrata_pageserver::metrics::Metrics;
@@ -118,6 +119,7 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<()> {
     let limit = raise_limit().context("can't raise the limit on open files")?;
     let security = Security::open(&arguments.security)?;
+    security.check_role("a page server", |role| role.kind() == Kind::Pageserver)?;
     let http_port = Listening::bind(&arguments.listen_http, &security)?;
     let pages_port = Listening::bind(&arguments.listen_pages, &security)?;
     let pg_port = Listening::bind(&arguments.listen_pg, &security)?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use pgstrata_http_client::{Access, Broker, News};
 use pgstrata_identity::Identity;
-use pgstrata_ids::{Generation, Lsn, NodeId, TimelineId};
+use pgstrata_ids::{Generation, Lsn, NodeId, TenantId, TimelineId};
 use pgstrata_listen::Security;
 use pgstrata_wire::broker::{
     Addresses, Listing, PUBLISH_INTERVAL_S, Publication, Role, TimelineProgress,
@@ -28,7 +28,7 @@ pub struct Discovery {
     security: Security,
     heard: RwLock<Listing>,
     /// Timelines that any safekeeper has, of what was heard: asked for by every timeline that none has.
-    known: RwLock<HashSet<TimelineId>>,
+    known: RwLock<HashSet<(TenantId, TimelineId)>>,
 }
 
 impl Discovery {
@@ -69,7 +69,7 @@ impl Discovery {
     fn hear(&self, listing: Listing) {
         let safekeepers = listing.nodes.iter().filter(|node| node.role == Role::Safekeeper);
         let timelines = safekeepers.flat_map(|node| &node.timelines);
-        *self.known.write() = timelines.map(|entry| entry.timeline_id).collect();
+        *self.known.write() = timelines.map(|entry| (entry.tenant_id, entry.timeline_id)).collect();
         *self.heard.write() = listing;
     }
 }
@@ -109,14 +109,17 @@ fn publication(
 
 impl Safekeepers for Discovery {
     fn candidates(&self, timeline: &Timeline) -> Vec<String> {
+        // Whoever may write WAL of one tenant may call it by the id of another's timeline.
+        let is_it = |entry: &&TimelineProgress| {
+            (entry.tenant_id, entry.timeline_id) == (timeline.info.tenant, timeline.info.id)
+        };
         let heard = self.heard.read();
         let mut known: Vec<(Lsn, &String)> = heard
             .nodes
             .iter()
             .filter(|node| node.role == Role::Safekeeper)
             .filter_map(|node| {
-                let progress =
-                    node.timelines.iter().find(|entry| entry.timeline_id == timeline.info.id)?;
+                let progress = node.timelines.iter().find(is_it)?;
                 Some((progress.commit_lsn, node.addresses.pg.as_ref()?))
             })
             .collect();
@@ -136,6 +139,6 @@ impl Safekeepers for Discovery {
     }
 
     fn is_known(&self, timeline: &Timeline) -> bool {
-        self.known.read().contains(&timeline.info.id)
+        self.known.read().contains(&(timeline.info.tenant, timeline.info.id))
     }
 }

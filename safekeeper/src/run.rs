@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use pgstrata_blob::Location;
 use pgstrata_env::{DirectoryLock, Disk, RealDisk};
+use pgstrata_identity::Role;
 use pgstrata_ids::NodeId;
-use pgstrata_listen::{Listening, Security};
+use pgstrata_listen::{Listening, Security, raise_descriptor_limit};
 use pgstrata_wire::broker::Addresses;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,12 +36,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.zone.len() > MAX_ZONE {
         bail!("--zone has {} bytes, at most {MAX_ZONE} are possible", args.zone.len());
     }
+    raise_descriptor_limit();
     let security = Security::open(&args.security)?;
     let disk = Arc::new(RealDisk);
     // Before anything in it is read or made: another process may be about to make the same.
     let lock = lock_directory(&args)?;
     let own = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
     let node = own.node;
+    security.check_role(&format!("safekeeper {node}"), |role| *role == Role::Safekeeper(node))?;
     let latch = Latch::default();
     throw_on_panic(&latch);
     let members = Members::open(own, Arc::clone(&disk) as Arc<dyn Disk>, &args.dir, latch.clone())?;

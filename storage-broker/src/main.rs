@@ -11,7 +11,10 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
-use pgstrata_listen::{HttpLimits, Listening, Security, SecurityArguments, address, serve_http};
+use pgstrata_identity::Kind;
+use pgstrata_listen::{
+    HttpLimits, Listening, Security, SecurityArguments, address, raise_descriptor_limit, serve_http,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Tells safekeepers and page servers of each other.
@@ -44,7 +47,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        raise_descriptor_limit();
         let security = Security::open(&args.security)?;
+        security.check_role("a broker", |role| role.kind() == Kind::Broker)?;
         let listening = Listening::bind(&args.listen, &security)?;
         let ready = serde_json::json!({ "ready": true, "http": listening.first.to_string() });
         println!("{ready}");

@@ -20,6 +20,9 @@ use crate::{AsyncStream, GREETING, Port, Security, Sparing};
 /// What both sides say of it in TLS (ALPN).
 const PROTOCOL: &[u8] = b"http/1.1";
 
+/// See [`HttpLimits::sending`].
+const SENDING: Duration = Duration::from_secs(60);
+
 /// What a connection may have in memory of requests that are read.
 const REQUEST_BUFFER: usize = 64 * 1024;
 
@@ -33,12 +36,14 @@ pub struct HttpLimits {
     /// A request must have come whole, and been answered, within this time of the answer before it; an idle connection ends
     /// then too. Without it there is a limit for heads of requests only, and the rest is the service's.
     pub patience: Option<Duration>,
+    /// How long what is sent may wait to be taken.
+    pub sending: Duration,
 }
 
 impl Default for HttpLimits {
     fn default() -> HttpLimits {
         let patience = Some(Duration::from_secs(30));
-        HttpLimits { connections: 512, of_one_peer: 384, patience }
+        HttpLimits { connections: 512, of_one_peer: 384, patience, sending: SENDING }
     }
 }
 
@@ -86,34 +91,51 @@ async fn connection(
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(GREETING).max_buf_size(REQUEST_BUFFER);
-    let served = match limits.patience {
-        None => builder.serve_connection(TokioIo::new(stream), service).await,
-        Some(patience) => {
-            let stream = PatientStream::new(stream, patience);
-            builder.serve_connection(TokioIo::new(stream), service).await
-        }
-    };
+    let stream = PatientStream::new(stream, limits);
+    let served = builder.serve_connection(TokioIo::new(stream), service).await;
     Ok(served?)
 }
 
-/// A connection that gives up reading when nothing was written for too long.
+/// A connection that gives up reading when nothing was written for too long, and writing when what was written is not taken.
 #[derive(Debug)]
 struct PatientStream {
     stream: AsyncStream,
-    patience: Duration,
+    patience: Option<Duration>,
+    sending: Duration,
     deadline: Pin<Box<Sleep>>,
+    /// Since something waits to be taken: until when.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl PatientStream {
-    fn new(stream: AsyncStream, patience: Duration) -> PatientStream {
-        let deadline = Box::pin(tokio::time::sleep(patience));
-        PatientStream { stream, patience, deadline }
+    fn new(stream: AsyncStream, limits: HttpLimits) -> PatientStream {
+        let HttpLimits { patience, sending, .. } = limits;
+        let deadline = Box::pin(tokio::time::sleep(patience.unwrap_or_default()));
+        PatientStream { stream, patience, sending, deadline, stalled: None }
     }
 
     fn has_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        match self.deadline.as_mut().poll(context) {
-            Poll::Pending => Ok(()),
-            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+        match self.patience.is_some() && self.deadline.as_mut().poll(context).is_ready() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// What came of an attempt to send: one that waits does so until its time is over. Only what is flushed has left: TLS
+    /// takes writes that the other side does not.
+    fn sent<T>(
+        &mut self,
+        outcome: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            return outcome;
+        }
+        let sending = self.sending;
+        let until = || Box::pin(tokio::time::sleep(sending));
+        match self.stalled.get_or_insert_with(until).as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
         }
     }
 }
@@ -138,19 +160,24 @@ impl AsyncWrite for PatientStream {
         // A client that takes nothing runs into the same deadline.
         self.has_time(context)?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if matches!(written, Poll::Ready(Ok(count)) if count > 0) {
-            let next = Instant::now() + self.patience;
+        if let (Poll::Ready(Ok(1..)), Some(patience)) = (&written, self.patience) {
+            let next = Instant::now() + patience;
             self.deadline.as_mut().reset(next);
         }
-        written
+        self.sent(written, context)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        if flushed.is_ready() {
+            self.stalled = None;
+        }
+        self.sent(flushed, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.sent(shut, context)
     }
 }
 
@@ -158,7 +185,7 @@ impl AsyncWrite for PatientStream {
 mod tests {
     use std::net::SocketAddr;
 
-    use axum::routing::post;
+    use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -192,6 +219,28 @@ mod tests {
             }
             assert!(sent < 100, "it was listened to for {sent} bytes");
         }
+    }
+
+    #[tokio::test]
+    async fn who_takes_no_answers_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let sending = Duration::from_millis(500);
+        // Also where there is no limit for the whole of a request.
+        let limits = HttpLimits { patience: None, sending, ..HttpLimits::default() };
+        let router = Router::new().route("/", get(|| async { "x".repeat(1 << 20) }));
+        tokio::spawn(serve_http(vec![listener], limits, Security::default(), router));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let asks = async {
+            loop {
+                let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+                if asked.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), asks).await.expect("it holds its place");
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ pub enum Peer {
 pub enum Deed {
     /// Learn whether a service is well.
     SeeHealth,
-    /// See what a service does: its status, metrics, layers.
+    /// See what a service does: its status, metrics.
     SeeService,
     /// Hear from the broker where services are.
     SeeNodes,
@@ -42,7 +42,7 @@ pub enum Deed {
     NoteIngested,
     /// Read pages by the page service.
     ReadPages(TenantId),
-    /// See a branch: its row, its skeleton, single pages.
+    /// See a branch: its row, its layers, its skeleton, single pages.
     SeeBranch(TenantId),
     /// Make, change or delete branches.
     ChangeBranch(TenantId),
@@ -181,7 +181,7 @@ mod tests {
     /// Every deed, the name of its row, and the peers, by their columns, who may.
     const ROWS: [(&str, Deed); 13] = [
         ("learn whether it is well", Deed::SeeHealth),
-        ("status, metrics, layers", Deed::SeeService),
+        ("status, metrics", Deed::SeeService),
         ("where services are", Deed::SeeNodes),
         ("publish as safekeeper 3", Deed::PublishSafekeeper(NodeId(3))),
         ("publish as a page server", Deed::PublishPageserver),

@@ -9,13 +9,15 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use crate::{Place, Shares};
+use crate::{Place, Shares, Sparing};
 
 /// Pause after a connection could not be accepted: out of descriptors, most likely.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// How often it is said at most that connections are refused.
 const SAID_EVERY: Duration = Duration::from_secs(10);
+
+static NOT_ACCEPTED: Sparing = Sparing::new();
 
 /// See the module.
 #[derive(Debug)]
@@ -75,7 +77,7 @@ impl Port {
                     Err(why) => self.say_refused(&why),
                 },
                 Err(error) => {
-                    tracing::warn!(port = self.name, %error, "a connection can't be accepted");
+                    NOT_ACCEPTED.refused(self.name, None, &error);
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgstrata_identity::rustls::ServerConfig;
-use pgstrata_identity::{Clients, Identity, Stream, Tokens, Trouble};
+use pgstrata_identity::{Clients, Identity, Role, Stream, Tokens, Trouble};
 
 use crate::Peer;
 
@@ -39,6 +39,19 @@ impl Security {
         let identity = arguments.tls.as_deref().map(Identity::open).transpose()?;
         let tokens = arguments.token_keys.as_deref().map(Tokens::open).transpose()?;
         Ok(Security { identity, tokens })
+    }
+
+    /// Refuses a certificate of somebody else: everybody whom it was shown to would refuse it.
+    pub fn check_role(&self, expected: &str, is: impl Fn(&Role) -> bool) -> io::Result<()> {
+        let Some(identity) = &self.identity else { return Ok(()) };
+        let role = identity.role();
+        match is(&role) {
+            true => Ok(()),
+            false => Err(io::Error::other(format!(
+                "the certificate in {} is that of {role}, and this is {expected}: name its own (--tls)",
+                identity.directory().display()
+            ))),
+        }
     }
 
     /// Who we are, where we have to show it.

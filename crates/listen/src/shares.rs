@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::places;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Shares(Arc<Inner>);
@@ -27,7 +29,9 @@ pub struct Place {
 impl Shares {
     /// At most `of_all` places, of which one peer gets at most `of_one`: but on the loopback interface all peers are one,
     /// and that one may have all.
+    /// There are fewer where the process may have few descriptors.
     pub fn new(of_one: usize, of_all: usize) -> Shares {
+        let (of_one, of_all) = (places(of_one), places(of_all));
         Shares(Arc::new(Inner { of_one, of_all, counts: Mutex::default() }))
     }
 

@@ -133,7 +133,12 @@ const BODY_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves until the process ends.
 pub async fn serve(listeners: Vec<TcpListener>, service: Service, security: Security) {
-    let limits = HttpLimits { connections: CONNECTIONS, of_one_peer: OF_ONE_PEER, patience: None };
+    let limits = HttpLimits {
+        connections: CONNECTIONS,
+        of_one_peer: OF_ONE_PEER,
+        patience: None,
+        ..HttpLimits::default()
+    };
     serve_http(listeners, limits, security, router(service)).await;
 }
 

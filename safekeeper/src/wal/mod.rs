@@ -112,7 +112,7 @@ impl Accept {
         for stream in listener.incoming() {
             let started = stream.and_then(|stream| self.start(stream));
             if let Err(error) = started {
-                tracing::warn!(%error, "a WAL connection could not be taken");
+                NOT_LET_IN.refused("WAL", None, &error);
                 // Out of descriptors or threads: don't spin until there are some again.
                 std::thread::sleep(Duration::from_millis(10));
             }

@@ -143,7 +143,7 @@ async fn parameters_bodies_and_answers_are_those_of_the_types() {
         let answers = operation["responses"].as_object().unwrap();
         answers.keys().cloned().collect::<Vec<_>>()
     };
-    assert_eq!(statuses(find), ["200", "400", "404"]);
+    assert_eq!(statuses(find), ["200", "400", "401", "403", "404"]);
     let item = json!({ "$ref": "#/components/schemas/Item" });
     let content = &find["responses"]["200"]["content"]["application/json"];
     assert_eq!(content["schema"]["items"], item);
@@ -152,7 +152,7 @@ async fn parameters_bodies_and_answers_are_those_of_the_types() {
     assert_eq!(refusal[1]["properties"]["code"]["const"], "not_found");
 
     let put = &document["paths"]["/v1/things"]["post"];
-    assert_eq!(statuses(put), ["204", "400", "409"]);
+    assert_eq!(statuses(put), ["204", "400", "401", "403", "409"]);
     assert_eq!(put["operationId"], "post_things");
     assert_eq!(put["requestBody"]["content"]["application/json"]["schema"], item);
     let schemas = &document["components"]["schemas"];
@@ -160,7 +160,7 @@ async fn parameters_bodies_and_answers_are_those_of_the_types() {
     assert!(schemas["Failure"].is_object() && schemas["Code"].is_object());
 
     let readyz = &document["paths"]["/readyz"]["get"];
-    assert_eq!(statuses(readyz), ["200", "503"]);
+    assert_eq!(statuses(readyz), ["200", "401", "403", "503"]);
     assert!(readyz["responses"]["503"]["content"]["text/plain"].is_object());
 }
 
