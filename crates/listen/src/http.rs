@@ -121,8 +121,8 @@ impl PatientStream {
         }
     }
 
-    /// What came of an attempt to send: one that waits does so until its time is over. Only what is flushed has left: TLS
-    /// takes writes that the other side does not.
+    /// What came of an attempt to send: one that waits does so until its time is over. TLS takes some writes that the other
+    /// side does not, so that flushing waits where plain text would.
     fn sent<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,
@@ -160,9 +160,13 @@ impl AsyncWrite for PatientStream {
         // A client that takes nothing runs into the same deadline.
         self.has_time(context)?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if let (Poll::Ready(Ok(1..)), Some(patience)) = (&written, self.patience) {
-            let next = Instant::now() + patience;
-            self.deadline.as_mut().reset(next);
+        if let Poll::Ready(Ok(1..)) = &written {
+            // Something was taken before it: TLS has room for some records only.
+            self.stalled = None;
+            if let Some(patience) = self.patience {
+                let next = Instant::now() + patience;
+                self.deadline.as_mut().reset(next);
+            }
         }
         self.sent(written, context)
     }

@@ -28,11 +28,15 @@ pub struct Place {
 
 impl Shares {
     /// At most `of_all` places, of which one peer gets at most `of_one`: but on the loopback interface all peers are one,
-    /// and that one may have all.
-    /// There are fewer where the process may have few descriptors.
+    /// and that one may have all. Where the process may have few descriptors there are fewer, and the part that one peer
+    /// gets is the same.
     pub fn new(of_one: usize, of_all: usize) -> Shares {
-        let (of_one, of_all) = (places(of_one), places(of_all));
-        Shares(Arc::new(Inner { of_one, of_all, counts: Mutex::default() }))
+        Shares::limited(of_one, of_all, places(of_all))
+    }
+
+    fn limited(of_one: usize, of_all: usize, places: usize) -> Shares {
+        let of_one = (of_one * places / of_all.max(1)).max(1);
+        Shares(Arc::new(Inner { of_one, of_all: places, counts: Mutex::default() }))
     }
 
     /// A place for a connection of `peer`, or why there is none.
@@ -68,6 +72,16 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn h14_one_peer_does_not_take_all_places_where_there_are_few() {
+        let shares = Shares::limited(768, 1024, 4);
+        let peer = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let held: Vec<_> = (0..3).map(|_| shares.take(peer(1)).unwrap()).collect();
+        assert!(shares.take(peer(1)).is_err());
+        assert!(shares.take(peer(2)).is_ok());
+        drop(held);
+    }
 
     #[test]
     fn h14_one_peer_does_not_take_all_places() {
