@@ -307,7 +307,7 @@ pub fn rows(cluster: &Cluster, answers: &Answers) -> Vec<Value> {
             };
             json!({
                 "branch": name,
-                "uri": uri(place.port),
+                "uri": report.map_or_else(|| uri(place.port), |report| report.uri.clone()),
                 "pid": process.pid(),
                 "postgres_pid": report.map(|report| json!(report.postgres_pid)),
                 "data_dir": report.map(|report| json!(report.data_dir)),

@@ -278,7 +278,8 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     }
     let place =
         cluster.state.computes.get(&primary).context("the branch's compute is not there")?;
-    out::line(&compute::uri(place.port))?;
+    let report = answers.compute(&primary);
+    out::line(&report.map_or_else(|| compute::uri(place.port), |report| report.uri.clone()))?;
     // What runs serves; what doesn't is still a failure, and said.
     ensure!(troubles.is_empty(), "{primary} is up, but {}", troubles.join("; "));
     Ok(())

@@ -29,7 +29,7 @@ use crate::postgres::{Postgres, Settings};
 use crate::proposer::{Leader, ProposerConfig, ProposerError, Proposing, elect_again};
 use crate::segments::Segments;
 use crate::wal_source::PgWal;
-use crate::{leftover, settings, socket};
+use crate::{access, leftover, settings, socket};
 
 /// Files in it are in memory.
 const MEMORY_DIRECTORY: &str = "/dev/shm";
@@ -248,7 +248,7 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     }
     shared.report.lock().start_lsn = start.pages_lsn;
     let sizes = settings::sizes(&state.control);
-    let decided = settings::decide(&settings::Situation {
+    let mut decided = settings::decide(&settings::Situation {
         version,
         read_only: config.read_only_at.is_some(),
         sizes,
@@ -256,7 +256,20 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         files: &data.settings(sizes)?,
         given: &config.settings,
     });
-    shared.report.lock().warnings.clone_from(&decided.warnings);
+    let who = match &decided.hba_file {
+        None => data.who_may_connect(&decided.listen)?,
+        // PostgreSQL reads it, and complains of it.
+        Some(file) => std::fs::read_to_string(data_path.join(file)).unwrap_or_default(),
+    };
+    if access::is_open(&decided.listen) {
+        tracing::info!("PostgreSQL listens on {}, beyond this machine", decided.listen);
+        decided.warnings.extend(access::warnings(&who, &decided.listen));
+    }
+    {
+        let mut report = shared.report.lock();
+        report.uri = access::uri(&decided.listen, config.port, &config.dir);
+        report.warnings.clone_from(&decided.warnings);
+    }
     let settings = Settings {
         bin: config.pg_bin.clone(),
         data: data_path,

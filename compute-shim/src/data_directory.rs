@@ -12,7 +12,7 @@ use pgstrata_ids::Lsn;
 use pgstrata_pg_redo::ControlState;
 
 use crate::plain_file::plain_file;
-use crate::{conf, settings};
+use crate::{access, conf, settings};
 
 /// The skeleton's file with the encoded control state.
 const CONTROL_STATE_FILE: &str = "pgstrata.control_state";
@@ -35,16 +35,6 @@ max_wal_size = 4GB
 checkpoint_timeout = 15min
 log_line_prefix = '%m [%p] '
 ";
-const PG_HBA: &str = "\
-# Written once by the compute shim. It listens on loopback addresses only.
-local all all trust
-host all all 127.0.0.1/32 trust
-host all all ::1/128 trust
-local replication all trust
-host replication all 127.0.0.1/32 trust
-host replication all ::1/128 trust
-";
-
 /// A data directory under construction. When that ends, one way or the other, those before it are removed: their files
 /// may be many, and nothing of a start is to wait for the same disk.
 pub struct DataDirectory {
@@ -182,9 +172,11 @@ impl DataDirectory {
             fs::remove_dir_all(left).with_context(|| format!("can't remove {}", left.display()))?;
         }
         make_directory(&unfinished)?;
-        for (name, default) in
-            [("postgresql.auto.conf", ""), ("pg_hba.conf", PG_HBA), ("pg_ident.conf", "")]
-        {
+        for (name, default) in [
+            ("postgresql.auto.conf", ""),
+            (access::FILE, access::ON_LOOPBACK),
+            ("pg_ident.conf", ""),
+        ] {
             if !keep(path, name, &unfinished.join(name))? {
                 write(&unfinished.join(name), default.as_bytes())?;
             }
@@ -206,6 +198,22 @@ impl DataDirectory {
             rename(&half, &whole)?;
         }
         conf::read(&self.path)
+    }
+
+    /// Has `pg_hba.conf` fit what the server listens on, unless somebody has changed it. Returns what it says.
+    pub fn who_may_connect(&self, listen: &str) -> Result<String> {
+        let path = self.path.join(access::FILE);
+        let text = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+        let text = String::from_utf8_lossy(&text);
+        match access::replacement(&text, listen) {
+            None => Ok(text.into_owned()),
+            Some(ours) => {
+                let half = self.path.join(UNFINISHED);
+                write(&half, ours.as_bytes())?;
+                rename(&half, &path)?;
+                Ok(ours.to_owned())
+            }
+        }
     }
 
     /// Whether transactions are prepared that have not ended.

@@ -3,6 +3,7 @@
 //! Owns a cache that may be lost at any moment, and one `postgres`. Everything durable is on the
 //! safekeepers; pages come from the page server.
 
+pub mod access;
 pub mod ask;
 pub mod branch;
 pub mod compute;

@@ -28,7 +28,7 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Where its log goes.
     pub log: PathBuf,
-    /// Port on 127.0.0.1.
+    /// Port, on whatever it listens on.
     pub port: u16,
     /// It only answers queries.
     pub read_only: bool,

@@ -40,7 +40,6 @@ pub const FORCED: &[Forced] = &[
     always("dynamic_shared_memory_type", "mmap", "shared memory goes with the compute's directory"),
     always("wal_recycle", "off", "WAL files are disposable, and new ones cost nothing"),
     always("wal_init_zero", "off", "WAL files are disposable, and new ones cost nothing"),
-    always("listen_addresses", "127.0.0.1", "there is no authentication yet beyond this machine"),
     Forced {
         versions: (18, 18),
         ..always("io_method", "worker", "io_uring reads files past the preload library")
@@ -70,6 +69,11 @@ pub const CHOSEN: &[(&str, &str)] = &[
     ("port", "given when the compute is started: compute start --port"),
     ("unix_socket_directories", "the compute's own directory"),
     (
+        "listen_addresses",
+        "127.0.0.1 unless asked for; beyond this machine, a pg_hba.conf that you have not changed lets in nobody without \
+         a password",
+    ),
+    (
         "wal_level",
         "minimal leaves changes out of the WAL, which is all that is kept: replica is the least",
     ),
@@ -92,6 +96,9 @@ pub const CHOSEN: &[(&str, &str)] = &[
         "at least what it was when transactions that are still prepared began",
     ),
 ];
+
+/// What a server listens on, unless more is asked for. Not PostgreSQL's default, which is a name.
+const LOOPBACK: &str = "127.0.0.1";
 
 /// How many of these have nothing to do with what is asked for.
 const CHOSEN_AT_START: usize = 3;
@@ -135,6 +142,10 @@ pub struct Decided {
     pub options: Vec<(String, String)>,
     /// What a user asked for and does not get, a line each.
     pub warnings: Vec<String>,
+    /// What the server listens on, as `listen_addresses` has it.
+    pub listen: String,
+    /// Where the lines are that say who may connect, if not in the data directory: `hba_file`.
+    pub hba_file: Option<String>,
 }
 
 /// What the user asked for, and where.
@@ -185,6 +196,14 @@ pub fn decide(situation: &Situation) -> Decided {
     let full_page_writes = if full_page_writes { "on" } else { "off" };
     decided.options.push(("full_page_writes".into(), full_page_writes.into()));
     decide_sizes(situation, &mut decided);
+    decided.hba_file = asked(situation, "hba_file").map(|(value, _)| value.to_owned());
+    decided.listen = match asked(situation, "listen_addresses") {
+        Some((value, _)) => value.to_owned(),
+        None => {
+            decided.options.push(("listen_addresses".into(), LOOPBACK.into()));
+            LOOPBACK.to_owned()
+        }
+    };
     for (name, why) in CHOSEN.iter().take(CHOSEN_AT_START) {
         if let Some(entry) = conf::find(situation.files, name) {
             let (value, place) = (&entry.value, &entry.place);
@@ -300,6 +319,20 @@ mod tests {
         assert_eq!(value(&decide(&situation(&[], &[])), "full_page_writes"), Some("off"));
         let files = [entry("full_page_writes", "true")];
         assert_eq!(value(&decide(&situation(&files, &[])), "full_page_writes"), Some("on"));
+    }
+
+    #[test]
+    fn a_server_listens_on_loopback_until_more_is_asked_for() {
+        let decided = decide(&situation(&[], &[]));
+        assert_eq!(value(&decided, "listen_addresses"), Some("127.0.0.1"));
+        let files = [entry("listen_addresses", "10.0.0.5"), entry("hba_file", "/etc/hba")];
+        let decided = decide(&situation(&files, &[]));
+        assert_eq!(value(&decided, "listen_addresses"), None);
+        assert_eq!(decided.listen, "10.0.0.5");
+        assert_eq!(decided.hba_file.as_deref(), Some("/etc/hba"));
+        assert!(decided.warnings.is_empty());
+        let given = [("listen_addresses".to_owned(), "*".to_owned())];
+        assert_eq!(decide(&situation(&files, &given)).listen, "*");
     }
 
     #[test]

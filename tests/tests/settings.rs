@@ -7,7 +7,7 @@ use std::path::Path;
 
 use pgstrata_compute_shim::settings::{CHOSEN, FORCED};
 use pgstrata_tests::installation::Installation;
-use pgstrata_tests::pg_directory;
+use pgstrata_tests::{Cluster, pg_directory};
 
 /// What the document says of a setting.
 struct Row {
@@ -86,4 +86,52 @@ fn l22_the_document_says_what_the_code_does() {
     }
     let decided = rows.values().filter(|row| row.here != "as you set it").count();
     assert_eq!(decided, FORCED.len() + CHOSEN.len());
+}
+
+/// What `status` says of the compute of `main`.
+fn warnings(cluster: &Cluster) -> String {
+    cluster.json(&["compute", "list"])[0]["warnings"].to_string()
+}
+
+#[test]
+fn a_server_that_listens_beyond_this_machine_asks_for_passwords() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let mut client = cluster.client();
+    client.batch_execute("alter role postgres password 'secret'").unwrap();
+    // Nobody can be reached by the second, but that is not known from its name.
+    client
+        .batch_execute("alter system set listen_addresses = '127.0.0.1, nobody.invalid'")
+        .unwrap();
+    let data = cluster.data_directories().remove(0);
+    let hba = data.join("pg_hba.conf");
+    assert!(std::fs::read_to_string(&hba).unwrap().contains("trust"));
+    let restart = || {
+        cluster.cli(&["compute", "stop", "main"]);
+        cluster.cli(&["compute", "start", "main"]).trim().to_owned()
+    };
+    assert_eq!(restart(), uri);
+    assert!(!std::fs::read_to_string(&hba).unwrap().contains("trust"));
+    let refused = postgres::Client::connect(&uri, postgres::NoTls).err().unwrap();
+    // The server asks for one, and this client has none to give.
+    assert!(format!("{refused:?}").contains("password missing"), "{refused:?}");
+    let with_password = uri.replace("postgres@", "postgres:secret@");
+    let mut client = postgres::Client::connect(&with_password, postgres::NoTls).unwrap();
+    assert_eq!(warnings(&cluster), "[]");
+
+    // What the user says counts, and is not passed over in silence.
+    let text = std::fs::read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("{text}host all all 10.0.0.0/8 trust\n")).unwrap();
+    restart();
+    let said = warnings(&cluster);
+    assert!(said.contains("lets anybody in from 10.0.0.0/8"), "{said}");
+    drop(client);
+
+    // On loopback only it is as it was, until somebody has changed it.
+    std::fs::write(&hba, text).unwrap();
+    client = postgres::Client::connect(&with_password, postgres::NoTls).unwrap();
+    client.batch_execute("alter system reset listen_addresses").unwrap();
+    restart();
+    assert_eq!(warnings(&cluster), "[]");
+    cluster.client();
 }
