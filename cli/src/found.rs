@@ -1,11 +1,15 @@
 //! `found`: the first branch of a page server that has none, for those who start the services
 //! themselves; `up` does the same on its own.
 
+use std::env::VarError;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::{Uid, User};
 use pgstrata_http_client::Access;
 use pgstrata_identity::Identity;
@@ -17,6 +21,9 @@ use crate::http::Service;
 use crate::remote::Remote;
 use crate::services::Services;
 use crate::{files, out, process};
+
+/// Where the password of the superuser is given: a command line is for everybody on the machine to read.
+const PASSWORD: &str = "POSTGRES_PASSWORD";
 
 /// Arguments of `found`.
 #[derive(clap::Args)]
@@ -71,20 +78,32 @@ pub fn found(arguments: &FoundArguments, remote: Option<&Remote>) -> Result<()> 
         _ => None,
     };
     let temporary = tempfile::Builder::new().prefix("pgstrata-found-").tempdir()?;
-    let archive = initdb(&pg_bin, temporary.path(), user.as_ref(), arguments.data_checksums)?;
+    let password = match std::env::var(PASSWORD) {
+        Ok(password) => Some(password),
+        Err(VarError::NotPresent) => None,
+        Err(VarError::NotUnicode(_)) => {
+            bail!("{PASSWORD} is not UTF-8, which a password has to be")
+        }
+    };
+    let make = Make { data_checksums: arguments.data_checksums, password };
+    let archive = initdb(&pg_bin, temporary.path(), user.as_ref(), &make)?;
     let tenant = arguments.tenant.unwrap_or_else(|| TenantId(rand::random())).to_string();
     import(pageserver, &tenant, name, &archive)?;
     out::line(&format!("branch {name} was made"))
 }
 
+/// What is special about a new database.
+#[derive(Default)]
+pub struct Make {
+    /// Its pages have checksums, whatever the version's default.
+    pub data_checksums: bool,
+    /// The superuser's password. Without one nobody connects as him where a password is asked for.
+    pub password: Option<String>,
+}
+
 /// A new database, as stock PostgreSQL makes it, as a tar, made in `parent`, which becomes `user`'s. Everything in it is
 /// read by that user as well: who could put links into it reads nothing by them that he could not read himself.
-pub fn initdb(
-    pg_bin: &Path,
-    parent: &Path,
-    user: Option<&User>,
-    data_checksums: bool,
-) -> Result<Vec<u8>> {
+pub fn initdb(pg_bin: &Path, parent: &Path, user: Option<&User>, make: &Make) -> Result<Vec<u8>> {
     let directory = parent.join("data");
     let as_user = |program: &Path| {
         let mut command = Command::new(program);
@@ -94,13 +113,37 @@ pub fn initdb(
         }
         command
     };
+    let password_file = parent.join("password");
+    if let Some(password) = &make.password {
+        // PostgreSQL takes a file's first line, and would not say that there is more.
+        ensure!(
+            !password.is_empty() && !password.contains(['\n', '\r']),
+            "{PASSWORD} is empty or has a line break: a password is one line"
+        );
+        // While the directory is still ours alone.
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&password_file)
+            .and_then(|mut file| {
+                file.write_all(password.as_bytes())?;
+                user.map_or(Ok(()), |user| {
+                    fchown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+                })
+            })
+            .with_context(|| format!("can't write {}", password_file.display()))?;
+    }
     files::own_directory(parent, 0o700, user, None)?;
     let mut command = as_user(&pg_bin.join("initdb"));
     command
         .arg("-D")
         .arg(&directory)
         .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-N"])
-        .args(data_checksums.then_some("--data-checksums"));
+        .args(make.data_checksums.then_some("--data-checksums"));
+    if make.password.is_some() {
+        command.arg("--pwfile").arg(&password_file);
+    }
     let output = process::output(&mut command).context("can't run initdb")?;
     if !output.status.success() {
         bail!("initdb failed: {}", cause(&output.stderr));

@@ -73,6 +73,9 @@ enum Verb {
     Down,
     /// Make the first branch of a page server, by initdb, unless it is there: for services that
     /// were not started by 'up'
+    ///
+    /// The superuser is 'postgres'. His password is that of the environment variable POSTGRES_PASSWORD; without it he has
+    /// none, and connects only where none is asked for.
     Found(found::FoundArguments),
     /// Write a file by which this command finds a cluster from another machine
     #[command(subcommand)]

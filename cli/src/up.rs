@@ -541,8 +541,8 @@ fn create_main(cluster: &Cluster, data_checksums: bool) -> Result<()> {
         .tempdir_in(cluster.computes_directory()?)
         .context("can't create a directory for initdb")?;
     let user = cluster.postgres_user()?;
-    let archive =
-        found::initdb(&cluster.state.pg_bin, directory.path(), user.as_ref(), data_checksums)?;
+    let make = found::Make { data_checksums, password: None };
+    let archive = found::initdb(&cluster.state.pg_bin, directory.path(), user.as_ref(), &make)?;
     let address = cluster.pageserver_http()?;
     let pageserver = Service::pageserver(&address);
     found::import(pageserver, &cluster.state.tenant, FIRST_BRANCH, &archive)?;
