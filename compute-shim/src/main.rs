@@ -48,7 +48,7 @@ struct Arguments {
     /// The preload library [default: beside this program]
     #[arg(long)]
     preload: Option<PathBuf>,
-    /// Port for PostgreSQL, on 127.0.0.1
+    /// Port for PostgreSQL, on 127.0.0.1 unless listen_addresses is set to something else, in its files or with --set
     #[arg(long)]
     port: u16,
     /// Addresses of the HTTP interface, comma-separated; port 0 takes a free one
@@ -88,6 +88,10 @@ struct Arguments {
     /// Only answer queries, as of this LSN
     #[arg(long)]
     read_only_at: Option<Lsn>,
+    /// Once a newer compute owns the branch, stay, not ready, until told to end. For whoever would start this one again at
+    /// once, as containers' restart policies do: it would take the branch back
+    #[arg(long)]
+    stay_when_fenced: bool,
     /// A PostgreSQL setting, name=value; may be repeated
     #[arg(long = "set", value_parser = setting)]
     settings: Vec<(String, String)>,
@@ -244,6 +248,7 @@ fn start(arguments: Arguments) -> Result<Outcome> {
     let security = Security::open(&arguments.security)?;
     let http_port = Listening::bind(&arguments.listen_http, &security)?;
     let address = http_port.first;
+    let stay_when_fenced = arguments.stay_when_fenced;
     let config = config(arguments, security.clone())?;
     // One shim a directory: it empties the data directory.
     let _lock = DirectoryLock::take(&config.dir, "shim.lock", "compute")?;
@@ -259,6 +264,10 @@ fn start(arguments: Arguments) -> Result<Outcome> {
         // PostgreSQL's own crash recovery is never used: the next start is from the quorum.
         let failure = match run(&config, &shared) {
             Ok(Outcome::PostgresDied) => "postgres ended by itself; its log says why".to_owned(),
+            Ok(Outcome::Fenced) if stay_when_fenced => {
+                stay_fenced(&shared);
+                return Ok(Outcome::Stopped);
+            }
             Ok(outcome) => return Ok(outcome),
             // Whoever started it hears of a first start that fails, unless it was this process that was away: everybody
             // else has given it up meanwhile, and answers when asked again.
@@ -285,6 +294,21 @@ fn start(arguments: Arguments) -> Result<Outcome> {
             std::thread::sleep(Duration::from_millis(5));
         }
         pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// Does nothing any more, until it is told to end.
+fn stay_fenced(shared: &Shared) {
+    let failure =
+        "a newer compute owns this branch; this one does nothing until it is ended".to_owned();
+    tracing::error!("{failure}");
+    {
+        let mut report = shared.report.lock();
+        report.failure = Some(failure);
+        report.postgres_pid = None;
+    }
+    while !shared.is_told_to_end() {
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
