@@ -2,7 +2,7 @@
 
 # One after the other, whatever MAKEFLAGS say: each step needs the one before.
 .NOTPARALLEL:
-.PHONY: all build deps test-deps demo test test-all bench fuzz mutants lint clean
+.PHONY: all build deps test-deps demo test test-all test-compose bench fuzz mutants lint clean
 # Where rustup puts cargo: 'make deps' may have installed it just now.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 FUZZ_SECONDS ?= 60
@@ -38,6 +38,11 @@ test: test-deps
 	scripts/with-venv cargo test --workspace --locked --no-fail-fast -- --test-threads=2
 	cargo test --package pgstrata-pg-redo --features redo-faults --locked --test faults
 	PROGRAMS=$${CARGO_TARGET_DIR:-target}/debug scripts/test-all compute-15 compute-18
+
+# docker-compose.yml in containers: scripts/test-compose --help. As root, on Debian 12.
+test-compose: deps
+	cargo build $(PROGRAMS) --package pgstrata-tests --locked --release
+	scripts/test-compose
 
 # The same with every moment, every round and every version, and what takes longer: hours, and one table at the end.
 test-all: test-deps lint

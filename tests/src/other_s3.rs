@@ -2,6 +2,8 @@
 //! and can be made to ignore them, as some servers do.
 
 use hyper_util::rt::TokioIo;
+use std::path::Path;
+
 use s3s::access::S3Access;
 use s3s::auth::SimpleAuth;
 use s3s::dto::PutObjectInput;
@@ -37,6 +39,24 @@ impl S3Access for Ignoring {
     }
 }
 
+/// Serves the directories of one as buckets, to whoever has this key and its secret, until the listener ends.
+pub async fn serve(
+    listener: TcpListener,
+    directory: &Path,
+    (key, secret): (&str, &str),
+    ignored: Option<Condition>,
+) {
+    let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(directory).unwrap());
+    builder.set_auth(SimpleAuth::from_single(key, secret));
+    builder.set_access(Ignoring(ignored));
+    let service = builder.build();
+    while let Ok((stream, _)) = listener.accept().await {
+        let http = hyper::server::conn::http1::Builder::new();
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        tokio::spawn(async move { drop(connection.await) });
+    }
+}
+
 /// The server; it ends when this is dropped.
 pub struct OtherS3 {
     /// Its URL.
@@ -49,23 +69,14 @@ impl OtherS3 {
     /// Starts one, with the credentials of [`S3_ENVIRONMENT`], that ignores this condition.
     pub fn start(ignored: Option<Condition>) -> OtherS3 {
         let directory = TempDir::with_prefix("pgstrata-s3-").unwrap();
-        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(directory.path()).unwrap());
         let [(_, key), (_, secret), _] = S3_ENVIRONMENT;
-        builder.set_auth(SimpleAuth::from_single(key, secret));
-        builder.set_access(Ignoring(ignored));
-        let service = builder.build();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        runtime.spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let http = hyper::server::conn::http1::Builder::new();
-                let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-                tokio::spawn(async move { drop(connection.await) });
-            }
-        });
+        let path = directory.path().to_owned();
+        runtime.spawn(async move { serve(listener, &path, (key, secret), ignored).await });
         OtherS3 { endpoint, _runtime: runtime, _directory: directory }
     }
 }
