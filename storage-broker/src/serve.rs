@@ -21,7 +21,7 @@ type Shared = Arc<Mutex<Registry>>;
 /// Everything that is served.
 pub fn router() -> Router {
     Api::new("storage broker", "Who has which timeline, how far: soft state of the last seconds.")
-        .for_who(Need::Asked)
+        .for_who(Need::Publishing)
         .post("/v1/publish", "Takes the place of what a node said before", &[Code::Full], publish)
         .for_who(Need::Deed(Deed::SeeNodes))
         .get("/v1/nodes", "Nodes that were heard of lately, and their timelines", &[], nodes)

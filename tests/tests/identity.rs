@@ -376,6 +376,7 @@ fn everybody_gets_what_the_table_says() {
     assert!(secured.attempt(Deed::ReadPages(TENANT), expired).is_err());
     let log = secured.services.log("pageserver");
     assert!(log.contains("the certificate has expired"), "{log}");
+    assert!(log.contains("it says that it is of pgstrata://admin/"), "{log}");
     // Nobody fell over it, and nobody wrote down what is secret.
     client.batch_execute("insert into t values (0)").unwrap();
     drop(client);

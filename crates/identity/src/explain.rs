@@ -4,6 +4,8 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};
 
+use crate::verify::take_refused;
+
 /// What rustls says, with our words; the kind of an [`io::Error`] that has it is `InvalidData`.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
@@ -39,10 +41,22 @@ pub fn explanation(error: &(dyn std::error::Error + 'static)) -> Option<String> 
     None
 }
 
-/// A line for a message or a log.
+/// A line for a message or a log. A certificate that is refused is named by what it says of itself, on the thread that
+/// refused it.
 pub fn explain(error: &Error) -> String {
+    if let Error::InvalidCertificate(CertificateError::Other(error)) = error {
+        return error.to_string();
+    }
+    let text = in_words(error);
+    let named = matches!(error, Error::InvalidCertificate(_)).then(take_refused).flatten();
+    match named {
+        Some(name) => format!("{text}; it says that it is of {name}"),
+        None => text,
+    }
+}
+
+fn in_words(error: &Error) -> String {
     match error {
-        Error::InvalidCertificate(CertificateError::Other(error)) => error.to_string(),
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the certificate is not of a CA in ca.pem".into()
         }

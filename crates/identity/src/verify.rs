@@ -1,5 +1,6 @@
 //! What WebPKI verifies, and the role beside it.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -10,7 +11,34 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 
-use crate::{BadCertificate, Whom, peer_role};
+use crate::{BadCertificate, Certificate, Whom, peer_role};
+
+thread_local! {
+    /// Of whom the certificate says that it is which this thread refused last. rustls turns an error into the alert that its
+    /// peer gets, and has no room in it for a name that the peer's own log is not to have; it is explained on this thread,
+    /// next.
+    static REFUSED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// See [`REFUSED`]; once.
+pub(crate) fn take_refused() -> Option<String> {
+    REFUSED.take()
+}
+
+/// Notes whose certificate it is that was refused. Nobody has vouched for what it says of itself, so that is repeated only
+/// where it is a role, or a subject with nothing in it that could be taken for more than that.
+fn note_refused(error: Error, certificate: &CertificateDer<'_>) -> Error {
+    const LONGEST: usize = 100;
+    let says = Certificate::read(certificate).ok().map(|certificate| match certificate.role() {
+        Ok(role) => role.to_string(),
+        Err(_) => {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.=, ".contains(c);
+            certificate.subject.chars().filter(|&c| plain(c)).take(LONGEST).collect()
+        }
+    });
+    REFUSED.set(says);
+    error
+}
 
 fn refused(why: BadCertificate) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
@@ -32,14 +60,16 @@ impl ServerCertVerifier for ServerRole {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        // First: nothing that a certificate says is repeated before somebody we trust has said it.
+        REFUSED.take();
+        // First: what a certificate says is believed only when somebody we trust has said it.
         let verified = self.web_pki.verify_server_cert(
             end_entity,
             intermediates,
             server_name,
             ocsp_response,
             now,
-        )?;
+        );
+        let verified = verified.map_err(|error| note_refused(error, end_entity))?;
         let found = peer_role(std::slice::from_ref(end_entity)).map_err(refused)?;
         match self.expected.is(&found) {
             true => Ok(verified),
@@ -98,7 +128,9 @@ impl ClientCertVerifier for ClientRole {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.web_pki.verify_client_cert(end_entity, intermediates, now)?;
+        REFUSED.take();
+        let verified = self.web_pki.verify_client_cert(end_entity, intermediates, now);
+        let verified = verified.map_err(|error| note_refused(error, end_entity))?;
         peer_role(std::slice::from_ref(end_entity)).map_err(refused)?;
         Ok(verified)
     }

@@ -332,6 +332,9 @@ fn a_server_refuses_certificates_that_are_not_in_order() {
             assert!(text.contains("refused") && text.contains(at_client), "{at_client}: {text}");
             let text = accepting.join().unwrap().unwrap_err().to_string();
             assert!(text.contains(at_server), "{at_server}: {text}");
+            // Whose it is, is for whoever looks for what does not come in.
+            let names = ["not of a CA", "expired", ""].contains(at_server);
+            assert_eq!(names, text.contains(&format!("says that it is of {COMPUTE}")), "{text}");
         }
     }
 }

@@ -51,6 +51,15 @@ pub enum Deed {
 }
 
 impl Peer {
+    /// Whether he has anything to publish, as whichever safekeeper or page server.
+    pub fn is_publisher(&self) -> bool {
+        match self {
+            Peer::Local => true,
+            Peer::Certified(role) => matches!(role, Role::Safekeeper(_) | Role::Pageserver(_)),
+            _ => false,
+        }
+    }
+
     /// Whether he may do that.
     pub fn may(&self, deed: Deed) -> bool {
         use Deed::*;

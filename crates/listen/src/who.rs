@@ -27,6 +27,8 @@ pub enum Need {
     Deed(Deed),
     /// It depends on what the request is about: the handler takes [`Who`] and asks.
     Asked,
+    /// To publish something; what is in the request, which nobody else's is read for.
+    Publishing,
 }
 
 impl Caller {
@@ -62,7 +64,12 @@ pub(crate) async fn guard(need: Need, mut request: Request, next: Next) -> Respo
         Ok(peer) => peer,
         Err(why) => return unauthenticated(&why),
     };
-    if let Need::Deed(deed) = need
+    let deed = match need {
+        Need::Deed(deed) => Some(deed),
+        Need::Asked => None,
+        Need::Publishing => (!peer.is_publisher()).then_some(Deed::PublishPageserver),
+    };
+    if let Some(deed) = deed
         && let Err(forbidden) = peer.check(deed)
     {
         return Refusal::from(forbidden).into_response();
