@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use pgstrata_identity::{Identity, Stream, Whom};
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
 use pgstrata_listen::dial_to;
-use pgstrata_wire::pages::{Hello, PagesReply, PagesRequest, Query, REPLY_SIZE, Status};
+use pgstrata_wire::pages::{Hello, PAGES, PagesReply, PagesRequest, Query, REPLY_SIZE, Status};
 
 use crate::places::{Pageserver, Places};
 
@@ -46,7 +46,7 @@ impl PageClient {
         timeline: TimelineId,
         lsn: Lsn,
     ) -> PageClient {
-        let hello = Hello { tenant, timeline };
+        let hello = Hello { versions: PAGES.speaks, tenant, timeline };
         PageClient { places, identity, hello, lsn, idle: Mutex::default() }
     }
 
@@ -68,9 +68,10 @@ impl PageClient {
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
         stream.write_all(&self.hello.encode())?;
-        match read_reply(&mut stream)? {
+        let reply = read_head(&mut stream)?;
+        match read_body(&mut stream, reply)? {
             Answer::Refused(text) => Err(io::Error::other(text)),
-            _ => Ok(stream),
+            _ => PAGES.answered(reply.chosen()).map_err(io::Error::other).map(|_| stream),
         }
     }
 
@@ -81,7 +82,8 @@ impl PageClient {
             None => self.connect()?,
         };
         stream.write_all(&PagesRequest { number: 1, lsn: self.lsn, query }.encode())?;
-        let answer = read_reply(&mut stream)?;
+        let reply = read_head(&mut stream)?;
+        let answer = read_body(&mut stream, reply)?;
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_LIMIT {
             idle.push(stream);
@@ -147,10 +149,13 @@ impl PageClient {
     }
 }
 
-fn read_reply(stream: &mut Stream) -> io::Result<Answer> {
+fn read_head(stream: &mut Stream) -> io::Result<PagesReply> {
     let mut head = [0; REPLY_SIZE];
     stream.read_exact(&mut head)?;
-    let reply = PagesReply::decode(&head).map_err(io::Error::other)?;
+    PagesReply::decode(&head).map_err(io::Error::other)
+}
+
+fn read_body(stream: &mut Stream, reply: PagesReply) -> io::Result<Answer> {
     let mut body = vec![0; reply.length as usize];
     stream.read_exact(&mut body)?;
     Ok(match reply.status {

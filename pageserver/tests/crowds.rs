@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pgstrata_ids::TimelineId;
 use pgstrata_pageserver::layer::raise_limit;
 use pgstrata_pg_wal::PgVersion;
-use pgstrata_wire::pages::{Hello, PagesReply, REPLY_SIZE, Status};
+use pgstrata_wire::pages::{Hello, PAGES, PagesReply, REPLY_SIZE, Status};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use support::model::State;
@@ -90,7 +90,8 @@ fn s3_silent_connections_take_no_threads() {
     assert!(threads < before + 100, "{before} threads became {threads}");
     let mut stream = TcpStream::connect(&process.pages).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    stream.write_all(&Hello { tenant: TENANT, timeline: ID }.encode()).unwrap();
+    let hello = Hello { versions: PAGES.speaks, tenant: TENANT, timeline: ID };
+    stream.write_all(&hello.encode()).unwrap();
     let mut reply = [0; REPLY_SIZE];
     stream.read_exact(&mut reply).unwrap();
     assert_eq!(PagesReply::decode(&reply).unwrap().status, Status::Done);

@@ -12,7 +12,8 @@ use pgstrata_compute_shim::proposer::{ProposerError, SafekeeperClient, elect};
 use pgstrata_ids::{Lsn, NodeId, Term};
 use pgstrata_quorum::{Configuration, VoteRequest};
 use pgstrata_wire::FrameBuffer;
-use pgstrata_wire::safekeeper::{Greeting, Message, encode};
+use pgstrata_wire::frame::Stamp;
+use pgstrata_wire::safekeeper::{Greeting, Message, WAL, encode};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 
@@ -164,11 +165,12 @@ fn s2_an_absurd_term_does_not_end_a_branch() {
                 addresses: Vec::new(),
                 proposer: config.id,
             };
-            encode(&Message::Greeting(greeting), &mut bytes);
+            encode(&Message::Greeting(greeting), Stamp::First(WAL.speaks), &mut bytes);
             let (term, proposer) = (Term(u64::MAX), config.id);
             let configuration = config.configuration.clone();
             let request = VoteRequest { term, proposer, configuration };
-            encode(&Message::VoteRequest(request), &mut bytes);
+            let stamp = Stamp::In(WAL.speaks.highest());
+            encode(&Message::VoteRequest(request), stamp, &mut bytes);
             let mut stream = std::net::TcpStream::connect(&node.wal).unwrap();
             stream.write_all(&bytes).unwrap();
             let mut input = FrameBuffer::new(1 << 16);

@@ -461,7 +461,8 @@ fn h14_a_message_must_come_whole() {
     let mut bytes = Vec::new();
     let parameters = parameters(START);
     let open = Message::Open(parameters.tenant, parameters.timeline);
-    pgstrata_wire::safekeeper::encode(&open, &mut bytes);
+    let stamp = pgstrata_wire::frame::Stamp::First(pgstrata_wire::safekeeper::WAL.speaks);
+    pgstrata_wire::safekeeper::encode(&open, stamp, &mut bytes);
     // A byte now and then, of a message that is fine.
     for byte in &bytes[..bytes.len() - 1] {
         if stream.write_all(&[*byte]).is_err() {

@@ -15,8 +15,9 @@ use pgstrata_tests::raw::{self, Shown};
 use pgstrata_tests::services::Services;
 use pgstrata_tests::{connect, free_port, give_to_postgres, pg_bin, programs, unprivileged};
 use pgstrata_wire::FrameBuffer;
-use pgstrata_wire::pages::{Hello, PagesReply, REPLY_SIZE, Status};
-use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, decode, encode};
+use pgstrata_wire::frame::Stamp;
+use pgstrata_wire::pages::{Hello, PAGES, PagesReply, REPLY_SIZE, Status};
+use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, WAL, decode, encode};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use serde_json::Value;
 
@@ -154,7 +155,7 @@ impl Secured {
     fn wal(&self, shown: &Shown, message: &Message<'_>) -> io::Result<bool> {
         let mut stream = raw::connect(self.port("wal"), shown)?;
         let mut bytes = Vec::new();
-        encode(message, &mut bytes);
+        encode(message, Stamp::First(WAL.speaks), &mut bytes);
         stream.write_all(&bytes)?;
         let mut input = FrameBuffer::new(1 << 16);
         loop {
@@ -221,7 +222,8 @@ impl Secured {
             Deed::NoteIngested => postgres("pg", &format!("{follow} -c pgstrata.role=pageserver")),
             Deed::ReadPages(tenant) => {
                 let mut stream = raw::connect(self.port("pages"), shown)?;
-                stream.write_all(&Hello { tenant, timeline: self.timeline }.encode())?;
+                let (versions, timeline) = (PAGES.speaks, self.timeline);
+                stream.write_all(&Hello { versions, tenant, timeline }.encode())?;
                 let mut head = [0; REPLY_SIZE];
                 stream.read_exact(&mut head)?;
                 let reply = PagesReply::decode(&head).map_err(io::Error::other)?;

@@ -9,7 +9,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use pgstrata_identity::Stream;
 use pgstrata_wire::FrameBuffer;
-use pgstrata_wire::safekeeper::{AppendHead, Message, encode};
+use pgstrata_wire::frame::Stamp;
+use pgstrata_wire::safekeeper::{AppendHead, Message, WAL, chosen, encode};
 
 use super::backlog::Piece;
 
@@ -43,6 +44,8 @@ impl Part {
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
+    /// What the next message says of versions: an offer, until the safekeeper chose.
+    stamp: Stamp,
     queue: VecDeque<Part>,
     queued: usize,
     /// Bytes of the first part that were sent.
@@ -61,6 +64,7 @@ impl Connection {
         let now = Instant::now();
         Connection {
             stream,
+            stamp: Stamp::First(WAL.speaks),
             queue: VecDeque::new(),
             queued: 0,
             sent: 0,
@@ -78,13 +82,18 @@ impl Connection {
     /// Queues a message.
     pub fn push(&mut self, message: &Message<'_>) {
         let mut bytes = Vec::new();
-        encode(message, &mut bytes);
+        encode(message, self.stamp, &mut bytes);
         self.push_part(Part::Whole(bytes));
     }
 
     /// Queues an append; its bytes are shared, not copied.
     pub fn push_piece(&mut self, piece: &Piece) {
-        self.push_part(Part::Head(piece.head));
+        let head = match self.stamp {
+            Stamp::In(version) => piece.head.in_version(version),
+            // Who has not greeted is sent no WAL.
+            Stamp::First(_) => piece.head,
+        };
+        self.push_part(Part::Head(head));
         self.push_part(Part::Payload(piece.payload.clone()));
     }
 
@@ -145,11 +154,17 @@ impl Connection {
         self.stream.is_tls()
     }
 
-    /// Receives what has come. False if there is nothing more now.
+    /// Receives what has come, and speaks the version of the first answer from then on. False if there is nothing more now.
     pub fn receive(&mut self, input: &mut FrameBuffer) -> io::Result<bool> {
         match input.fill(&mut self.stream) {
             Ok(true) => {
                 self.last_received = Instant::now();
+                let version = chosen(input);
+                let version =
+                    version.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                if let Some(version) = version {
+                    self.stamp = Stamp::In(version);
+                }
                 Ok(true)
             }
             Ok(false) => Err(io::Error::new(

@@ -515,6 +515,11 @@ impl Driver {
             let target = refill.target;
             match refill.next() {
                 Ok(Refilled::Nothing) => return,
+                Ok(Refilled::Opened) => {
+                    if let Err(error) = refill.writable(&self.poller, REFILL_TOKEN) {
+                        return self.give_up_refill(&error);
+                    }
+                }
                 Ok(Refilled::Bytes(start, bytes)) if self.links[target].next_lsn == Some(start) => {
                     self.push_old(target, start, bytes);
                     self.busy = true;
@@ -628,12 +633,13 @@ impl Driver {
                     if let RefusedReason::Quorum(Refusal::Fenced { promised }) = reason {
                         self.core.outranked(promised, outputs);
                     }
-                    // Before it greets: its copy of the branch is damaged, or another branch's.
+                    // Before it greets: its copy of the branch is damaged, or another branch's; or it is of another time.
                     let lasting = matches!(
                         reason,
                         RefusedReason::Storage(_)
                             | RefusedReason::Forbidden(_)
                             | RefusedReason::Mismatch(_)
+                            | RefusedReason::Version(_)
                             | RefusedReason::Quorum(Refusal::OtherMembers { .. })
                     );
                     let link = &mut self.links[index];

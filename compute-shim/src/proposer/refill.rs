@@ -38,6 +38,8 @@ pub struct Refill {
 pub enum Refilled {
     /// The next bytes.
     Bytes(Lsn, Bytes),
+    /// The donor has the timeline, and is asked for the bytes: they are still to be sent.
+    Opened,
     /// Nothing whole yet.
     Nothing,
     /// The donor has no more.
@@ -79,8 +81,8 @@ impl Refill {
         let Some(made) = self.dialing.poll(*node, address, dialer) else { return Ok(()) };
         let mut connection = Connection::new(made?);
         poller.add(&connection, token, true)?;
+        // What is wanted is said in the version that the donor's answer names.
         connection.push(&Message::Open(self.wanted.0, self.wanted.1));
-        connection.push(&Message::ReadWal(self.at, self.end, self.term));
         self.connection = Some(connection);
         Ok(())
     }
@@ -118,24 +120,25 @@ impl Refill {
         let invalid = |error: &dyn std::fmt::Display| {
             io::Error::new(io::ErrorKind::InvalidData, error.to_string())
         };
-        loop {
-            let frame = self.input.next().map_err(|error| invalid(&error))?;
-            let Some(frame) = frame else { return Ok(Refilled::Nothing) };
-            let size = frame.size;
-            let refilled = match decode(frame.kind, frame.body).map_err(|error| invalid(&error))? {
-                Message::Status(_) => None,
-                Message::WalChunk(_, []) => Some(Refilled::End),
-                Message::WalChunk(start, bytes) if start == self.at => {
-                    self.at = self.at + bytes.len() as u64;
-                    Some(Refilled::Bytes(start, Bytes::copy_from_slice(bytes)))
+        let frame = self.input.next().map_err(|error| invalid(&error))?;
+        let Some(frame) = frame else { return Ok(Refilled::Nothing) };
+        let size = frame.size;
+        let refilled = match decode(frame.kind, frame.body).map_err(|error| invalid(&error))? {
+            Message::Status(_) => {
+                if let Some(connection) = &mut self.connection {
+                    connection.push(&Message::ReadWal(self.at, self.end, self.term));
                 }
-                Message::Refused(reason) => return Err(io::Error::other(reason.to_string())),
-                _ => return Err(invalid(&"unexpected message")),
-            };
-            self.input.consume(size);
-            if let Some(refilled) = refilled {
-                return Ok(refilled);
+                Refilled::Opened
             }
-        }
+            Message::WalChunk(_, []) => Refilled::End,
+            Message::WalChunk(start, bytes) if start == self.at => {
+                self.at = self.at + bytes.len() as u64;
+                Refilled::Bytes(start, Bytes::copy_from_slice(bytes))
+            }
+            Message::Refused(reason) => return Err(io::Error::other(reason.to_string())),
+            _ => return Err(invalid(&"unexpected message")),
+        };
+        self.input.consume(size);
+        Ok(refilled)
     }
 }

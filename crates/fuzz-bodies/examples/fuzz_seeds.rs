@@ -14,7 +14,8 @@ use pgstrata_ids::{
 use pgstrata_pg_redo::{ControlState, Effect, Effects};
 use pgstrata_pg_wal::{BlockRef, DecodedRecord, PgVersion, WalDecoder};
 use pgstrata_quorum::{Ack, Append, Configuration, ProposerId, Refusal, TermHistory, TermStart};
-use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, encode};
+use pgstrata_wire::frame::Stamp;
+use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, WAL, encode};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -284,7 +285,7 @@ fn messages(seeds: &mut Seeds) {
     ];
     for (at, message) in all.iter().enumerate() {
         let mut frame = Vec::new();
-        encode(message, &mut frame);
+        encode(message, Stamp::In(WAL.speaks.highest()), &mut frame);
         let body = [&[0, message.kind()], &frame[16..]].concat();
         seeds.offer("wire", format!("message-{at}"), body);
         seeds.offer("wire", format!("frame-{at}"), [&[1, 20], &frame[..]].concat());

@@ -20,7 +20,8 @@ pub fn wire(data: &[u8]) {
 fn message(kind: u8, body: &[u8]) {
     let Ok(found) = safekeeper::decode(kind, body) else { return };
     let mut bytes = Vec::new();
-    safekeeper::encode(&found, &mut bytes);
+    let stamp = frame::Stamp::In(safekeeper::WAL.speaks.highest());
+    safekeeper::encode(&found, stamp, &mut bytes);
     let framed = frame::split(&bytes);
     assert!(framed.is_ok(), "an encoded message is a frame");
     if let Ok(Some(framed)) = framed {

@@ -9,7 +9,8 @@ use pgstrata_identity::{Identity, Stream, Whom};
 use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
 use pgstrata_listen::dial_to;
 use pgstrata_wire::FrameBuffer;
-use pgstrata_wire::safekeeper::{Message, Status, decode, encode};
+use pgstrata_wire::frame::Stamp;
+use pgstrata_wire::safekeeper::{Message, Status, WAL, chosen, decode, encode};
 
 /// Size of the receive buffer, in bytes.
 const RECEIVE_BUFFER: usize = 512 << 10;
@@ -18,6 +19,8 @@ const RECEIVE_BUFFER: usize = 512 << 10;
 #[derive(Debug)]
 pub struct SafekeeperClient {
     stream: Stream,
+    /// What the next message says of versions.
+    stamp: Stamp,
     input: FrameBuffer,
 }
 
@@ -37,12 +40,13 @@ impl SafekeeperClient {
         let stream = dial_to(address, Whom::Safekeeper(node), identity, timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        Ok(SafekeeperClient { stream, input: FrameBuffer::new(RECEIVE_BUFFER) })
+        let stamp = Stamp::First(WAL.speaks);
+        Ok(SafekeeperClient { stream, stamp, input: FrameBuffer::new(RECEIVE_BUFFER) })
     }
 
     fn send(&mut self, message: &Message<'_>) -> io::Result<()> {
         let mut bytes = Vec::new();
-        encode(message, &mut bytes);
+        encode(message, self.stamp, &mut bytes);
         self.stream.write_all(&bytes)
     }
 
@@ -51,6 +55,9 @@ impl SafekeeperClient {
         while self.input.next().map_err(invalid)?.is_none() {
             if !self.input.fill(&mut self.stream)? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(version) = chosen(&mut self.input).map_err(invalid)? {
+                self.stamp = Stamp::In(version);
             }
         }
         let Some(frame) = self.input.next().map_err(invalid)? else {

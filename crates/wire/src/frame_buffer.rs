@@ -2,11 +2,14 @@
 
 use std::io::{self, Read};
 
-use crate::frame::{self, Frame, FrameError, HEADER_SIZE, MAX_BODY};
+use crate::frame::{self, Frame, FrameError, FrameHeader, HEADER_SIZE, MAX_BODY};
+use crate::version::{Range, Version};
 
 /// Received bytes that were not yet consumed.
 #[derive(Debug)]
 pub struct FrameBuffer {
+    /// What the frames are of, once it was agreed on.
+    agreed: Option<Version>,
     bytes: Vec<u8>,
     start: usize,
     end: usize,
@@ -16,7 +19,8 @@ impl FrameBuffer {
     /// A buffer of `size` bytes, which is also the most that is received at once; it grows only
     /// when a longer frame comes.
     pub fn new(size: usize) -> FrameBuffer {
-        FrameBuffer { bytes: vec![0; size.max(HEADER_SIZE)], start: 0, end: 0 }
+        let bytes = vec![0; size.max(HEADER_SIZE)];
+        FrameBuffer { agreed: None, bytes, start: 0, end: 0 }
     }
 
     /// Reads what the stream has, at least one byte. Returns false at the end of the stream.
@@ -53,9 +57,31 @@ impl FrameBuffer {
         (self.start < self.end).then(|| self.bytes[self.start])
     }
 
+    /// What the first frame says of versions, whole or not; `None` if its header isn't here yet.
+    pub fn offer(&self) -> Result<Option<Range>, FrameError> {
+        let Some(header) = self.bytes[self.start..self.end].first_chunk() else { return Ok(None) };
+        Ok(Some(FrameHeader::decode(header)?.offer))
+    }
+
+    /// From now on all frames must be of this version.
+    pub fn agree(&mut self, version: Version) {
+        self.agreed = Some(version);
+    }
+
+    /// The version that was agreed on, if it was.
+    pub fn agreed(&self) -> Option<Version> {
+        self.agreed
+    }
+
     /// The first whole frame, if there is one; [`FrameBuffer::consume`] it before the next.
     pub fn next(&self) -> Result<Option<Frame<'_>>, FrameError> {
-        frame::split(&self.bytes[self.start..self.end])
+        let frame = frame::split(&self.bytes[self.start..self.end])?;
+        match (frame, self.agreed) {
+            (Some(Frame { version, .. }), Some(agreed)) if version != agreed => {
+                Err(FrameError::Version { found: version, agreed })
+            }
+            (frame, _) => Ok(frame),
+        }
     }
 
     /// Drops the first `size` bytes.
@@ -68,7 +94,30 @@ impl FrameBuffer {
 mod tests {
     use super::*;
 
+    use crate::frame::Stamp;
+
     const BUFFER_SIZE: usize = 512 << 10;
+
+    fn header(kind: u8, version: u8, body: &[u8]) -> [u8; HEADER_SIZE] {
+        let stamp = Stamp::In(Version(version));
+        frame::encode_header(kind, stamp, body.len() as u32, crc32c::crc32c(body))
+    }
+
+    #[test]
+    fn frames_of_another_version_than_agreed_are_refused() {
+        let mut buffer = FrameBuffer::new(100);
+        let stream = [header(1, 2, &[]), header(1, 3, &[])].concat();
+        assert!(buffer.fill(&mut &stream[..10]).unwrap());
+        assert_eq!(buffer.offer(), Ok(None));
+        assert!(buffer.fill(&mut &stream[10..]).unwrap());
+        assert_eq!(buffer.offer(), Ok(Range::new(2, 2)));
+        assert!(buffer.next().unwrap().is_some());
+        buffer.consume(HEADER_SIZE);
+        assert!(buffer.next().unwrap().is_some(), "nothing was agreed on");
+        buffer.agree(Version(2));
+        let refused = FrameError::Version { found: Version(3), agreed: Version(2) };
+        assert_eq!(buffer.next(), Err(refused));
+    }
 
     #[test]
     fn frames_of_all_sizes_pass_in_pieces() {
@@ -76,8 +125,7 @@ mod tests {
         let bodies = [0, 1, 1000, BUFFER_SIZE, MAX_BODY, 7];
         for (kind, size) in bodies.into_iter().enumerate() {
             let body = vec![kind as u8; size];
-            let header = frame::encode_header(kind as u8, size as u32, crc32c::crc32c(&body));
-            stream.extend_from_slice(&header);
+            stream.extend_from_slice(&header(kind as u8, 2, &body));
             stream.extend_from_slice(&body);
         }
         for piece in [1000, 70_000, stream.len()] {

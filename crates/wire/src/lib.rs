@@ -12,6 +12,7 @@ pub mod pages;
 pub mod postgres;
 pub mod safekeeper;
 pub mod text;
+pub mod version;
 
 pub use field::DecodeError;
 pub use frame_buffer::FrameBuffer;

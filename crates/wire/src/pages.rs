@@ -3,8 +3,8 @@
 //! ```text
 //! hello, client to server, 64 bytes
 //!      0     8  magic "PGSTPAGE"
-//!      8     4  protocol version (1)
-//!     12     4  zero
+//!      8     4  lowest version that the client speaks
+//!     12     4  highest version that it speaks; 0: the lowest only
 //!     16    16  tenant
 //!     32    16  timeline
 //!     48    16  zero
@@ -22,14 +22,27 @@
 //!      0     4  status: 0 done, 1 no such relation, 2 error
 //!      4     4  request number
 //!      8     4  length of the body
-//!     12     4  zero
+//!     12     4  in the answer to a hello, the version that is spoken from here on, 0: version 1; else zero
 //! ```
 //! Little-endian. The body of an error is its text; of pages, the pages; of a size, u32 blocks; of
 //! relations, for each {u32 relation, u32 fork, u32 blocks}. The hello is answered with a reply
 //! of request number 0. Requests are pipelined and answered in order. Blocks past the relation's
-//! end are not an error: the body is shorter.
+//! end are not an error: the body is shorter. The hello and the head of a reply have this form in
+//! all versions ([`crate::version`]).
 
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
+
+use crate::version::{Protocol, Range, Version};
+
+/// The protocol.
+pub const PAGES: Protocol = Protocol {
+    name: "page protocol",
+    server: "page server",
+    speaks: match Range::new(1, 1) {
+        Some(range) => range,
+        None => panic!("no range"),
+    },
+};
 
 /// Bytes of a hello.
 pub const HELLO_SIZE: usize = 64;
@@ -43,7 +56,8 @@ pub const BLOCKS_LIMIT: u32 = 256;
 pub const BODY_LIMIT: usize = 64 << 20;
 
 const MAGIC: [u8; 8] = *b"PGSTPAGE";
-const VERSION: u32 = 1;
+/// What a server that knew of no ranges speaks, and says nothing of.
+const UNSAID: Version = Version(1);
 
 /// Bytes that are not a message of this protocol.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,9 +65,11 @@ pub enum PagesError {
     /// The peer speaks something else.
     #[error("the peer does not speak the page service's protocol")]
     Magic,
-    /// The peer speaks another version.
-    #[error("the peer speaks version {0} of the page service's protocol, this is {VERSION}")]
-    Version(u32),
+    /// What the peer says of versions means nothing.
+    #[error(
+        "the peer speaks versions {0} to {1} of the page service's protocol, which is no range"
+    )]
+    Versions(u32, u32),
     /// A field has no meaning.
     #[error("a page service message has {what} {value}")]
     Field {
@@ -67,6 +83,8 @@ pub enum PagesError {
 /// Who a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
+    /// What the client speaks.
+    pub versions: Range,
     /// Tenant.
     pub tenant: TenantId,
     /// Timeline.
@@ -88,7 +106,8 @@ impl Hello {
     pub fn encode(&self) -> [u8; HELLO_SIZE] {
         let mut bytes = [0; HELLO_SIZE];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[8] = self.versions.lowest().0;
+        bytes[12] = self.versions.highest().0;
         bytes[16..32].copy_from_slice(&self.tenant.0);
         bytes[32..48].copy_from_slice(&self.timeline.0);
         bytes
@@ -99,12 +118,16 @@ impl Hello {
         if bytes[..8] != MAGIC {
             return Err(PagesError::Magic);
         }
-        match word(bytes, 8) {
-            VERSION => {
-                Ok(Hello { tenant: TenantId(id(bytes, 16)), timeline: TimelineId(id(bytes, 32)) })
-            }
-            other => Err(PagesError::Version(other)),
-        }
+        let (lowest, highest) = (word(bytes, 8), word(bytes, 12));
+        let versions = match (u8::try_from(lowest), u8::try_from(highest)) {
+            (Ok(lowest), Ok(highest)) => Range::offered(lowest, highest),
+            _ => None,
+        };
+        Ok(Hello {
+            versions: versions.ok_or(PagesError::Versions(lowest, highest))?,
+            tenant: TenantId(id(bytes, 16)),
+            timeline: TimelineId(id(bytes, 32)),
+        })
     }
 }
 
@@ -219,6 +242,8 @@ pub struct PagesReply {
     pub number: u32,
     /// Bytes that follow.
     pub length: u32,
+    /// In the answer to a hello, which version is spoken from here on.
+    pub version: Option<Version>,
 }
 
 impl PagesReply {
@@ -233,7 +258,13 @@ impl PagesReply {
         bytes[..4].copy_from_slice(&status.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.number.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.length.to_le_bytes());
+        bytes[12] = self.version.map_or(0, |version| version.0);
         bytes
+    }
+
+    /// The version that a server chose, if this is its answer to a hello.
+    pub fn chosen(&self) -> Version {
+        self.version.unwrap_or(UNSAID)
     }
 
     /// Reads a message.
@@ -248,7 +279,14 @@ impl PagesReply {
         if length as usize > BODY_LIMIT {
             return Err(PagesError::Field { what: "a body of", value: length });
         }
-        Ok(PagesReply { status, number: word(bytes, 4), length })
+        let version = match word(bytes, 12) {
+            0 => None,
+            value => {
+                let known = u8::try_from(value);
+                Some(known.map_err(|_| PagesError::Field { what: "a version", value })?)
+            }
+        };
+        Ok(PagesReply { status, number: word(bytes, 4), length, version: version.map(Version) })
     }
 }
 
@@ -259,8 +297,11 @@ mod tests {
 
     #[test]
     fn round_trips() {
-        let hello = Hello { tenant: TenantId([1; 16]), timeline: TimelineId([2; 16]) };
-        assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+        let (tenant, timeline) = (TenantId([1; 16]), TimelineId([2; 16]));
+        for versions in [PAGES.speaks, Range::new(1, 255).unwrap(), Range::new(3, 7).unwrap()] {
+            let hello = Hello { versions, tenant, timeline };
+            assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+        }
         let rel = RelTag { spc: 1663, db: 5, rel: 16384, fork: Fork::Visibility };
         for query in [
             Query::Pages { rel, block: 77, count: 32 },
@@ -271,9 +312,25 @@ mod tests {
             assert_eq!(PagesRequest::decode(&request.encode()), Ok(request));
         }
         for status in [Status::Done, Status::NoRelation, Status::Error] {
-            let reply = PagesReply { status, number: 3, length: 8192 };
-            assert_eq!(PagesReply::decode(&reply.encode()), Ok(reply));
+            for version in [None, Some(Version(1)), Some(Version(255))] {
+                let reply = PagesReply { status, number: 3, length: 8192, version };
+                assert_eq!(PagesReply::decode(&reply.encode()), Ok(reply));
+            }
         }
+    }
+
+    #[test]
+    fn what_says_no_range_is_of_the_first_version() {
+        let (tenant, timeline) = (TenantId([1; 16]), TimelineId([2; 16]));
+        let mut bytes = Hello { versions: PAGES.speaks, tenant, timeline }.encode();
+        bytes[12] = 0;
+        assert_eq!(Hello::decode(&bytes).unwrap().versions, Range::new(1, 1).unwrap());
+        bytes[8] = 0;
+        assert_eq!(Hello::decode(&bytes), Err(PagesError::Versions(0, 0)));
+        (bytes[8], bytes[9]) = (1, 1);
+        assert_eq!(Hello::decode(&bytes), Err(PagesError::Versions(257, 0)));
+        let reply = PagesReply { status: Status::Done, number: 0, length: 0, version: None };
+        assert_eq!(reply.chosen(), Version(1));
     }
 
     proptest! {

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use pgstrata_identity::Stream;
 use pgstrata_listen::{Deed, GREETING, Peer, Security};
 use pgstrata_wire::pages::{
-    HELLO_SIZE, Hello, PagesReply, PagesRequest, Query, REQUEST_SIZE, Status,
+    HELLO_SIZE, Hello, PAGES, PagesReply, PagesRequest, Query, REQUEST_SIZE, Status,
 };
+use pgstrata_wire::version::Version;
 use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
@@ -73,6 +74,7 @@ fn connection(
     reader.read_exact(&mut hello)?;
     reader.get_ref().set_read_timeout(None)?;
     let timeline = Hello::decode(&hello).map_err(anyhow::Error::from).and_then(|hello| {
+        let version = PAGES.agree("compute", hello.versions)?;
         // Before anything is said of what is there.
         peer.check(Deed::ReadPages(hello.tenant))?;
         let timeline = repository.timeline(hello.timeline)?;
@@ -82,11 +84,11 @@ fn connection(
             hello.timeline,
             hello.tenant
         );
-        Ok(timeline)
+        Ok((timeline, version))
     });
     let timeline = match timeline {
-        Ok(timeline) => {
-            reply(&mut writer, 0, Status::Done, &[])?;
+        Ok((timeline, version)) => {
+            welcome(&mut writer, version)?;
             writer.flush()?;
             timeline
         }
@@ -123,8 +125,14 @@ fn connection(
     }
 }
 
+/// Answers a hello: this is the version that is spoken from here on.
+fn welcome(writer: &mut impl Write, version: Version) -> std::io::Result<()> {
+    let head = PagesReply { status: Status::Done, number: 0, length: 0, version: Some(version) };
+    writer.write_all(&head.encode())
+}
+
 fn reply(writer: &mut impl Write, number: u32, status: Status, body: &[u8]) -> std::io::Result<()> {
-    let head = PagesReply { status, number, length: body.len() as u32 };
+    let head = PagesReply { status, number, length: body.len() as u32, version: None };
     writer.write_all(&head.encode())?;
     writer.write_all(body)
 }

@@ -8,9 +8,11 @@ use pgstrata_identity::Stream;
 use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
 use pgstrata_listen::{Deed, Peer};
 use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::safekeeper::{
-    Greeting, GreetingReply, Message, RefusedReason, decode, encode, is_appending,
+    Greeting, GreetingReply, Message, RefusedReason, WAL, decode, encode, greets, is_appending,
 };
+use pgstrata_wire::version::Version;
 
 use super::{Limits, Waiting};
 use crate::storage_error::StorageError;
@@ -31,6 +33,8 @@ pub struct Connection {
     waiting: Arc<Waiting>,
     limits: Limits,
     timelines: Arc<Timelines>,
+    /// What is spoken, once the client has said what it speaks. Whichever it is, what is voted and acknowledged means the same.
+    version: Option<Version>,
     timeline: Option<Arc<Timeline>>,
     /// Whether it greeted, as a compute, and so was let in to vote and append.
     is_compute: bool,
@@ -53,6 +57,7 @@ impl Connection {
             waiting,
             limits,
             timelines,
+            version: None,
             timeline: None,
             is_compute: false,
             proposer: None,
@@ -68,6 +73,7 @@ impl Connection {
         let mut is_waiting = true;
         while input.fill(&mut &self.stream)? {
             while let Some(kind) = input.kind() {
+                let Some(version) = self.agree(&input, kind)? else { break };
                 let served = match is_appending(kind) {
                     true => self.serve_appends(&mut input)?,
                     false => self.serve_one(&mut input)?,
@@ -75,6 +81,8 @@ impl Connection {
                 if !served {
                     break;
                 }
+                // Only the first message may be of another: the lowest that the client speaks.
+                input.agree(version);
                 begun = None;
             }
             if input.kind().is_none() {
@@ -91,9 +99,26 @@ impl Connection {
         Ok(())
     }
 
+    /// The version that is spoken, by what the client's first message offers. `None` if that can't be told yet.
+    fn agree(&mut self, input: &FrameBuffer, kind: u8) -> anyhow::Result<Option<Version>> {
+        if self.version.is_some() {
+            return Ok(self.version);
+        }
+        let Some(offered) = input.offer()? else { return Ok(None) };
+        let client = if greets(kind) { "compute" } else { "reader" };
+        let agreed = WAL.agree(client, offered);
+        // What is refused is said so that the client can read it.
+        self.version = Some(agreed.clone().unwrap_or_else(|_| offered.lowest()));
+        if let Err(error) = agreed {
+            self.refuse(RefusedReason::Version(error.to_string()))?;
+        }
+        Ok(self.version)
+    }
+
     fn send(&mut self, message: &Message<'_>) -> anyhow::Result<()> {
         self.output.clear();
-        encode(message, &mut self.output);
+        let version = self.version.ok_or_else(|| anyhow::anyhow!("nothing was asked"))?;
+        encode(message, Stamp::In(version), &mut self.output);
         (&self.stream).write_all(&self.output)?;
         Ok(())
     }

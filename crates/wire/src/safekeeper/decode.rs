@@ -9,8 +9,8 @@ use pgstrata_quorum::{
 };
 
 use super::{
-    APPEND_KIND, Greeting, GreetingReply, MAX_ADDRESS, MAX_PAYLOAD, MAX_REASON, Message, PING_KIND,
-    RefusedReason, Status,
+    APPEND_KIND, GREETING_KIND, Greeting, GreetingReply, MAX_ADDRESS, MAX_PAYLOAD, MAX_REASON,
+    Message, PING_KIND, RefusedReason, Status,
 };
 use crate::field::{DecodeError, Fields};
 
@@ -20,7 +20,7 @@ type Decoded<T> = Result<T, DecodeError>;
 pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
     let mut fields = Fields(body);
     let message = match kind {
-        1 => Message::Greeting(greeting(&mut fields)?),
+        GREETING_KIND => Message::Greeting(greeting(&mut fields)?),
         2 => Message::VoteRequest(VoteRequest {
             term: term(&mut fields)?,
             proposer: ProposerId(fields.array("proposer id")?),
@@ -190,6 +190,7 @@ fn refused(fields: &mut Fields<'_>) -> Decoded<RefusedReason> {
         9 => return Ok(RefusedReason::Unavailable(text)),
         10 => return Ok(RefusedReason::InvalidWal(text)),
         13 => return Ok(RefusedReason::Forbidden(text)),
+        14 => return Ok(RefusedReason::Version(text)),
         _ => return Err(DecodeError::Impossible("refusal")),
     };
     Ok(RefusedReason::Quorum(quorum))

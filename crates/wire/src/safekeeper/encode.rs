@@ -3,24 +3,25 @@
 use pgstrata_ids::{Incarnation, NodeId, TimelineParameters};
 use pgstrata_quorum::{Append, Configuration, Refusal, TermHistory};
 
-use super::{APPEND_KIND, MAX_ADDRESS, MAX_REASON, Message, RefusedReason};
+use super::{APPEND_KIND, MAX_ADDRESS, MAX_REASON, Message, RefusedReason, WAL};
 use crate::field::{put_list, put_text};
-use crate::frame::{HEADER_SIZE, encode_header};
+use crate::frame::{HEADER_SIZE, Stamp, encode_header, restamp};
+use crate::version::Version;
 
 const APPEND_FIELDS: usize = 32;
 
 /// Appends the whole frame of `message` to `out`.
-pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
+pub fn encode(message: &Message<'_>, stamp: Stamp, out: &mut Vec<u8>) {
     let at = out.len();
     out.extend_from_slice(&[0; HEADER_SIZE]);
     body(message, out);
     let body = &out[at + HEADER_SIZE..];
-    let header = encode_header(message.kind(), body.len() as u32, crc32c::crc32c(body));
+    let header = encode_header(message.kind(), stamp, body.len() as u32, crc32c::crc32c(body));
     out[at..at + HEADER_SIZE].copy_from_slice(&header);
 }
 
-/// Everything of an append's frame before its WAL bytes: the same for all members, so that one
-/// frame serves them all without copying the WAL.
+/// Everything of an append's frame before its WAL bytes: the same for all members but for the version that each speaks,
+/// so that one frame serves them all without copying the WAL, or looking at it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AppendHead(pub [u8; HEADER_SIZE + APPEND_FIELDS]);
 
@@ -32,9 +33,18 @@ impl AppendHead {
         let crc = crc32c::crc32c_append(crc32c::crc32c(&fields), payload);
         let length = (APPEND_FIELDS + payload.len()) as u32;
         let mut head = [0; HEADER_SIZE + APPEND_FIELDS];
-        head[..HEADER_SIZE].copy_from_slice(&encode_header(APPEND_KIND, length, crc));
+        let stamp = Stamp::In(WAL.speaks.highest());
+        head[..HEADER_SIZE].copy_from_slice(&encode_header(APPEND_KIND, stamp, length, crc));
         head[HEADER_SIZE..].copy_from_slice(&fields);
         AppendHead(head)
+    }
+
+    /// The same append in another version; its fields are the same in all.
+    pub fn in_version(mut self, version: Version) -> AppendHead {
+        if let Some(header) = self.0.first_chunk_mut::<HEADER_SIZE>() {
+            *header = restamp(*header, version);
+        }
+        self
     }
 }
 
@@ -174,6 +184,7 @@ fn refused(reason: &RefusedReason, out: &mut Vec<u8>) {
         RefusedReason::Unavailable(text) => (9, [0, 0], text),
         RefusedReason::InvalidWal(text) => (10, [0, 0], text),
         RefusedReason::Forbidden(text) => (13, [0, 0], text),
+        RefusedReason::Version(text) => (14, [0, 0], text),
     };
     out.push(code);
     put_u64s(out, &values);

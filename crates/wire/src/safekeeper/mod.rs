@@ -3,6 +3,11 @@
 //! A connection starts with [`Message::Greeting`] (a proposer, answered by
 //! [`Message::GreetingReply`]) or [`Message::Open`] (a reader, answered by [`Message::Status`]).
 //! Any answer may be [`Message::Refused`] instead. Byte layouts: `docs/formats/safekeeper-wire.md`.
+//!
+//! What versions guarantee: in every version of [`WAL`]'s range a greeting, a vote, an election, an append and an
+//! acknowledgement are the same values, with nothing left out, and promise the same. `proposers_messages` and
+//! `safekeepers_messages` below hold all of them to that; what was recorded of each version holds their bytes.
+//! `Greeting`, `Open` and `Refused` have one form in all versions: they are read before one is agreed on.
 
 mod decode;
 mod encode;
@@ -14,8 +19,22 @@ use pgstrata_quorum::{
     Ack, Append, Configuration, Elected, ProposerId, Refusal, TermHistory, Vote, VoteRequest,
 };
 
+use crate::frame::FrameError;
+use crate::frame_buffer::FrameBuffer;
+use crate::version::{Protocol, Range, Version, VersionError};
+
 pub use decode::decode;
 pub use encode::{AppendHead, encode};
+
+/// The protocol. Version 1 was never released.
+pub const WAL: Protocol = Protocol {
+    name: "WAL protocol",
+    server: "safekeeper",
+    speaks: match Range::new(2, 2) {
+        Some(range) => range,
+        None => panic!("no range"),
+    },
+};
 
 /// Most WAL bytes in one message.
 pub const MAX_PAYLOAD: usize = 1 << 20;
@@ -98,9 +117,34 @@ pub enum RefusedReason {
     /// Who asks may not do that.
     #[error("{0}")]
     Forbidden(String),
+    /// There is no version of the protocol that both sides speak.
+    #[error("{0}")]
+    Version(String),
     /// The bytes are no WAL that continues the log; none of them was stored.
     #[error("{0}")]
     InvalidWal(String),
+}
+
+/// Why a server's first answer can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerError {
+    /// It is no frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// It is of a version that was not offered.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+}
+
+/// Client: the version that the server chose, told once, when the first frame of its answer begins to come.
+pub fn chosen(input: &mut FrameBuffer) -> Result<Option<Version>, AnswerError> {
+    if input.agreed().is_some() {
+        return Ok(None);
+    }
+    let Some(answer) = input.offer()? else { return Ok(None) };
+    let version = WAL.answered(answer.lowest())?;
+    input.agree(version);
+    Ok(Some(version))
 }
 
 /// Any message of the port; WAL bytes are borrowed from the frame.
@@ -147,7 +191,7 @@ impl Message<'_> {
     /// The frame's kind byte.
     pub fn kind(&self) -> u8 {
         match self {
-            Message::Greeting(_) => 1,
+            Message::Greeting(_) => GREETING_KIND,
             Message::VoteRequest(_) => 2,
             Message::Elected(_) => 3,
             Message::Append(..) => APPEND_KIND,
@@ -167,8 +211,14 @@ impl Message<'_> {
     }
 }
 
+pub(crate) const GREETING_KIND: u8 = 1;
 pub(crate) const APPEND_KIND: u8 = 4;
 pub(crate) const PING_KIND: u8 = 5;
+
+/// True for the message that a compute introduces itself with.
+pub fn greets(kind: u8) -> bool {
+    kind == GREETING_KIND
+}
 
 /// True for messages that one acknowledgement answers together: appends and pings.
 pub fn is_appending(kind: u8) -> bool {

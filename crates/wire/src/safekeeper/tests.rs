@@ -10,14 +10,21 @@ use pgstrata_quorum::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::frame;
+use crate::frame::{self, Stamp};
 
+/// In every version that is spoken a message says the same: none leaves out what another has.
 fn round_trip(message: Message<'_>) {
-    let mut bytes = vec![0xAA];
-    encode(&message, &mut bytes);
-    let frame = frame::split(&bytes[1..]).unwrap().unwrap();
-    assert_eq!(frame.size, bytes.len() - 1);
-    assert_eq!(decode(frame.kind, frame.body), Ok(message));
+    for version in WAL.speaks.all() {
+        let mut bytes = vec![0xAA];
+        encode(&message, Stamp::In(version), &mut bytes);
+        let frame = frame::split(&bytes[1..]).unwrap().unwrap();
+        assert_eq!((frame.size, frame.version), (bytes.len() - 1, version));
+        assert_eq!(decode(frame.kind, frame.body).as_ref(), Ok(&message));
+    }
+}
+
+fn stamp() -> Stamp {
+    Stamp::In(WAL.speaks.highest())
 }
 
 fn history() -> impl Strategy<Value = TermHistory> {
@@ -83,10 +90,12 @@ proptest! {
             commit_lsn: Lsn(commit),
         };
         round_trip(Message::Append(append, &payload));
-        let mut whole = Vec::new();
-        encode(&Message::Append(append, &payload), &mut whole);
         let head = AppendHead::new(&append, &payload);
-        prop_assert_eq!(whole, [&head.0[..], &payload].concat());
+        for version in WAL.speaks.all() {
+            let mut whole = Vec::new();
+            encode(&Message::Append(append, &payload), Stamp::In(version), &mut whole);
+            prop_assert_eq!(whole, [&head.in_version(version).0[..], &payload].concat());
+        }
         round_trip(Message::Ping);
         round_trip(Message::Open(TenantId(id), TimelineId(id)));
         round_trip(Message::ReadWal(Lsn(start), Lsn(commit), term));
@@ -138,6 +147,7 @@ proptest! {
             RefusedReason::Unavailable,
             RefusedReason::InvalidWal,
             RefusedReason::Forbidden,
+            RefusedReason::Version,
         ] {
             round_trip(Message::Refused(reason("because".into())));
         }
@@ -151,7 +161,7 @@ proptest! {
     #[test]
     fn a_cut_body_is_refused(history in history(), term: u64) {
         let mut bytes = Vec::new();
-        encode(&Message::Elected(Elected { term: Term(term), history }), &mut bytes);
+        encode(&Message::Elected(Elected { term: Term(term), history }), stamp(), &mut bytes);
         let body = &bytes[frame::HEADER_SIZE..];
         for end in 0..body.len() {
             prop_assert!(decode(3, &body[..end]).is_err());
@@ -164,8 +174,28 @@ proptest! {
 fn golden_ack() {
     let mut bytes = Vec::new();
     let ack = Ack { term: Term(3), flush_lsn: Lsn(0x0102), commit_lsn: Lsn(0x01) };
-    encode(&Message::Ack(ack), &mut bytes);
+    encode(&Message::Ack(ack), Stamp::In(Version(2)), &mut bytes);
     assert_eq!(bytes[..8], [67, 2, 0, 0, 24, 0, 0, 0]);
     let body = [3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(bytes[frame::HEADER_SIZE..], body);
+}
+
+#[test]
+fn a_client_takes_the_version_that_it_is_answered_in_once() {
+    let answer = |version| {
+        let mut bytes = Vec::new();
+        let refused = Message::Refused(RefusedReason::UnknownTimeline);
+        encode(&refused, Stamp::In(version), &mut bytes);
+        let mut input = FrameBuffer::new(1000);
+        assert_eq!(chosen(&mut input), Ok(None), "nothing has come");
+        assert!(input.fill(&mut &bytes[..]).unwrap());
+        (chosen(&mut input), input)
+    };
+    let highest = WAL.speaks.highest();
+    let (found, mut input) = answer(highest);
+    assert_eq!(found, Ok(Some(highest)));
+    assert_eq!((chosen(&mut input), input.agreed()), (Ok(None), Some(highest)));
+    let (found, input) = answer(Version(highest.0 + 1));
+    assert!(matches!(found, Err(AnswerError::Version(VersionError::NotOffered { .. }))));
+    assert_eq!(input.agreed(), None);
 }
