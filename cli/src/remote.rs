@@ -109,6 +109,7 @@ impl Remote {
         let (name, whom) = match node.role {
             Role::Safekeeper => ("the safekeeper", Whom::Safekeeper(Some(node.node()))),
             Role::Pageserver => ("the page server", Whom::Pageserver),
+            Role::Unknown => anyhow::bail!("this program does not know its role: upgrade it"),
         };
         let address = node.addresses.http.clone().context("it has no HTTP interface")?;
         self.at(name, whom, address, timeout)

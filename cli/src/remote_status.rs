@@ -20,7 +20,7 @@ struct Said {
 fn ask(remote: &Remote, node: &Publication) -> Said {
     let asked = remote.service(node, PATIENCE).and_then(|service| match node.role {
         Role::Safekeeper => service.get(STATUS, &[]).map(Some),
-        Role::Pageserver => service.get_bytes("/healthz", &[]).map(|_| None),
+        Role::Pageserver | Role::Unknown => service.get_bytes("/healthz", &[]).map(|_| None),
     });
     match asked {
         Ok(said) => {
@@ -40,6 +40,7 @@ fn row(node: &Publication, said: &Said) -> Value {
     let (role, name, listen) = match node.role {
         Role::Safekeeper => ("safekeeper", format!("safekeeper-{}", node.node), &addresses.wal),
         Role::Pageserver => ("pageserver", "pageserver".to_owned(), &addresses.pages),
+        Role::Unknown => ("unknown", format!("node-{}", node.node), &addresses.http),
     };
     json!({
         "name": name,
@@ -74,7 +75,8 @@ fn services(remote: &Remote) -> (Vec<Value>, Answers, Option<String>) {
             return (rows, Answers::default(), None);
         }
     };
-    let mut sorted: Vec<_> = nodes.iter().collect();
+    // What is of a later version is not there for this program.
+    let mut sorted: Vec<_> = nodes.iter().filter(|node| node.role != Role::Unknown).collect();
     sorted.sort_by_key(|node| (node.role == Role::Pageserver, node.node));
     let said = ask_each(&sorted, |node| ask(remote, node));
     let mut rows = vec![broker_row(remote, None)];

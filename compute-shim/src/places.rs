@@ -166,6 +166,7 @@ fn heard(listing: Listing) -> Heard {
                     heard.pageserver = Some(Pageserver { pages, http });
                 }
             }
+            Role::Unknown => {}
         }
     }
     heard

@@ -43,6 +43,10 @@ async fn publish(
     peer.check(match said.role {
         Role::Safekeeper => Deed::PublishSafekeeper(said.node()),
         Role::Pageserver => Deed::PublishPageserver,
+        Role::Unknown => {
+            let text = "this broker does not know the node's role: upgrade the broker first";
+            return Err(Refusal::new(Code::Invalid, text));
+        }
     })?;
     let refused = registry.lock().publish(said, Instant::now());
     let Err(full) = refused else { return Ok(Done) };

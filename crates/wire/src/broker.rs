@@ -36,6 +36,10 @@ pub enum Role {
     Safekeeper,
     /// Keeps pages.
     Pageserver,
+    /// One that this program does not know: a listing with a newer kind of node is read all the same.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// Where a node listens, as `address:port`; absent where it doesn't.

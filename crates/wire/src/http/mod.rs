@@ -1,9 +1,12 @@
-//! Requests and answers of the services' HTTP interfaces: JSON, a module for each service. Fields may be added: whoever
-//! reads an answer of an older service finds a default.
+//! Requests and answers of the services' HTTP interfaces: JSON, a module for each service. Fields may be added, in answers
+//! and requests alike: whoever reads those of an older program finds a default, and an older program ignores what it does
+//! not know. `versions.rs` has what each of them was when it was first released.
 
 pub mod compute;
 pub mod pageserver;
 pub mod safekeeper;
+#[cfg(test)]
+mod versions;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
