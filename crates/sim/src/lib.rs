@@ -1,5 +1,6 @@
-//! Faults on command: disks that fail, servers that are slow.
+//! Faults on command: disks that fail, servers that are slow. And conversations that were recorded.
 
+pub mod conversation;
 mod disk;
 mod server;
 
