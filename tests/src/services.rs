@@ -24,6 +24,10 @@ const OF_POSTGRES: [&str; 3] = ["compute-shim", "libpgstrata_preload.so", "pgstr
 /// See the module. All of it ends with this.
 pub struct Services {
     directory: TempDir,
+    /// Where programs are taken from now.
+    programs: PathBuf,
+    /// For each such directory, where PostgreSQL's user finds his.
+    of_postgres: BTreeMap<PathBuf, PathBuf>,
     running: BTreeMap<String, Child>,
     /// What commands begin with from now on: see [`crate::hosts::Hosts::on`].
     pub prefix: Vec<String>,
@@ -54,14 +58,32 @@ impl Services {
     pub fn new() -> Services {
         let directory = TempDir::with_prefix("pgstrata-test-").unwrap();
         let open = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(directory.path(), open.clone()).unwrap();
-        let bin = directory.path().join("bin");
+        fs::set_permissions(directory.path(), open).unwrap();
+        let mut services = Services {
+            directory,
+            programs: PathBuf::new(),
+            of_postgres: BTreeMap::new(),
+            running: BTreeMap::new(),
+            prefix: Vec::new(),
+        };
+        services.take_programs(&programs());
+        services
+    }
+
+    /// What is started from now on is started from this directory.
+    pub fn take_programs(&mut self, from: &Path) {
+        self.programs = from.to_owned();
+        if self.of_postgres.contains_key(from) {
+            return;
+        }
+        let bin = self.path(&format!("bin-{}", self.of_postgres.len()));
+        let open = fs::Permissions::from_mode(0o755);
         fs::create_dir(&bin).unwrap();
         for name in OF_POSTGRES {
-            fs::copy(programs().join(name), bin.join(name)).unwrap();
+            fs::copy(from.join(name), bin.join(name)).unwrap();
             fs::set_permissions(bin.join(name), open.clone()).unwrap();
         }
-        Services { directory, running: BTreeMap::new(), prefix: Vec::new() }
+        self.of_postgres.insert(from.to_owned(), bin);
     }
 
     /// A directory below that of the test.
@@ -77,9 +99,9 @@ impl Services {
     /// A command of one of our programs, by the user that it is for, which says what it says into the log `name`.
     pub fn command(&self, name: &str, program: &str, arguments: &[&str]) -> Command {
         let command = match OF_POSTGRES.contains(&program) {
-            true => unprivileged(&self.path("bin").join(program), arguments),
+            true => unprivileged(&self.of_postgres[&self.programs].join(program), arguments),
             false => {
-                let mut command = Command::new(programs().join(program));
+                let mut command = Command::new(self.programs.join(program));
                 command.args(arguments);
                 command
             }
@@ -149,6 +171,12 @@ impl Services {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Ends a service, as its administrator does.
+    pub fn stop(&mut self, name: &str) {
+        signal(u64::from(self.running[name].id()), Signal::TERM);
+        self.wait_ended(name);
     }
 
     /// Kills a service, as a crash does.
