@@ -48,9 +48,11 @@ class Cluster:
     def from_outside(self, program, *arguments, port, user, password, host="127.0.0.1", mode="verify-full", options=""):
         """A stock client on this machine, which has nothing of the cluster but the CA."""
         uri = f"host={host} port={self.engine.ports[port]} user={user} sslmode={mode} sslrootcert={self.directory}/ca.pem"
-        if program == "psql":
+        if program in ("psql", "pgbench"):
             uri += " dbname=postgres"
-        return self.engine.here(program, "-d", f"{uri} {options}", *arguments, environment={"PGPASSWORD": password})
+        # pgbench takes its connection as the database's name, and last.
+        where = [f"{uri} {options}"] if program == "pgbench" else ["-d", f"{uri} {options}"]
+        return self.engine.here(program, *arguments, *where, environment={"PGPASSWORD": password})
 
 
 def first_minutes(cluster):
@@ -71,6 +73,8 @@ def first_minutes(cluster):
         else:
             raise Failed(f"{wrong}: it connects")
 
+    for arguments in [["-i", "-q"], ["-n", "-c", "4", "-t", "50"]]:
+        cluster.from_outside("pgbench", *arguments, port="POSTGRES_PORT", user="postgres", password=PASSWORD)
     cluster.sql("create table t as select generate_series(1, 1000) a")
     lsn = engine.command("lsn").strip()
     check(re.fullmatch(r"[0-9A-F]+/[0-9A-F]+", lsn), f"an LSN: {lsn}")

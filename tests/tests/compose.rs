@@ -278,16 +278,22 @@ impl Compose {
         wait_gone(u64::from(child.id()));
     }
 
-    /// A stock `psql` on a machine that has nothing but the CA.
-    fn psql(&self, password: &str, text: &str) -> Output {
+    /// A stock client on a machine that has nothing but the CA.
+    fn client(&self, program: &str, password: &str, arguments: &[&str]) -> Output {
         let ca = self.place("compute", "/tls").join("ca.pem");
         let connection = format!(
             "host=compute user=postgres dbname=postgres sslmode=verify-full sslrootcert={}",
             ca.display()
         );
-        let command = pg_command("psql", &["-XAtq", "-d", &connection, "-c", text]);
-        let mut command = behind(&self.hosts.on(LAPTOP), command);
+        // pgbench takes its connection as the database's name, and last.
+        let by_name = if program == "pgbench" { &[][..] } else { &["-d"] };
+        let arguments = [arguments, by_name, &[&connection]].concat();
+        let mut command = behind(&self.hosts.on(LAPTOP), pg_command(program, &arguments));
         command.env("PGPASSWORD", password).output().unwrap()
+    }
+
+    fn psql(&self, password: &str, text: &str) -> Output {
+        self.client("psql", password, &["-XAtq", "-c", text])
     }
 
     fn sql(&self, text: &str) -> String {
@@ -352,6 +358,10 @@ fn the_compose_file_makes_a_cluster() {
     let refused = compose.psql("wrong", "select 1");
     let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(complaint.contains("password authentication failed"), "{complaint}");
+    for arguments in [&["-i", "-q"][..], &["-n", "-c", "4", "-t", "20"]] {
+        let output = compose.client("pgbench", "postgres", arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
     let status = compose.pgstrata(&["status"]);
     assert!(status.contains("zone-a") && status.contains("zone-c"), "{status}");
 

@@ -13,12 +13,15 @@ use pgstrata_listen::{Deed, Peer};
 use pgstrata_quorum::{Configuration, ProposerId};
 use pgstrata_tests::raw::{self, Shown};
 use pgstrata_tests::services::Services;
-use pgstrata_tests::{connect, free_port, give_to_postgres, pg_bin, programs, unprivileged};
+use pgstrata_tests::{
+    connect, free_port, give_to_postgres, pg_bin, programs, signal, unprivileged,
+};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::pages::{Hello, PAGES, PagesReply, REPLY_SIZE, Status};
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, WAL, decode, encode};
 use rcgen::{CertificateParams, KeyPair, SanType};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const TENANT: TenantId = TenantId([0x11; 16]);
@@ -456,6 +459,37 @@ fn postgresqls_own_clients_come_in_with_a_token() {
     let answer =
         run("psql", &[&format!("{from} replication=true"), "-c", "IDENTIFY_SYSTEM"], &token);
     assert!(answer.0, "{}", answer.1);
+    // A stock standby, made of that backup, follows a safekeeper.
+    let standby = into.join("backup");
+    let free = free_port().to_string();
+    let settings = format!(
+        "primary_conninfo = '{} password={token}'\nport = {free}\nlisten_addresses = ''\nunix_socket_directories = '{}'\n",
+        from.replace('\'', "''"),
+        into.display()
+    );
+    let mut file =
+        std::fs::File::options().append(true).open(standby.join("postgresql.auto.conf")).unwrap();
+    file.write_all(settings.as_bytes()).unwrap();
+    std::fs::write(standby.join("standby.signal"), "").unwrap();
+    client.batch_execute("insert into t values (-1)").unwrap();
+    let mut command = unprivileged(&pg_bin().join("postgres"), &["-D", &backup]);
+    let log = std::fs::File::create(secured.services.path("standby.log")).unwrap();
+    let mut server = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+    let socket = into.display().to_string();
+    let ask = ["-XAtq", "-h", &socket, "-p", &free, "-U", "postgres"];
+    let ask = [&ask[..], &["-c", "select count(*) from t where a = -1"]].concat();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let found = loop {
+        let output = unprivileged(&pg_bin().join("psql"), &ask).output().unwrap();
+        let found = String::from_utf8(output.stdout).unwrap().trim() == "1";
+        if found || std::time::Instant::now() > deadline {
+            break found;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    };
+    signal(u64::from(server.id()), Signal::INT);
+    server.wait().unwrap();
+    assert!(found, "{}", secured.services.log("standby"));
     // Without TLS no password is even asked for.
     let plain = from.replace("verify-full", "disable");
     let (taken, said) =
