@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // A harness panics: that is how a test fails.
 
 pub mod backup;
+pub mod far_switch;
 pub mod health;
 pub mod hosts;
 pub mod installation;
