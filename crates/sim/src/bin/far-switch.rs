@@ -181,6 +181,14 @@ fn number<T: FromStr>(option: &str, value: Option<String>) -> Result<T, String> 
     value.parse().map_err(|_| format!("{option} wants a number: '{value}'"))
 }
 
+/// A line does not wait until the machine has time, so this comes before all processes of the usual kind. Where that is not
+/// allowed, more frames are late, and counted so.
+fn come_first() {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads one `sched_param`, which lives longer than the call; 0 is this process.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) };
+}
+
 fn start() -> Result<(), String> {
     let (mut seed, mut capacity, mut names) = (1, CAPACITY, Vec::new());
     let mut arguments = std::env::args().skip(1);
@@ -197,8 +205,7 @@ fn start() -> Result<(), String> {
             .to_owned());
     }
     let devices = names.iter().map(|name| interface(name)).collect::<Result<Vec<_>, _>>()?;
-    // A line does not wait until the machine has time. Where this is not allowed, more frames are late, and counted so.
-    let _ = rustix::process::setpriority_process(None, -20);
+    come_first();
     let switch = Switch::new(devices.len(), capacity, seed);
     let mut far = Far { switch, devices, line: Vec::new() };
     say(r#"{"ready":true}"#)?;
