@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::far_switch::{FarSwitch, Frames};
 
 /// What names of our networks begin with; the process follows that made them.
-const PREFIX: &str = "pgs";
+const PREFIX: &str = "pgstrata-net-";
 
 /// See the module. All of them end with this; processes in them have to have ended before.
 pub struct Hosts {
