@@ -30,6 +30,15 @@ def run(command, **options):
     return done.stdout
 
 
+def end(child):
+    """Waits for one that was told to end; not for ever."""
+    try:
+        child.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
 def sql(uri, text):
     return run(["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", uri, "-c", text]).strip()
 

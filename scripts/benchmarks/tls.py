@@ -3,7 +3,7 @@ import json, os, random, re, shutil, statistics, subprocess, time
 from pathlib import Path
 
 from .commits import pgbench
-from .common import BIN, STARTED, as_user, directory_for_postgres, free_port, run, sql
+from .common import BIN, STARTED, as_user, directory_for_postgres, end, free_port, run, sql
 
 PLAIN, TLS = "plain text", "TLS"
 AGAIN = " again"
@@ -12,10 +12,11 @@ ORDER = (PLAIN, TLS, TLS + AGAIN, PLAIN + AGAIN)
 
 
 class Services:
-    """Services that are started one by one, as on several machines."""
+    """Services that are started one by one, as on several machines: all on loopback, or in the zones of a network, with
+    one safekeeper in each and everything else in the first."""
 
-    def __init__(self, directory, programs, secured):
-        self.directory, self.programs, self.secured = directory, directory / "bin", secured
+    def __init__(self, directory, programs, secured, network=None):
+        self.directory, self.programs, self.secured, self.network = directory, directory / "bin", secured, network
         self.children = {}
         STARTED.callback(self.stop)
         # Where PostgreSQL's user gets at them.
@@ -26,23 +27,45 @@ class Services:
         self.tenant = os.urandom(16).hex()
         if secured:
             self.auth("init")
-        broker = self.start("broker", "b", "storage-broker", "--listen", "127.0.0.1:0")
+        broker = self.start("broker", "b", "storage-broker", "--listen", self.listen)
         scheme = "https" if secured else "http"
         self.broker = f"{scheme}://{self.name(broker['http'])}"
         common = ["--broker", self.broker, "--object-store", str(directory / "objects")]
-        advertised = lambda *ports: [word for port in ports for word in (f"--advertise-{port}", "localhost:0")]
-        for number in (1, 2, 3):
-            arguments = [*common, "--id", str(number), *advertised("wal", "pg", "http")]
-            self.start("safekeeper", str(number), "safekeeper", *arguments, own=True)
-        pageserver = self.start("pageserver", "p", "pageserver", *common, *advertised("pages", "pg", "http"), own=True)
+        for number in ("1", "2", "3"):
+            host = self.host("safekeeper", number)
+            arguments = [*common, "--id", number, "--zone", host, *self.ports(host, "wal", "pg", "http")]
+            self.start("safekeeper", number, "safekeeper", *arguments, own=True)
+        arguments = [*common, *self.ports(self.host("pageserver", "p"), "pages", "pg", "http")]
+        pageserver = self.start("pageserver", "p", "pageserver", *arguments, own=True)
         found = ["found", "--pageserver-http", self.name(pageserver["http"]), "--tenant", self.tenant]
-        run([self.programs / "pgstrata", *found, *self.tls("admin", "me"), "--pg-bin", BIN])
+        self.run([self.programs / "pgstrata", *found, *self.tls("admin", "me"), "--pg-bin", BIN])
         self.port = free_port()
         self.uri = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self.compute()
 
+    def host(self, role, name):
+        if not self.network:
+            return "localhost"
+        return self.network.zones[int(name) - 1 if role == "safekeeper" else 0]
+
+    @property
+    def listen(self):
+        return "0.0.0.0:0" if self.network else "127.0.0.1:0"
+
+    def ports(self, host, *ports):
+        return [word for port in ports for word in (f"--listen-{port}", self.listen, f"--advertise-{port}", f"{host}:0")]
+
     def name(self, address):
-        return address.replace("127.0.0.1", "localhost")
+        return address.replace(self.listen.removesuffix(":0"), self.host("", ""))
+
+    def run(self, command):
+        return self.network.run(self.host("", ""), command) if self.network else run(command)
+
+    def sql(self, text):
+        return self.run(["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", self.uri, "-c", text]).strip()
+
+    def on(self, host, command):
+        return self.network.on(host, as_user(command)) if self.network else as_user(command)
 
     def auth(self, *arguments):
         command = [self.programs / "pgstrata", "auth", *arguments, "--dir", self.directory / "pki"]
@@ -51,7 +74,7 @@ class Services:
     def tls(self, role, name):
         if not self.secured:
             return []
-        self.auth("issue", "--role", role, "--name", name, "--host", "localhost")
+        self.auth("issue", "--role", role, "--name", name, "--host", self.host(role, name))
         return ["--tls", str(self.directory / "pki" / f"{role}-{name}")]
 
     def start(self, role, name, program, *arguments, own=False):
@@ -59,7 +82,8 @@ class Services:
         if own:
             command += ["--dir", self.directory / f"{role}-{name}"]
         log = open(self.directory / f"{role}-{name}.log", "a")
-        child = subprocess.Popen(as_user(command), cwd="/", stdout=subprocess.PIPE, stderr=log, text=True)
+        command = self.on(self.host(role, name), command)
+        child = subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, stderr=log, text=True)
         self.children[role + name] = child
         line = child.stdout.readline()
         if not line:
@@ -71,11 +95,12 @@ class Services:
         former = self.children.pop("compute" + self.tenant, None)
         if former:
             former.terminate()
-            former.wait()
+            end(former)
         arguments = ["--branch", "main", "--port", str(self.port), "--safekeepers", "1,2,3", "--broker", self.broker]
         self.start("compute", self.tenant, "compute-shim", *arguments, "--pg-bin", str(BIN), own=True)
         deadline = time.time() + 60
-        while subprocess.run(["psql", "-XAtq", self.uri, "-c", "select 1"], capture_output=True).returncode:
+        asks = self.on(self.host("", ""), ["psql", "-XAtq", self.uri, "-c", "select 1"])
+        while subprocess.run(asks, capture_output=True, cwd="/").returncode:
             if time.time() > deadline:
                 raise SystemExit("the compute does not serve")
             time.sleep(0.05)
@@ -83,7 +108,7 @@ class Services:
     def stop(self):
         for child in reversed(self.children.values()):
             child.terminate()
-            child.wait()
+            end(child)
         self.children = {}
 
 
