@@ -30,7 +30,8 @@ class Stock:
             allowed.write("host replication postgres 10.99.0.0/24 trust\n")
         options = f"-c port={PORT} -c listen_addresses=* -c unix_socket_directories= -c max_wal_size=4GB"
         options += " -c synchronous_commit=on -c synchronous_standby_names='ANY 2 (a,b,c)'"
-        self.control("-l", f"{self.data}.log", "-o", options, "start")
+        if self.control("-l", f"{self.data}.log", "-o", options, "start"):
+            raise SystemExit(Path(f"{self.data}.log").read_text())
         for zone in ZONES:
             name = zone[-1]
             run(["mkdir", directory / name])

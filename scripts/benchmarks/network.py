@@ -7,6 +7,7 @@ from .common import STARTED, as_user, end
 DEVICE = Path("/dev/net/tun")
 PREFIX = "pgstrata-net-"
 PATIENCE_S = 20
+LONGEST_RUN_S = 600
 
 
 def lacks(programs):
@@ -84,9 +85,10 @@ class Network:
 
     def run(self, zone, command):
         """Runs a command in a zone as PostgreSQL's user. Returns what it says."""
-        done = subprocess.run(self.on(zone, as_user(command)), cwd="/", text=True, capture_output=True)
+        command = self.on(zone, as_user(command))
+        done = subprocess.run(command, cwd="/", text=True, capture_output=True, timeout=LONGEST_RUN_S)
         if done.returncode:
-            raise SystemExit(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
+            raise SystemExit(f"in {zone}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
     def stop(self):
