@@ -31,6 +31,8 @@ pub struct Services {
     running: BTreeMap<String, Child>,
     /// What commands begin with from now on: see [`crate::hosts::Hosts::on`].
     pub prefix: Vec<String>,
+    /// Variables that all of them are given.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A command that begins with others.
@@ -65,6 +67,7 @@ impl Services {
             of_postgres: BTreeMap::new(),
             running: BTreeMap::new(),
             prefix: Vec::new(),
+            environment: Vec::new(),
         };
         services.take_programs(&programs());
         services
@@ -110,6 +113,7 @@ impl Services {
         let log = self.path(&format!("{name}.log"));
         let log = fs::File::options().create(true).append(true).open(log).unwrap();
         command.env("PGSTRATA_PG_BIN", pg_bin()).stdin(Stdio::null()).stderr(log);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -185,6 +189,11 @@ impl Services {
         child.kill().unwrap();
         child.wait().unwrap();
         wait_gone(u64::from(child.id()));
+    }
+
+    /// Of all that run.
+    pub fn pids(&self) -> Vec<u64> {
+        self.running.values().map(|child| u64::from(child.id())).collect()
     }
 
     /// The directory of the test.

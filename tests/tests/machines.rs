@@ -5,86 +5,117 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pgstrata_tests::hosts::Hosts;
 use pgstrata_tests::services::{Services, behind};
-use pgstrata_tests::{give_to_postgres, pg_bin, pg_command, programs, thorough};
+use pgstrata_tests::{give_to_postgres, pg_bin, pg_command, programs, signal, thorough};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const TENANT: &str = "11111111111111111111111111111111";
 /// Longest that a client may wait while one zone of three is cut off, or slow.
 const LONGEST_STALL: Duration = Duration::from_secs(2);
 
+/// Password of the superuser, where one is asked for.
+const PASSWORD: &str = "secret";
+const OF_S3: [(&str, &str); 3] =
+    [("AWS_ACCESS_KEY_ID", "me"), ("AWS_SECRET_ACCESS_KEY", "mine"), ("AWS_REGION", "us-east-1")];
+/// Where objects are: on a machine that only has these.
+const STORE: [&str; 4] =
+    ["--object-store", "s3://bucket/cluster", "--s3-endpoint", "http://s3:9000"];
+const BROKER: [&str; 2] = ["--broker", "https://hub:7000"];
+const ZONES: [(&str, &str); 3] = [("1", "zone-a"), ("2", "zone-b"), ("3", "zone-c")];
+
 struct Machines {
     services: Services,
     hosts: Hosts,
     pki: PathBuf,
     started: BTreeSet<String>,
+    s3: Child,
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        let _ = self.s3.kill();
+        let _ = self.s3.wait();
+    }
+}
+
+/// Stock clients on a machine that has a CA's certificate and a password.
+struct Laptop {
+    prefix: Vec<String>,
+    ca: PathBuf,
+}
+
+impl Laptop {
+    /// Runs one, to a compute's host.
+    fn client(&self, host: &str, program: &str, arguments: &[&str]) -> Output {
+        let connection = format!(
+            "host={host} user=postgres dbname=postgres sslmode=verify-full sslrootcert={}",
+            self.ca.display()
+        );
+        // pgbench takes its connection as the database's name, and last.
+        let by_name = if program == "pgbench" { &[][..] } else { &["-d"] };
+        let arguments = [arguments, by_name, &[&connection]].concat();
+        let mut command = behind(&self.prefix, pg_command(program, &arguments));
+        command.env("PGPASSWORD", PASSWORD).output().unwrap()
+    }
+
+    fn sql(&self, host: &str, text: &str) -> Result<String, String> {
+        let output = self.client(host, "psql", &["-XAtq", "-c", text]);
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+}
+
+fn words(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
 }
 
 impl Machines {
-    /// Three zones with a safekeeper each, a hub with the broker and the page server, and two machines for computes, of which
-    /// one is in the first zone.
+    /// Three zones with a safekeeper each, a hub with the broker and the page server, one with objects, one for computes,
+    /// though they may be anywhere, and one that has nothing to do with any of it.
     fn start() -> Machines {
-        let hosts = Hosts::new(&["hub", "zone-a", "zone-b", "zone-c", "app"]);
-        let services = Services::new();
+        let hosts = Hosts::new(&["hub", "zone-a", "zone-b", "zone-c", "app", "s3", "laptop"]);
+        let mut services = Services::new();
+        services.environment = OF_S3.map(|(name, value)| (name.into(), value.into())).to_vec();
+        services.environment.push(("POSTGRES_PASSWORD".into(), PASSWORD.into()));
         let pki = services.path("pki");
-        let mut machines = Machines { services, hosts, pki, started: BTreeSet::new() };
+        let objects = services.path("objects");
+        std::fs::create_dir_all(objects.join("bucket")).unwrap();
+        let mut s3 = Command::new(env!("CARGO_BIN_EXE_s3-server"));
+        s3.arg("0.0.0.0:9000").arg(objects).envs(OF_S3);
+        let s3 = behind(&hosts.on("s3"), s3).spawn().unwrap();
+        let mut machines = Machines { services, hosts, pki, started: BTreeSet::new(), s3 };
         machines.auth(&["init"]);
-        machines.service("hub", "storage-broker", "broker", "b", &["--listen", "0.0.0.0:7000"]);
-        for (id, zone) in [("1", "zone-a"), ("2", "zone-b"), ("3", "zone-c")] {
-            let own = [
-                "--id",
-                id,
-                "--zone",
-                zone,
-                "--listen-wal",
-                "0.0.0.0:7101",
-                "--listen-pg",
-                "0.0.0.0:7102",
-                "--listen-http",
-                "0.0.0.0:7103",
-            ];
-            let advertised = ["wal", "pg", "http"]
-                .map(|port| [format!("--advertise-{port}"), format!("{zone}:0")]);
-            let advertised: Vec<&str> = advertised.iter().flatten().map(String::as_str).collect();
-            let store = machines.services.path("objects").display().to_string();
-            let store = ["--object-store", &store, "--broker", "https://hub:7000"];
-            machines.service(
-                zone,
-                "safekeeper",
-                "safekeeper",
-                id,
-                &[&own[..], &advertised, &store].concat(),
-            );
-        }
-        let store = machines.services.path("objects").display().to_string();
-        let own = [
-            "--listen-http",
-            "0.0.0.0:7001",
-            "--listen-pg",
-            "0.0.0.0:7002",
-            "--listen-pages",
-            "0.0.0.0:7003",
-            "--advertise-http",
-            "hub:0",
-            "--advertise-pg",
-            "hub:0",
-            "--advertise-pages",
-            "hub:0",
-            "--object-store",
-            &store,
-            "--broker",
-            "https://hub:7000",
-        ];
-        machines.service("hub", "pageserver", "pageserver", "p", &own);
+        machines.start_services();
         let admin = machines.certificate("admin", "me", "app", true);
         machines.services.prefix = machines.hosts.on("app");
         let found = ["found", "--pageserver-http", "hub:7001", "--tls", &admin, "--tenant", TENANT];
         machines.services.run("pgstrata", &found);
         machines
+    }
+
+    /// All but computes.
+    fn start_services(&mut self) {
+        self.service("hub", "storage-broker", "broker", "b", &["--listen", "0.0.0.0:7000"]);
+        for (id, zone) in ZONES {
+            let own = format!(
+                "--id {id} --zone {zone} --listen-wal 0.0.0.0:7101 --listen-pg 0.0.0.0:7102 --listen-http 0.0.0.0:7103 \
+                 --advertise-wal {zone}:0 --advertise-pg {zone}:0 --advertise-http {zone}:0"
+            );
+            let own = [&words(&own)[..], &STORE, &BROKER].concat();
+            self.service(zone, "safekeeper", "safekeeper", id, &own);
+        }
+        let own = "--listen-http 0.0.0.0:7001 --listen-pg 0.0.0.0:7002 --listen-pages 0.0.0.0:7003 \
+                   --advertise-http hub:0 --advertise-pg hub:0 --advertise-pages hub:0";
+        let own = [&words(own)[..], &STORE, &BROKER].concat();
+        self.service("hub", "pageserver", "pageserver", "p", &own);
     }
 
     fn auth(&self, arguments: &[&str]) {
@@ -125,23 +156,45 @@ impl Machines {
 
     /// Starts a compute of `main` there, and waits until it answers.
     fn compute(&mut self, host: &str) {
-        let own = [
-            "--branch",
-            "main",
-            "--port",
-            "5432",
-            "--safekeepers",
-            "1,2,3",
-            "--broker",
-            "https://hub:7000",
-        ];
-        self.service(host, "compute-shim", "compute", TENANT, &own);
+        self.compute_of(host, "main", &[]);
+    }
+
+    fn compute_of(&mut self, host: &str, branch: &str, options: &[&str]) {
+        let own = ["--branch", branch, "--port", "5432", "--safekeepers", "1,2,3"];
+        self.service(
+            host,
+            "compute-shim",
+            "compute",
+            TENANT,
+            &[&own[..], &BROKER, options].concat(),
+        );
         let since = Instant::now();
         while self.sql(host, "select 1").is_err() {
             let log = self.services.log(&format!("compute-shim-{host}"));
             assert!(since.elapsed() < Duration::from_secs(60), "{log}");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// One that other machines reach.
+    fn open_compute(&mut self, host: &str, branch: &str) {
+        let tls = self.certificate("compute", TENANT, host, true);
+        let certificate = format!("ssl_cert_file={tls}/cert.pem");
+        let key = format!("ssl_key_file={tls}/key.pem");
+        let settings = ["listen_addresses=*", "ssl=on", &certificate, &key];
+        let options: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        self.compute_of(host, branch, &options);
+    }
+
+    /// What the command prints on the machine that has nothing to do with any of it.
+    fn pgstrata(&mut self, arguments: &[&str]) -> String {
+        let file = self.services.path("cluster.toml").display().to_string();
+        self.services.prefix = self.hosts.on("laptop");
+        self.services.run("pgstrata", &[&["--cluster", &file], arguments].concat())
+    }
+
+    fn laptop(&self) -> Laptop {
+        Laptop { prefix: self.hosts.on("laptop"), ca: self.services.path("ca.pem") }
     }
 
     fn on(&self, host: &str, command: Command) -> Command {
@@ -151,7 +204,7 @@ impl Machines {
     fn sql(&self, host: &str, text: &str) -> Result<String, String> {
         let command =
             pg_command("psql", &["-XAtq", "-h", "127.0.0.1", "-U", "postgres", "-c", text]);
-        let output = self.on(host, command).output().unwrap();
+        let output = self.on(host, command).env("PGPASSWORD", PASSWORD).output().unwrap();
         match output.status.success() {
             true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
@@ -204,15 +257,6 @@ impl Machines {
     /// Waits until all safekeepers have the same, and compares their files: those of all three, as each drops by itself what
     /// is archived.
     fn wait_same(&self) {
-        let since = Instant::now();
-        loop {
-            let flushed = self.flushed();
-            if flushed.iter().all(|one| *one == flushed[0] && one.contains('/')) {
-                break;
-            }
-            assert!(since.elapsed() < Duration::from_secs(60), "{flushed:?}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
         let segments = |zone: &str| -> BTreeSet<String> {
             let mut command = Command::new("sh");
             let find = "find . -name '0000*' -type f | sort | xargs sha256sum";
@@ -221,7 +265,18 @@ impl Machines {
             let text = String::from_utf8(output.stdout).unwrap();
             text.lines().map(str::to_owned).collect()
         };
-        let all = ["zone-a", "zone-b", "zone-c"].map(segments);
+        let since = Instant::now();
+        let all = loop {
+            // A server writes a little also when nobody asks it to.
+            let flushed = self.flushed();
+            let all = ["zone-a", "zone-b", "zone-c"].map(segments);
+            let is_same = flushed.iter().all(|one| *one == flushed[0] && one.contains('/'));
+            if is_same && self.flushed() == flushed {
+                break all;
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "{flushed:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        };
         // A line is a digest and a path.
         let path = |line: &String| line.split("  ").nth(1).unwrap().to_owned();
         let paths = |lines: &BTreeSet<String>| lines.iter().map(path).collect::<BTreeSet<_>>();
@@ -321,4 +376,95 @@ fn a_zone_that_is_cut_off_stops_nobody_and_a_compute_that_is_gets_fenced() {
         "1 3"
     );
     machines.wait_same();
+}
+
+#[test]
+fn the_demo_runs_from_a_machine_that_is_none_of_the_clusters() {
+    if !thorough() {
+        return;
+    }
+    let mut machines = Machines::start();
+    machines.open_compute("app", "main");
+    let ca = machines.services.path("ca.pem");
+    std::fs::copy(machines.pki.join("ca.pem"), ca).unwrap();
+    let laptop = machines.laptop();
+    let admin = machines.certificate("admin", "me", "app", true);
+    let file = machines.services.path("cluster.toml").display().to_string();
+    machines.services.prefix = machines.hosts.on("laptop");
+    // The command becomes PostgreSQL's user here, whose file it is then.
+    give_to_postgres(machines.services.root());
+    let export = [&["cluster", "export", &file, "--tls", &admin][..], &BROKER, &STORE].concat();
+    machines.services.run("pgstrata", &export);
+    let status = machines.pgstrata(&["status"]);
+    assert!(["zone-a", "zone-b", "zone-c"].iter().all(|zone| status.contains(zone)), "{status}");
+
+    for arguments in [&["-i", "-q", "-s", "2"][..], &["-n", "-c", "8", "-T", "3"]] {
+        let output = laptop.client("app", "pgbench", arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let sums = "select count(*), sum(abalance) from pgbench_accounts";
+    let sql = |text: &str| laptop.sql("app", text).unwrap();
+    let lsn = machines.pgstrata(&["lsn"]).trim().to_owned();
+    let before = sql(sums);
+    std::thread::sleep(Duration::from_millis(200));
+    sql("update pgbench_accounts set abalance = 0 where aid <= 100000");
+    let clock =
+        "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let time = sql(clock);
+    let between = sql(sums);
+    std::thread::sleep(Duration::from_millis(200));
+    sql("delete from pgbench_accounts");
+    machines.pgstrata(&["branch", "create", "at-lsn", "--at", &lsn]);
+    machines.pgstrata(&["branch", "create", "at-time", "--at", &time]);
+    for (host, branch, expected) in [("zone-b", "at-lsn", &before), ("zone-c", "at-time", &between)]
+    {
+        machines.open_compute(host, branch);
+        assert_eq!(laptop.sql(host, sums).as_ref(), Ok(expected), "{branch}");
+        machines.services.kill(&format!("compute-shim-{host}"));
+    }
+    assert_eq!(sql(sums), "0|");
+    machines.pgstrata(&["wal", "verify", "--branch", "main"]);
+
+    // kill -9 of everything during commits, and no directory of the compute and the page server any more.
+    sql("create table promises (n bigint primary key)");
+    let ended = AtomicBool::new(false);
+    let acknowledged = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let one = |n: &u32| {
+                let text = format!("insert into promises values ({n})");
+                laptop.sql("app", &text).is_ok()
+            };
+            let mut acknowledged = Vec::new();
+            for n in 1..10_000 {
+                if ended.load(Ordering::Acquire) {
+                    break;
+                }
+                acknowledged.extend(Some(n).filter(one));
+            }
+            acknowledged
+        });
+        std::thread::sleep(Duration::from_secs(3));
+        // All at once.
+        for process in machines.services.pids() {
+            signal(process, Signal::KILL);
+        }
+        ended.store(true, Ordering::Release);
+        writer.join().unwrap()
+    });
+    let names = ["compute-shim-app", "pageserver-hub", "storage-broker-hub"];
+    let zones = ZONES.map(|(_, zone)| format!("safekeeper-{zone}"));
+    for name in names.into_iter().chain(zones.iter().map(String::as_str)) {
+        machines.services.wait_ended(name);
+    }
+    for name in &names[..2] {
+        std::fs::remove_dir_all(machines.services.path(name)).unwrap();
+    }
+    machines.start_services();
+    machines.open_compute("app", "main");
+    let kept = sql("select n from promises");
+    let kept: BTreeSet<u32> = kept.lines().map(|line| line.parse().unwrap()).collect();
+    let lost: Vec<_> = acknowledged.iter().filter(|n| !kept.contains(n)).collect();
+    eprintln!("acknowledged {}, kept {}, lost {}", acknowledged.len(), kept.len(), lost.len());
+    assert!(!acknowledged.is_empty() && lost.is_empty(), "lost: {lost:?}");
+    assert_eq!(sql(sums), "0|");
 }
