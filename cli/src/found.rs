@@ -2,12 +2,11 @@
 //! themselves; `up` does the same on its own.
 
 use std::env::VarError;
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::io::{PipeReader, Write};
+use std::os::unix::fs::fchown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::{Uid, User};
@@ -113,27 +112,6 @@ pub fn initdb(pg_bin: &Path, parent: &Path, user: Option<&User>, make: &Make) ->
         }
         command
     };
-    let password_file = parent.join("password");
-    if let Some(password) = &make.password {
-        // PostgreSQL takes a file's first line, and would not say that there is more.
-        ensure!(
-            !password.is_empty() && !password.contains(['\n', '\r']),
-            "{PASSWORD} is empty or has a line break: a password is one line"
-        );
-        // While the directory is still ours alone.
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&password_file)
-            .and_then(|mut file| {
-                file.write_all(password.as_bytes())?;
-                user.map_or(Ok(()), |user| {
-                    fchown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
-                })
-            })
-            .with_context(|| format!("can't write {}", password_file.display()))?;
-    }
     files::own_directory(parent, 0o700, user, None)?;
     let mut command = as_user(&pg_bin.join("initdb"));
     command
@@ -141,10 +119,14 @@ pub fn initdb(pg_bin: &Path, parent: &Path, user: Option<&User>, make: &Make) ->
         .arg(&directory)
         .args(["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-N"])
         .args(make.data_checksums.then_some("--data-checksums"));
-    if make.password.is_some() {
-        command.arg("--pwfile").arg(&password_file);
-    }
-    let output = process::output(&mut command).context("can't run initdb")?;
+    let input = match &make.password {
+        None => Stdio::null(),
+        Some(password) => {
+            command.arg("--pwfile=/dev/stdin");
+            pipe_with(password, user)?.into()
+        }
+    };
+    let output = process::output_of(&mut command, input).context("can't run initdb")?;
     if !output.status.success() {
         bail!("initdb failed: {}", cause(&output.stderr));
     }
@@ -155,6 +137,31 @@ pub fn initdb(pg_bin: &Path, parent: &Path, user: Option<&User>, make: &Make) ->
         bail!("tar failed: {}", cause(&output.stderr));
     }
     Ok(output.stdout)
+}
+
+/// What a password has at most, in bytes: it is to go into a pipe that nobody reads yet.
+const MAX_PASSWORD: usize = 1024;
+
+/// The end of a pipe from which `user`, and nobody else, reads a password: no file is left by whatever happens.
+fn pipe_with(password: &str, user: Option<&User>) -> Result<PipeReader> {
+    // PostgreSQL takes the first line, and would not say that there is more.
+    ensure!(
+        !password.is_empty() && !password.contains(['\n', '\r']),
+        "{PASSWORD} is empty or has a line break: a password is one line"
+    );
+    let size = password.len();
+    ensure!(
+        size <= MAX_PASSWORD,
+        "{PASSWORD} has {size} bytes, and can't have more than {MAX_PASSWORD}"
+    );
+    let (reader, mut writer) = std::io::pipe().context("can't make a pipe")?;
+    if let Some(user) = user {
+        // initdb opens it anew, by its name.
+        fchown(&reader, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+            .context("can't give a pipe away")?;
+    }
+    writer.write_all(password.as_bytes()).context("can't write into a pipe")?;
+    Ok(reader)
 }
 
 /// Lines of a failed program's output that are shown, at most.

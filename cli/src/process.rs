@@ -134,6 +134,11 @@ fn hide_environment(command: &mut Command, uses_store: bool) {
 /// Runs a program that is not ours, which may be anybody's, to its end: as far from our terminal and from our secrets as
 /// one that stays.
 pub fn output(command: &mut Command) -> std::io::Result<Output> {
+    output_of(command, Stdio::null())
+}
+
+/// The same with something to read.
+pub fn output_of(command: &mut Command, input: Stdio) -> std::io::Result<Output> {
     hide_environment(command, false);
     let us = Pid::this();
     // SAFETY: the closure makes system calls and allocates nothing.
@@ -149,7 +154,7 @@ pub fn output(command: &mut Command) -> std::io::Result<Output> {
             }
         })
     };
-    command.stdin(Stdio::null()).output()
+    command.stdin(input).output()
 }
 
 /// The end of a regular file, at most `limit` bytes of it.

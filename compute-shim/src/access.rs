@@ -1,10 +1,11 @@
-//! Who may connect to PostgreSQL itself. That is the user's to say, in `pg_hba.conf`; until he does, it is one of the two
+//! Who may connect to PostgreSQL itself. That is the user's to say, in `pg_hba.conf`; until he does, it is one of the
 //! files here, by whether the server can be reached from other machines.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
+
+use anyhow::{Context, Result};
 
 /// Where it is said.
 pub const FILE: &str = "pg_hba.conf";
@@ -20,7 +21,7 @@ host replication all 127.0.0.1/32 trust
 host replication all ::1/128 trust
 ";
 
-/// For one that other machines reach.
+/// For one that other machines reach, where `pg_ident.conf` is somebody's: his maps may be for anything.
 pub const BEYOND_LOOPBACK: &str = "\
 # Written by the compute shim, because this server listens beyond loopback addresses: nobody connects without a password,
 # from this machine neither. By its Unix socket, a user of the system connects as the role of the same name.
@@ -30,6 +31,30 @@ host all all all scram-sha-256
 local replication all peer
 host replication all all scram-sha-256
 ";
+
+/// For one that other machines reach, with [`map`] as `pg_ident.conf`: whoever the server runs as is its superuser, by
+/// whichever name.
+pub const BEYOND_LOOPBACK_MAPPED: &str = "\
+# Written by the compute shim, because this server listens beyond loopback addresses: nobody connects without a password,
+# from this machine neither. By its Unix socket, a user of the system connects as the role of the same name, and the one that
+# the server runs as as 'postgres' too (pg_ident.conf).
+# Change anything here, and it stays as it is.
+local all all peer map=compute
+host all all all scram-sha-256
+local replication all peer map=compute
+host replication all all scram-sha-256
+";
+
+/// What says who may connect by the Unix socket as whom.
+pub const MAP_FILE: &str = "pg_ident.conf";
+
+/// `pg_ident.conf` for [`BEYOND_LOOPBACK_MAPPED`], where the server runs as this user of the system.
+pub fn map(user: &str) -> String {
+    let user = user.replace('"', "");
+    format!(
+        "# Written by the compute shim for its pg_hba.conf.\ncompute \"{user}\" postgres\ncompute /^(.*)$ \\1\n"
+    )
+}
 
 fn addresses(listen: &str) -> impl Iterator<Item = &str> {
     listen.split(',').map(|one| one.trim().trim_matches('"')).filter(|one| !one.is_empty())
@@ -46,11 +71,47 @@ pub fn is_open(listen: &str) -> bool {
     addresses(listen).any(|address| !is_loopback(address))
 }
 
-/// What is to take the place of a file that one of us wrote, if another one of them fits `listen`.
-pub fn replacement(text: &str, listen: &str) -> Option<&'static str> {
-    let is_ours = [ON_LOOPBACK, BEYOND_LOOPBACK].contains(&text);
-    let fits = if is_open(listen) { BEYOND_LOOPBACK } else { ON_LOOPBACK };
-    (is_ours && text != fits).then_some(fits)
+/// Whether one of us wrote this `pg_hba.conf`.
+pub fn is_ours(text: &str) -> bool {
+    [ON_LOOPBACK, BEYOND_LOOPBACK, BEYOND_LOOPBACK_MAPPED].contains(&text)
+}
+
+/// The file that fits `listen`; `mapped` if `pg_ident.conf` is, or may become, ours.
+pub fn fitting(listen: &str, mapped: bool) -> &'static str {
+    match (is_open(listen), mapped) {
+        (false, _) => ON_LOOPBACK,
+        (true, true) => BEYOND_LOOPBACK_MAPPED,
+        (true, false) => BEYOND_LOOPBACK,
+    }
+}
+
+/// Fails where a server would find no address to listen on: before it is started, another one would be fenced for it.
+pub fn check_free(listen: &str, port: u16) -> Result<()> {
+    let mut last = None;
+    for address in addresses(listen) {
+        let tried = match address.parse::<IpAddr>() {
+            Ok(address) => vec![SocketAddr::new(address, port)],
+            Err(_) if address == "*" => {
+                vec![(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()]
+            }
+            Err(_) if is_loopback(address) => {
+                vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]
+            }
+            // A name: PostgreSQL looks it up, and that may take long.
+            Err(_) => return Ok(()),
+        };
+        for address in tried {
+            match TcpListener::bind(address) {
+                // One is enough for PostgreSQL.
+                Ok(_) => return Ok(()),
+                Err(error) => last = Some((address, error)),
+            }
+        }
+    }
+    match last {
+        Some((address, error)) => Err(error).with_context(|| format!("can't listen on {address}")),
+        None => Ok(()),
+    }
 }
 
 /// The URI by which a server is reached, from this machine if it can be.
@@ -82,10 +143,12 @@ pub fn uri(listen: &str, port: u16, socket_directory: &Path) -> String {
     }
 }
 
-/// The words of a line of `pg_hba.conf`, as far as they are needed: lists stay one word, and so do quoted ones.
-fn words(line: &str) -> Vec<Cow<'_, str>> {
-    let mut words = Vec::new();
-    let mut rest = line.trim_start();
+/// The fields of a line of `pg_hba.conf`, as far as they are needed: a list with commas is one, and so is a quoted word.
+fn fields(line: &str) -> Vec<String> {
+    let mut fields: Vec<String> = Vec::new();
+    let mut goes_on = false;
+    let blank = |c: char| c.is_whitespace() || c == ',';
+    let mut rest = line.trim_start_matches(blank);
     while !rest.is_empty() && !rest.starts_with('#') {
         let mut quoted = false;
         let end = rest.find(|c: char| {
@@ -93,19 +156,37 @@ fn words(line: &str) -> Vec<Cow<'_, str>> {
             !quoted && (c.is_whitespace() || c == '#')
         });
         let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
-        words.push(match word.contains('"') {
-            true => word.replace('"', "").into(),
-            false => word.into(),
-        });
-        rest = after.trim_start();
+        // After a comma a list goes on, blanks or not.
+        let plain = word.replace('"', "");
+        match fields.last_mut() {
+            Some(list) if goes_on => list.push_str(&plain),
+            _ => fields.push(plain),
+        }
+        goes_on = word.ends_with(',');
+        rest = after.trim_start_matches(blank);
     }
-    words
+    fields
+}
+
+/// Lines with their numbers, those that end with a backslash joined with the next, as PostgreSQL does.
+fn lines(text: &str) -> Vec<(usize, String)> {
+    let mut joined: Vec<(usize, String)> = Vec::new();
+    let mut goes_on = false;
+    for (at, line) in text.lines().enumerate() {
+        let part = line.strip_suffix('\\').unwrap_or(line);
+        match joined.last_mut() {
+            Some((_, whole)) if goes_on => whole.push_str(part),
+            _ => joined.push((at + 1, part.to_owned())),
+        }
+        goes_on = part.len() < line.len();
+    }
+    joined
 }
 
 /// From where a line lets people in without a password, if that is from beyond this machine.
 fn trusts(line: &str) -> Option<String> {
-    let words = words(line);
-    let [kind, _, _, address, rest @ ..] = &words[..] else { return None };
+    let fields = fields(line);
+    let [kind, _, _, address, rest @ ..] = &fields[..] else { return None };
     if !kind.starts_with("host") {
         return None;
     }
@@ -129,14 +210,14 @@ fn trusts(line: &str) -> Option<String> {
     });
     let is_near = match network {
         Some(network) => network.is_loopback() && bits >= least,
-        None => ["localhost", "samehost"].contains(&&**address),
+        None => ["localhost", "samehost"].contains(&address.as_str()),
     };
-    (&**method == "trust" && !is_near).then(|| address.clone().into_owned())
+    (method == "trust" && !is_near).then(|| address.clone())
 }
 
 /// What to say of a `pg_hba.conf` where a server listens beyond this machine. Files that it includes are not looked at.
 pub fn warnings(text: &str, listen: &str) -> Vec<String> {
-    let trusting = text.lines().enumerate().filter_map(|(at, line)| Some((at + 1, trusts(line)?)));
+    let trusting = lines(text).into_iter().filter_map(|(at, line)| Some((at, trusts(&line)?)));
     let warning = |(number, from): (usize, String)| {
         format!(
             "pg_hba.conf line {number} lets anybody in from {from} without a password (trust), and the server listens on \
@@ -163,13 +244,13 @@ mod tests {
 
     #[test]
     fn a_file_of_ours_follows_what_is_listened_on_and_an_edited_one_stays() {
-        assert_eq!(replacement(ON_LOOPBACK, "127.0.0.1"), None);
-        assert_eq!(replacement(ON_LOOPBACK, "*"), Some(BEYOND_LOOPBACK));
-        assert_eq!(replacement(BEYOND_LOOPBACK, "*"), None);
-        assert_eq!(replacement(BEYOND_LOOPBACK, "localhost"), Some(ON_LOOPBACK));
+        assert_eq!(fitting("127.0.0.1", true), ON_LOOPBACK);
+        assert_eq!(fitting("*", true), BEYOND_LOOPBACK_MAPPED);
+        assert_eq!(fitting("localhost, ::", false), BEYOND_LOOPBACK);
         let edited = format!("{ON_LOOPBACK}host all all 10.0.0.0/8 trust\n");
-        assert_eq!(replacement(&edited, "*"), None);
-        assert!(!BEYOND_LOOPBACK.contains("trust"));
+        assert!(!is_ours(&edited) && is_ours(ON_LOOPBACK) && is_ours(BEYOND_LOOPBACK_MAPPED));
+        assert!(!BEYOND_LOOPBACK.contains("trust") && !BEYOND_LOOPBACK_MAPPED.contains("trust"));
+        assert!(map("al\"ice").contains("\ncompute \"alice\" postgres\n"));
         assert!(warnings(ON_LOOPBACK, "*").is_empty());
     }
 
@@ -184,6 +265,8 @@ mod tests {
             ("host all all ::1/0 trust", Some("::1/0")),
             ("host all all 127.0.0.1 0.0.0.0 trust", Some("127.0.0.1")),
             ("host all all db.example.org \"trust\"", Some("db.example.org")),
+            ("host postgres, template1 a,b , all trust", Some("all")),
+            ("host postgres, template1 all all trust", Some("all")),
             ("host all all 127.0.0.1 255.255.255.255 trust", None),
             ("host all all 127.0.0.0/8 trust", None),
             ("host all all ::1/128 trust", None),
@@ -203,6 +286,18 @@ mod tests {
             said.len() == 1 && said[0].contains("line 2") && said[0].contains("all"),
             "{said:?}"
         );
+    }
+
+    #[test]
+    fn a_port_that_is_taken_everywhere_is_noticed() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = taken.local_addr().expect("its address").port();
+        for listen in ["127.0.0.1", "127.0.0.1,192.0.2.1", "192.0.2.1"] {
+            assert!(check_free(listen, port).is_err(), "{listen}");
+        }
+        for listen in ["127.0.0.1,127.0.0.2", "", "127.0.0.1,db.example.org"] {
+            assert!(check_free(listen, port).is_ok(), "{listen}");
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The life of a compute: election, clean start, running, end.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +19,7 @@ use pgstrata_wire::http::pageserver::Branch;
 use rustix::process::{Resource, getrlimit};
 
 use crate::ask::{self, Patience};
-use crate::data_directory::DataDirectory;
+use crate::data_directory::{DataDirectory, read_some};
 use crate::dynamic_memory::DynamicMemory;
 use crate::memory::Memory;
 use crate::pages::PageClient;
@@ -29,7 +28,7 @@ use crate::postgres::{Postgres, Settings};
 use crate::proposer::{Leader, ProposerConfig, ProposerError, Proposing, elect_again};
 use crate::segments::Segments;
 use crate::wal_source::PgWal;
-use crate::{access, leftover, settings, socket};
+use crate::{access, conf, leftover, settings, socket};
 
 /// Files in it are in memory.
 const MEMORY_DIRECTORY: &str = "/dev/shm";
@@ -144,6 +143,20 @@ pub fn run(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     }
 }
 
+/// The file that is read in the place of `postgresql.conf`, if another one was given.
+fn config_file(config: &ComputeConfig) -> Option<&str> {
+    let given = config.settings.iter().rev().find(|(name, _)| name == "config_file");
+    given.map(|(_, value)| value.as_str())
+}
+
+/// What the files of an earlier start say, which this one keeps.
+fn present(config: &ComputeConfig, data_path: &Path) -> Result<Vec<conf::Entry>> {
+    match data_path.exists() || config_file(config).is_some() {
+        true => conf::read(data_path, config_file(config)),
+        false => Ok(Vec::new()),
+    }
+}
+
 fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     let mut steps = Steps { since: Instant::now(), shared };
     let data_path = config.dir.join("data");
@@ -165,11 +178,11 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
     if leftover::end(&data_path)? {
         tracing::warn!("a server that outlived its shim was ended");
     }
-    // A port in use is found here, before anybody is fenced.
-    drop(
-        TcpListener::bind(("127.0.0.1", config.port))
-            .with_context(|| format!("can't listen on port {}", config.port))?,
-    );
+    // A port in use, or an address that is not ours, is found here, before anybody is fenced.
+    access::check_free(
+        &settings::listen(&config.settings, &present(config, &data_path)?),
+        config.port,
+    )?;
     let version = PgVersion::from_major(config.parameters.pg_version)
         .with_context(|| format!("PostgreSQL {} is not supported", config.parameters.pg_version))?;
 
@@ -253,13 +266,16 @@ fn run_once(config: &ComputeConfig, shared: &Shared) -> Result<Outcome> {
         read_only: config.read_only_at.is_some(),
         sizes,
         prepared: data.has_prepared_transactions()?,
-        files: &data.settings(sizes)?,
+        files: &data.settings(sizes, config_file(config))?,
         given: &config.settings,
     });
-    let who = match &decided.hba_file {
+    let own = data_path.join(access::FILE);
+    // PostgreSQL takes a relative one to be relative to where it is started.
+    let other = decided.hba_file.as_ref().map(PathBuf::from);
+    let other = other.filter(|other| other.canonicalize().ok() != own.canonicalize().ok());
+    let who = match other {
         None => data.who_may_connect(&decided.listen)?,
-        // PostgreSQL reads it, and complains of it.
-        Some(file) => std::fs::read_to_string(data_path.join(file)).unwrap_or_default(),
+        Some(other) => read_some(&other)?,
     };
     if access::is_open(&decided.listen) {
         tracing::info!("PostgreSQL listens on {}, beyond this machine", decided.listen);

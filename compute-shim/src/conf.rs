@@ -31,9 +31,12 @@ pub struct Entry {
 
 /// What the files of a data directory say, in the order in which it counts: the last entry of a name wins.
 /// An error where there is more than we read: PostgreSQL would follow what we have not seen.
-pub fn read(data: &Path) -> Result<Vec<Entry>> {
+/// Where another `config_file` was given, that is read in the place of `postgresql.conf`.
+pub fn read(data: &Path, config_file: Option<&str>) -> Result<Vec<Entry>> {
     let mut reader = Reader { entries: Vec::new(), files: 0 };
-    reader.file(&data.join("postgresql.conf"), 0)?;
+    // One that is relative is relative to where the server is started, which is where we are.
+    let first = config_file.map_or_else(|| data.join("postgresql.conf"), PathBuf::from);
+    reader.file(&first, 0)?;
     reader.file(&data.join("postgresql.auto.conf"), 0)?;
     Ok(reader.entries)
 }
@@ -196,15 +199,18 @@ mod tests {
         write("conf.d/1.conf", "wal_level = minimal\n");
         write("conf.d/.3.conf", "wal_level = hidden\n");
         write("postgresql.auto.conf", "port = '7'\n");
-        let entries = read(directory.path()).unwrap();
+        let entries = read(directory.path(), None).unwrap();
         let value = |name| find(&entries, name).map(|entry| entry.value.as_str());
         assert_eq!(value("fsync"), Some("off"));
         assert_eq!(value("wal_level"), Some("logical"));
         assert_eq!(find(&entries, "port").unwrap().place, "postgresql.auto.conf line 1");
         assert_eq!(value("include"), None);
+        let other = directory.path().join("conf.d/2.conf").display().to_string();
+        let entries = read(directory.path(), Some(&other)).unwrap();
+        assert_eq!(entries.len(), 2, "{entries:?}");
         // What is not looked at could say anything.
         let long = format!("{}\nwal_level = minimal\n", "#".repeat(MAX_FILE as usize));
         write("a.conf", &long);
-        assert!(read(directory.path()).unwrap_err().to_string().contains("a.conf"));
+        assert!(read(directory.path(), None).unwrap_err().to_string().contains("a.conf"));
     }
 }

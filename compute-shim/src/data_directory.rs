@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::{Uid, User};
 use pgstrata_compute_shared::CONTROL_FILE;
 use pgstrata_ids::Lsn;
 use pgstrata_pg_redo::ControlState;
@@ -64,6 +65,24 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)
+}
+
+/// The name of whom we, and so the server, run as.
+fn server_user() -> Option<String> {
+    let user = User::from_uid(Uid::effective()).ok()??;
+    Some(user.name)
+}
+
+/// What a configuration file says that is not larger than one that is kept.
+pub fn read_some(path: &Path) -> Result<String> {
+    let file = plain_file(path, OpenOptions::new().read(true))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_KEPT + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("can't read {}", path.display()))?;
+    let name = path.display();
+    ensure!(bytes.len() as u64 <= MAX_KEPT, "{name} has more than {MAX_KEPT} bytes");
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn exists(path: &Path) -> bool {
@@ -190,30 +209,51 @@ impl DataDirectory {
     }
 
     /// Writes the first `postgresql.conf` of this directory, and reads what the files ask for.
-    pub fn settings(&self, sizes: settings::Sizes) -> Result<Vec<conf::Entry>> {
+    /// `config_file` is read in its place, where that was given.
+    pub fn settings(
+        &self,
+        sizes: settings::Sizes,
+        config_file: Option<&str>,
+    ) -> Result<Vec<conf::Entry>> {
         let whole = self.path.join(CONF);
         if !exists(&whole) {
             let half = self.path.join(UNFINISHED);
             write(&half, format!("{POSTGRESQL_CONF}{}", settings::first_sizes(sizes)).as_bytes())?;
             rename(&half, &whole)?;
         }
-        conf::read(&self.path)
+        conf::read(&self.path, config_file)
     }
 
     /// Has `pg_hba.conf` fit what the server listens on, unless somebody has changed it. Returns what it says.
     pub fn who_may_connect(&self, listen: &str) -> Result<String> {
-        let path = self.path.join(access::FILE);
-        let text = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-        let text = String::from_utf8_lossy(&text);
-        match access::replacement(&text, listen) {
-            None => Ok(text.into_owned()),
-            Some(ours) => {
-                let half = self.path.join(UNFINISHED);
-                write(&half, ours.as_bytes())?;
-                rename(&half, &path)?;
-                Ok(ours.to_owned())
-            }
+        let text = self.read_kept(access::FILE)?;
+        let is_link = self.path.join(access::FILE).is_symlink();
+        if is_link || !access::is_ours(&text) {
+            return Ok(text);
         }
+        let map = server_user().map(|user| access::map(&user));
+        let present = self.read_kept(access::MAP_FILE)?;
+        let map = map.filter(|map| present.is_empty() || present == *map);
+        let fitting = access::fitting(listen, map.is_some());
+        if let Some(map) =
+            map.filter(|map| fitting == access::BEYOND_LOOPBACK_MAPPED && present != *map)
+        {
+            self.put(access::MAP_FILE, &map)?;
+        }
+        if text != fitting {
+            self.put(access::FILE, fitting)?;
+        }
+        Ok(fitting.to_owned())
+    }
+
+    fn read_kept(&self, name: &str) -> Result<String> {
+        read_some(&self.path.join(name))
+    }
+
+    fn put(&self, name: &str, text: &str) -> Result<()> {
+        let half = self.path.join(UNFINISHED);
+        write(&half, text.as_bytes())?;
+        rename(&half, &self.path.join(name))
     }
 
     /// Whether transactions are prepared that have not ended.
@@ -358,7 +398,7 @@ mod tests {
         ];
         // Killed before it was known what the branch needs: the next start writes it all.
         drop(DataDirectory::create(&path).unwrap());
-        DataDirectory::create(&path).unwrap().settings(sizes).unwrap();
+        DataDirectory::create(&path).unwrap().settings(sizes, None).unwrap();
         let first = fs::read_to_string(path.join("postgresql.conf")).unwrap();
         assert!(first.contains("max_connections"), "{first}");
         let edited = |at: &Path, text: &str| fs::write(at.join("postgresql.conf"), text).unwrap();

@@ -1,6 +1,7 @@
 //! The compute shim's process.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use pgstrata_compute_shim::branch::Branch;
 use pgstrata_compute_shim::compute::{ComputeConfig, Outcome, Shared, run};
+use pgstrata_compute_shim::data_directory::read_some;
 use pgstrata_compute_shim::http;
 use pgstrata_compute_shim::places::{Pageserver, Places, Said};
 use pgstrata_compute_shim::pulse::Pulse;
@@ -88,8 +90,8 @@ struct Arguments {
     /// Only answer queries, as of this LSN
     #[arg(long)]
     read_only_at: Option<Lsn>,
-    /// Once a newer compute owns the branch, stay, not ready, until told to end. For whoever would start this one again at
-    /// once, as containers' restart policies do: it would take the branch back
+    /// Once a newer compute owns the branch, stay, not ready, until told to end, and when started again in this directory.
+    /// For whoever would start this one again at once, as containers' restart policies do: it would take the branch back
     #[arg(long)]
     stay_when_fenced: bool,
     /// A PostgreSQL setting, name=value; may be repeated
@@ -150,7 +152,8 @@ impl Given {
 
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected name=value")?;
-    Ok((name.trim().to_ascii_lowercase(), value.to_owned()))
+    // PostgreSQL takes both for the same, on its command line.
+    Ok((name.trim().to_ascii_lowercase().replace('-', "_"), value.to_owned()))
 }
 
 fn safekeeper(text: &str) -> Result<(NodeId, Option<String>), String> {
@@ -256,6 +259,15 @@ fn start(arguments: Arguments) -> Result<Outcome> {
     watch_signals(&shared)?;
     http::serve(http_port, security.clone(), Arc::clone(&shared))?;
     println!("{}", serde_json::json!({ "ready": true, "http": address.to_string() }));
+    let fence = Fence::of(&config);
+    match stay_when_fenced {
+        true if fence.is_there()? => {
+            fence.stay(&shared, &config);
+            return Ok(Outcome::Stopped);
+        }
+        true => {}
+        false => fence.remove()?,
+    }
 
     let pulse = Pulse::start().context("can't start a thread")?;
     let mut pause = FIRST_PAUSE;
@@ -265,7 +277,9 @@ fn start(arguments: Arguments) -> Result<Outcome> {
         let failure = match run(&config, &shared) {
             Ok(Outcome::PostgresDied) => "postgres ended by itself; its log says why".to_owned(),
             Ok(Outcome::Fenced) if stay_when_fenced => {
-                stay_fenced(&shared);
+                // Also where this process is started again: it would take the branch back.
+                fence.put()?;
+                fence.stay(&shared, &config);
                 return Ok(Outcome::Stopped);
             }
             Ok(outcome) => return Ok(outcome),
@@ -297,18 +311,58 @@ fn start(arguments: Arguments) -> Result<Outcome> {
     }
 }
 
-/// Does nothing any more, until it is told to end.
-fn stay_fenced(shared: &Shared) {
-    let failure =
-        "a newer compute owns this branch; this one does nothing until it is ended".to_owned();
-    tracing::error!("{failure}");
-    {
-        let mut report = shared.report.lock();
-        report.failure = Some(failure);
-        report.postgres_pid = None;
+/// The file that says that this compute was fenced, and from which branch.
+struct Fence {
+    path: PathBuf,
+    timeline: String,
+}
+
+impl Fence {
+    fn of(config: &ComputeConfig) -> Fence {
+        let timeline = config.parameters.timeline.to_string();
+        Fence { path: config.dir.join("fenced"), timeline }
     }
-    while !shared.is_told_to_end() {
-        std::thread::sleep(Duration::from_millis(50));
+
+    fn is_there(&self) -> Result<bool> {
+        match self.path.symlink_metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            _ => Ok(read_some(&self.path)?.trim() == self.timeline),
+        }
+    }
+
+    fn put(&self) -> Result<()> {
+        std::fs::write(&self.path, format!("{}\n", self.timeline))
+            .with_context(|| format!("can't write {}", self.path.display()))
+    }
+
+    fn remove(&self) -> Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("can't remove {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Does nothing any more, until it is told to end.
+    fn stay(&self, shared: &Shared, config: &ComputeConfig) {
+        let failure = format!(
+            "a newer compute owns branch '{}', and this one does nothing; to have it take the branch back, end it, remove \
+             {}, and start it",
+            config.branch,
+            self.path.display()
+        );
+        tracing::error!("{failure}");
+        {
+            let mut report = shared.report.lock();
+            report.state = State::Fenced;
+            report.branch.clone_from(&config.branch);
+            report.failure = Some(failure);
+            report.postgres_pid = None;
+        }
+        while !shared.is_told_to_end() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 

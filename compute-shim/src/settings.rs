@@ -150,11 +150,25 @@ pub struct Decided {
 
 /// What the user asked for, and where.
 fn asked<'a>(situation: &'a Situation<'a>, name: &str) -> Option<(&'a str, String)> {
-    let given = situation.given.iter().rev().find(|(given, _)| given == name);
+    asked_of(situation.given, situation.files, name)
+}
+
+fn asked_of<'a>(
+    given: &'a [(String, String)],
+    files: &'a [Entry],
+    name: &str,
+) -> Option<(&'a str, String)> {
+    let given = given.iter().rev().find(|(given, _)| given == name);
     let given = given.map(|(_, value)| (value.as_str(), "given at the start".to_owned()));
     given.or_else(|| {
-        conf::find(situation.files, name).map(|entry| (entry.value.as_str(), entry.place.clone()))
+        conf::find(files, name).map(|entry| (entry.value.as_str(), entry.place.clone()))
     })
+}
+
+/// What a server will listen on, by what was given and what its files say.
+pub fn listen(given: &[(String, String)], files: &[Entry]) -> String {
+    let asked = asked_of(given, files, "listen_addresses");
+    asked.map_or_else(|| LOOPBACK.to_owned(), |(value, _)| value.to_owned())
 }
 
 /// Whether two values of a setting mean the same, as far as the forced ones need it.
@@ -197,13 +211,10 @@ pub fn decide(situation: &Situation) -> Decided {
     decided.options.push(("full_page_writes".into(), full_page_writes.into()));
     decide_sizes(situation, &mut decided);
     decided.hba_file = asked(situation, "hba_file").map(|(value, _)| value.to_owned());
-    decided.listen = match asked(situation, "listen_addresses") {
-        Some((value, _)) => value.to_owned(),
-        None => {
-            decided.options.push(("listen_addresses".into(), LOOPBACK.into()));
-            LOOPBACK.to_owned()
-        }
-    };
+    decided.listen = listen(situation.given, situation.files);
+    if asked(situation, "listen_addresses").is_none() {
+        decided.options.push(("listen_addresses".into(), LOOPBACK.into()));
+    }
     for (name, why) in CHOSEN.iter().take(CHOSEN_AT_START) {
         if let Some(entry) = conf::find(situation.files, name) {
             let (value, place) = (&entry.value, &entry.place);

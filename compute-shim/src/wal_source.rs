@@ -290,7 +290,8 @@ fn refuse_unkept(record: Record<'_>, directory: &Path) -> io::Result<()> {
 
 /// Who may have written WAL of its own kind: only what is preloaded can, and the record has no name.
 fn preloaded(directory: &Path) -> String {
-    let entries = directory.parent().and_then(|data| conf::read(data).ok()).unwrap_or_default();
+    let entries =
+        directory.parent().and_then(|data| conf::read(data, None).ok()).unwrap_or_default();
     match conf::find(&entries, "shared_preload_libraries") {
         Some(entry) => format!(", which is '{}' ({})", entry.value, entry.place),
         None => String::new(),

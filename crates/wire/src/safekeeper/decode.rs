@@ -174,7 +174,9 @@ fn history(fields: &mut Fields<'_>) -> Decoded<TermHistory> {
 fn refused(fields: &mut Fields<'_>) -> Decoded<RefusedReason> {
     let code = fields.u8("refusal")?;
     let (first, second) = (fields.u64("refusal")?, fields.u64("refusal")?);
+    // It goes into logs and messages, of which it is a part of one line, whoever wrote it.
     let text = fields.text(MAX_REASON, "refusal")?;
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let quorum = match code {
         1 => Refusal::Fenced { promised: Term(first) },
         2 => Refusal::StaleConfiguration { current: first },
