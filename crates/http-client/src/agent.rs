@@ -77,7 +77,7 @@ impl Access {
         }
     }
 
-    fn config(&self, whom: Whom) -> Option<Config> {
+    pub(crate) fn config(&self, whom: Whom) -> Option<Config> {
         match self.clone() {
             Access::Local => None,
             Access::Certificate(identity) => {

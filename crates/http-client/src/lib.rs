@@ -6,8 +6,10 @@
 mod agent;
 mod bearer;
 mod broker;
+mod shown;
 mod tls;
 
 pub use agent::{Access, Answer, Timing, accepted, agent, explained, refusal};
 pub use bearer::Bearer;
 pub use broker::{Broker, News};
+pub use shown::certificate_of;

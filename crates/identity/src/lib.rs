@@ -29,7 +29,7 @@ pub use role::{Kind, MAX_NAME, Role, RoleError};
 pub use small_file::SmallFile;
 pub use stream::Stream;
 pub use tls::Tls;
-pub use token::{MAX_TOKEN, Scope, SigningKey, TokenError};
+pub use token::{MAX_TOKEN, Scope, SigningKey, TokenError, says_until};
 pub use token_keys::Tokens;
 pub use trouble::Trouble;
 

@@ -9,7 +9,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 
 use crate::explain::tls_error;
-use crate::{Role, Tls};
+use crate::{Certificate, Role, Tls};
 
 /// A connection. One thread may read while another writes, as on a `TcpStream`: copies are the same connection, and
 /// `&Stream` reads and writes too. It ends when its last copy goes.
@@ -74,6 +74,14 @@ impl Stream {
         match self {
             Stream::Plain(_) => None,
             Stream::Tls(tls) => tls.peer_role(),
+        }
+    }
+
+    /// The certificate that says so: until when it is valid, for those who look after that.
+    pub fn peer_certificate(&self) -> Option<&Certificate> {
+        match self {
+            Stream::Plain(_) => None,
+            Stream::Tls(tls) => tls.peer_certificate(),
         }
     }
 

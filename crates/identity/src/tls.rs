@@ -29,7 +29,7 @@ use rustls::Connection;
 
 use crate::explain::tls_error;
 use crate::handshake::handshake;
-use crate::{Role, peer_role};
+use crate::{Certificate, Role};
 
 /// What is read from the socket at once, in bytes: a few records of TLS, of which none is longer than 16,645 bytes.
 const INCOMING_BYTES: usize = 64 * 1024;
@@ -37,7 +37,8 @@ const INCOMING_BYTES: usize = 64 * 1024;
 /// See the module.
 pub struct Tls {
     tcp: TcpStream,
-    peer: Option<Role>,
+    /// Who it is, and the certificate that says so.
+    peer: Option<(Role, Certificate)>,
     protocol: Option<Vec<u8>>,
     incoming: Mutex<Incoming>,
     outgoing: Mutex<Outgoing>,
@@ -75,8 +76,9 @@ impl Tls {
         let peer = match session.peer_certificates() {
             None | Some([]) => None,
             // The verifier has read the same.
-            Some(chain) => Some(
-                peer_role(chain)
+            Some([own, ..]) => Some(
+                Certificate::read(own)
+                    .and_then(|certificate| Ok((certificate.role()?, certificate)))
                     .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?,
             ),
         };
@@ -98,7 +100,11 @@ impl Tls {
     }
 
     pub(crate) fn peer_role(&self) -> Option<&Role> {
-        self.peer.as_ref()
+        self.peer.as_ref().map(|(role, _)| role)
+    }
+
+    pub(crate) fn peer_certificate(&self) -> Option<&Certificate> {
+        self.peer.as_ref().map(|(_, certificate)| certificate)
     }
 
     pub(crate) fn protocol(&self) -> Option<&[u8]> {

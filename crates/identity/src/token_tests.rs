@@ -52,6 +52,15 @@ fn tokens_are_good_for_their_scope_until_they_expire() {
 }
 
 #[test]
+fn what_a_token_says_of_its_end_is_read_without_a_key() {
+    assert_eq!(says_until(&token(Scope::Read)), Some(at(NOW + 3600)));
+    let too_long = format!("{}.x", "a".repeat(MAX_TOKEN));
+    for bad in ["", "a", "a.b.c", "a.e30.c", too_long.as_str()] {
+        assert_eq!(says_until(bad), None, "{bad}");
+    }
+}
+
+#[test]
 fn what_is_refused() {
     let exp = NOW + 100;
     let good = format!(r#"{{"scope":"read","exp":{exp}}}"#);

@@ -157,8 +157,13 @@ fn files_that_change_are_used_once_they_fit_together() {
     let compute = ca.identity(COMPUTE);
     let (near, far) =
         connected(&compute, Whom::Pageserver, &identity, Clients::MustHaveCertificate);
-    assert_eq!(near.unwrap().peer_role().unwrap().to_string(), PAGESERVER);
-    assert_eq!(far.unwrap().peer_role().unwrap().to_string(), COMPUTE);
+    let (near, far) = (near.unwrap(), far.unwrap());
+    assert_eq!(near.peer_role().unwrap().to_string(), PAGESERVER);
+    assert_eq!(far.peer_role().unwrap().to_string(), COMPUTE);
+    for stream in [near, far] {
+        let shown = stream.peer_certificate().unwrap();
+        assert_eq!(shown.role().as_ref().ok(), stream.peer_role());
+    }
     // An expired one does not take the place of a valid one.
     let (certificate, key) = ca.issue(&Wanted { seconds: -60, ..Wanted::role(&SAFEKEEPER) });
     directory.put("cert.pem", &certificate);
