@@ -58,13 +58,17 @@ pub fn troubles(row: &Branch) -> Vec<String> {
     let mut lines = Vec::new();
     lines.extend(row.upload_failure.iter().map(|why| format!("uploads fail: {why}")));
     lines.extend(row.compaction_failure.iter().map(|why| format!("compaction fails: {why}")));
-    if row.unreadable_pages > 0 {
-        let one = row.unreadable_page.as_deref().unwrap_or_default();
-        lines.push(format!("{} pages can't be made, one of them: {one}", row.unreadable_pages));
-    }
+    lines.extend(unreadable(row));
     let bad = row.bad_safekeepers.iter();
     lines.extend(bad.map(|(address, what)| format!("safekeeper {address}: {what}")));
     lines
+}
+
+/// The one of them that says what can't be read now.
+pub fn unreadable(row: &Branch) -> Option<String> {
+    let one = row.unreadable_page.as_deref().unwrap_or_default();
+    let count = row.unreadable_pages;
+    (count > 0).then(|| format!("{count} pages can't be made, one of them: {one}"))
 }
 
 fn listed(answers: &Answers, row: &Branch) -> Value {

@@ -135,6 +135,17 @@ fn line_of(text: &str, at: usize) -> usize {
 }
 
 impl Written {
+    /// Reads a file, and nothing that it names.
+    pub fn read(path: &Path) -> Result<Written> {
+        let file = SmallFile::read(path, LIMIT_BYTES, REMEDY)?;
+        let written =
+            Written::parse(&file.bytes).map_err(|why| anyhow!("{}: {why}", path.display()))?;
+        if written.token.is_some() {
+            file.check_private()?;
+        }
+        Ok(written)
+    }
+
     /// Reads the text of a file. The error says the line or the field, and never a value: it may be a token.
     pub fn parse(bytes: &[u8]) -> Result<Written, String> {
         let text = std::str::from_utf8(bytes).map_err(|_| "it is no text".to_owned())?;
@@ -296,13 +307,8 @@ fn access(written: &Written, directory: &Path) -> Result<Access> {
 impl ClusterFile {
     /// Reads a file, and what it names.
     pub fn read(path: &Path) -> Result<ClusterFile> {
-        let file = SmallFile::read(path, LIMIT_BYTES, REMEDY)?;
-        let written =
-            Written::parse(&file.bytes).map_err(|why| anyhow!("{}: {why}", path.display()))?;
-        if written.token.is_some() {
-            file.check_private()?;
-        }
         let directory = path.parent().unwrap_or(Path::new(""));
+        let written = Written::read(path)?;
         ClusterFile::of(written, directory).with_context(|| path.display().to_string())
     }
 

@@ -13,7 +13,7 @@
 
 mod authority;
 mod keys;
-mod show;
+pub mod show;
 pub mod writing;
 
 use std::path::{Path, PathBuf};

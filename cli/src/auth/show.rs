@@ -21,15 +21,15 @@ fn validity(certificate: &Certificate) -> Value {
     })
 }
 
-/// The CAs that are believed.
-fn authorities(path: &Path) -> Result<Vec<Value>> {
+/// All certificates in a file.
+pub fn certificates_in(path: &Path) -> Result<Vec<Certificate>> {
     let pem = read_text(path)?;
-    let row = |der: Result<CertificateDer<'_>, _>| -> Result<Value> {
+    let read = |der: Result<CertificateDer<'_>, _>| -> Result<Certificate> {
         let der = der.map_err(|error| anyhow::anyhow!("{error:?}"))?;
-        Ok(validity(&Certificate::read(&der)?))
+        Ok(Certificate::read(&der)?)
     };
-    let rows: Result<Vec<_>> = CertificateDer::pem_slice_iter(pem.as_bytes()).map(row).collect();
-    rows.with_context(|| format!("{} can't be read: put the right one there", path.display()))
+    let read: Result<Vec<_>> = CertificateDer::pem_slice_iter(pem.as_bytes()).map(read).collect();
+    read.with_context(|| format!("{} can't be read: put the right one there", path.display()))
 }
 
 /// One directory that is given to `--tls`, and what is wrong with it.
@@ -79,7 +79,8 @@ pub fn show(dir: &Path, directory: Option<&Path>, as_json: bool) -> Result<()> {
             (identities(dir)?.iter().map(|path| identity(path)).collect(), Some(keys))
         }
     };
-    let authorities = authorities(&directory.unwrap_or(dir).join(CA_FILE))?;
+    let authorities = certificates_in(&directory.unwrap_or(dir).join(CA_FILE))?;
+    let authorities: Vec<_> = authorities.iter().map(validity).collect();
     if as_json {
         let mut document = json!({ "authorities": authorities, "certificates": certificates });
         document["token_keys"] = json!(token_keys.unwrap_or_default());
