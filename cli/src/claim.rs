@@ -143,6 +143,26 @@ fn refuse_empty_store(cluster: &Cluster, store: &Store) -> Result<()> {
     Ok(())
 }
 
+fn inode_of(location: &Location) -> Option<u64> {
+    match location {
+        Location::Directory(path) => fs::metadata(path).ok().map(|about| about.ino()),
+        _ => None,
+    }
+}
+
+/// Opens the store where [`take`] would not refuse it now, and changes nothing.
+pub fn look(cluster: &Cluster) -> Result<Store> {
+    let location: Location = cluster.object_store().parse()?;
+    if let Location::Directory(path) = &location {
+        // Opening would make one.
+        ensure!(path.is_dir(), "{} is not there: is it mounted?", path.display());
+    }
+    let store = Store::open(&location, cluster.state.s3_endpoint.as_deref())?;
+    let found = http::block_on(async { Ok(Found::read(&store).await?) })?;
+    stand(cluster, &store, &found, inode_of(&location), false)?;
+    Ok(store)
+}
+
 /// Makes the store this directory's, unless it is another's. While something of the cluster runs, it was done before.
 pub fn take(cluster: &mut Cluster, take_over: bool) -> Result<()> {
     let rests = !place::anything_runs(cluster);
@@ -159,10 +179,7 @@ pub fn take(cluster: &mut Cluster, take_over: bool) -> Result<()> {
     }
     let location: Location = cluster.object_store().parse()?;
     let store = Store::open(&location, cluster.state.s3_endpoint.as_deref())?;
-    let store_inode = match &location {
-        Location::Directory(path) => fs::metadata(path).ok().map(|about| about.ino()),
-        _ => None,
-    };
+    let store_inode = inode_of(&location);
     for _ in 0..ATTEMPTS {
         let found = http::block_on(async { Ok(Found::read(&store).await?) })?;
         let has_parted = stand(cluster, &store, &found, store_inode, take_over)?;

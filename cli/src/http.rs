@@ -62,7 +62,8 @@ impl Service {
         }
     }
 
-    fn local(address: &str, access: &Access) -> Service {
+    /// One that `up` starts.
+    pub fn local(address: &str, access: &Access) -> Service {
         let (address, access) = (address.to_owned(), access.clone());
         let timeout = ANSWER_PATIENCE;
         Service { name: "it", address, timeout, access, whom: Whom::Pageserver, is_here: true }
@@ -111,6 +112,14 @@ impl Service {
             bail!("{text}");
         }
         Ok(body)
+    }
+
+    /// What its clock says, as the head of any of its answers does (`Date`), if it does.
+    pub fn date(&self) -> Result<Option<String>> {
+        let answer = self.agent().get(self.url("/healthz")).call();
+        let answer = answer.with_context(|| format!("{} can't be asked", self.name))?;
+        let date = answer.headers().get(ureq::http::header::DATE);
+        Ok(date.and_then(|date| date.to_str().ok()).map(str::to_owned))
     }
 
     fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T> {

@@ -6,6 +6,7 @@ mod claim;
 mod cluster;
 mod cluster_file;
 mod compute;
+mod doctor;
 mod export;
 mod files;
 mod found;
@@ -85,6 +86,38 @@ enum Verb {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Tell what about this machine and this cluster endangers a promise; exit 1 if anything does
+    ///
+    /// The promises: nothing is lost that a client was told is committed, there are branches of any moment of the past, a
+    /// compute starts anywhere, and what is kept can be taken away as a plain data directory. Looked at are
+    ///
+    ///   mounts        what a directory is on: memory, an overlay, a network, read-only, without barriers
+    ///   disks         whether a majority of the safekeepers is on one
+    ///   write caches  what the kernel knows of them; syncs: how long one takes, measured with some hundred small writes
+    ///   space         free bytes and files
+    ///   clocks        those of services against this machine's
+    ///   zones         of safekeepers
+    ///   certificates  until when they are valid, and who can read their keys; tokens
+    ///   limits        of running services, and of the kernel
+    ///   programs      PostgreSQL 15 to 18, its user, the services
+    ///   services, store, branches, settings: what 'status' knows, and whether the object store takes writes
+    ///
+    /// Each finding is a 'danger' (a promise is broken, or will be by a restart, a full disk or a date), a 'warning' (it
+    /// holds, with less behind it than there could be: all safekeepers on one disk, as 'up' has them on a laptop), 'unknown'
+    /// (not looked at, or not to be seen from here) or 'ok'. It exits with 1 where there is a danger, whatever else there is,
+    /// and with 0 otherwise.
+    ///
+    /// With --cluster it looks at what services elsewhere say, and at those of them that run on this machine: run it on each
+    /// machine. Where no cluster is in --dir, it looks at the machine and that directory only.
+    #[command(verbatim_doc_comment)]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// This is the process that looks, of another that reads its report
+        #[arg(long, hide = true)]
+        look: bool,
     },
     /// List, create, delete, reset and rename branches
     #[command(subcommand)]
@@ -312,6 +345,7 @@ fn run(command: Verb, place: &Where, auth_dir: Option<&Path>) -> Result<bool> {
     let services = || place.services();
     let done = match command {
         Verb::Wal(verb) => return wal::run(verb, services),
+        Verb::Doctor { json, look } => return doctor::doctor(place, json, look),
         // Its directory is no cluster's: what says where that is says nothing of this.
         Verb::Auth(verb) => auth::run(auth_dir, &verb),
         Verb::Cluster(export::ClusterVerb::Export(arguments)) => {

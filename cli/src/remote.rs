@@ -93,6 +93,16 @@ impl Remote {
         self.broker.url()
     }
 
+    /// How to ask the broker's HTTP interface for what is not its listing.
+    pub fn broker_service(&self, timeout: Duration) -> Result<Service> {
+        let (scheme, rest) =
+            self.broker.url().split_once("://").unwrap_or(("http", self.broker.url()));
+        let host_ends = rest.rfind(']').unwrap_or(0);
+        let port = if scheme == "https" { ":443" } else { ":80" };
+        let port = if rest[host_ends..].contains(':') { "" } else { port };
+        self.at("the broker", Whom::Broker, format!("{rest}{port}"), timeout)
+    }
+
     /// All services that the broker has heard of lately.
     pub fn nodes(&self) -> Result<&[Publication]> {
         if let Some(listing) = self.nodes.get() {
@@ -165,7 +175,7 @@ impl Remote {
     }
 
     /// Who a timeline's members are, by the first that has it.
-    fn configuration(&self, row: &Branch, asked: &[Asked]) -> Option<Configuration> {
+    pub fn configuration(&self, row: &Branch, asked: &[Asked]) -> Option<Configuration> {
         let places = self.wal_places().ok()?;
         let has_it =
             |node: NodeId| its(asked.iter().filter(|one| one.node == node), row).next().is_some();

@@ -108,6 +108,11 @@ impl Answers {
         Answers { by_process: said.map(named).collect() }
     }
 
+    /// Whether a process answered, by its name.
+    pub fn answered(&self, process: &str) -> bool {
+        self.by_process.contains_key(process)
+    }
+
     /// What safekeepers said.
     pub fn safekeepers(&self) -> impl Iterator<Item = &safekeeper::Status> {
         self.by_process.values().filter_map(|said| match said {
