@@ -280,12 +280,11 @@ mod tests {
         ] {
             assert_eq!(trusts(line).as_deref(), from, "{line}");
         }
-        let text = "local all all peer\nhost all all all trust\n";
+        // Lines that go on are one, with the number of its first.
+        let text = "local all all peer\nhost all all \\\n all \\\ntrust\n#\nhost all all 10.0.0.0/8 trust\n";
         let said = warnings(text, "*");
-        assert!(
-            said.len() == 1 && said[0].contains("line 2") && said[0].contains("all"),
-            "{said:?}"
-        );
+        assert!(said.len() == 2 && said[0].contains("line 2 ") && said[0].contains("from all "));
+        assert!(said[1].contains("line 6 ") && said[1].contains("10.0.0.0/8"), "{said:?}");
     }
 
     #[test]

@@ -277,8 +277,13 @@ fn start(arguments: Arguments) -> Result<Outcome> {
         let failure = match run(&config, &shared) {
             Ok(Outcome::PostgresDied) => "postgres ended by itself; its log says why".to_owned(),
             Ok(Outcome::Fenced) if stay_when_fenced => {
-                // Also where this process is started again: it would take the branch back.
-                fence.put()?;
+                // Also where this process is started again: it would take the branch back. Which it does at once if it ends
+                // now, because that can't be written.
+                if let Err(error) = fence.put() {
+                    tracing::error!(
+                        "this compute will take the branch back when it is started again: {error:#}"
+                    );
+                }
                 fence.stay(&shared, &config);
                 return Ok(Outcome::Stopped);
             }
@@ -396,4 +401,38 @@ fn watch_signals(shared: &Arc<Shared>) -> Result<()> {
         });
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_fence_is_of_one_branch_and_lasts_until_it_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let fence = |timeline: &str| Fence {
+            path: directory.path().join("fenced"),
+            timeline: timeline.to_owned(),
+        };
+        let (own, other) = (fence("11"), fence("22"));
+        assert!(!own.is_there().unwrap());
+        own.remove().unwrap();
+        own.put().unwrap();
+        assert!(own.is_there().unwrap() && !other.is_there().unwrap());
+        own.remove().unwrap();
+        assert!(!own.is_there().unwrap());
+        // What can't be read is no reason to take a branch back.
+        std::fs::create_dir(directory.path().join("fenced")).unwrap();
+        assert!(own.is_there().is_err());
+    }
+
+    #[test]
+    fn a_setting_has_one_name_however_it_is_spelled() {
+        let expected = Ok(("listen_addresses".to_owned(), "a-b".to_owned()));
+        assert_eq!(setting("Listen-Addresses=a-b"), expected);
+        assert_eq!(setting("listen_addresses=a-b"), expected);
+        assert!(setting("listen_addresses").is_err());
+    }
 }
