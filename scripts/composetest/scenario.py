@@ -240,7 +240,11 @@ def zones(cluster):
     def is_fenced():
         done = engine.inside("compute", "curl", "-sS", "https://localhost:5433/readyz")
         return "fenced" in done or "newer compute" in done
-    engine.wait("the old compute is fenced, and stays so", is_fenced, 60)
+    engine.wait("the old compute is fenced, and stays", is_fenced, 60)
+    # Also where something starts it again, as a machine does that was started anew.
+    engine.podman("restart", "-t", "5", engine.container("compute"))
+    engine.wait("the old compute is fenced after a restart", is_fenced, 30)
+    cluster.healthy("branch")
     equal(cluster.sql("select string_agg(a::text, ' ' order by a) from kept", service="branch"), "1 3", "rows")
     same_bytes(cluster)
     engine.compose("rm", "-sf", "branch")
