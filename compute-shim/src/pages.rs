@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pgstrata_dial::dial_to;
 use pgstrata_identity::{Identity, Stream, Whom};
 use pgstrata_ids::{Fork, Lsn, RelTag, TenantId, TimelineId};
-use pgstrata_listen::dial_to;
 use pgstrata_wire::pages::{Hello, PAGES, PagesReply, PagesRequest, Query, REPLY_SIZE, Status};
 
 use crate::places::{Pageserver, Places};

@@ -275,7 +275,7 @@ fn stream(
 
 /// Connects to a safekeeper's PostgreSQL port, with TLS where we have an identity to show.
 fn connect(address: &str, identity: Option<&Identity>) -> Result<Stream> {
-    let mut tcp = pgstrata_listen::dial(address, CONNECT_TIMEOUT)?;
+    let mut tcp = pgstrata_dial::dial(address, CONNECT_TIMEOUT)?;
     tcp.set_nodelay(true)?;
     let Some(identity) = identity else { return Ok(Stream::from(tcp)) };
     let deadline = Instant::now() + CONNECT_TIMEOUT;
@@ -288,7 +288,7 @@ fn connect(address: &str, identity: Option<&Identity>) -> Result<Stream> {
         "it does not speak TLS, and this page server has a certificate to show"
     );
     let config = identity.client(Whom::Safekeeper(None), &[b"postgresql"]);
-    let host = pgstrata_listen::host(address);
+    let host = pgstrata_dial::host(address);
     Ok(Stream::connect(tcp, config, host, deadline)?)
 }
 

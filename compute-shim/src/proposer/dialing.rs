@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
 
+use pgstrata_dial::dial_to;
 use pgstrata_identity::{Identity, Stream, Whom};
 use pgstrata_ids::NodeId;
-use pgstrata_listen::dial_to;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// A connection that isn't made by then is given up. The look-up of its name has no end but the system's.
+/// A connection that isn't made by then is given up. The look-up of its name comes before, and ends by itself.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who dials, and what it wakes: the loop that waits.

@@ -8,10 +8,10 @@ use anyhow::{Result, anyhow, bail};
 use pgstrata_identity::{Identity, Trouble, Whom, client_without_certificate};
 use pgstrata_wire::http::Failure;
 use ureq::Agent;
-use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, TcpConnector};
 
 use crate::Bearer;
+use crate::names::Looked;
 use crate::tls::{Config, PROTOCOL, TlsConnector};
 
 /// Bytes of a refusal that are read, at most.
@@ -104,7 +104,7 @@ pub fn agent(timing: Timing, access: &Access, whom: Whom) -> Agent {
         config = config.middleware(bearer.clone());
     }
     let connector = ().chain(TcpConnector::default()).chain(TlsConnector(access.config(whom)));
-    Agent::with_parts(config.build(), connector, DefaultResolver::default())
+    Agent::with_parts(config.build(), connector, Looked)
 }
 
 /// The words of a refusal, from its body.

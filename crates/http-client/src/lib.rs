@@ -6,6 +6,7 @@
 mod agent;
 mod bearer;
 mod broker;
+mod names;
 mod shown;
 mod tls;
 

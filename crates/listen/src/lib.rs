@@ -1,5 +1,5 @@
 //! The listening room: which addresses are listened on, who gets a place, and how long a client may take to say what it
-//! wants; and how others are connected to. What is said is the service's, but for what HTTP answers to a request that is
+//! wants. What is said is the service's, but for what HTTP answers to a request that is
 //! none of its own.
 
 mod address;
@@ -7,7 +7,6 @@ mod answer;
 mod api;
 mod asynchronous;
 mod descriptors;
-mod dial;
 mod http;
 mod kinds;
 mod log;
@@ -25,7 +24,6 @@ pub use answer::{Asked, Placed, Posted, Refusal, complete};
 pub use api::{Answers, Api, Documented, Operation, Takes};
 pub use asynchronous::AsyncStream;
 pub use descriptors::{places, raise_descriptor_limit};
-pub use dial::{dial, dial_to, host, resolve};
 pub use http::{HttpLimits, serve_http};
 pub use kinds::{Alive, Document, Done, Metrics, Octets, Ready, Tar, alive};
 pub use log::log;

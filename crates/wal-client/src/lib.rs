@@ -5,9 +5,9 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use pgstrata_dial::dial_to;
 use pgstrata_identity::{Identity, Stream, Whom};
 use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
-use pgstrata_listen::dial_to;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::safekeeper::{Message, Status, WAL, chosen, decode, encode};

@@ -1,25 +1,27 @@
 //! Connecting to a `HOST:PORT`, by whichever of its addresses answers.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use pgstrata_identity::{Identity, Stream, Whom};
 
-/// The addresses of `HOST:PORT`, as the system has them now. It may take the system seconds to know.
-pub fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
-    let found: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
-    match found.is_empty() {
-        true => Err(io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"))),
-        false => Ok(found),
-    }
+use crate::look_up;
+
+/// How long a name may be looked up, besides: two name servers that are silent, as the system waits for them.
+const LOOK_UP: Duration = Duration::from_secs(15);
+
+/// Connects to the first address of `HOST:PORT` that answers. All of them together get `timeout`, after the name was looked
+/// up, which may take 15 s where it was not known before: each an equal share of what is left, so that one that says nothing
+/// leaves time for the next.
+pub fn dial(address: &str, timeout: Duration) -> io::Result<TcpStream> {
+    let found = look_up(address, Instant::now() + LOOK_UP)?;
+    dial_until(&found, Instant::now() + timeout)
 }
 
-/// Connects to the first address of `HOST:PORT` that answers. All of them together get `timeout`, after the name was
-/// looked up: each an equal share of what is left, so that one that says nothing leaves time for the next.
-pub fn dial(address: &str, timeout: Duration) -> io::Result<TcpStream> {
-    let deadline = Instant::now() + timeout;
-    dial_until(&resolve(address)?, deadline)
+/// Connects as [`dial`] does, by `deadline`, the look-up of the name within it.
+pub fn dial_by(address: &str, deadline: Instant) -> io::Result<TcpStream> {
+    dial_until(&look_up(address, deadline)?, deadline)
 }
 
 /// Connects as [`dial`] does, and makes sure by TLS, where we have an identity to show, that it is `whom` we mean.
