@@ -238,6 +238,10 @@ impl Acceptor {
     /// Whether votes may be counted by these members, as far as numbers tell.
     pub fn check_configuration(&self, other: &Configuration) -> Result<(), Refusal> {
         let own = &self.control.configuration;
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::StaleConfigurationTaken) && other.number() < own.number() {
+            return Ok(());
+        }
         match other.number().cmp(&own.number()) {
             std::cmp::Ordering::Less => Err(Refusal::StaleConfiguration { current: own.number() }),
             std::cmp::Ordering::Equal if !other.has_the_members_of(own) => {

@@ -35,4 +35,14 @@ pub enum Fault {
     PeerBeyondCommit,
     /// Commitment is proven from bytes that a later proposer sent along.
     ProofIgnoresAdoption,
+    /// Votes are given to who counts members that were replaced.
+    StaleConfigurationTaken,
+    /// The configuration that a vote came with is forgotten in a crash.
+    ConfigurationNotPersisted,
+    /// While a change is under way, the members after it are enough.
+    JointIsNew,
+    /// While a change is under way, the members before it are enough.
+    JointIsOld,
+    /// The members after a change are enough before a record was committed by both groups.
+    NewTooEarly,
 }

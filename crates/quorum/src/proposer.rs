@@ -135,6 +135,11 @@ impl Proposer {
         &self.history
     }
 
+    /// The members whose votes and acknowledgements are counted.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
     /// What is known to be committed.
     pub fn commit_lsn(&self) -> Lsn {
         self.commit_lsn
@@ -225,7 +230,25 @@ impl Proposer {
         if self.fault == Some(Fault::SmallQuorum) {
             return self.nodes.iter().filter(|&&node| has(node)).count() >= self.nodes.len() / 2;
         }
-        self.configuration.is_quorum(has)
+        self.counted().is_quorum(has)
+    }
+
+    /// The members that count, and a mistake of who they are.
+    #[cfg(any(test, feature = "explorer"))]
+    fn counted(&self) -> std::borrow::Cow<'_, Configuration> {
+        use std::borrow::Cow;
+        let group = match self.fault {
+            Some(Fault::JointIsNew) => self.configuration.incoming(),
+            Some(Fault::JointIsOld) => self.configuration.members(),
+            _ => &[],
+        };
+        let one = Configuration::new(self.configuration.number(), group.to_vec());
+        one.map_or(Cow::Borrowed(&self.configuration), Cow::Owned)
+    }
+
+    #[cfg(not(any(test, feature = "explorer")))]
+    fn counted(&self) -> &Configuration {
+        &self.configuration
     }
 
     fn try_win(&mut self, outputs: &mut Outputs) {
@@ -305,7 +328,7 @@ impl Proposer {
             Some(Fault::SmallQuorum) => self.members.iter().map(|member| member.flush_lsn).max()?,
             _ => reached(node),
         };
-        let Some(lsn) = self.configuration.quorum_lsn(reached) else { return };
+        let Some(lsn) = self.counted().quorum_lsn(reached) else { return };
         let lsn = lsn.min(self.end_lsn);
         if lsn > self.commit_lsn && (lsn > self.start_lsn || self.commits_older_terms()) {
             self.commit_lsn = lsn;
@@ -349,6 +372,7 @@ impl Proposer {
     pub(crate) fn hash_rest(&self, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         (self.id, self.phase, self.term, &self.history).hash(hasher);
+        self.configuration.number().hash(hasher);
         (self.start_lsn, self.end_lsn, self.commit_lsn).hash(hasher);
     }
 

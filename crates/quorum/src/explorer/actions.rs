@@ -4,9 +4,7 @@ use pgstrata_ids::Lsn;
 
 use super::checks;
 use super::search::fingerprint;
-use super::world::{
-    Action, Compute, Content, Message, NODES, RECORD, World, configuration, node_id,
-};
+use super::world::{Action, Compute, Content, Message, NODES, RECORD, World, node_id};
 use crate::{
     Acceptor, AcceptorOutput, Append, Fault, Holding, PeerRange, Phase, ProposerOutput, Refusal,
     provable_commit,
@@ -19,6 +17,10 @@ impl World {
     /// Everything that can happen in this state.
     pub fn actions(&self) -> Vec<Action> {
         let mut actions = Vec::new();
+        let may_change = self.number == 1 || self.joint_committed;
+        if self.left.changes > 0 && (may_change || self.fault == Some(Fault::NewTooEarly)) {
+            actions.push(Action::Change);
+        }
         for (c, compute) in self.computes.iter().enumerate() {
             self.compute_actions(c as u8, compute, &mut actions);
         }
@@ -37,7 +39,7 @@ impl World {
                 self.crashes(message.node, &outputs, &payload, crash, &mut actions);
             }
         }
-        for node in 0..NODES as u8 {
+        for node in 0..self.nodes.len() as u8 {
             let core = &self.nodes[usize::from(node)].core;
             if self.left.late_flush && core.write_lsn() > core.flush_lsn() {
                 actions.push(Action::Flush(node));
@@ -47,7 +49,7 @@ impl World {
                     self.crashes(node, &outputs, &[], crash, &mut actions);
                 }
             }
-            for other in (0..NODES as u8).filter(|&other| other != node) {
+            for other in (0..self.nodes.len() as u8).filter(|&other| other != node) {
                 let theirs = &self.nodes[usize::from(other)].core;
                 let end = self.copy_end(node);
                 if self.left.copies > 0 && end > theirs.flush_lsn() {
@@ -63,7 +65,8 @@ impl World {
 
     fn compute_actions(&self, c: u8, compute: &Compute, actions: &mut Vec<Action>) {
         if !compute.started {
-            actions.push(Action::Campaign(c));
+            // Whoever starts may not have heard of the last change yet.
+            actions.extend((1..=self.number).map(|number| Action::Campaign(c, number)));
             return;
         }
         if self.left.restarts > 0 {
@@ -73,7 +76,7 @@ impl World {
         if phase == Phase::Elected && compute.records > 0 {
             actions.push(Action::Write(c));
         }
-        for node in 0..NODES {
+        for node in 0..self.nodes.len() {
             if phase != Phase::Fenced && self.left.reconnects > 0 {
                 actions.push(Action::Reconnect(c, node as u8));
             }
@@ -128,7 +131,12 @@ impl World {
 
     fn act(&mut self, action: Action) -> Result<(), String> {
         match action {
-            Action::Campaign(c) => self.campaign(c),
+            Action::Campaign(c, number) => self.campaign(c, number),
+            Action::Change => {
+                self.left.changes -= 1;
+                self.number += 1;
+                Ok(())
+            }
             Action::Restart(c) => {
                 self.left.restarts -= 1;
                 let old = &self.computes[usize::from(c)];
@@ -184,9 +192,11 @@ impl World {
         }
     }
 
-    fn campaign(&mut self, c: u8) -> Result<(), String> {
-        self.computes[usize::from(c)].started = true;
-        (0..NODES as u8).try_for_each(|node| self.connect(c, node))
+    fn campaign(&mut self, c: u8, number: u8) -> Result<(), String> {
+        let compute = &mut self.computes[usize::from(c)];
+        compute.started = true;
+        compute.core = Compute::proposer(c, compute.run, number, self.fault);
+        (0..self.nodes.len() as u8).try_for_each(|node| self.connect(c, node))
     }
 
     fn connect(&mut self, c: u8, node: u8) -> Result<(), String> {
@@ -298,7 +308,11 @@ impl World {
             let disk = &mut self.nodes[usize::from(node)];
             let content = match output {
                 AcceptorOutput::Persist(control) => {
+                    let before = disk.control.configuration.clone();
                     disk.control = control.clone();
+                    if self.fault == Some(Fault::ConfigurationNotPersisted) {
+                        disk.control.configuration = before;
+                    }
                     continue;
                 }
                 AcceptorOutput::Truncate(lsn) => {
@@ -345,6 +359,8 @@ impl World {
                 // A compute that hears that it is outranked stops. As messages may be lost, and
                 // computes may do nothing more, that adds no behaviour.
                 AcceptorOutput::Refuse(Refusal::Fenced { .. }) => continue,
+                // Nor does this one: whoever hears it starts again, with a newer configuration.
+                AcceptorOutput::Refuse(Refusal::StaleConfiguration { .. }) => continue,
                 AcceptorOutput::Refuse(Refusal::CommittedDiffers { .. }) => {
                     return Err(format!("acceptor {node} was told to drop committed bytes"));
                 }
@@ -359,7 +375,7 @@ impl World {
     }
 
     /// Loses everything in memory and what wasn't synced, but for `kept` bytes; starts again.
-    fn crash(&mut self, node: u8, kept: u8) -> Result<(), String> {
+    pub(super) fn crash(&mut self, node: u8, kept: u8) -> Result<(), String> {
         self.left.crashes -= 1;
         let fault = self.fault;
         let disk = &mut self.nodes[usize::from(node)];
@@ -409,7 +425,9 @@ impl World {
             }
             Holding { node: node_id(node), flush_lsn: core.flush_lsn(), history }
         };
-        let proof = provable_commit(&configuration(), &[holding(a), holding(b)]);
+        let of = |node: u8| self.nodes[usize::from(node)].core.configuration();
+        let newest = if of(a).number() < of(b).number() { of(b) } else { of(a) };
+        let proof = provable_commit(newest, &[holding(a), holding(b)]);
         let Some((term, lsn)) = proof else { return Ok(()) };
         let log = self.nodes[usize::from(a)].log[..lsn.0 as usize].to_vec();
         checks::commit(self, &log, term)?;
@@ -443,6 +461,8 @@ impl World {
                 }
                 ProposerOutput::Committed(lsn) => {
                     let term = compute.core.term();
+                    let is_joint = compute.core.configuration().number() == 2;
+                    self.joint_committed |= is_joint;
                     let log = compute.log[..lsn.0 as usize].to_vec();
                     checks::commit(self, &log, term)?;
                 }

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use super::world::{Action, Beginning, Bounds, World};
+use super::world::{Action, Beginning, Bounds, LEAVER, NODES, World};
 use crate::Fault;
 
 /// What was found.
@@ -143,8 +143,8 @@ fn beginning(bounds: Bounds, fault: Option<Fault>) -> World {
             act(world, Action::Deliver(0, false));
         }
     };
-    if bounds.beginning != Beginning::Fresh {
-        act(&mut world, Action::Campaign(0));
+    if matches!(bounds.beginning, Beginning::Elected | Beginning::Divided | Beginning::Retaken) {
+        act(&mut world, Action::Campaign(0, 1));
         deliver_all(&mut world);
     }
     let deliver_to_all_but = |world: &mut World, node: u8| {
@@ -153,11 +153,32 @@ fn beginning(bounds: Bounds, fault: Option<Fault>) -> World {
         }
         world.network.clear();
     };
+    if matches!(bounds.beginning, Beginning::Joint | Beginning::Replaced) {
+        let left_out = if bounds.beginning == Beginning::Replaced { LEAVER } else { u8::MAX };
+        world.left.changes += 2;
+        act(&mut world, Action::Change);
+        act(&mut world, Action::Campaign(0, 2));
+        deliver_to_all_but(&mut world, left_out);
+        act(&mut world, Action::Write(0));
+        for node in (0..NODES as u8).filter(|&node| node != left_out) {
+            act(&mut world, Action::Send(0, node, false));
+        }
+        deliver_to_all_but(&mut world, left_out);
+        act(&mut world, Action::Change);
+        if bounds.beginning == Beginning::Replaced {
+            world.left.restarts += 1;
+            act(&mut world, Action::Restart(0));
+            world.left.crashes += 1;
+            // All that it wrote is synced.
+            world.crash(0, u8::MAX).unwrap_or_else(|what| unreachable!("{what}"));
+        }
+        return world;
+    }
     if matches!(bounds.beginning, Beginning::Divided | Beginning::Retaken) {
         act(&mut world, Action::Write(0));
         act(&mut world, Action::Send(0, 0, false));
         deliver_all(&mut world);
-        act(&mut world, Action::Campaign(1));
+        act(&mut world, Action::Campaign(1, 1));
         deliver_to_all_but(&mut world, 0);
         act(&mut world, Action::Write(1));
         act(&mut world, Action::Send(1, 1, false));
@@ -166,7 +187,7 @@ fn beginning(bounds: Bounds, fault: Option<Fault>) -> World {
     if bounds.beginning == Beginning::Retaken {
         world.left.restarts += 1;
         act(&mut world, Action::Restart(0));
-        act(&mut world, Action::Campaign(0));
+        act(&mut world, Action::Campaign(0, 1));
         deliver_to_all_but(&mut world, 1);
     }
     world

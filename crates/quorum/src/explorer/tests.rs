@@ -13,6 +13,7 @@ const NONE: Bounds = Bounds {
     copies: 0,
     proofs: 0,
     tidings: 0,
+    changes: 0,
     pieces: false,
     late_flush: false,
 };
@@ -84,6 +85,41 @@ fn l18_unsynced_logs_that_part_are_copied_over() {
 #[test]
 fn acceptors_copy_and_prove() {
     exhausts(Bounds { records: [1, 0], copies: 1, proofs: 1, tidings: 1, ..ELECTED });
+}
+
+/// The third member is being replaced: both groups were elected by, and committed. Whoever campaigns may know any
+/// configuration that was decided.
+const JOINT: Bounds = Bounds { beginning: Beginning::Joint, records: [1, 1], ..NONE };
+
+const REPLACED: Bounds = Bounds { beginning: Beginning::Replaced, ..JOINT };
+
+#[test]
+fn a_change_begins_while_a_compute_writes() {
+    let changes = Bounds { changes: 1, ..ELECTED };
+    let outcome = exhausts(Bounds { records: [1, 0], ..changes });
+    assert_eq!((outcome.highest_term, outcome.most_committed), (2, 2));
+    let outcome = exhausts(Bounds { records: [0, 1], ..changes });
+    assert_eq!((outcome.highest_term, outcome.most_committed), (2, 2));
+}
+
+#[test]
+fn a_change_ends_while_a_compute_writes() {
+    let outcome = exhausts(JOINT);
+    assert_eq!((outcome.highest_term, outcome.most_committed), (2, 4));
+}
+
+#[test]
+fn a_crash_after_a_change() {
+    exhausts(Bounds { crashes: 1, records: [1, 0], ..JOINT });
+}
+
+#[test]
+fn faulty_changes_of_members_are_found() {
+    finds(Fault::JointIsNew, Bounds { changes: 1, records: [1, 1], ..ELECTED });
+    finds(Fault::JointIsOld, Bounds { records: [2, 0], ..JOINT });
+    finds(Fault::NewTooEarly, Bounds { changes: 2, records: [1, 0], ..ELECTED });
+    finds(Fault::StaleConfigurationTaken, REPLACED);
+    finds(Fault::ConfigurationNotPersisted, REPLACED);
 }
 
 /// The fault is found, with the nearest states first, or else with the deepest.

@@ -1,4 +1,4 @@
-//! Three acceptors with disks, two computes, and the messages between them.
+//! Three acceptors with disks, and a fourth where members change; two computes, and the messages between them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -9,8 +9,11 @@ use crate::{
     ProposerId, Vote, VoteRequest,
 };
 
-/// Acceptors of the world.
-pub const NODES: usize = 3;
+/// Acceptors of a world whose members change: the fourth takes the third's place.
+pub const NODES: usize = 4;
+
+/// The third, where members change.
+pub const LEAVER: u8 = 2;
 
 /// Bytes of a record, so that there are positions inside records.
 pub const RECORD: usize = 2;
@@ -27,6 +30,11 @@ pub enum Beginning {
     Divided,
     /// Then the first compute, started again, won a third term with the first and the third.
     Retaken,
+    /// The first compute was elected by both groups, and its record is committed and with all; the new group was decided.
+    Joint,
+    /// The same, but the member that leaves heard nothing of it; then the first compute ended, and starts
+    /// again, and so did the first acceptor.
+    Replaced,
 }
 
 /// How much of everything happens.
@@ -50,6 +58,8 @@ pub struct Bounds {
     pub proofs: u8,
     /// Messages that only tell a commit LSN; else it travels with the next bytes.
     pub tidings: u8,
+    /// Steps of a change of members: to both groups, and to the new one.
+    pub changes: u8,
     /// Whether records are also sent in pieces.
     pub pieces: bool,
     /// Whether what was appended may stay unsynced while other messages come.
@@ -59,8 +69,10 @@ pub struct Bounds {
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// A compute hears promised terms from all and campaigns.
-    Campaign(u8),
+    /// A compute hears promised terms from all and campaigns, with the configuration of this number.
+    Campaign(u8, u8),
+    /// The next configuration is decided, for whoever asks from now on.
+    Change,
     /// A compute dies and another takes its place.
     Restart(u8),
     /// A compute writes a record.
@@ -154,14 +166,26 @@ pub struct World {
     pub committed: Vec<u8>,
     /// For each of its bytes the lowest term in which it was.
     pub committed_in: Vec<u64>,
+    /// The number of the newest configuration, as object storage has it.
+    pub number: u8,
+    /// Whether a proposer of both groups has committed a record.
+    pub joint_committed: bool,
     pub left: Bounds,
     pub fault: Option<Fault>,
 }
 
-pub fn configuration() -> Configuration {
-    let nodes = (1..=NODES as u64).map(NodeId).collect();
+/// The first one; the one of both groups, number 2; or the last.
+pub fn configuration(number: u8) -> Configuration {
+    let (old, new) = (vec![0, 1, 2], vec![0, 1, 3]);
+    let (members, incoming) = match number {
+        1 => (old, vec![]),
+        2 => (old, new),
+        _ => (new, vec![]),
+    };
+    let nodes = |group: Vec<u8>| group.into_iter().map(node_id).collect();
     // Three different nodes are a configuration.
-    Configuration::new(1, nodes).unwrap_or_else(|error| unreachable!("{error}"))
+    Configuration::joint(u64::from(number), nodes(members), nodes(incoming))
+        .unwrap_or_else(|error| unreachable!("{error}"))
 }
 
 pub fn node_id(node: u8) -> NodeId {
@@ -170,15 +194,17 @@ pub fn node_id(node: u8) -> NodeId {
 
 impl World {
     /// The same for states that differ only in the acceptors' names: everything that has to do
-    /// with one of them is hashed together, and the three hashes are sorted.
+    /// with one of them is hashed together, and the hashes are sorted. In a world whose members change, two of four
+    /// differ in their names only.
     pub fn fingerprint(&self) -> u64 {
         let mut nodes = [0; NODES];
-        for (n, hash) in nodes.iter_mut().enumerate() {
+        for (n, hash) in nodes.iter_mut().enumerate().take(self.nodes.len()) {
             *hash = self.fingerprint_of(n);
         }
         nodes.sort_unstable();
         let mut hasher = DefaultHasher::new();
         (nodes, &self.committed, &self.committed_in, self.left).hash(&mut hasher);
+        (self.number, self.joint_committed).hash(&mut hasher);
         for compute in &self.computes {
             compute.core.hash_rest(&mut hasher);
             (compute.run, compute.started, &compute.log, compute.records).hash(&mut hasher);
@@ -189,6 +215,8 @@ impl World {
     fn fingerprint_of(&self, n: usize) -> u64 {
         let mut hasher = DefaultHasher::new();
         let node = &self.nodes[n];
+        let leaves_or_comes = if self.nodes.len() == NODES { n.saturating_sub(1) } else { 0 };
+        leaves_or_comes.hash(&mut hasher);
         node.core.hash_nameless(&mut hasher);
         (&node.control, &node.log, node.synced, node.told_commit).hash(&mut hasher);
         for compute in &self.computes {
@@ -230,21 +258,28 @@ impl World {
     /// The beginning.
     pub fn new(bounds: Bounds, fault: Option<Fault>) -> World {
         let node = |node: u8| {
-            let control = ControlState::empty(Lsn(0), configuration());
+            // The fourth comes to know of the timeline when it is about to become a member.
+            let number = if usize::from(node) == NODES - 1 { 2 } else { 1 };
+            let control = ControlState::empty(Lsn(0), configuration(number));
             // An empty log suits an empty control state.
             let core = Acceptor::restore(node_id(node), control.clone(), Lsn(0))
                 .unwrap_or_else(|error| unreachable!("{error}"))
                 .with_fault(fault);
             Node { core, control, log: Vec::new(), synced: 0, told_commit: 0 }
         };
+        let changes = bounds.changes > 0
+            || matches!(bounds.beginning, Beginning::Joint | Beginning::Replaced);
+        let count = if changes { NODES } else { NODES - 1 };
         World {
-            nodes: (0..NODES as u8).map(node).collect(),
+            nodes: (0..count as u8).map(node).collect(),
             computes: (0..2)
                 .map(|c: u8| Compute::new(c, 0, bounds.records[usize::from(c)], fault))
                 .collect(),
             network: Vec::new(),
             committed: Vec::new(),
             committed_in: Vec::new(),
+            number: 1,
+            joint_committed: false,
             left: bounds,
             fault,
         }
@@ -253,11 +288,8 @@ impl World {
 
 impl Compute {
     pub fn new(compute: u8, run: u8, records: u8, fault: Option<Fault>) -> Compute {
-        let mut id = [0; 16];
-        id[0] = compute;
-        id[1] = run;
         Compute {
-            core: Proposer::new(ProposerId(id), configuration(), Term(1)).with_fault(fault),
+            core: Compute::proposer(compute, run, 1, fault),
             run,
             started: false,
             log: Vec::new(),
@@ -266,6 +298,14 @@ impl Compute {
             records,
             voted: Default::default(),
         }
+    }
+
+    /// The one of this run that counts the members of the configuration of this number.
+    pub fn proposer(compute: u8, run: u8, number: u8, fault: Option<Fault>) -> Proposer {
+        let mut id = [0; 16];
+        id[0] = compute;
+        id[1] = run;
+        Proposer::new(ProposerId(id), configuration(number), Term(1)).with_fault(fault)
     }
 
     /// The two bytes of this compute's next record: they say who wrote it, and in which run.
