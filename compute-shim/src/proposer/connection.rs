@@ -149,9 +149,9 @@ impl Connection {
         }
     }
 
-    /// Whether there may be more to receive although the socket has nothing more: what TLS has decrypted.
-    pub fn may_hold_more(&self) -> bool {
-        self.stream.is_tls()
+    /// Whether there is more to receive although the socket has nothing more: what came with what was received before.
+    pub fn holds_more(&self) -> bool {
+        self.stream.holds_more()
     }
 
     /// Receives what has come, and speaks the version of the first answer from then on. False if there is nothing more now.

@@ -12,7 +12,7 @@ use super::backlog::{Backlog, Piece};
 use super::config::{
     MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
 };
-use super::connection::MAX_QUEUED;
+use super::connection::{Connection, MAX_QUEUED};
 use super::dialing::Dialer;
 use super::incarnations::Incarnations;
 use super::link::Link;
@@ -436,7 +436,7 @@ impl Driver {
     fn keep_refilling(&mut self, now: Instant) {
         if let Some(refill) = &mut self.refill {
             let link = &self.links[refill.target];
-            let queued = link.connection.as_ref().map_or(0, super::connection::Connection::queued);
+            let queued = link.connection.as_ref().map_or(0, Connection::queued);
             if link.next_lsn != Some(refill.at) {
                 self.refill = None;
                 return;
@@ -447,10 +447,10 @@ impl Driver {
             if changed.is_ok() && pause != refill.paused {
                 changed = refill.set_paused(pause, &self.poller, REFILL_TOKEN);
             }
-            let may_hold_more = refill.may_hold_more();
+            let holds_more = refill.holds_more();
             if let Err(error) = changed {
                 self.give_up_refill(&error);
-            } else if resumes || (may_hold_more && !pause) {
+            } else if resumes || (holds_more && !pause) {
                 self.receive_refilled(now);
             }
             return;
@@ -495,7 +495,7 @@ impl Driver {
             self.take_refilled(now);
             let Some(refill) = &mut self.refill else { return };
             let target = &self.links[refill.target].connection;
-            let queued = target.as_ref().map_or(0, super::connection::Connection::queued);
+            let queued = target.as_ref().map_or(0, Connection::queued);
             if queued >= MAX_CATCH_UP_QUEUED {
                 return;
             }
@@ -582,12 +582,13 @@ impl Driver {
         loop {
             let link = &mut self.links[index];
             let Some(connection) = &mut link.connection else { return Ok(()) };
-            let may_hold_more = connection.may_hold_more();
             if !connection.receive(&mut link.input)? {
                 return Ok(());
             }
             self.take_answers(index)?;
-            if !may_hold_more {
+            let connection = &self.links[index].connection;
+            // Else the poller says so: an attempt for each answer costs as much as the answer.
+            if !connection.as_ref().is_some_and(Connection::holds_more) {
                 return Ok(());
             }
         }

@@ -111,8 +111,8 @@ impl Refill {
     }
 
     /// Whether there may be more to receive although the socket has nothing more.
-    pub fn may_hold_more(&self) -> bool {
-        self.connection.as_ref().is_some_and(Connection::may_hold_more)
+    pub fn holds_more(&self) -> bool {
+        self.connection.as_ref().is_some_and(Connection::holds_more)
     }
 
     /// The next thing that was received whole.

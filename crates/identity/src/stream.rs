@@ -90,6 +90,15 @@ impl Stream {
         matches!(self, Stream::Tls(_))
     }
 
+    /// Whether reading would give something although nothing more comes from the socket: what was received with what was
+    /// read before. Who waits for the socket to be readable asks this first.
+    pub fn holds_more(&self) -> bool {
+        match self {
+            Stream::Plain(_) => false,
+            Stream::Tls(tls) => tls.holds_more(),
+        }
+    }
+
     /// The protocol that both sides chose (ALPN), if they did.
     pub fn protocol(&self) -> Option<&[u8]> {
         match self {

@@ -152,6 +152,17 @@ impl Tls {
         }
     }
 
+    /// See [`crate::Stream::holds_more`].
+    pub(crate) fn holds_more(&self) -> bool {
+        let incoming = self.incoming.lock();
+        if incoming.from < incoming.until || incoming.failed.is_some() {
+            return true;
+        }
+        // Nothing new: it only tells what is there. What is wrong is for reading to say.
+        let state = self.session.lock().process_new_packets();
+        state.map_or(true, |state| state.plaintext_bytes_to_read() > 0 || state.peer_has_closed())
+    }
+
     /// Writes some bytes, 64 KiB at most: these have left when it returns, on a socket that blocks.
     pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut outgoing = self.outgoing.lock();

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{COMPUTE, Ca, SAFEKEEPER, connected, pair, sockets, soon};
 use pgstrata_identity::{Clients, Stream, Whom};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Bytes that tell their place.
 fn pattern(at: usize) -> u8 {
@@ -172,6 +173,45 @@ fn a_socket_that_does_not_block_loses_nothing() {
         while again((&near).flush().map(|()| 1)) == 0 {}
         assert!(waits > 0);
     });
+}
+
+#[test]
+fn who_waits_for_the_socket_reads_all_that_came() {
+    let (near, far) = pair();
+    far.tcp().set_nonblocking(true).unwrap();
+    let bytes = 300_000;
+    thread::scope(|scope| {
+        scope.spawn(|| send(&near, bytes, 40_000));
+        // Shorter and longer than what one look at the socket brings.
+        let mut buffer = vec![0; 20_000];
+        let (mut at, mut length, deadline) = (0, 1, soon());
+        while at < bytes {
+            if !far.holds_more() {
+                let mut socket = [PollFd::new(far.tcp(), PollFlags::IN)];
+                let seconds = Timespec { tv_sec: 10, tv_nsec: 0 };
+                assert_eq!(poll(&mut socket, Some(&seconds)).unwrap(), 1, "{at} bytes came");
+            }
+            assert!(Instant::now() < deadline);
+            length = (length * 7 + 3) % buffer.len();
+            match (&far).read(&mut buffer[..length.max(1)]) {
+                Ok(count) => at += count,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+    });
+    assert!(!far.holds_more(), "there is nothing to try");
+    // What is wrong is something to read, and so is the end.
+    near.tcp().write_all(b"\x17\x03\x03\x00\x20................................").unwrap();
+    (&near).write_all(b"abc").unwrap();
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!((&far).read(&mut [0; 10]).unwrap_err().kind(), ErrorKind::InvalidData);
+    assert!(far.holds_more());
+    let (near, far) = pair();
+    (&near).write_all(b"abc").unwrap();
+    drop(near);
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!((&far).read(&mut [0; 3]).unwrap(), 3);
+    assert!(far.holds_more());
 }
 
 #[test]
