@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pgstrata_tests::{Cluster, S3Server, connect, pg_program, thorough};
+use pgstrata_tests::{Cluster, S3Server, connect, pg_program, signal, thorough, unprivileged};
 use postgres::{Client, NoTls};
+use rustix::process::Signal;
 
 /// Writers that note what they were told is committed.
 struct Writers {
@@ -338,4 +341,44 @@ fn a_server_without_the_shim_does_not_open_the_directory() {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("pg_control"), "{text}");
+}
+
+/// A member that lags gets what it misses from whoever has it, also where the first that is asked hangs; until then no commit
+/// is possible.
+#[test]
+fn a_donor_that_says_nothing_is_left_for_another() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let lagging = cluster.pid("safekeeper-3");
+    let command = std::fs::read(format!("/proc/{lagging}/cmdline")).unwrap();
+    let words: Vec<&str> =
+        command.split(|byte| *byte == 0).map(|word| std::str::from_utf8(word).unwrap()).collect();
+    let arguments = &words[1..words.len() - 1];
+    cluster.kill("safekeeper-3");
+    let mut client = connect(&uri);
+    client
+        .batch_execute(
+            "create table missed as select g, repeat('x', 100) from generate_series(1, 5000) g",
+        )
+        .unwrap();
+    drop(client);
+    // A compute that starts has nothing in memory of what is older.
+    cluster.cli(&["compute", "stop", "main"]);
+    cluster.cli(&["compute", "start", "main"]);
+    let hangs = cluster.pid("safekeeper-2");
+    let mut client = connect(&uri);
+    client.batch_execute("insert into missed values (0, 'before')").unwrap();
+    signal(hangs, Signal::STOP);
+    let mut again = unprivileged(Path::new(words[0]), arguments);
+    let mut again = again.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let (sender, committed) = std::sync::mpsc::channel();
+    let insert = std::thread::spawn(move || {
+        let _ = sender.send(client.batch_execute("insert into missed values (1, 'after')").is_ok());
+    });
+    let committed = committed.recv_timeout(Duration::from_secs(25));
+    signal(hangs, Signal::CONT);
+    insert.join().unwrap();
+    again.kill().unwrap();
+    again.wait().unwrap();
+    assert_eq!(committed, Ok(true), "two of three are there, and one of them has everything");
 }

@@ -447,6 +447,7 @@ impl Driver {
             if changed.is_ok() && pause != refill.paused {
                 changed = refill.set_paused(pause, &self.poller, REFILL_TOKEN);
             }
+            changed = changed.and_then(|()| refill.check_alive(now));
             let holds_more = refill.holds_more();
             if let Err(error) = changed {
                 self.give_up_refill(&error);
@@ -471,7 +472,11 @@ impl Driver {
             return;
         }
         self.refill_after = now + REFILL_PAUSE;
-        let has_more = |link: &&Link| self.core.flush_lsn_of(link.node).is_some_and(|at| at > next);
+        // What it once acknowledged is known also of one that is gone.
+        let is_there = |link: &&Link| link.connection.is_some() && link.is_greeted();
+        let has_more = |link: &&Link| {
+            is_there(link) && self.core.flush_lsn_of(link.node).is_some_and(|at| at > next)
+        };
         let donors: Vec<&Link> = self.links.iter().filter(has_more).collect();
         if donors.is_empty() {
             return;

@@ -23,7 +23,7 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 const PING_AFTER: Duration = Duration::from_secs(1);
 
 /// Silence after which a connection is given up.
-const DEAD_AFTER: Duration = Duration::from_secs(5);
+pub const DEAD_AFTER: Duration = Duration::from_secs(5);
 
 /// Size of the receive buffer in bytes: only answers come.
 const RECEIVE_BUFFER: usize = 16 << 10;

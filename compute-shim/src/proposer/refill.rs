@@ -1,6 +1,7 @@
 //! Reading what a lagging member misses from another safekeeper, within the same loop.
 
 use std::io;
+use std::time::Instant;
 
 use bytes::Bytes;
 use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
@@ -9,6 +10,7 @@ use pgstrata_wire::safekeeper::{Message, decode};
 
 use super::connection::Connection;
 use super::dialing::{Dialer, Dialing};
+use super::link::DEAD_AFTER;
 use super::poller::Poller;
 
 /// Size of the receive buffer, in bytes.
@@ -100,9 +102,27 @@ impl Refill {
         connection.receive(&mut self.input)
     }
 
+    /// An error if the donor has said nothing for long, although something is wanted of it: it may be gone without a word,
+    /// and another one has the bytes. Until it is connected to, that has an end of its own.
+    pub fn check_alive(&self, now: Instant) -> io::Result<()> {
+        let Some(connection) = self.connection.as_ref().filter(|_| !self.paused) else {
+            return Ok(());
+        };
+        let silent = now.saturating_duration_since(connection.last_received);
+        if silent <= DEAD_AFTER {
+            return Ok(());
+        }
+        let text = format!("safekeeper {} said nothing for {} s", self.donor.0, silent.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    }
+
     /// Whether the target may get more.
     pub fn set_paused(&mut self, paused: bool, poller: &Poller, token: u64) -> io::Result<()> {
         self.paused = paused;
+        if let Some(connection) = &mut self.connection {
+            // Nothing was wanted of it meanwhile, or nothing is from now on.
+            connection.last_received = Instant::now();
+        }
         match &self.connection {
             None => Ok(()),
             Some(connection) if paused => poller.pause(connection, token),
