@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 /// The right to a directory. It ends with its holder, however that ends.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _file: File,
+    file: File,
 }
 
 impl DirectoryLock {
@@ -23,13 +23,21 @@ impl DirectoryLock {
         };
         let file = open_lock_file(&path).map_err(|error| told("open", error))?;
         match file.try_lock() {
-            Ok(()) => Ok(DirectoryLock { _file: file }),
+            Ok(()) => Ok(DirectoryLock { file }),
             Err(TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
                 format!("another {holder} is running in {}", directory.display()),
             )),
             Err(TryLockError::Error(error)) => Err(told("lock", error)),
         }
+    }
+}
+
+impl Drop for DirectoryLock {
+    /// Here and not by closing alone: a process that is being started has the file too, for a moment, and the lock with it.
+    fn drop(&mut self) {
+        // What can't be unlocked is when it is closed.
+        let _ = self.file.unlock();
     }
 }
 
