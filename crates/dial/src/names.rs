@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Names that are remembered, and thus threads that look up, at most.
+/// Names that are remembered, and threads that look up, at most; more by those whose names are just being asked for by
+/// several threads at once, where all places change hands.
 const MAX_NAMES: usize = 256;
 
 /// How old an answer may be that is taken without asking again: requests come in pairs.
