@@ -14,7 +14,6 @@ use pgstrata_http_client::{Access, Broker};
 use pgstrata_identity::Whom;
 use pgstrata_ids::{Lsn, NodeId};
 use pgstrata_quorum::Configuration;
-use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::broker::{Listing, Publication, Role};
 use pgstrata_wire::http::pageserver::Branch;
 use pgstrata_wire::http::safekeeper::{Status, Timeline};
@@ -153,13 +152,12 @@ impl Remote {
         Ok(ask_each(&self.safekeepers()?, ask))
     }
 
-    /// Refuses to conclude anything from answers where those who gave none could have committed without them. A timeline's
-    /// members are asked of any of them; with a token, which is shown at no WAL port, they are taken to be those that the
-    /// broker lists.
+    /// Refuses to conclude anything from answers where those who gave none could have committed without them. Where nobody
+    /// says who a timeline's members are, they are taken to be those that the broker lists.
     fn check_enough(&self, row: &Branch, asked: &[Asked]) -> Result<()> {
         let silent = |node: NodeId| !asked.iter().any(|one| one.node == node && one.said.is_ok());
         let is_enough = match self.configuration(row, asked) {
-            Some(configuration) => !configuration.is_quorum(silent),
+            Some(configuration) => !configuration.is_quorum(|member| silent(member.node)),
             None => {
                 let count = asked.iter().filter(|one| one.said.is_err()).count();
                 is_enough(asked.len(), count)
@@ -174,17 +172,10 @@ impl Remote {
         Ok(())
     }
 
-    /// Who a timeline's members are, by the first that has it.
+    /// Who a timeline's members are, by whoever has heard last.
     pub fn configuration(&self, row: &Branch, asked: &[Asked]) -> Option<Configuration> {
-        let places = self.wal_places().ok()?;
-        let has_it =
-            |node: NodeId| its(asked.iter().filter(|one| one.node == node), row).next().is_some();
-        let mut with_it = places.safekeepers.iter().filter(|(node, _)| node.is_some_and(has_it));
-        with_it.find_map(|(node, address)| {
-            let identity = places.identity.as_ref();
-            let mut client = SafekeeperClient::connect(address, *node, identity, PATIENCE).ok()?;
-            Some(client.open(row.tenant_id, row.timeline_id).ok()?.configuration)
-        })
+        let heard = its(asked, row).filter_map(|timeline| timeline.quorum.as_ref());
+        heard.max_by_key(|quorum| quorum.number)?.configuration()
     }
 
     /// Whether a compute writes to a branch, as safekeepers see it: one that does is connected to a majority.

@@ -17,9 +17,11 @@ fn those_who_are_silent_can_not_have_committed_alone() {
     ] {
         assert_eq!(is_enough(listed, silent), expected, "{silent} of {listed}");
         // By what a quorum is: those who are silent are none.
-        let members: Vec<_> = (0..listed as u64).map(NodeId).collect();
+        let incarnation = pgstrata_ids::Incarnation([1; 16]);
+        let member = |node| pgstrata_ids::Member { node: NodeId(node), incarnation };
+        let members: Vec<_> = (0..listed as u64).map(member).collect();
         if let Ok(configuration) = pgstrata_quorum::Configuration::new(1, members) {
-            assert_eq!(!configuration.is_quorum(|node| node.0 < silent as u64), expected);
+            assert_eq!(!configuration.is_quorum(|member| member.node.0 < silent as u64), expected);
         }
     }
 }

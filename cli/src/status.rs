@@ -323,6 +323,7 @@ mod tests {
             committed_wal_damaged: is_damage,
             majority_in_one_zone: None,
             proposer_connected: false,
+            quorum: None,
         }
     }
 

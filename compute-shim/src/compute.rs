@@ -13,7 +13,7 @@ use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
 use pgstrata_listen::Security;
 use pgstrata_pg_redo::ControlState;
 use pgstrata_pg_wal::{PgVersion, WalWriter};
-use pgstrata_quorum::{Configuration, ProposerId};
+use pgstrata_quorum::ProposerId;
 use pgstrata_wire::http::compute::{Report, State};
 use pgstrata_wire::http::pageserver::Branch;
 use rustix::process::{Resource, getrlimit};
@@ -365,11 +365,9 @@ fn campaign(config: &ComputeConfig, shared: &Shared) -> Result<Leader, ProposerE
         true => ELECTION_RETRY,
         false => ELECTION_TIMEOUT,
     };
-    let configuration = Configuration::new(1, config.members.clone())
-        .map_err(|error| ProposerError::Source(std::io::Error::other(format!("{error:?}"))))?;
     let proposer = ProposerConfig {
         parameters: config.parameters.clone(),
-        configuration,
+        safekeepers_to_ask: config.members.clone(),
         safekeepers: Arc::clone(&config.places) as _,
         identity: config.security.identity().cloned(),
         id: ProposerId(rand::random()),

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pgstrata_blob::{BlobError, Location, PutOutcome, Store};
+use pgstrata_blob::{PutOutcome, Store};
 use pgstrata_ids::{Lsn, TimelineParameters};
 
 use crate::checked_segment::CheckedSegment;
@@ -29,14 +29,9 @@ pub fn object_name(parameters: &TimelineParameters, number: u64) -> String {
 }
 
 impl Archive {
-    /// The archive at `location`.
-    pub fn open(location: &Location, s3_endpoint: Option<&str>) -> Result<Archive, BlobError> {
-        Store::open(location, s3_endpoint).map(|store| Archive { store })
-    }
-
-    /// The same archive, stored into while this is the store's claim.
-    pub fn under(&self, claim: Option<&str>) -> Archive {
-        Archive { store: self.store.under(claim) }
+    /// The archive in `store`.
+    pub fn new(store: Store) -> Archive {
+        Archive { store }
     }
 
     /// Stores a segment. If an object of its name is there already, that is read, and must be the

@@ -22,8 +22,8 @@ pub struct Args {
     pub dir: PathBuf,
 
     /// Node id, a number unique in the cluster. Needed the first time; later it must be the same.
-    /// After losing the disk, give a NEW id: under the old one this node may have promised
-    /// something that it no longer knows.
+    /// An empty directory under an old id is another member than the one that was lost: it takes
+    /// part in what is founded from then on, and in what it was made a member of.
     #[arg(long)]
     pub id: Option<u64>,
 
@@ -66,13 +66,13 @@ pub struct Args {
     #[arg(long)]
     pub broker: Option<String>,
 
-    /// Where full WAL segments are archived: a directory, or s3://bucket/prefix. Without it WAL
-    /// is never removed from this disk.
+    /// Where full WAL segments are archived, and where it is decided who the members of each timeline are: a
+    /// directory, or s3://bucket/prefix. The same for all safekeepers and page servers of a cluster.
     #[arg(long)]
-    pub object_store: Option<String>,
+    pub object_store: String,
 
     /// Token of the claim on the object store under which this safekeeper archives: once another
-    /// cluster has taken the store, nothing is archived there. Without it that is not checked.
+    /// cluster has taken the store, nothing is stored there. Without it that is not checked.
     #[arg(long)]
     pub claim: Option<String>,
 

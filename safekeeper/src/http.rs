@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Json, Router};
+use pgstrata_ids::Member;
 use pgstrata_listen::{Api, Deed, HttpLimits, Metrics, Need, Ready, Security, alive, serve_http};
 use pgstrata_wire::http::safekeeper as http;
 
@@ -48,11 +49,18 @@ pub async fn serve(listeners: Vec<tokio::net::TcpListener>, state: HttpState, se
     serve_http(listeners, HttpLimits::default(), security, router(state)).await;
 }
 
+fn named(group: &[Member]) -> Vec<http::Member> {
+    let named = |member: &Member| http::Member {
+        id: member.node.0,
+        incarnation: member.incarnation.to_string(),
+    };
+    group.iter().map(named).collect()
+}
+
 fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
     let parameters = timeline.parameters();
     let marks = timeline.marks();
-    // A slow disk must not keep the status waiting.
-    let configuration = timeline.configuration_if_free();
+    let configuration = timeline.configuration();
     let trouble = timeline.archiving_error();
     http::Timeline {
         tenant_id: parameters.tenant,
@@ -70,8 +78,12 @@ fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
         remote_consistent_lsn: marks.remote_consistent_lsn,
         committed_wal_damaged: trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
         archiving_error: trouble.map(|trouble| trouble.text),
-        majority_in_one_zone: configuration
-            .and_then(|configuration| known.majority_zone(&configuration)),
+        majority_in_one_zone: known.majority_zone(&configuration),
+        quorum: configuration.is_known().then(|| http::Quorum {
+            number: configuration.number(),
+            members: named(configuration.members()),
+            incoming: named(configuration.incoming()),
+        }),
         proposer_connected: timeline.has_proposer(),
     }
 }
@@ -80,8 +92,8 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
     let timelines = state.timelines.all();
     let damaged = state.timelines.damaged().into_iter();
     Json(http::Status {
-        id: state.timelines.context().node.0,
-        incarnation: state.timelines.context().members.own().incarnation.to_string(),
+        id: state.timelines.context().own.node.0,
+        incarnation: state.timelines.context().own.incarnation.to_string(),
         zone: state.zone.to_string(),
         timelines: timelines.iter().map(|timeline| describe(timeline, &state.known)).collect(),
         damaged: damaged

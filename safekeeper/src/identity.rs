@@ -1,30 +1,24 @@
 //! Which node this directory belongs to.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use pgstrata_env::{Disk, replace_file};
-use pgstrata_format::safekeeper::{decode_identity, encode_identity};
-use pgstrata_ids::{Incarnation, NodeId, TenantId};
+use pgstrata_format::safekeeper::{
+    MAX_MEMBERS_MET, decode_identity, decode_members, encode_identity,
+};
+use pgstrata_ids::{Incarnation, Member, NodeId, TenantId};
 
-/// Largest identity file that is read, in bytes; those that we write are shorter.
-const MAX_IDENTITY_SIZE: u64 = 4096;
-
-/// Which safekeeper a directory is, and which life of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The node id that somebody gave it.
-    pub node: NodeId,
-    /// Random, made with the directory.
-    pub incarnation: Incarnation,
-}
+/// Largest file that is read, in bytes.
+const MAX_SIZE: u64 = 64 + MAX_MEMBERS_MET as u64 * 24;
 
 /// Reads the identity of `directory`, or makes the directory `wanted`'s if it is new.
 pub fn load_or_create(
     disk: &dyn Disk,
     directory: &Path,
     wanted: Option<NodeId>,
-) -> anyhow::Result<Identity> {
+) -> anyhow::Result<Member> {
     let path = directory.join("identity");
     if path.exists() {
         let bytes = read(disk, &path).with_context(|| format!("can't read {}", path.display()))?;
@@ -38,7 +32,7 @@ pub fn load_or_create(
         }
         // Directories of the first version have none yet, and have forgotten nothing.
         let Some(incarnation) = incarnation else { return write(disk, &path, node) };
-        return Ok(Identity { node, incarnation });
+        return Ok(Member { node, incarnation });
     }
     let Some(node) = wanted else {
         bail!("{} is new: give this safekeeper a node id with --id", directory.display());
@@ -59,20 +53,30 @@ pub fn load_or_create(
     write(disk, &path, node)
 }
 
+/// Those that a directory of an older version has met: a file that is no longer written.
+pub fn met(disk: &dyn Disk, directory: &Path) -> anyhow::Result<BTreeMap<NodeId, Incarnation>> {
+    let path = directory.join("members");
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let bytes = read(disk, &path).with_context(|| format!("can't read {}", path.display()))?;
+    decode_members(&bytes).with_context(|| path.display().to_string())
+}
+
 fn read(disk: &dyn Disk, path: &Path) -> std::io::Result<Vec<u8>> {
     let file = disk.open(path)?;
-    let mut bytes = vec![0; file.size()?.min(MAX_IDENTITY_SIZE) as usize];
+    let mut bytes = vec![0; file.size()?.min(MAX_SIZE) as usize];
     let count = file.read_at(&mut bytes, 0)?;
     bytes.truncate(count);
     Ok(bytes)
 }
 
 /// Begins a life of the directory.
-fn write(disk: &dyn Disk, path: &Path, node: NodeId) -> anyhow::Result<Identity> {
+fn write(disk: &dyn Disk, path: &Path, node: NodeId) -> anyhow::Result<Member> {
     let incarnation = Incarnation(rand::random());
     replace_file(disk, path, &encode_identity(node, incarnation))
         .with_context(|| format!("can't write {}", path.display()))?;
-    Ok(Identity { node, incarnation })
+    Ok(Member { node, incarnation })
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use pgstrata_blob::Location;
-use pgstrata_env::{DirectoryLock, Disk, RealDisk};
+use pgstrata_blob::{Location, Store};
+use pgstrata_env::{DirectoryLock, RealDisk};
+use pgstrata_format::registration::Registration;
 use pgstrata_identity::Role;
 use pgstrata_ids::NodeId;
 use pgstrata_listen::{Listening, Security, raise_descriptor_limit};
@@ -16,9 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::archive::Archive;
 use crate::args::Args;
 use crate::background::{Background, Known};
+use crate::decisions::Decisions;
 use crate::http::HttpState;
 use crate::latch::{Latch, throw_on_panic};
-use crate::members::Members;
 use crate::pg::PgState;
 use crate::segment::Preparer;
 use crate::timeline::OpenContext;
@@ -30,6 +31,10 @@ const MAX_ZONE: usize = 255;
 
 /// Longest wait at the end for work on other threads.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest wait for object storage before the ready line.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(2);
+const REGISTER_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT, or until writing fails.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -46,10 +51,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     security.check_role(&format!("safekeeper {node}"), |role| *role == Role::Safekeeper(node))?;
     let latch = Latch::default();
     throw_on_panic(&latch);
-    let members = Members::open(own, Arc::clone(&disk) as Arc<dyn Disk>, &args.dir, latch.clone())?;
-    let members = Arc::new(members);
+    let met = Arc::new(identity::met(disk.as_ref(), &args.dir)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?;
+    let store = open_store(&args)?;
+    let decisions = Decisions::new(store.clone(), runtime.handle().clone());
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
-    let context = OpenContext { node, members, disk, preparer, latch: latch.clone() };
+    let context = OpenContext {
+        own,
+        decisions: decisions.clone(),
+        met,
+        disk,
+        preparer,
+        latch: latch.clone(),
+    };
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
     if args.forget_peers {
         for timeline in timelines.all() {
@@ -69,21 +87,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         "http": http_port.first.to_string(),
     });
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("can't start the runtime")?;
     let addresses = Addresses {
         wal: Some(wal_port.advertised("wal", args.advertise_wal.as_ref())?),
         pg: Some(pg_port.advertised("pg", args.advertise_pg.as_ref())?),
         http: Some(http_port.advertised("http", args.advertise_http.as_ref())?),
         pages: None,
     };
+    let registration = Registration {
+        member: own,
+        zone: args.zone.clone(),
+        wal: addresses.wal.clone().unwrap_or_default(),
+        http: addresses.http.clone().unwrap_or_default(),
+    };
     let wal_limits = wal::Limits::default();
     wal::serve(wal_port.blocking(), Arc::clone(&timelines), security.clone(), wal_limits)
         .context("can't start a thread")?;
-    let archive = open_archive(&args)?;
+    let archive = Some(Arc::new(Archive::new(store)));
     let known = Arc::new(Known::default());
     let background = Background {
         timelines: Arc::clone(&timelines),
@@ -101,6 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tokio::spawn(pg::serve(pg_port.asynchronous()?, pg_state));
         tokio::spawn(http::serve(http_port.asynchronous()?, state, security));
         background.start().context("can't start a thread")?;
+        registered(decisions, registration).await;
         println!("{ready}");
         std::io::stdout().flush()?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -122,12 +142,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     result
 }
 
-fn open_archive(args: &Args) -> anyhow::Result<Option<Arc<Archive>>> {
-    let Some(location) = &args.object_store else { return Ok(None) };
-    let location: Location = location.parse().context("--object-store")?;
-    let archive = Archive::open(&location, args.s3_endpoint.as_deref());
-    let archive = archive.context("can't open the object store")?;
-    Ok(Some(Arc::new(archive.under(args.claim.as_deref()))))
+fn open_store(args: &Args) -> anyhow::Result<Store> {
+    let location: Location = args.object_store.parse().context("--object-store")?;
+    let store = Store::open(&location, args.s3_endpoint.as_deref());
+    Ok(store.context("can't open the object store")?.under(args.claim.as_deref()))
+}
+
+/// Says who we are where timelines are founded: before anybody hears that we are ready, but for an object store that doesn't
+/// answer. Then it is tried until it does; what was founded before works without.
+async fn registered(decisions: Decisions, own: Registration) {
+    let mut first = true;
+    let mut registering = tokio::spawn(async move {
+        while let Err(error) = decisions.register(&own).await {
+            if std::mem::take(&mut first) {
+                tracing::warn!(error, "can't register in the object store; it is tried again");
+            }
+            tokio::time::sleep(REGISTER_PAUSE).await;
+        }
+    });
+    let _ = tokio::time::timeout(REGISTER_PATIENCE, &mut registering).await;
 }
 
 /// Keeps a second process out of the directory.

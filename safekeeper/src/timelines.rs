@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
-use pgstrata_ids::{TenantId, TimelineId};
-use pgstrata_quorum::Refusal;
-use pgstrata_wire::safekeeper::{Greeting, RefusedReason};
+use pgstrata_format::quorum::Quorum;
+use pgstrata_ids::{NodeId, TenantId, TimelineId, TimelineParameters};
+use pgstrata_quorum::{Configuration, Refusal};
+use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
+use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
 use crate::timeline::{OpenContext, Timeline};
 
@@ -17,6 +19,17 @@ pub const MAX_TIMELINES: usize = 10_000;
 
 /// A timeline's full name.
 pub type TimelineKey = (TenantId, TimelineId);
+
+/// What a safekeeper knows of a timeline that somebody greets it about.
+#[derive(Clone, Debug)]
+pub enum Greeted {
+    /// It is a member, and this is its copy.
+    Member(Arc<Timeline>),
+    /// It is no member. These are.
+    Elsewhere(Arc<Configuration>),
+    /// Nobody has founded it yet, or its members' incarnations were never written down.
+    NotFounded,
+}
 
 #[derive(Clone, Debug)]
 enum Slot {
@@ -32,16 +45,33 @@ pub struct Timelines {
     directory: PathBuf,
     slots: RwLock<HashMap<TimelineKey, Slot>>,
     creating: Mutex<()>,
+    ledger: Ledger,
+}
+
+/// Refuses what is another timeline of the same name.
+fn check_parameters(
+    ours: &TimelineParameters,
+    theirs: &TimelineParameters,
+) -> Result<(), RefusedReason> {
+    match ours == theirs {
+        true => Ok(()),
+        false => Err(RefusedReason::Mismatch(format!(
+            "timeline {} was created with other parameters: {ours:?} here, {theirs:?} there",
+            ours.timeline
+        ))),
+    }
 }
 
 impl Timelines {
     /// Opens everything in `directory`.
     pub fn open(context: OpenContext, directory: &Path) -> Result<Timelines, StorageError> {
+        let ledger = Ledger::open(Arc::clone(&context.disk), directory)?;
         let timelines = Timelines {
             context,
             directory: directory.to_owned(),
             slots: RwLock::default(),
             creating: Mutex::new(()),
+            ledger,
         };
         for tenant in timelines.names::<TenantId>(directory)? {
             let of_tenant = directory.join(tenant.to_string());
@@ -49,7 +79,26 @@ impl Timelines {
                 timelines.open_one((tenant, timeline), &of_tenant.join(timeline.to_string()))?;
             }
         }
+        timelines.compare_with_ledger()?;
         Ok(timelines)
+    }
+
+    /// What is here was here before, whether or not that was noted; what is noted and not here is lost.
+    fn compare_with_ledger(&self) -> Result<(), StorageError> {
+        let found: Vec<TimelineKey> = self.slots.read().keys().copied().collect();
+        self.ledger.add(found)?;
+        let lost = |key: &TimelineKey| !self.slots.read().contains_key(key);
+        for key in self.ledger.entries().into_iter().filter(lost) {
+            let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());
+            let text = format!(
+                "{} is gone: what this safekeeper promised and stored of the timeline is lost, and it takes no part \
+                 in it until it is made a member anew, with a new directory",
+                directory.display()
+            );
+            tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
+            self.slots.write().insert(key, Slot::Damaged(text));
+        }
+        Ok(())
     }
 
     fn names<T: std::str::FromStr>(&self, directory: &Path) -> Result<Vec<T>, StorageError> {
@@ -124,39 +173,105 @@ impl Timelines {
         }
     }
 
-    /// The timeline of a greeting, created if it is new.
-    pub fn greet(&self, greeting: &Greeting) -> Result<Arc<Timeline>, RefusedReason> {
+    /// What is known of a greeting's timeline. It is created here if it was founded with this safekeeper as a member, and
+    /// never was here.
+    pub fn greet(&self, greeting: &Greeting) -> Result<Greeted, RefusedReason> {
         let parameters = &greeting.parameters;
         let key = (parameters.tenant, parameters.timeline);
         let timeline = match self.get(key) {
-            Err(RefusedReason::UnknownTimeline) => self.create(key, greeting)?,
+            Err(RefusedReason::UnknownTimeline) => {
+                let Some(decided) = self.context.decisions.read(key)? else {
+                    return Ok(Greeted::NotFounded);
+                };
+                check_parameters(&decided.parameters, parameters)?;
+                if !decided.chain.newest().contains(self.context.own) {
+                    return Ok(Greeted::Elsewhere(Arc::new(decided.chain.newest().clone())));
+                }
+                self.create(&decided, &greeting.addresses)?
+            }
             other => other?,
         };
-        if timeline.parameters() != parameters {
-            return Err(RefusedReason::Mismatch(format!(
-                "timeline {} was created with other parameters: {:?} here, {parameters:?} there",
-                key.1,
-                timeline.parameters()
-            )));
+        check_parameters(timeline.parameters(), parameters)?;
+        if greeting.known > timeline.configuration().number()
+            || !timeline.configuration().is_known()
+        {
+            self.learn(&timeline)?;
         }
-        // A second quorum under the same number is refused before it can ask for anything.
-        if let Err(refusal) = timeline.check_configuration(&greeting.configuration) {
-            return Err(RefusedReason::Quorum(refusal));
+        let configuration = timeline.configuration();
+        if greeting.known > configuration.number() {
+            let (number, current) = (greeting.known, configuration.number());
+            return Err(RefusedReason::Quorum(Refusal::Undecided { number, current }));
+        }
+        if !configuration.is_known() {
+            return Ok(Greeted::NotFounded);
+        }
+        if !configuration.contains(self.context.own) {
+            return Ok(Greeted::Elsewhere(configuration));
         }
         if !greeting.addresses.is_empty() {
             timeline.note_addresses(&greeting.addresses);
         }
-        Ok(timeline)
+        Ok(Greeted::Member(timeline))
+    }
+
+    /// Looks where it is decided who a timeline's members are, and takes what stands there.
+    pub fn learn(&self, timeline: &Timeline) -> Result<(), RefusedReason> {
+        let parameters = timeline.parameters();
+        let key = (parameters.tenant, parameters.timeline);
+        let Some(decided) = self.context.decisions.read(key)? else { return Ok(()) };
+        check_parameters(parameters, &decided.parameters)?;
+        let own = timeline.configuration();
+        if !decided.chain.goes_on_from(&own) {
+            let number = own.number();
+            return Err(RefusedReason::Quorum(Refusal::OtherMembers { number }));
+        }
+        if !own.is_known() {
+            self.check_first(&own, &decided)?;
+        }
+        match timeline.configure(decided.chain.newest()) {
+            Ok(None) => Ok(()),
+            Ok(Some(Message::Refused(reason))) => Err(reason),
+            Ok(Some(_)) => Err(RefusedReason::Storage("a configuration was answered".into())),
+            Err(error) => Err(RefusedReason::Storage(error.to_string())),
+        }
+    }
+
+    /// Whether a timeline of before members had incarnations was founded with the members that it had.
+    fn check_first(&self, own: &Configuration, decided: &Quorum) -> Result<(), RefusedReason> {
+        let first = &decided.chain.configurations()[0];
+        let same = |one: &[NodeId], two: &[NodeId]| {
+            one.len() == two.len() && one.iter().all(|node| two.contains(node))
+        };
+        let stranger = first.all().find(|member| {
+            let met = self.context.met.get(&member.node);
+            met.is_some_and(|&met| met != member.incarnation)
+        });
+        match (same(&own.nodes(), &first.nodes()), stranger) {
+            (true, None) => Ok(()),
+            (false, _) => Err(RefusedReason::Quorum(Refusal::OtherMembers { number: 1 })),
+            (true, Some(member)) => Err(RefusedReason::Mismatch(format!(
+                "safekeeper {} has another directory than the one that joined: what it promised \
+                 and stored is lost",
+                member.node
+            ))),
+        }
+    }
+
+    /// Founds a greeting's timeline with these nodes as its first members, unless it is founded.
+    pub fn found(&self, greeting: &Greeting, nodes: &[NodeId]) -> Result<Greeted, RefusedReason> {
+        let parameters = &greeting.parameters;
+        let founded = self.context.decisions.found(parameters, nodes)?;
+        check_parameters(&founded.parameters, parameters)?;
+        tracing::info!(timeline = %parameters.timeline, ?nodes, "timeline founded");
+        self.greet(greeting)
     }
 
     fn create(
         &self,
-        key: TimelineKey,
-        greeting: &Greeting,
+        decided: &Quorum,
+        addresses: &[(NodeId, String)],
     ) -> Result<Arc<Timeline>, RefusedReason> {
-        if !greeting.configuration.contains(self.context.node) {
-            return Err(RefusedReason::Quorum(Refusal::NotMember));
-        }
+        let key = (decided.parameters.tenant, decided.parameters.timeline);
         let _creating = self.creating.lock();
         match self.get(key) {
             Err(RefusedReason::UnknownTimeline) => {}
@@ -168,7 +283,9 @@ impl Timelines {
             )));
         }
         let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());
-        let created = Timeline::create(&self.context, &directory, greeting);
+        let created = Timeline::create(&self.context, &directory, decided, addresses);
+        // Before it promises anything: from now on it is never begun anew.
+        let created = created.and_then(|timeline| self.ledger.add([key]).map(|()| timeline));
         let created = created.inspect_err(|error| {
             if !matches!(error, StorageError::DiskFull { .. }) {
                 self.context.latch.throw(&error.to_string());
@@ -176,7 +293,7 @@ impl Timelines {
         });
         let timeline =
             Arc::new(created.map_err(|error| RefusedReason::Storage(error.to_string()))?);
-        tracing::info!(timeline = %key.1, start_lsn = %greeting.parameters.start_lsn, "timeline created");
+        tracing::info!(timeline = %key.1, start_lsn = %decided.parameters.start_lsn, "timeline created");
         self.slots.write().insert(key, Slot::Open(Arc::clone(&timeline)));
         Ok(timeline)
     }

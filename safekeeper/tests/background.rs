@@ -328,9 +328,11 @@ fn h13_another_member_archives_what_the_first_can_not() {
     let (store, useless) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     // A store that nothing can be written to, as with credentials that don't fit.
     std::fs::write(useless.path().join("tenants"), b"").unwrap();
-    let mut cluster = Cluster::start(3);
     let parameters = parameters(START);
     let first = usize::from(parameters.timeline.0[15]) % 3;
+    let mut cluster = Cluster::start_with(3, &["--object-store", store.path().to_str().unwrap()]);
+    // It can be reached while the branch is founded.
+    cluster.lead(&parameters, true).1.stop().unwrap();
     for (n, node) in cluster.nodes.iter_mut().enumerate() {
         node.kill();
         let store = if n == first { &useless } else { &store };

@@ -8,18 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
-use pgstrata_ids::{Incarnation, Lsn, NodeId, Term};
+use pgstrata_blob::{Location, Store};
+use pgstrata_format::registration::Registration;
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 use pgstrata_listen::Security;
 use pgstrata_quorum::{
     Append, Configuration, Elected, PeerRange, ProposerId, TermHistory, TermStart, VoteRequest,
 };
-use pgstrata_safekeeper::identity::Identity;
+use pgstrata_safekeeper::decisions::Decisions;
 use pgstrata_safekeeper::latch::Latch;
-use pgstrata_safekeeper::members::Members;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
-use pgstrata_safekeeper::timelines::Timelines;
+use pgstrata_safekeeper::timelines::{Greeted, Timelines};
 use pgstrata_safekeeper::wal;
 use pgstrata_sim::{Fail, FaultyDisk};
 use pgstrata_wal_client::SafekeeperClient;
@@ -27,20 +28,35 @@ use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 
+const OWN: Member = Member { node: NodeId(1), incarnation: Incarnation([1; 16]) };
+
 struct World {
+    runtime: tokio::runtime::Runtime,
+    objects: tempfile::TempDir,
     directory: tempfile::TempDir,
     disk: FaultyDisk,
     latch: Latch,
     generator: WalGenerator,
 }
 
+fn greeting() -> Greeting {
+    Greeting {
+        parameters: parameters(START),
+        known: 0,
+        addresses: Vec::new(),
+        proposer: ProposerId([1; 16]),
+    }
+}
+
 fn configuration() -> Configuration {
-    Configuration::new(1, vec![NodeId(1)]).unwrap()
+    Configuration::new(1, vec![OWN]).unwrap()
 }
 
 impl World {
     fn new() -> World {
         World {
+            runtime: tokio::runtime::Runtime::new().unwrap(),
+            objects: tempfile::tempdir().unwrap(),
             directory: tempfile::tempdir().unwrap(),
             disk: FaultyDisk::default(),
             latch: Latch::default(),
@@ -50,17 +66,21 @@ impl World {
 
     fn open(&self) -> Timelines {
         let disk = Arc::new(self.disk.clone());
-        let own = Identity { node: NodeId(1), incarnation: Incarnation([1; 16]) };
-        let members =
-            Members::open(own, disk.clone(), self.directory.path(), self.latch.clone()).unwrap();
         let context = OpenContext {
-            node: own.node,
-            members: Arc::new(members),
+            own: OWN,
+            decisions: self.decisions(),
+            met: Arc::default(),
             disk,
             preparer: Preparer::start(self.latch.clone()).unwrap(),
             latch: self.latch.clone(),
         };
         Timelines::open(context, self.directory.path()).unwrap()
+    }
+
+    fn decisions(&self) -> Decisions {
+        let location = Location::Directory(self.objects.path().to_owned());
+        let store = Store::open(&location, None).unwrap();
+        Decisions::new(store, self.runtime.handle().clone())
     }
 
     fn timeline_directory(&self) -> PathBuf {
@@ -71,15 +91,11 @@ impl World {
 
     /// A timeline that follows the proposer of term 1.
     fn led(&self) -> Arc<Timeline> {
-        let timeline = self
-            .open()
-            .greet(&Greeting {
-                parameters: parameters(START),
-                configuration: configuration(),
-                addresses: Vec::new(),
-                proposer: ProposerId([1; 16]),
-            })
-            .unwrap();
+        let (wal, http) = (String::new(), String::new());
+        let registration = Registration { member: OWN, zone: String::new(), wal, http };
+        self.runtime.block_on(self.decisions().register(&registration)).unwrap();
+        let greeted = self.open().found(&greeting(), &[OWN.node]).unwrap();
+        let Greeted::Member(timeline) = greeted else { panic!("{greeted:?}") };
         vote(&timeline, 1).unwrap();
         let start = TermStart { term: Term(1), lsn: START };
         let history = TermHistory::new(vec![start]).unwrap();

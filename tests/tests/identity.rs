@@ -10,7 +10,7 @@ use std::process::Command;
 use pgstrata_identity::{Role, Scope};
 use pgstrata_ids::{Lsn, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_listen::{Deed, Peer};
-use pgstrata_quorum::{Configuration, ProposerId};
+use pgstrata_quorum::ProposerId;
 use pgstrata_tests::raw::{self, Shown};
 use pgstrata_tests::services::Services;
 use pgstrata_tests::{
@@ -214,10 +214,8 @@ impl Secured {
                     start_lsn: Lsn(16 << 20),
                     ancestor: None,
                 };
-                let members = (1..=3).map(NodeId).collect();
-                let configuration = Configuration::new(1, members).unwrap();
                 let (addresses, proposer) = (Vec::new(), ProposerId([0x44; 16]));
-                let greeting = Greeting { parameters, configuration, addresses, proposer };
+                let greeting = Greeting { parameters, known: 0, addresses, proposer };
                 self.wal(shown, &Message::Greeting(greeting))
             }
             Deed::ReadWal(tenant) => self.wal(shown, &Message::Open(tenant, self.timeline)),

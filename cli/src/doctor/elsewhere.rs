@@ -125,9 +125,9 @@ fn members(
     asked: &[Asked],
     well: &[NodeId],
 ) -> Result<(usize, usize), String> {
-    let unknown = "who its members are is told to certificates only, by a safekeeper that has it";
+    let unknown = "no safekeeper that answers says who its members are";
     let configuration = remote.configuration(row, asked).ok_or(unknown)?;
-    let nodes: Vec<_> = configuration.nodes().collect();
+    let nodes = configuration.nodes();
     Ok((nodes.len(), nodes.iter().filter(|node| well.contains(node)).count()))
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pgstrata_identity::Identity;
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
-use pgstrata_quorum::{Configuration, ProposerId};
+use pgstrata_quorum::ProposerId;
 
 /// Most WAL that one append carries, in bytes.
 pub const MAX_CHUNK: usize = 512 << 10;
@@ -41,10 +41,10 @@ impl Members for Vec<(NodeId, String)> {
 /// Who proposes what to whom.
 #[derive(Clone, Debug)]
 pub struct ProposerConfig {
-    /// The timeline; safekeepers that don't have it create it.
+    /// The timeline; it is founded if it is new.
     pub parameters: TimelineParameters,
-    /// Its members.
-    pub configuration: Configuration,
+    /// Safekeepers to ask who its members are; and the first members, if it is founded.
+    pub safekeepers_to_ask: Vec<NodeId>,
     /// Where they are.
     pub safekeepers: Arc<dyn Members>,
     /// Who we are to them, where they are to ask.
@@ -96,12 +96,9 @@ pub enum ProposerError {
     /// Another compute won a newer term.
     #[error("another compute has taken over this branch in term {0}; this one must stop")]
     Fenced(Term),
-    /// A member whose vote counted turned out to be another one than the one that joined: this term may stand on what was
-    /// forgotten, and another one has to be won.
-    #[error(
-        "safekeeper {0} voted for this term with another directory than the one that joined: the term is given up"
-    )]
-    Impostor(NodeId),
+    /// Other members keep the timeline's WAL from now on, and a term has to be won with them.
+    #[error("the branch's members were changed (configuration {0}): the term is given up")]
+    MembersChanged(u64),
     /// Too few safekeepers answered in time.
     #[error("no quorum of safekeepers answered within {seconds} s: {details}")]
     NoQuorum {

@@ -4,9 +4,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgstrata_ids::{Lsn, NodeId, Term};
-use pgstrata_quorum::{Append, Election, Phase, Proposer, ProposerOutput, Refusal};
-use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, decode};
+use pgstrata_ids::{Lsn, Member, NodeId, Term};
+use pgstrata_quorum::{
+    Append, Configuration, Election, Phase, Proposer, ProposerId, ProposerOutput, Refusal,
+};
+use pgstrata_wire::safekeeper::{Greeting, GreetingReply, Message, RefusedReason, decode};
 
 use super::backlog::{Backlog, Piece};
 use super::config::{
@@ -14,7 +16,6 @@ use super::config::{
 };
 use super::connection::{Connection, MAX_QUEUED};
 use super::dialing::Dialer;
-use super::incarnations::Incarnations;
 use super::link::Link;
 use super::poller::{Poller, Ready};
 use super::refill::{Refill, Refilled};
@@ -47,10 +48,11 @@ const DIAL_TOKEN: u64 = u64::MAX - 3;
 pub struct Driver {
     config: ProposerConfig,
     greeting: Greeting,
+    /// The members, by what safekeepers say; one that is not known, before any of them has.
+    configuration: Configuration,
     core: Proposer,
     outputs: Vec<ProposerOutput>,
     links: Vec<Link>,
-    incarnations: Incarnations,
     pub poller: Poller,
     dialer: Dialer,
     ready: Vec<Ready>,
@@ -58,7 +60,10 @@ pub struct Driver {
     election: Option<Election>,
     fenced: Option<Term>,
     yields_above: Option<Term>,
-    impostor: Option<NodeId>,
+    /// Number of the configuration that has taken the place of the one that elected.
+    replaced_by: Option<u64>,
+    /// Whom to ask next to found the timeline.
+    founder_turn: usize,
     commit_lsn: Lsn,
     commit_changed_at: Instant,
     /// When the log grew after everything in it was committed.
@@ -86,9 +91,21 @@ fn skipped_terms(yields: bool, random: u32) -> u32 {
 }
 
 /// A proposer for a term of at least `lowest`.
-fn proposer(config: &ProposerConfig, yields: bool, lowest: Term) -> Proposer {
+fn proposer(id: ProposerId, members: &Configuration, yields: bool, lowest: Term) -> Proposer {
     let skipped = skipped_terms(yields, rand::random());
-    Proposer::new(config.id, config.configuration.clone(), lowest).skipping(skipped)
+    Proposer::new(id, members.clone(), lowest).skipping(skipped)
+}
+
+/// What is wrong with a safekeeper that is no member.
+fn no_member(member: Member, configuration: &Configuration) -> String {
+    let node = member.node;
+    match configuration.nodes().contains(&node) {
+        true => format!(
+            "safekeeper {node} has another directory than the one that joined: what it promised and \
+             stored is lost, and it is not counted until it is made a member anew"
+        ),
+        false => format!("safekeeper {node} is no member of this branch"),
+    }
 }
 
 impl Driver {
@@ -100,24 +117,26 @@ impl Driver {
     ) -> Result<Driver, ProposerError> {
         let greeting = Greeting {
             parameters: config.parameters.clone(),
-            configuration: config.configuration.clone(),
+            known: 0,
             addresses: Vec::new(),
             proposer: config.id,
         };
         let link = |node: &NodeId| Link::new(*node, Arc::clone(&config.safekeepers));
-        let links = config.configuration.members().iter().map(link).collect();
-        let core = proposer(&config, yields_above.is_some(), Term(1));
+        let links = config.safekeepers_to_ask.iter().map(link).collect();
+        let configuration = Configuration::unknown(&config.safekeepers_to_ask)
+            .map_err(|error| ProposerError::Source(io::Error::other(error)))?;
+        let core = proposer(config.id, &configuration, yields_above.is_some(), Term(1));
         let now = Instant::now();
         let poller = Poller::new().map_err(ProposerError::system("can't create an epoll"))?;
         let dialer = Dialer::new(config.identity.clone())
             .and_then(|dialer| poller.add_signals(dialer.wake(), DIAL_TOKEN).map(|()| dialer))
             .map_err(ProposerError::system("can't create an eventfd"))?;
         Ok(Driver {
+            configuration,
             core,
             greeting,
             outputs: Vec::new(),
             links,
-            incarnations: Incarnations::default(),
             poller,
             dialer,
             ready: Vec::new(),
@@ -126,7 +145,8 @@ impl Driver {
             election: None,
             fenced: None,
             yields_above,
-            impostor: None,
+            replaced_by: None,
+            founder_turn: 0,
             commit_lsn: Lsn::INVALID,
             commit_changed_at: now,
             appended_at: now,
@@ -161,21 +181,23 @@ impl Driver {
     pub fn holders(&self, lsn: Lsn) -> Vec<(NodeId, String)> {
         let donor = self.election.as_ref().filter(|election| lsn <= election.start_lsn);
         let donor = donor.map(|election| election.donor);
-        let has = |node| Some(node) == donor || self.core.flush_lsn_of(node) >= Some(lsn);
-        let links = self.links.iter().filter(|link| has(link.node));
+        let has = |member| Some(member) == donor || self.core.flush_lsn_of(member) >= Some(lsn);
+        let links = self.links.iter().filter(|link| link.member.is_some_and(has));
         links.filter_map(|link| Some((link.node, link.address.clone()?))).collect()
     }
 
     /// Whether so many members refuse that the others are no quorum, however long one waits.
     pub fn is_refused(&self) -> bool {
-        let refuses = |node| self.links.iter().any(|link| link.node == node && link.refuses);
-        !self.config.configuration.is_quorum(|node| !refuses(node))
+        let refuses =
+            |member: Member| self.links.iter().any(|link| link.node == member.node && link.refuses);
+        !self.configuration.is_quorum(|member| !refuses(member))
     }
 
     /// Why nothing can be committed now, if so: too few members are there, or what was sent has waited for long.
     pub fn problem(&self) -> Option<String> {
-        let is_there = |node| self.links.iter().any(|link| link.node == node && link.is_greeted());
-        if !self.config.configuration.is_quorum(is_there) {
+        let is_there =
+            |member| self.links.iter().any(|link| link.member == Some(member) && link.is_greeted());
+        if !self.configuration.is_quorum(is_there) {
             return Some(format!("no quorum of safekeepers is connected: {}", self.describe()));
         }
         // Within a record there is nothing to be committed yet.
@@ -196,19 +218,20 @@ impl Driver {
             let at = link.address.iter().map(|address| format!(" at {address}"));
             format!("safekeeper {}{}: {state}", link.node, at.collect::<String>())
         };
-        self.links.iter().map(text).collect::<Vec<_>>().join("; ")
+        let wanted = self.links.iter().filter(|link| link.is_wanted);
+        wanted.map(text).collect::<Vec<_>>().join("; ")
     }
 
-    /// A member that was counted in the election and must not have been, if any.
-    pub fn impostor(&self) -> Option<NodeId> {
-        self.impostor
+    /// The members, as far as it is known who they are.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
     }
 
     /// Whether the term that was won still stands.
     pub fn check(&self) -> Result<(), ProposerError> {
-        match (self.fenced, self.impostor) {
+        match (self.fenced, self.replaced_by) {
             (Some(term), _) => Err(ProposerError::Fenced(term)),
-            (None, Some(node)) => Err(ProposerError::Impostor(node)),
+            (None, Some(number)) => Err(ProposerError::MembersChanged(number)),
             (None, None) => Ok(()),
         }
     }
@@ -221,9 +244,9 @@ impl Driver {
     /// Campaigns again, above `term`, on the same connections.
     pub fn campaign_above(&mut self, term: Term) {
         let next = Term(term.0.saturating_add(1));
-        self.core = proposer(&self.config, self.yields_above.is_some(), next);
+        let yields = self.yields_above.is_some();
+        self.core = proposer(self.config.id, &self.configuration, yields, next);
         self.fenced = None;
-        self.impostor = None;
         // Nothing of an election that was won meanwhile is of use.
         self.election = None;
         self.backlog = Backlog::new(self.config.parameters.start_lsn);
@@ -233,8 +256,9 @@ impl Driver {
             link.told_commit_lsn = Lsn::INVALID;
         }
         for link in &self.links {
-            if link.connection.is_some() && link.is_greeted() {
-                self.core.connected(link.node, term, &mut self.outputs);
+            let member = link.member.filter(|_| link.connection.is_some() && link.is_greeted());
+            if let Some(member) = member {
+                self.core.connected(member, term, &mut self.outputs);
             }
         }
     }
@@ -288,12 +312,13 @@ impl Driver {
         for (token, link) in self.links.iter_mut().enumerate() {
             link.connect_if_due(now, token as u64, &self.poller, &self.dialer);
         }
+        self.found_if_due();
         self.act();
         self.tell_commit(now);
         self.busy = false;
         for index in 0..self.links.len() {
             let sent = self.send(index, &mut source);
-            let sent = sent.and_then(|()| self.links[index].keep_alive(now));
+            let sent = sent.and_then(|()| self.links[index].keep_alive(now, &self.greeting));
             let link = &mut self.links[index];
             if let Err(error) = sent.and_then(|()| link.flush(index as u64, &self.poller)) {
                 link.fail(now, &error);
@@ -475,7 +500,8 @@ impl Driver {
         // What it once acknowledged is known also of one that is gone.
         let is_there = |link: &&Link| link.connection.is_some() && link.is_greeted();
         let has_more = |link: &&Link| {
-            is_there(link) && self.core.flush_lsn_of(link.node).is_some_and(|at| at > next)
+            let flush_lsn = link.member.and_then(|member| self.core.flush_lsn_of(member));
+            is_there(link) && flush_lsn.is_some_and(|at| at > next)
         };
         let donors: Vec<&Link> = self.links.iter().filter(has_more).collect();
         if donors.is_empty() {
@@ -609,35 +635,28 @@ impl Driver {
             let Some(frame) = frame else { return Ok(()) };
             let size = frame.size;
             let message = decode(frame.kind, frame.body).map_err(|error| invalid(&error))?;
-            let (node, outputs) = (link.node, &mut self.outputs);
-            match message {
-                Message::GreetingReply(reply) if reply.node == node => {
-                    let strange = self.incarnations.meet(&reply);
-                    if strange.contains(&node) {
-                        link.refuses = true;
-                        return Err(io::Error::other(super::incarnations::describe(node)));
-                    }
-                    link.succeeded();
-                    // First of all: this member must hear of no election that counted such a one.
-                    if !strange.is_empty() {
-                        self.expel(&strange);
-                    }
-                    if self.yields_above.is_some_and(|asked| reply.term > asked) {
-                        self.core.outranked(reply.term, &mut self.outputs);
-                    }
-                    if self.impostor.is_none() {
-                        self.core.connected(node, reply.term, &mut self.outputs);
-                    }
+            let node = link.node;
+            // Who was not greeted, or has to be greeted anew, is no member.
+            let member = link.member.filter(|_| link.is_greeted());
+            match (message, member) {
+                (Message::GreetingReply(reply), _) if reply.node == node => {
+                    self.take_greeting(index, reply)?;
                 }
-                Message::GreetingReply(reply) => {
+                (Message::GreetingReply(reply), _) => {
                     let text = format!("this is safekeeper {}, not {node}", reply.node);
                     return Err(invalid(&text));
                 }
-                Message::Vote(vote) => self.core.vote(node, vote, outputs),
-                Message::Ack(ack) => self.core.ack(node, ack, outputs),
-                Message::Refused(reason) => {
+                (Message::Vote(vote), Some(member)) => {
+                    self.core.vote(member, vote, &mut self.outputs);
+                }
+                (Message::Ack(ack), Some(member)) => {
+                    self.core.ack(member, ack, &mut self.outputs);
+                }
+                // To what was asked before it was greeted anew.
+                (Message::Vote(_) | Message::Ack(_), None) => {}
+                (Message::Refused(reason), _) => {
                     if let RefusedReason::Quorum(Refusal::Fenced { promised }) = reason {
-                        self.core.outranked(promised, outputs);
+                        self.core.outranked(promised, &mut self.outputs);
                     }
                     // Before it greets: its copy of the branch is damaged, or another branch's; or it is of another time.
                     let lasting = matches!(
@@ -649,10 +668,10 @@ impl Driver {
                             | RefusedReason::Quorum(Refusal::OtherMembers { .. })
                     );
                     let link = &mut self.links[index];
-                    link.refuses = lasting && !link.is_greeted();
+                    link.refuses = lasting && link.is_asked();
                     return Err(io::Error::other(reason.to_string()));
                 }
-                other => {
+                (other, _) => {
                     return Err(invalid(&format!("message kind {} is no answer", other.kind())));
                 }
             }
@@ -660,20 +679,82 @@ impl Driver {
         }
     }
 
-    /// Members that were greeted, and are not who they were: another member knows better. If one
-    /// of them may have been counted in an election that is won, there is no way on.
-    fn expel(&mut self, strange: &[NodeId]) {
+    /// What a safekeeper knows of the timeline, and who it is.
+    fn take_greeting(&mut self, index: usize, reply: GreetingReply) -> io::Result<()> {
+        if !self.links[index].answered() {
+            return Ok(());
+        }
+        let member = Member { node: reply.node, incarnation: reply.incarnation };
+        let Some(said) = &reply.configuration else {
+            self.links[index].knows_nothing = !self.configuration.is_known();
+            return match self.configuration.is_known() {
+                true => Err(io::Error::other("it finds no trace of the branch in object storage")),
+                false => Ok(()),
+            };
+        };
+        if said.number() > self.configuration.number() {
+            if self.core.phase() == Phase::Elected {
+                self.replaced_by = Some(said.number());
+                return Ok(());
+            }
+            self.adopt(said.clone(), index);
+        } else if !said.has_the_members_of(&self.configuration) {
+            let number = said.number();
+            return Err(io::Error::other(Refusal::OtherMembers { number }));
+        }
+        if !self.configuration.contains(member) {
+            self.links[index].refuses = true;
+            return Err(io::Error::other(no_member(member, &self.configuration)));
+        }
+        self.links[index].succeeded(member);
+        if self.yields_above.is_some_and(|asked| reply.term > asked) {
+            self.core.outranked(reply.term, &mut self.outputs);
+        }
+        self.core.connected(member, reply.term, &mut self.outputs);
+        Ok(())
+    }
+
+    /// Begins anew with these members, as the safekeeper at `told_by` says; the others are asked what they say.
+    fn adopt(&mut self, configuration: Configuration, told_by: usize) {
+        self.greeting.known = configuration.number();
+        self.configuration = configuration;
+        let nodes = self.configuration.nodes();
         let now = Instant::now();
-        for link in self.links.iter_mut().filter(|link| strange.contains(&link.node)) {
-            link.fail(now, &super::incarnations::describe(link.node));
-            link.refuses = true;
+        for (index, link) in self.links.iter_mut().enumerate() {
+            link.is_wanted = nodes.contains(&link.node);
+            if !link.is_wanted {
+                link.fail(now, &"it is no member of this branch");
+            } else if index != told_by {
+                link.greet_again(&self.greeting);
+            }
+        }
+        for node in nodes {
+            if !self.links.iter().any(|link| link.node == node) {
+                self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers)));
+            }
         }
         self.outputs.clear();
-        match self.core.phase() {
-            Phase::Greeting | Phase::Campaigning => self.campaign_above(self.core.term()),
-            Phase::Elected => self.impostor = strange.first().copied(),
-            Phase::Fenced => {}
+        self.campaign_above(self.core.term());
+        self.busy = true;
+    }
+
+    /// Has the timeline founded when so many safekeepers know nothing of it that the others could not have elected.
+    fn found_if_due(&mut self) {
+        if self.configuration.is_known() || self.links.iter().any(Link::is_founding) {
+            return;
         }
+        let knows_nothing = |member: Member| {
+            self.links.iter().any(|link| link.node == member.node && link.knows_nothing)
+        };
+        if !self.configuration.is_quorum(knows_nothing) {
+            return;
+        }
+        let able: Vec<usize> =
+            (0..self.links.len()).filter(|&index| self.links[index].knows_nothing).collect();
+        let Some(&founder) = able.get(self.founder_turn % able.len().max(1)) else { return };
+        self.founder_turn += 1;
+        let nodes = self.config.safekeepers_to_ask.clone();
+        self.links[founder].found(nodes);
     }
 
     /// Performs what the core wants.
@@ -681,16 +762,14 @@ impl Driver {
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in outputs.drain(..) {
             match output {
-                ProposerOutput::RequestVote(node, request) => {
-                    self.push(node, &Message::Members(self.incarnations.counted()));
-                    self.push(node, &Message::VoteRequest(request));
+                ProposerOutput::RequestVote(member, request) => {
+                    self.push(member, &Message::VoteRequest(request));
                 }
-                ProposerOutput::AnnounceElected(node, elected) => {
-                    self.push(node, &Message::Members(self.incarnations.counted()));
-                    self.push(node, &Message::Elected(elected));
+                ProposerOutput::AnnounceElected(member, elected) => {
+                    self.push(member, &Message::Elected(elected));
                 }
-                ProposerOutput::StreamFrom(node, lsn) => {
-                    if let Some(link) = self.links.iter_mut().find(|link| link.node == node) {
+                ProposerOutput::StreamFrom(member, lsn) => {
+                    if let Some(link) = self.link_to(member) {
                         link.next_lsn = Some(lsn);
                     }
                 }
@@ -709,8 +788,13 @@ impl Driver {
         self.outputs = outputs;
     }
 
-    fn push(&mut self, node: NodeId, message: &Message<'_>) {
-        let link = self.links.iter_mut().find(|link| link.node == node);
+    /// The connection to a member, if it was greeted: a node in another life of its directory is another one.
+    fn link_to(&mut self, member: Member) -> Option<&mut Link> {
+        self.links.iter_mut().find(|link| link.member == Some(member) && link.is_greeted())
+    }
+
+    fn push(&mut self, member: Member, message: &Message<'_>) {
+        let link = self.link_to(member);
         if let Some(connection) = link.and_then(|link| link.connection.as_mut()) {
             connection.push(message);
             self.busy = true;

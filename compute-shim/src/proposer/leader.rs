@@ -90,8 +90,6 @@ pub fn elect_again(
             }
             pause_before_retry(&config, term);
             driver.campaign_above(term);
-        } else if driver.impostor().is_some() {
-            driver.campaign_above(driver.term());
         } else if let Some(election) = driver.election() {
             asked.fetch_max(driver.term().0, Ordering::AcqRel);
             break election.clone();
@@ -112,7 +110,7 @@ pub fn elect_again(
         start_lsn: election.start_lsn,
         prev_record_lsn: None,
         commit_lsn: election.commit_lsn,
-        donor: election.donor,
+        donor: election.donor.node,
     };
     if elected.start_lsn > config.parameters.start_lsn {
         let start_lsn = elected.start_lsn;
@@ -178,7 +176,8 @@ fn ask<T: Send + 'static>(
             }
         }
         // What so many say, the others will say too; those that are about to have the log get a moment.
-        let is_quorum = config.configuration.is_quorum(|node| asked.contains(&node));
+        let members = driver.configuration();
+        let is_quorum = members.is_quorum(|member| asked.contains(&member.node));
         let all_failed = is_quorum && failed == asked.len() && failed_at.elapsed() > ASK_GRACE;
         if all_failed || Instant::now() >= deadline {
             let _ = write!(details, "{}", driver.describe());

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_ids::{Lsn, Member, NodeId};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Greeting, Message};
 
@@ -16,13 +16,10 @@ use super::poller::Poller;
 /// First and longest pause before connecting again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// One that does not answer the greeting by then is given up.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// Silence after which we ask whether the other side is there.
 const PING_AFTER: Duration = Duration::from_secs(1);
 
-/// Silence after which a connection is given up.
+/// Silence after which a connection is given up: longer than a safekeeper waits for object storage.
 pub const DEAD_AFTER: Duration = Duration::from_secs(5);
 
 /// Size of the receive buffer in bytes: only answers come.
@@ -32,6 +29,10 @@ const RECEIVE_BUFFER: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Link {
     pub node: NodeId,
+    /// Who answered the greeting last: the node in one life of its directory.
+    pub member: Option<Member>,
+    /// False once the members were changed, and it is none any more.
+    pub is_wanted: bool,
     members: Arc<dyn Members>,
     /// Where it was last looked for, as `host:port`.
     pub address: Option<String>,
@@ -51,8 +52,18 @@ pub struct Link {
     pub refuses: bool,
     retry_at: Instant,
     backoff: Duration,
-    has_sent_greeting: bool,
+    /// Whether it was greeted on this connection.
+    is_begun: bool,
+    /// Greetings, and a founding after one, that are not answered yet.
+    unanswered: u32,
+    /// When the last of them was sent.
+    asked_at: Instant,
+    /// What was asked last was answered by a member.
     greeted: bool,
+    /// It was asked to found the timeline, and has not answered.
+    is_founding: bool,
+    /// It was answered that nobody has founded the timeline.
+    pub knows_nothing: bool,
     connected_at: Instant,
 }
 
@@ -60,6 +71,8 @@ impl Link {
     pub fn new(node: NodeId, members: Arc<dyn Members>) -> Link {
         Link {
             node,
+            member: None,
+            is_wanted: true,
             members,
             address: None,
             dialing: Dialing::default(),
@@ -73,15 +86,19 @@ impl Link {
             refuses: false,
             retry_at: Instant::now(),
             backoff: BACKOFF.0,
-            has_sent_greeting: false,
+            is_begun: false,
+            unanswered: 0,
+            asked_at: Instant::now(),
             greeted: false,
+            is_founding: false,
+            knows_nothing: false,
             connected_at: Instant::now(),
         }
     }
 
     /// Connects if it is time to.
     pub fn connect_if_due(&mut self, now: Instant, token: u64, poller: &Poller, dialer: &Dialer) {
-        if self.connection.is_some() || now < self.retry_at {
+        if self.connection.is_some() || now < self.retry_at || !self.is_wanted {
             return;
         }
         let mut names = self.members.addresses(self.node);
@@ -109,7 +126,7 @@ impl Link {
 
     /// The time of the next attempt, if none is under way: that one's end wakes whoever waits.
     pub fn retry_at(&self) -> Option<Instant> {
-        let waits = self.connection.is_none() && !self.dialing.is_under_way();
+        let waits = self.is_wanted && self.connection.is_none() && !self.dialing.is_under_way();
         waits.then_some(self.retry_at)
     }
 
@@ -127,15 +144,62 @@ impl Link {
         self.needs_peer = false;
         self.told_commit_lsn = Lsn::INVALID;
         self.greeted = false;
-        self.has_sent_greeting = false;
+        self.knows_nothing = false;
+        self.is_founding = false;
+        self.is_begun = false;
+        self.unanswered = 0;
         self.retry_at = now + self.backoff;
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
     }
 
-    /// The member answered the greeting.
-    pub fn succeeded(&mut self) {
+    /// An answer to a greeting came. False if a later one is to come yet, which knows better.
+    pub fn answered(&mut self) -> bool {
+        self.unanswered = self.unanswered.saturating_sub(1);
+        self.is_founding &= self.unanswered > 0;
+        self.unanswered == 0
+    }
+
+    /// Asks it to found the timeline with these members.
+    pub fn found(&mut self, nodes: Vec<NodeId>) {
+        self.knows_nothing = false;
+        self.is_founding = true;
+        self.ask(&Message::Found(nodes));
+    }
+
+    /// Whether it was asked to, and has not answered.
+    pub fn is_founding(&self) -> bool {
+        self.is_founding
+    }
+
+    /// It was a member's.
+    pub fn succeeded(&mut self, member: Member) {
+        self.member = Some(member);
         self.greeted = true;
+        self.knows_nothing = false;
         self.refuses = false;
+    }
+
+    /// Asks anew, of one that was asked before: who the members are is known now, or others than before.
+    pub fn greet_again(&mut self, greeting: &Greeting) {
+        self.greeted = false;
+        self.knows_nothing = false;
+        if self.is_begun {
+            self.ask(&Message::Greeting(greeting.clone()));
+        }
+    }
+
+    /// Sends what is answered as a greeting is.
+    fn ask(&mut self, question: &Message<'_>) {
+        if let Some(connection) = &mut self.connection {
+            connection.push(question);
+            self.unanswered += 1;
+            self.asked_at = Instant::now();
+        }
+    }
+
+    /// Whether an answer to a greeting is to come.
+    pub fn is_asked(&self) -> bool {
+        self.unanswered > 0
     }
 
     /// Whether the member answered the greeting on this connection.
@@ -163,14 +227,16 @@ impl Link {
 
     /// Whether it was connected to, and not greeted yet.
     pub fn is_to_be_greeted(&self) -> bool {
-        self.connection.is_some() && !self.has_sent_greeting
+        self.connection.is_some() && !self.is_begun
     }
 
     /// Greets if the connection has just been made, and sends what is queued.
     pub fn writable(&mut self, greeting: &Greeting) -> io::Result<()> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
-        if !std::mem::replace(&mut self.has_sent_greeting, true) {
+        if !std::mem::replace(&mut self.is_begun, true) {
             connection.push(&Message::Greeting(greeting.clone()));
+            self.unanswered += 1;
+            self.asked_at = Instant::now();
         }
         connection.flush()
     }
@@ -187,18 +253,23 @@ impl Link {
     }
 
     /// Pings a silent member; fails one that stays silent.
-    pub fn keep_alive(&mut self, now: Instant) -> io::Result<()> {
+    pub fn keep_alive(&mut self, now: Instant, greeting: &Greeting) -> io::Result<()> {
         self.note_lasting(now);
         let Some(connection) = &mut self.connection else { return Ok(()) };
-        let silent = now.saturating_duration_since(connection.last_received);
-        let limit = if self.greeted { DEAD_AFTER } else { GREETING_TIMEOUT };
-        if silent > limit {
+        let heard_at = connection.last_received.max(self.asked_at);
+        let silent = now.saturating_duration_since(heard_at);
+        if silent > DEAD_AFTER {
             let text = format!("no answer for {} s", silent.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
         let idle = now.saturating_duration_since(connection.last_sent);
-        if self.greeted && idle > PING_AFTER && connection.queued() == 0 {
-            connection.push(&Message::Ping);
+        if idle > PING_AFTER && connection.queued() == 0 {
+            if self.greeted {
+                connection.push(&Message::Ping);
+            } else if self.knows_nothing {
+                // Somebody else may have founded it.
+                self.greet_again(greeting);
+            }
         }
         Ok(())
     }

@@ -13,7 +13,6 @@ mod config;
 mod connection;
 mod dialing;
 mod driver;
-mod incarnations;
 mod leader;
 mod link;
 mod poller;

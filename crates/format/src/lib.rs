@@ -9,6 +9,8 @@ mod document;
 mod error;
 pub mod index;
 pub mod layer;
+pub mod quorum;
+pub mod registration;
 pub mod safekeeper;
 
 pub use error::FormatError;

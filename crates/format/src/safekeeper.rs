@@ -1,12 +1,12 @@
-//! A safekeeper's own small files: `identity` of the node, `members` that it has met, `control` of
-//! each timeline.
+//! A safekeeper's own small files: `identity` of the node, `timelines` that it took part in, `control`
+//! of each of them.
 //!
 //! All have one header; all integers are little endian.
 //!
 //! ```text
 //! offset  size  field
-//!      0     8  magic: "pgsSKid\n" (identity), "pgsSKmem" (members), "pgsSKctl" (control)
-//!      8     2  format version: identity 2, control 2, members 1
+//!      0     8  magic: "pgsSKid\n" (identity), "pgsSKtml" (timelines), "pgsSKctl" (control)
+//!      8     2  format version: identity 2, control 3, timelines 1
 //!     10     2  reserved, 0
 //!     12     4  length of the body in bytes
 //!     16     4  CRC-32C of the body
@@ -17,8 +17,8 @@
 //!      0     8  node id
 //!      8    16  incarnation; version 1 had none
 //!
-//! members body
-//!      0     4  number of safekeepers, then each: node id 8, incarnation 16
+//! timelines body
+//!      0     4  number of timelines, then each: tenant id 16, timeline id 16
 //!
 //! control body
 //!      0     8  node id of the owner
@@ -39,8 +39,8 @@
 //!    140     8  remote consistent LSN: the page server no longer needs what is before it; at most
 //!               the commit LSN
 //!    148     8  configuration number
-//!    156     4  number of members, then 8 bytes of node id each
-//!            4  number of incoming members, then 8 bytes each
+//!    156     4  number of members, then each: node id 8, incarnation 16
+//!            4  number of incoming members, then likewise
 //!            4  number of term history entries, then 16 bytes each: term, LSN
 //!            4  number of addresses, then each: node id 8, length 2, text
 //! ```
@@ -54,12 +54,17 @@
 //! ```
 //!
 //! Version 1 of the control file was the same, but its last two positions were what others said.
-//! They are not believed: the archive is looked at again.
+//! They are not believed: the archive is looked at again. Version 2 had members' node ids without
+//! incarnations, and number 1 always: such a configuration counts as not known, until the timeline's quorum
+//! object ([`crate::quorum`]) says which incarnations these are.
+//!
+//! Before there was `timelines`, a file `members` (magic "pgsSKmem", version 1) had the number of safekeepers that this one
+//! had met, and of each the node id and the incarnation. It is still read: whom the quorum object names must be those.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pgstrata_ids::{
-    Incarnation, Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
+    Incarnation, Lsn, Member, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
 };
 use pgstrata_quorum::{
     Configuration, ControlState, MAX_HISTORY, MAX_MEMBERS, ProposerId, TermHistory, TermStart,
@@ -71,7 +76,9 @@ use crate::bytes::Reader;
 const HEADER_SIZE: usize = 24;
 const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n", version: 2 };
 const MEMBERS: Kind = Kind { what: "safekeeper members file", magic: *b"pgsSKmem", version: 1 };
-const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl", version: 2 };
+const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl", version: 3 };
+const TIMELINES: Kind =
+    Kind { what: "safekeeper's list of timelines", magic: *b"pgsSKtml", version: 1 };
 
 struct Kind {
     what: &'static str,
@@ -103,6 +110,32 @@ pub struct TimelineControl {
 /// Most safekeepers in a `members` file.
 pub const MAX_MEMBERS_MET: usize = 1000;
 
+/// Most timelines in a `timelines` file.
+pub const MAX_TIMELINES: usize = 1_000_000;
+
+/// The bytes of a `timelines` file.
+pub fn encode_timelines(timelines: &BTreeSet<(TenantId, TimelineId)>) -> Vec<u8> {
+    let mut body = Vec::with_capacity(4 + 32 * timelines.len());
+    body.extend_from_slice(&(timelines.len() as u32).to_le_bytes());
+    for (tenant, timeline) in timelines {
+        body.extend_from_slice(&tenant.0);
+        body.extend_from_slice(&timeline.0);
+    }
+    TIMELINES.encode(&body)
+}
+
+/// The contents of a `timelines` file.
+pub fn decode_timelines(bytes: &[u8]) -> Result<BTreeSet<(TenantId, TimelineId)>, FormatError> {
+    let (_, mut reader) = TIMELINES.open(bytes)?;
+    let count = count(&mut reader, MAX_TIMELINES)?;
+    let timeline = |reader: &mut Reader<'_>| -> Result<_, FormatError> {
+        Ok((TenantId(reader.array()?), TimelineId(reader.array()?)))
+    };
+    let timelines = (0..count).map(|_| timeline(&mut reader)).collect::<Result<_, _>>()?;
+    TIMELINES.end(&reader)?;
+    Ok(timelines)
+}
+
 /// The bytes of an `identity` file.
 pub fn encode_identity(node: NodeId, incarnation: Incarnation) -> Vec<u8> {
     let mut body = node.0.to_le_bytes().to_vec();
@@ -121,16 +154,6 @@ pub fn decode_identity(bytes: &[u8]) -> Result<(NodeId, Option<Incarnation>), Fo
     };
     IDENTITY.end(&reader)?;
     Ok((node, incarnation))
-}
-
-/// The bytes of a `members` file.
-pub fn encode_members(members: &BTreeMap<NodeId, Incarnation>) -> Vec<u8> {
-    let mut body = (members.len() as u32).to_le_bytes().to_vec();
-    for (node, incarnation) in members {
-        body.extend_from_slice(&node.0.to_le_bytes());
-        body.extend_from_slice(&incarnation.0);
-    }
-    MEMBERS.encode(&body)
 }
 
 /// The contents of a `members` file.
@@ -248,7 +271,10 @@ impl TimelineControl {
         put(&mut out, state.configuration.number());
         for group in [state.configuration.members(), state.configuration.incoming()] {
             count(&mut out, group.len());
-            group.iter().for_each(|node| put(&mut out, node.0));
+            for member in group {
+                put(&mut out, member.node.0);
+                out.extend_from_slice(&member.incarnation.0);
+            }
         }
         count(&mut out, state.history.entries().len());
         for entry in state.history.entries() {
@@ -289,7 +315,10 @@ impl TimelineControl {
             archived_lsn = available_lsn.segment_start(size).min(archived_lsn);
             remote_consistent_lsn = remote_consistent_lsn.min(commit_lsn);
         }
-        let configuration = configuration(&mut reader)?;
+        let configuration = match version {
+            0..=2 => configuration_of_nodes(&mut reader)?,
+            _ => configuration(&mut reader)?,
+        };
         let history = history(&mut reader)?;
         let addresses = addresses(&mut reader)?;
         CONTROL.end(&reader)?;
@@ -342,12 +371,30 @@ fn count(reader: &mut Reader<'_>, most: usize) -> Result<usize, FormatError> {
 
 fn configuration(reader: &mut Reader<'_>) -> Result<Configuration, FormatError> {
     let number = reader.u64()?;
+    let group = |reader: &mut Reader<'_>| -> Result<Vec<Member>, FormatError> {
+        let member = |reader: &mut Reader<'_>| -> Result<Member, FormatError> {
+            Ok(Member { node: NodeId(reader.u64()?), incarnation: Incarnation(reader.array()?) })
+        };
+        let count = count(reader, MAX_MEMBERS)?;
+        (0..count).map(|_| member(reader)).collect()
+    };
+    let (members, incoming) = (group(reader)?, group(reader)?);
+    Configuration::joint(number, members, incoming).map_err(impossible)
+}
+
+/// The one of version 2 and before: of nobody is said which life of a directory is meant.
+fn configuration_of_nodes(reader: &mut Reader<'_>) -> Result<Configuration, FormatError> {
+    let number = reader.u64()?;
     let group = |reader: &mut Reader<'_>| -> Result<Vec<NodeId>, FormatError> {
         let count = count(reader, MAX_MEMBERS)?;
         (0..count).map(|_| reader.u64().map(NodeId)).collect()
     };
-    let (members, incoming) = (group(reader)?, group(reader)?);
-    Configuration::joint(number, members, incoming).map_err(impossible)
+    let (nodes, incoming) = (group(reader)?, group(reader)?);
+    if number != 1 || !incoming.is_empty() {
+        let text = format!("membership configuration {number}, which nothing of that version made");
+        return Err(impossible(text));
+    }
+    Configuration::unknown(&nodes).map_err(impossible)
 }
 
 fn history(reader: &mut Reader<'_>) -> Result<TermHistory, FormatError> {

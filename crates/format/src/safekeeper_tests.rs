@@ -4,6 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn member(node: u64) -> Member {
+    Member { node: NodeId(node), incarnation: Incarnation([node as u8; 16]) }
+}
+
 fn control(term: u64, branch: bool, entries: u64) -> TimelineControl {
     let start_lsn = Lsn(16 << 20);
     let history = (0..entries)
@@ -23,7 +27,7 @@ fn control(term: u64, branch: bool, entries: u64) -> TimelineControl {
         },
         state: ControlState {
             start_lsn,
-            configuration: Configuration::new(5, vec![NodeId(1), NodeId(2), NodeId(3)]).unwrap(),
+            configuration: Configuration::new(5, vec![member(1), member(2), member(3)]).unwrap(),
             term: Term(term),
             voted_for: branch.then_some(ProposerId([9; 16])),
             history: TermHistory::new(history).unwrap(),
@@ -51,11 +55,56 @@ fn golden_identity() {
 
 #[test]
 fn golden_members() {
-    let members = BTreeMap::from([(NodeId(3), Incarnation([8; 16]))]);
-    let bytes = encode_members(&members);
+    let body = [&[1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0][..], &[8; 16]].concat();
+    let bytes = MEMBERS.encode(&body);
     assert_eq!(bytes[..16], *b"pgsSKmem\x01\0\0\0\x1c\0\0\0");
-    assert_eq!(bytes[24..36], [1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    let members = BTreeMap::from([(NodeId(3), Incarnation([8; 16]))]);
     assert_eq!(decode_members(&bytes), Ok(members));
+}
+
+#[test]
+fn golden_timelines() {
+    let one = (TenantId([1; 16]), TimelineId([2; 16]));
+    let timelines = BTreeSet::from([one, (TenantId([1; 16]), TimelineId([3; 16]))]);
+    let bytes = encode_timelines(&timelines);
+    assert_eq!(bytes[..16], *b"pgsSKtml\x01\0\0\0\x44\0\0\0");
+    assert_eq!(bytes[24..44], [&[2, 0, 0, 0][..], &[1; 16]].concat());
+    assert_eq!(decode_timelines(&bytes), Ok(timelines));
+    for at in 0..bytes.len() {
+        let mut broken = bytes.clone();
+        broken[at] ^= 1;
+        // Bytes that are kept for later mean nothing.
+        assert!(decode_timelines(&broken).is_err() || (10..12).contains(&at), "byte {at}");
+    }
+}
+
+/// What versions 1 and 2 wrote: members, of which there are three, by their nodes only.
+fn of_nodes(version: u16, control: &TimelineControl, number: u64, incoming: &[u64]) -> Vec<u8> {
+    let bytes = control.encode();
+    let body = &bytes[HEADER_SIZE..];
+    // The number, the count, and each member in 24 bytes; then the count of the other group.
+    let (before, after) = (&body[..148], &body[148 + 12 + 3 * 24 + 4..]);
+    let mut body = before.to_vec();
+    body.extend_from_slice(&number.to_le_bytes());
+    for group in [&[1, 2, 3][..], incoming] {
+        body.extend_from_slice(&(group.len() as u32).to_le_bytes());
+        group.iter().for_each(|node: &u64| body.extend_from_slice(&node.to_le_bytes()));
+    }
+    body.extend_from_slice(after);
+    Kind { version, ..CONTROL }.encode(&body)
+}
+
+#[test]
+fn members_of_the_second_version_are_not_known() {
+    let now = control(4, false, 2);
+    let of = |number: u64, incoming: &[u64]| {
+        TimelineControl::decode(&of_nodes(2, &now, number, incoming), NodeId(3))
+    };
+    let read = of(1, &[]).unwrap();
+    let configuration = Configuration::unknown(&[NodeId(1), NodeId(2), NodeId(3)]).unwrap();
+    let state = ControlState { configuration, ..now.state.clone() };
+    assert_eq!(read, TimelineControl { state, ..now.clone() });
+    assert!(of(2, &[]).is_err() && of(1, &[1, 2]).is_err());
 }
 
 #[test]
@@ -86,10 +135,10 @@ fn each_damage_has_its_own_error() {
     let other = TimelineControl::decode(&bytes, NodeId(4));
     assert!(matches!(other, Err(FormatError::WrongOwner { .. })));
     let mut newer = bytes.clone();
-    newer[8] = 3;
+    newer[8] = 4;
     let crc = crc32c::crc32c(&newer[..20]);
     newer[20..24].copy_from_slice(&crc.to_le_bytes());
-    assert!(matches!(decode(&newer), Err(FormatError::NewerVersion { found: 3, .. })));
+    assert!(matches!(decode(&newer), Err(FormatError::NewerVersion { found: 4, .. })));
 }
 
 #[test]
@@ -97,10 +146,7 @@ fn l9_positions_of_the_first_version_are_not_believed() {
     let mut believed = control(4, false, 2);
     believed.archived_lsn = Lsn::MAX;
     believed.remote_consistent_lsn = Lsn::MAX;
-    let mut bytes = believed.encode();
-    bytes[8] = 1;
-    let crc = crc32c::crc32c(&bytes[..20]);
-    bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+    let bytes = of_nodes(1, &believed, 1, &[]);
     let read = TimelineControl::decode(&bytes, NodeId(3)).unwrap();
     assert_eq!(read.archived_lsn, read.available_lsn);
     assert_eq!(read.remote_consistent_lsn, read.state.commit_lsn);

@@ -8,14 +8,16 @@
 use pgstrata_format::layer::{Codec, LayerHeader, LayerKind, LayerWriter};
 use pgstrata_fuzz_bodies::control;
 use pgstrata_ids::{
-    Fork, Generation, Key, Lsn, NodeId, PAGE_SIZE, RelTag, SystemId, TenantId, Term, TimelineId,
-    TimelineParameters,
+    Fork, Generation, Incarnation, Key, Lsn, Member, NodeId, PAGE_SIZE, RelTag, SystemId, TenantId,
+    Term, TimelineId, TimelineParameters,
 };
 use pgstrata_pg_redo::{ControlState, Effect, Effects};
 use pgstrata_pg_wal::{BlockRef, DecodedRecord, PgVersion, WalDecoder};
-use pgstrata_quorum::{Ack, Append, Configuration, ProposerId, Refusal, TermHistory, TermStart};
+use pgstrata_quorum::{
+    Ack, Append, Configuration, ProposerId, Refusal, TermHistory, TermStart, VoteRequest,
+};
 use pgstrata_wire::frame::Stamp;
-use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, WAL, encode};
+use pgstrata_wire::safekeeper::{Greeting, GreetingReply, Message, RefusedReason, WAL, encode};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -261,14 +263,25 @@ fn messages(seeds: &mut Seeds) {
         start_lsn: Lsn(16 << 20),
         ancestor: Some(TimelineId([7; 16])),
     };
-    let nodes = |last: u64| (1..=last).map(NodeId).collect();
-    let configuration = Configuration::joint(4, nodes(3), nodes(5)).expect("a configuration");
+    let member = |node: u64| Member { node: NodeId(node), incarnation: Incarnation([6; 16]) };
+    let group = |last: u64| (1..=last).map(member).collect();
+    let configuration = Configuration::joint(4, group(3), group(5)).expect("a configuration");
     let history = TermHistory::new(vec![TermStart { term: Term(1), lsn: Lsn(16 << 20) }]);
     let greeting = Greeting {
         parameters,
-        configuration,
+        known: 4,
         addresses: vec![(NodeId(1), "127.0.0.1:5454".into())],
         proposer: ProposerId([9; 16]),
+    };
+    let proposer = ProposerId([9; 16]);
+    let request = VoteRequest { term: Term(2), proposer, configuration: configuration.clone() };
+    let reply = GreetingReply {
+        node: NodeId(1),
+        incarnation: Incarnation([6; 16]),
+        configuration: Some(configuration),
+        term: Term(1),
+        flush_lsn: Lsn(12),
+        commit_lsn: Lsn(8),
     };
     let append =
         Append { term: Term(1), start: Lsn(8), length: 4, record_end: Lsn(12), commit_lsn: Lsn(8) };
@@ -276,6 +289,9 @@ fn messages(seeds: &mut Seeds) {
     let elected = pgstrata_quorum::Elected { term: Term(1), history: history.expect("a history") };
     let all = [
         Message::Greeting(greeting),
+        Message::Found((1..=3).map(NodeId).collect()),
+        Message::GreetingReply(reply),
+        Message::VoteRequest(request),
         Message::Elected(elected),
         Message::Append(append, &[1, 2, 3, 4]),
         Message::Ack(ack),

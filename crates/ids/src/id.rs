@@ -114,6 +114,22 @@ number!(
     SystemId
 );
 
+/// A member of a timeline's quorum: a safekeeper, in one life of its directory. What the same node promised and stored in
+/// another life is no word of this member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    /// Which safekeeper.
+    pub node: NodeId,
+    /// Which life of its directory.
+    pub incarnation: Incarnation,
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.node, self.incarnation)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

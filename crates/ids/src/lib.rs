@@ -10,7 +10,9 @@ mod lsn;
 mod timeline;
 
 pub use branch_name::{BranchNameError, MAX_BRANCH_NAME, check_branch_name};
-pub use id::{Generation, IdError, Incarnation, NodeId, SystemId, TenantId, Term, TimelineId};
+pub use id::{
+    Generation, IdError, Incarnation, Member, NodeId, SystemId, TenantId, Term, TimelineId,
+};
 pub use key::{Fork, Key, KeyError, KeyKind, RelTag, SlruKind};
 pub use lsn::{Lsn, LsnError, PAGE_SIZE, SEGMENT_SIZE_DEFAULT};
 pub use timeline::{TimelineParameters, TimelineParametersError};

@@ -15,6 +15,8 @@ fn main() {
         proofs: 0,
         tidings: 0,
         changes: 0,
+        made_up: 0,
+        wipes: 0,
         pieces: false,
         late_flush: false,
     };
@@ -38,6 +40,8 @@ fn main() {
             "proofs" => bounds.proofs = number as u8,
             "tidings" => bounds.tidings = number as u8,
             "changes" => bounds.changes = number as u8,
+            "made_up" => bounds.made_up = number as u8,
+            "wipes" => bounds.wipes = number as u8,
             "pieces" => bounds.pieces = number > 0,
             "late_flush" => bounds.late_flush = number > 0,
             "states" => most_states = number,

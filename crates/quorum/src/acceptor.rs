@@ -6,7 +6,7 @@
 //! * After a crash give [`Acceptor::restore`] the last persisted [`ControlState`] and the end of
 //!   the last valid record that is durable, at most what was written.
 
-use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_ids::{Lsn, Member, Term};
 
 #[cfg(any(test, feature = "explorer"))]
 use crate::Fault;
@@ -92,7 +92,7 @@ pub struct InvalidState {
 /// The acceptor's state; see the module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Acceptor {
-    node: NodeId,
+    member: Member,
     control: ControlState,
     write_lsn: Lsn,
     boundary_lsn: Lsn,
@@ -108,7 +108,7 @@ type Outputs = Vec<AcceptorOutput>;
 impl Acceptor {
     /// Goes on from durable state: `flush_lsn` is the end of the last valid durable record.
     pub fn restore(
-        node: NodeId,
+        member: Member,
         control: ControlState,
         flush_lsn: Lsn,
     ) -> Result<Acceptor, InvalidState> {
@@ -117,7 +117,7 @@ impl Acceptor {
             return Err(InvalidState { flush_lsn, needed });
         }
         Ok(Acceptor {
-            node,
+            member,
             write_lsn: flush_lsn,
             boundary_lsn: flush_lsn,
             flush_lsn,
@@ -201,13 +201,37 @@ impl Acceptor {
         self.commit_lsn
     }
 
+    /// Who this is.
+    pub fn member(&self) -> Member {
+        self.member
+    }
+
+    /// Takes a configuration that was decided: it is the newest of the timeline's one chain. The word of whoever counts votes
+    /// is not enough, as two of them could each have one of their own.
+    pub fn configure(&mut self, decided: &Configuration, outputs: &mut Outputs) {
+        let own = &self.control.configuration;
+        match decided.number().cmp(&own.number()) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal if decided.has_the_members_of(own) => {}
+            std::cmp::Ordering::Equal => {
+                let number = own.number();
+                outputs.push(AcceptorOutput::Refuse(Refusal::OtherMembers { number }));
+            }
+            std::cmp::Ordering::Greater => {
+                self.control.configuration = decided.clone();
+                outputs.push(AcceptorOutput::Persist(self.control()));
+            }
+        }
+        self.check();
+    }
+
     /// Answers a vote request.
     pub fn vote(&mut self, request: &VoteRequest, outputs: &mut Outputs) {
         if let Err(refusal) = self.check_configuration(&request.configuration) {
             outputs.push(AcceptorOutput::Refuse(refusal));
             return;
         }
-        if !request.configuration.contains(self.node) {
+        if !request.configuration.contains(self.member) {
             outputs.push(AcceptorOutput::Refuse(Refusal::NotMember));
             return;
         }
@@ -221,7 +245,6 @@ impl Acceptor {
             self.settle_unsynced(outputs);
             self.control.term = request.term;
             self.control.voted_for = Some(request.proposer);
-            self.control.configuration = request.configuration.clone();
             self.persist_vote(outputs);
         }
         outputs.push(AcceptorOutput::Vote(Vote {
@@ -239,7 +262,9 @@ impl Acceptor {
     pub fn check_configuration(&self, other: &Configuration) -> Result<(), Refusal> {
         let own = &self.control.configuration;
         #[cfg(any(test, feature = "explorer"))]
-        if self.faulty(Fault::StaleConfigurationTaken) && other.number() < own.number() {
+        if (self.faulty(Fault::StaleConfigurationTaken) && other.number() < own.number())
+            || (self.faulty(Fault::MessengerBelieved) && other.number() > own.number())
+        {
             return Ok(());
         }
         match other.number().cmp(&own.number()) {
@@ -247,7 +272,11 @@ impl Acceptor {
             std::cmp::Ordering::Equal if !other.has_the_members_of(own) => {
                 Err(Refusal::OtherMembers { number: own.number() })
             }
-            _ => Ok(()),
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Greater => {
+                let (number, current) = (other.number(), own.number());
+                Err(Refusal::Undecided { number, current })
+            }
         }
     }
 
@@ -326,6 +355,10 @@ impl Acceptor {
         let promised = self.control.term;
         if elected.term < promised {
             return Err(Refusal::Fenced { promised });
+        }
+        // What it holds and says is counted for a member, and it is none, or none any more.
+        if !self.control.configuration.contains(self.member) {
+            return Err(Refusal::NotMember);
         }
         let entries = elected.history.entries();
         if entries.last().map(|last| last.term) != Some(elected.term) {

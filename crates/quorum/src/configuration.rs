@@ -1,6 +1,6 @@
 //! Who the members are, and what a quorum of them is.
 
-use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId};
 
 /// Most members of one group.
 pub const MAX_MEMBERS: usize = 15;
@@ -23,24 +23,27 @@ pub enum ConfigurationError {
 ///
 /// A joint configuration needs a majority of both groups for everything, so that it overlaps with
 /// every quorum of the configuration before it and of the one after it.
+///
+/// Numbers begin with 1. Number 0 stands for one that is not known: it names nodes, and of none of them which life of its
+/// directory is meant, so that nobody is a member of it, and it can't elect.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Configuration {
     number: u64,
-    members: Vec<NodeId>,
-    incoming: Vec<NodeId>,
+    members: Vec<Member>,
+    incoming: Vec<Member>,
 }
 
 impl Configuration {
     /// One group of members.
-    pub fn new(number: u64, members: Vec<NodeId>) -> Result<Configuration, ConfigurationError> {
+    pub fn new(number: u64, members: Vec<Member>) -> Result<Configuration, ConfigurationError> {
         Configuration::joint(number, members, Vec::new())
     }
 
     /// A change from `members` to `incoming`; an empty `incoming` means no change under way.
     pub fn joint(
         number: u64,
-        members: Vec<NodeId>,
-        incoming: Vec<NodeId>,
+        members: Vec<Member>,
+        incoming: Vec<Member>,
     ) -> Result<Configuration, ConfigurationError> {
         if members.is_empty() {
             return Err(ConfigurationError::NoMembers);
@@ -49,12 +52,20 @@ impl Configuration {
             if group.len() > MAX_MEMBERS {
                 return Err(ConfigurationError::TooMany(group.len()));
             }
-            let twice = group.iter().enumerate().find(|(i, node)| group[..*i].contains(node));
-            if let Some((_, &node)) = twice {
-                return Err(ConfigurationError::Twice(node));
+            let is_before = |i: usize, node| group[..i].iter().any(|other| other.node == node);
+            let twice = group.iter().enumerate().find(|(i, member)| is_before(*i, member.node));
+            if let Some((_, member)) = twice {
+                return Err(ConfigurationError::Twice(member.node));
             }
         }
         Ok(Configuration { number, members, incoming })
+    }
+
+    /// The one that is not known, of these nodes.
+    pub fn unknown(nodes: &[NodeId]) -> Result<Configuration, ConfigurationError> {
+        let nobody = Incarnation([0; 16]);
+        let member = |&node: &NodeId| Member { node, incarnation: nobody };
+        Configuration::new(0, nodes.iter().map(member).collect())
     }
 
     /// Higher replaces lower.
@@ -62,49 +73,66 @@ impl Configuration {
         self.number
     }
 
+    /// Whether it can elect: it is not one that is not known.
+    pub fn is_known(&self) -> bool {
+        self.number > 0
+    }
+
     /// The members, or those before the change under way.
-    pub fn members(&self) -> &[NodeId] {
+    pub fn members(&self) -> &[Member] {
         &self.members
     }
 
     /// The members after the change under way; empty if there is none.
-    pub fn incoming(&self) -> &[NodeId] {
+    pub fn incoming(&self) -> &[Member] {
         &self.incoming
     }
 
-    /// Every node of either group, each once.
-    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        let only_incoming = self.incoming.iter().filter(|node| !self.members.contains(node));
+    /// Every member of either group, each once. A node whose directory is replaced is two.
+    pub fn all(&self) -> impl Iterator<Item = Member> + '_ {
+        let only_incoming = self.incoming.iter().filter(|member| !self.members.contains(member));
         self.members.iter().chain(only_incoming).copied()
+    }
+
+    /// Every node of either group, each once.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let mut nodes = Vec::new();
+        for member in self.all() {
+            if !nodes.contains(&member.node) {
+                nodes.push(member.node);
+            }
+        }
+        nodes
     }
 
     /// True if both have the same groups, in whatever order.
     pub fn has_the_members_of(&self, other: &Configuration) -> bool {
-        let same = |one: &[NodeId], two: &[NodeId]| {
-            one.len() == two.len() && one.iter().all(|node| two.contains(node))
+        let same = |one: &[Member], two: &[Member]| {
+            one.len() == two.len() && one.iter().all(|member| two.contains(member))
         };
         same(&self.members, &other.members) && same(&self.incoming, &other.incoming)
     }
 
-    /// True if `node` is in either group.
-    pub fn contains(&self, node: NodeId) -> bool {
-        self.members.contains(&node) || self.incoming.contains(&node)
+    /// True if `member` is in either group.
+    pub fn contains(&self, member: Member) -> bool {
+        self.is_known() && (self.members.contains(&member) || self.incoming.contains(&member))
     }
 
     /// True if those for which `has` holds are a majority of each group.
-    pub fn is_quorum(&self, has: impl Fn(NodeId) -> bool) -> bool {
-        let majority =
-            |group: &[NodeId]| group.iter().filter(|&&node| has(node)).count() > group.len() / 2;
+    pub fn is_quorum(&self, has: impl Fn(Member) -> bool) -> bool {
+        let majority = |group: &[Member]| {
+            group.iter().filter(|&&member| has(member)).count() > group.len() / 2
+        };
         majority(&self.members) && (self.incoming.is_empty() || majority(&self.incoming))
     }
 
     /// The highest position that a majority of each group has reached.
-    pub fn quorum_lsn(&self, reached: impl Fn(NodeId) -> Option<Lsn>) -> Option<Lsn> {
-        let of_group = |group: &[NodeId]| {
+    pub fn quorum_lsn(&self, reached: impl Fn(Member) -> Option<Lsn>) -> Option<Lsn> {
+        let of_group = |group: &[Member]| {
             let mut sorted = [None; MAX_MEMBERS];
             let sorted = &mut sorted[..group.len()];
-            for (slot, &node) in sorted.iter_mut().zip(group) {
-                *slot = reached(node);
+            for (slot, &member) in sorted.iter_mut().zip(group) {
+                *slot = reached(member);
             }
             sorted.sort_unstable_by(|a, b| b.cmp(a));
             sorted[group.len() / 2]
@@ -122,13 +150,40 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn member(node: u64) -> Member {
+        Member { node: NodeId(node), incarnation: Incarnation([node as u8 + 1; 16]) }
+    }
+
     #[test]
     fn unusable_configurations_are_refused() {
         assert_eq!(Configuration::new(1, vec![]), Err(ConfigurationError::NoMembers));
-        let twice = Configuration::new(1, vec![NodeId(1), NodeId(1)]);
+        let twice = Configuration::new(1, vec![member(1), member(1)]);
         assert_eq!(twice, Err(ConfigurationError::Twice(NodeId(1))));
-        let many = (0..16).map(NodeId).collect();
+        let other = Member { incarnation: Incarnation([9; 16]), ..member(1) };
+        let twice = Configuration::new(1, vec![member(1), other]);
+        assert_eq!(twice, Err(ConfigurationError::Twice(NodeId(1))));
+        let many = (0..16).map(member).collect();
         assert_eq!(Configuration::new(1, many), Err(ConfigurationError::TooMany(16)));
+    }
+
+    #[test]
+    fn a_node_in_two_lives_is_two_members() {
+        let other = Member { incarnation: Incarnation([9; 16]), ..member(2) };
+        let (old, new) = (vec![member(0), member(1), member(2)], vec![member(0), member(1), other]);
+        let joint = Configuration::joint(2, old, new).unwrap();
+        assert_eq!(joint.all().count(), 4);
+        assert_eq!(joint.nodes(), [NodeId(0), NodeId(1), NodeId(2)]);
+        assert!(joint.is_quorum(|one| one == member(0) || one == member(1)));
+        assert!(!joint.is_quorum(|one| one == member(0) || one == member(2)));
+        assert!(!joint.contains(Member { incarnation: Incarnation([7; 16]), ..member(0) }));
+    }
+
+    #[test]
+    fn nobody_is_a_member_of_what_is_not_known() {
+        let unknown = Configuration::unknown(&[NodeId(0), NodeId(1)]).unwrap();
+        for member in unknown.all() {
+            assert!(!unknown.contains(member));
+        }
     }
 
     proptest! {
@@ -139,12 +194,12 @@ mod tests {
             incoming in 0usize..6,
             reached in prop::collection::vec(prop::option::of(0u64..8), 10),
         ) {
-            let nodes = |range: std::ops::Range<usize>| range.map(|n| NodeId(n as u64)).collect();
+            let group = |range: std::ops::Range<usize>| range.map(|n| member(n as u64)).collect();
             let configuration =
-                Configuration::joint(1, nodes(0..members), nodes(3..3 + incoming)).unwrap();
-            let reached = |node: NodeId| reached[node.0 as usize].map(Lsn);
+                Configuration::joint(1, group(0..members), group(3..3 + incoming)).unwrap();
+            let reached = |member: Member| reached[member.node.0 as usize].map(Lsn);
             let slow = (0..8).rev().map(Lsn).find(|&lsn| {
-                configuration.is_quorum(|node| reached(node).is_some_and(|at| at >= lsn))
+                configuration.is_quorum(|member| reached(member).is_some_and(|at| at >= lsn))
             });
             prop_assert_eq!(configuration.quorum_lsn(reached), slow);
         }

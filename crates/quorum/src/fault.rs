@@ -37,7 +37,11 @@ pub enum Fault {
     ProofIgnoresAdoption,
     /// Votes are given to who counts members that were replaced.
     StaleConfigurationTaken,
-    /// The configuration that a vote came with is forgotten in a crash.
+    /// The next configuration is taken from whoever asks for the vote, though nobody decided on it.
+    MessengerBelieved,
+    /// A safekeeper that lost its directory comes back as who it was.
+    WipedComesBack,
+    /// The configuration that was decided is forgotten in a crash.
     ConfigurationNotPersisted,
     /// While a change is under way, the members after it are enough.
     JointIsNew,

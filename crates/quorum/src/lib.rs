@@ -10,6 +10,7 @@
 //! appended, and a [`TermHistory`] says which byte belongs to which. See `docs/consensus.md`.
 
 mod acceptor;
+mod chain;
 mod configuration;
 #[cfg(any(test, feature = "explorer"))]
 pub mod explorer;
@@ -21,6 +22,7 @@ mod proof;
 mod proposer;
 
 pub use acceptor::{Acceptor, AcceptorOutput, ControlState, InvalidState};
+pub use chain::{Chain, ChainError, MAX_CHAIN};
 pub use configuration::{Configuration, ConfigurationError, MAX_MEMBERS};
 #[cfg(any(test, feature = "explorer"))]
 pub use fault::Fault;

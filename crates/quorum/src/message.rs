@@ -110,6 +110,16 @@ pub enum Refusal {
         /// The number that both have.
         number: u64,
     },
+    /// Nobody decided on the configuration that the sender counts votes by, as far as is known here.
+    #[error(
+        "membership configuration {number} was not decided by anybody; the newest is {current}"
+    )]
+    Undecided {
+        /// Its number.
+        number: u64,
+        /// Number of the newest.
+        current: u64,
+    },
     /// The term asked for is further away than elections lead. Only part of the way was promised,
     /// so that honest members who lag behind a mistake get there by asking again.
     #[error(
@@ -122,8 +132,10 @@ pub enum Refusal {
         /// The promised term.
         promised: Term,
     },
-    /// This node is no member of the sender's configuration.
-    #[error("this safekeeper is no member of the configuration used here")]
+    /// This node, in this life of its directory, is no member of the timeline's configuration.
+    #[error(
+        "this safekeeper, with the directory that it has, is no member of the timeline's configuration"
+    )]
     NotMember,
     /// Following the sender would drop committed bytes: two histories that can't both be true.
     #[error("the logs part at {divergence}, before {commit_lsn}, which is committed here")]

@@ -1,6 +1,6 @@
 //! What can be proven committed from durable logs alone, when no proposer runs.
 
-use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_ids::{Lsn, Member, Term};
 
 use crate::{Configuration, TermHistory};
 
@@ -8,7 +8,7 @@ use crate::{Configuration, TermHistory};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Holding {
     /// Whose log.
-    pub node: NodeId,
+    pub member: Member,
     /// End of its durable log.
     pub flush_lsn: Lsn,
     /// Which term wrote which byte.
@@ -25,8 +25,8 @@ pub struct Holding {
 /// the argument.
 pub fn provable_commit(configuration: &Configuration, holdings: &[Holding]) -> Option<(Term, Lsn)> {
     let held = |term: Term| {
-        let reached = |node: NodeId| {
-            let holding = holdings.iter().find(|holding| holding.node == node)?;
+        let reached = |member: Member| {
+            let holding = holdings.iter().find(|holding| holding.member == member)?;
             let last = holding.history.last().filter(|last| last.term == term)?;
             (last.lsn < holding.flush_lsn).then_some(holding.flush_lsn)
         };
@@ -39,13 +39,19 @@ pub fn provable_commit(configuration: &Configuration, holdings: &[Holding]) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pgstrata_ids::{Incarnation, NodeId};
+
     use crate::TermStart;
+
+    fn member(node: u64) -> Member {
+        Member { node: NodeId(node), incarnation: Incarnation([node as u8; 16]) }
+    }
 
     fn holding(node: u64, flush: u64, entries: &[(u64, u64)]) -> Holding {
         let entries =
             entries.iter().map(|&(term, lsn)| TermStart { term: Term(term), lsn: Lsn(lsn) });
         Holding {
-            node: NodeId(node),
+            member: member(node),
             flush_lsn: Lsn(flush),
             history: TermHistory::new(entries.collect()).unwrap(),
         }
@@ -53,7 +59,7 @@ mod tests {
 
     #[test]
     fn only_bytes_of_one_term_held_by_a_majority_count() {
-        let three = Configuration::new(1, vec![NodeId(1), NodeId(2), NodeId(3)]).unwrap();
+        let three = Configuration::new(1, vec![member(1), member(2), member(3)]).unwrap();
         let proven = |holdings: &[Holding]| provable_commit(&three, holdings);
         assert_eq!(proven(&[holding(1, 50, &[(1, 0)])]), None);
         let two = [holding(1, 50, &[(1, 0)]), holding(2, 40, &[(1, 0)])];

@@ -5,7 +5,7 @@
 //! when it is outranked it ends in [`Phase::Fenced`], reports no commit ever again, and another
 //! attempt needs a new proposer.
 
-use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_ids::{Lsn, Member, Term};
 
 #[cfg(any(test, feature = "explorer"))]
 use crate::Fault;
@@ -32,7 +32,7 @@ pub struct Election {
     /// End of the donor's log, where this term's first record goes: a record boundary.
     pub start_lsn: Lsn,
     /// The voter whose log is continued.
-    pub donor: NodeId,
+    pub donor: Member,
     /// What voters knew to be committed; at most `start_lsn`.
     pub commit_lsn: Lsn,
     /// The lowest end of a voter's log: bytes from here to `start_lsn` may have to be sent.
@@ -43,13 +43,13 @@ pub struct Election {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ProposerOutput {
     /// Ask this member for its vote.
-    RequestVote(NodeId, VoteRequest),
+    RequestVote(Member, VoteRequest),
     /// Tell this member who won and what the log is.
-    AnnounceElected(NodeId, Elected),
+    AnnounceElected(Member, Elected),
     /// The term is won.
     Elected(Election),
     /// Send this member the log from here on, until it reconnects.
-    StreamFrom(NodeId, Lsn),
+    StreamFrom(Member, Lsn),
     /// Everything up to here is committed.
     Committed(Lsn),
     /// Term `.0` was promised to someone else; this proposer is done.
@@ -57,7 +57,7 @@ pub enum ProposerOutput {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Member {
+struct Heard {
     greeted: Option<Term>,
     vote: Option<(Lsn, TermHistory, Lsn)>,
     flush_lsn: Option<Lsn>,
@@ -71,8 +71,8 @@ pub struct Proposer {
     configuration: Configuration,
     phase: Phase,
     term: Term,
-    nodes: Vec<NodeId>,
     members: Vec<Member>,
+    heard: Vec<Heard>,
     history: TermHistory,
     start_lsn: Lsn,
     end_lsn: Lsn,
@@ -87,13 +87,13 @@ type Outputs = Vec<ProposerOutput>;
 impl Proposer {
     /// A proposer that will ask for a term of at least `lowest_term`.
     pub fn new(id: ProposerId, configuration: Configuration, lowest_term: Term) -> Proposer {
-        let nodes: Vec<NodeId> = configuration.nodes().collect();
+        let members: Vec<Member> = configuration.all().collect();
         Proposer {
             id,
             phase: Phase::Greeting,
             term: lowest_term,
-            members: vec![Member::default(); nodes.len()],
-            nodes,
+            heard: vec![Heard::default(); members.len()],
+            members,
             configuration,
             history: TermHistory::default(),
             start_lsn: Lsn::INVALID,
@@ -151,72 +151,72 @@ impl Proposer {
     }
 
     /// What a member acknowledged; `None` before its first acknowledgement.
-    pub fn flush_lsn_of(&self, node: NodeId) -> Option<Lsn> {
-        self.index(node).and_then(|index| self.members[index].flush_lsn)
+    pub fn flush_lsn_of(&self, member: Member) -> Option<Lsn> {
+        self.index(member).and_then(|index| self.heard[index].flush_lsn)
     }
 
     /// The lowest position that every member acknowledged; `None` until all have.
     pub fn lowest_flush_lsn(&self) -> Option<Lsn> {
-        self.members.iter().map(|member| member.flush_lsn).min().flatten()
+        self.heard.iter().map(|member| member.flush_lsn).min().flatten()
     }
 
-    fn index(&self, node: NodeId) -> Option<usize> {
-        self.nodes.iter().position(|&other| other == node)
+    fn index(&self, member: Member) -> Option<usize> {
+        self.members.iter().position(|&other| other == member)
     }
 
     /// A member is (again) connected and has promised `promised`.
-    pub fn connected(&mut self, node: NodeId, promised: Term, outputs: &mut Outputs) {
-        let Some(index) = self.index(node) else { return };
-        self.members[index].streaming = false;
-        self.members[index].greeted = Some(promised);
+    pub fn connected(&mut self, member: Member, promised: Term, outputs: &mut Outputs) {
+        let Some(index) = self.index(member) else { return };
+        self.heard[index].streaming = false;
+        self.heard[index].greeted = Some(promised);
         match self.phase {
             Phase::Greeting => self.try_campaign(outputs),
-            Phase::Campaigning => self.request_vote(node, outputs),
+            Phase::Campaigning => self.request_vote(member, outputs),
             Phase::Elected if promised > self.term => self.fence(promised, outputs),
-            Phase::Elected => self.announce(node, outputs),
+            Phase::Elected => self.announce(member, outputs),
             Phase::Fenced => {}
         }
     }
 
     fn try_campaign(&mut self, outputs: &mut Outputs) {
         let greeted =
-            |node: NodeId| self.index(node).is_some_and(|i| self.members[i].greeted.is_some());
+            |member: Member| self.index(member).is_some_and(|i| self.heard[i].greeted.is_some());
         if !self.configuration.is_quorum(greeted) {
             return;
         }
-        let highest = self.members.iter().filter_map(|member| member.greeted).max();
+        let highest = self.heard.iter().filter_map(|member| member.greeted).max();
         let skipped = u64::from(self.skipped_terms);
         let next = Term(highest.unwrap_or_default().0.saturating_add(1).saturating_add(skipped));
         self.term = self.term.max(next);
         self.phase = Phase::Campaigning;
-        for index in 0..self.nodes.len() {
-            if self.members[index].greeted.is_some() {
-                self.request_vote(self.nodes[index], outputs);
+        for index in 0..self.members.len() {
+            if self.heard[index].greeted.is_some() {
+                self.request_vote(self.members[index], outputs);
             }
         }
     }
 
-    fn request_vote(&self, node: NodeId, outputs: &mut Outputs) {
+    fn request_vote(&self, member: Member, outputs: &mut Outputs) {
         let configuration = self.configuration.clone();
         let request = VoteRequest { term: self.term, proposer: self.id, configuration };
-        outputs.push(ProposerOutput::RequestVote(node, request));
+        outputs.push(ProposerOutput::RequestVote(member, request));
     }
 
-    fn announce(&self, node: NodeId, outputs: &mut Outputs) {
+    fn announce(&self, member: Member, outputs: &mut Outputs) {
         let elected = Elected { term: self.term, history: self.history.clone() };
-        outputs.push(ProposerOutput::AnnounceElected(node, elected));
+        outputs.push(ProposerOutput::AnnounceElected(member, elected));
     }
 
     /// A member answered the vote request.
-    pub fn vote(&mut self, node: NodeId, vote: Vote, outputs: &mut Outputs) {
-        let Some(index) = self.index(node) else { return };
+    pub fn vote(&mut self, member: Member, vote: Vote, outputs: &mut Outputs) {
+        let Some(index) = self.index(member) else { return };
         if vote.asked != self.term {
             return;
         }
         match self.phase {
             Phase::Campaigning if !vote.granted => self.fence(vote.term, outputs),
             Phase::Campaigning => {
-                self.members[index].vote = Some((vote.flush_lsn, vote.history, vote.commit_lsn));
+                self.heard[index].vote = Some((vote.flush_lsn, vote.history, vote.commit_lsn));
                 self.try_win(outputs);
             }
             // Everyone who was greeted by then heard of the election when it was won.
@@ -224,11 +224,12 @@ impl Proposer {
         }
     }
 
-    fn is_quorum(&self, has: impl Fn(&Member) -> bool) -> bool {
-        let has = |node: NodeId| self.index(node).is_some_and(|index| has(&self.members[index]));
+    fn is_quorum(&self, has: impl Fn(&Heard) -> bool) -> bool {
+        let has = |member: Member| self.index(member).is_some_and(|index| has(&self.heard[index]));
         #[cfg(any(test, feature = "explorer"))]
         if self.fault == Some(Fault::SmallQuorum) {
-            return self.nodes.iter().filter(|&&node| has(node)).count() >= self.nodes.len() / 2;
+            return self.members.iter().filter(|&&member| has(member)).count()
+                >= self.members.len() / 2;
         }
         self.counted().is_quorum(has)
     }
@@ -255,8 +256,8 @@ impl Proposer {
         if !self.is_quorum(|member| member.vote.is_some()) {
             return;
         }
-        let votes = self.nodes.iter().zip(&self.members).filter_map(|(&node, member)| {
-            member.vote.as_ref().map(|(flush, history, commit)| (node, *flush, history, *commit))
+        let votes = self.members.iter().zip(&self.heard).filter_map(|(&member, heard)| {
+            heard.vote.as_ref().map(|(flush, history, commit)| (member, *flush, history, *commit))
         });
         let rank = |flush: Lsn, history: &TermHistory| {
             #[cfg(any(test, feature = "explorer"))]
@@ -285,9 +286,9 @@ impl Proposer {
             commit_lsn: self.commit_lsn,
             lowest_flush_lsn,
         }));
-        for index in 0..self.nodes.len() {
-            if self.members[index].greeted.is_some() {
-                self.announce(self.nodes[index], outputs);
+        for index in 0..self.members.len() {
+            if self.heard[index].greeted.is_some() {
+                self.announce(self.members[index], outputs);
             }
         }
     }
@@ -299,8 +300,8 @@ impl Proposer {
     }
 
     /// A member acknowledged part of this term's log.
-    pub fn ack(&mut self, node: NodeId, ack: Ack, outputs: &mut Outputs) {
-        let Some(index) = self.index(node) else { return };
+    pub fn ack(&mut self, member: Member, ack: Ack, outputs: &mut Outputs) {
+        let Some(index) = self.index(member) else { return };
         if self.phase != Phase::Elected {
             return;
         }
@@ -310,11 +311,11 @@ impl Proposer {
         if ack.term < self.term {
             return;
         }
-        let member = &mut self.members[index];
-        member.flush_lsn = member.flush_lsn.max(Some(ack.flush_lsn));
-        if !member.streaming {
-            member.streaming = true;
-            outputs.push(ProposerOutput::StreamFrom(node, ack.flush_lsn));
+        let heard = &mut self.heard[index];
+        heard.flush_lsn = heard.flush_lsn.max(Some(ack.flush_lsn));
+        if !heard.streaming {
+            heard.streaming = true;
+            outputs.push(ProposerOutput::StreamFrom(member, ack.flush_lsn));
         }
         self.advance_commit(outputs);
     }
@@ -322,11 +323,11 @@ impl Proposer {
     /// Only a byte of this term makes what came before it committed: a quorum that holds older
     /// bytes alone could still be outvoted by a newer term's log (figure 8 of the Raft paper).
     fn advance_commit(&mut self, outputs: &mut Outputs) {
-        let reached = |node: NodeId| self.flush_lsn_of(node);
+        let reached = |member: Member| self.flush_lsn_of(member);
         #[cfg(any(test, feature = "explorer"))]
-        let reached = |node: NodeId| match self.fault {
-            Some(Fault::SmallQuorum) => self.members.iter().map(|member| member.flush_lsn).max()?,
-            _ => reached(node),
+        let reached = |member: Member| match self.fault {
+            Some(Fault::SmallQuorum) => self.heard.iter().map(|member| member.flush_lsn).max()?,
+            _ => reached(member),
         };
         let Some(lsn) = self.counted().quorum_lsn(reached) else { return };
         let lsn = lsn.min(self.end_lsn);
@@ -363,9 +364,9 @@ impl Proposer {
     /// What this proposer knows of one member, and what it knows otherwise, as hashes: so that
     /// states that differ only in the members' names count as one.
     #[cfg(any(test, feature = "explorer"))]
-    pub(crate) fn hash_member(&self, node: NodeId, hasher: &mut impl std::hash::Hasher) {
+    pub(crate) fn hash_member(&self, member: Member, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
-        self.index(node).map(|index| &self.members[index]).hash(hasher);
+        self.index(member).map(|index| &self.heard[index]).hash(hasher);
     }
 
     #[cfg(any(test, feature = "explorer"))]

@@ -99,7 +99,7 @@ impl State {
 /// that have the next segment; after it each of the others, if nothing comes of it. Two that see
 /// it differently do no harm.
 fn is_uploader(background: &Background, timeline: &Timeline, waited: Duration) -> bool {
-    let own = background.timelines.context().node;
+    let own = background.timelines.context().own.node;
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
     let wanted = timeline.marks().archived_lsn;
@@ -108,7 +108,8 @@ fn is_uploader(background: &Background, timeline: &Timeline, waited: Duration) -
         progress.is_some_and(|progress| progress.commit_lsn > wanted)
     };
     let configuration = timeline.configuration();
-    let mut members = configuration.members().to_vec();
+    let mut members: Vec<NodeId> =
+        configuration.members().iter().map(|member| member.node).collect();
     let turn = usize::from(parameters.timeline.0[15]) % members.len().max(1);
     members.rotate_left(turn);
     let able = members.into_iter().filter(|&node| node == own || has_it(node));

@@ -68,11 +68,14 @@ fn catch_up(
     handle: &Handle,
 ) -> anyhow::Result<()> {
     let mut peers = ask_peers(background, timeline);
-    let newest = peers.iter().map(|peer| &peer.status.configuration);
-    let own = timeline.configuration();
-    let configuration = newest.chain([&own]).max_by_key(|one| one.number()).unwrap_or(&own).clone();
+    let newest = peers.iter().map(|peer| peer.status.configuration.number()).max();
+    if newest > Some(timeline.configuration().number()) {
+        let learned = background.timelines.learn(timeline);
+        learned.map_err(|reason| anyhow::anyhow!("{reason}"))?;
+    }
+    let configuration = timeline.configuration();
     let holding = |status: &Status| Holding {
-        node: status.node,
+        member: status.member,
         flush_lsn: status.flush_lsn,
         history: status.history.clone(),
     };
@@ -102,20 +105,21 @@ fn catch_up(
 
 fn ask_peers(background: &Background, timeline: &Timeline) -> Vec<Peer> {
     let parameters = timeline.parameters();
-    let own = background.timelines.context().node;
+    let own = background.timelines.context().own.node;
     let hints = timeline.marks().addresses;
     let address = |node: NodeId| {
         let hint = || hints.iter().find(|(other, _)| *other == node).map(|(_, text)| text.clone());
         background.known.wal_address(node).or_else(hint)
     };
     let configuration = timeline.configuration();
-    let others = configuration.nodes().filter(|&node| node != own);
+    let others = configuration.nodes().into_iter().filter(|&node| node != own);
     let ask = |node: NodeId| {
         let identity = background.security.identity();
         let client = SafekeeperClient::connect(&address(node)?, Some(node), identity, TIMEOUT);
         let mut client = client.ok()?;
         let status = client.open(parameters.tenant, parameters.timeline).ok()?;
-        (status.node == node && status.parameters == *parameters).then_some(Peer { status, client })
+        (status.member.node == node && status.parameters == *parameters)
+            .then_some(Peer { status, client })
     };
     others.filter_map(ask).collect()
 }
@@ -153,7 +157,7 @@ fn copy(
             peer.client.read_wal(at, to, Term(0), &mut bytes)?;
         }
         if bytes.is_empty() {
-            bail!("safekeeper {} gave no WAL at {at}", peer.status.node);
+            bail!("safekeeper {} gave no WAL at {at}", peer.status.member.node);
         }
         let range = PeerRange {
             history: peer.status.history.clone(),
@@ -164,11 +168,11 @@ fn copy(
         at = at + bytes.len() as u64;
         let answer: Answer = timeline.peer_range(&range, &bytes, at >= target)?;
         if let Some(Message::Refused(reason)) = answer {
-            bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.node);
+            bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.member.node);
         }
     }
     tracing::info!(
-        timeline = %parameters.timeline, from = %divergence, to = %target, peer = %peer.status.node,
+        timeline = %parameters.timeline, from = %divergence, to = %target, peer = %peer.status.member.node,
         "caught up"
     );
     Ok(())

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use parking_lot::RwLock;
-use pgstrata_ids::{Lsn, NodeId, TenantId, TimelineId};
+use pgstrata_ids::{Lsn, Member, NodeId, TenantId, TimelineId};
 use pgstrata_quorum::Configuration;
 use pgstrata_wire::broker::{Listing, Publication, Role, TimelineProgress};
 
@@ -80,11 +80,11 @@ impl Known {
     pub fn majority_zone(&self, configuration: &Configuration) -> Option<String> {
         let heard = self.0.read();
         let listing = &heard.listing;
-        let zone_of = |node: &NodeId| {
+        let zone_of = |member: &Member| {
             let said = listing
                 .nodes
                 .iter()
-                .find(|said| said.role == Role::Safekeeper && said.node() == *node)?;
+                .find(|said| said.role == Role::Safekeeper && said.node() == member.node)?;
             Some(said.zone.clone()).filter(|zone| !zone.is_empty())
         };
         let members = configuration.members();
@@ -153,7 +153,11 @@ mod tests {
             addresses: Addresses::default(),
             timelines: Vec::new(),
         };
-        let three = Configuration::new(1, vec![NodeId(1), NodeId(2), NodeId(3)]).unwrap();
+        let member = |node: u64| Member {
+            node: NodeId(node),
+            incarnation: pgstrata_ids::Incarnation([1; 16]),
+        };
+        let three = Configuration::new(1, (1..=3).map(member).collect()).unwrap();
         let known = Known::default();
         for (zones, expected) in
             [(["a", "b", "c"], None), (["a", "b", "b"], Some("b")), (["", "", ""], None)]

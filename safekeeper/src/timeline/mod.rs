@@ -10,10 +10,10 @@ mod open;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
-use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{
-    Append, Configuration, Elected, Holding, PeerRange, Refusal, TermHistory, VoteRequest,
+    Append, Configuration, Elected, Holding, PeerRange, TermHistory, VoteRequest,
 };
 use pgstrata_wire::safekeeper::Status;
 use tokio::sync::watch;
@@ -41,7 +41,7 @@ pub struct Marks {
 /// See the module.
 #[derive(Debug)]
 pub struct Timeline {
-    node: NodeId,
+    own: Member,
     files: Arc<SegmentFiles>,
     core: Mutex<Core>,
     marks: Mutex<Marks>,
@@ -51,6 +51,8 @@ pub struct Timeline {
     term: AtomicU64,
     flush_lsn: AtomicU64,
     commit_lsn: AtomicU64,
+    /// As last decided, for those who do not wait for the log.
+    configuration: RwLock<Arc<Configuration>>,
     commit_watch: watch::Sender<Lsn>,
     proposers: AtomicUsize,
     appended: AtomicBool,
@@ -252,7 +254,7 @@ impl Timeline {
     pub fn holding(&self) -> Holding {
         let core = self.core.lock();
         let flush_lsn = core.acceptor.flush_lsn();
-        Holding { node: self.node, flush_lsn, history: core.acceptor.history().clone() }
+        Holding { member: self.own, flush_lsn, history: core.acceptor.history().clone() }
     }
 
     /// Everything that is known.
@@ -261,7 +263,7 @@ impl Timeline {
         let core = self.core.lock();
         let acceptor = &core.acceptor;
         Status {
-            node: self.node,
+            member: self.own,
             parameters: self.parameters().clone(),
             configuration: acceptor.configuration().clone(),
             term: acceptor.term(),
@@ -273,18 +275,17 @@ impl Timeline {
     }
 
     /// The members.
-    pub fn configuration(&self) -> Configuration {
-        self.core.lock().acceptor.configuration().clone()
+    pub fn configuration(&self) -> Arc<Configuration> {
+        Arc::clone(&self.configuration.read())
     }
 
-    /// Whether a proposer may count votes by these members.
-    pub fn check_configuration(&self, other: &Configuration) -> Result<(), Refusal> {
-        self.core.lock().acceptor.check_configuration(other)
-    }
-
-    /// The members, unless the log is just being written.
-    pub fn configuration_if_free(&self) -> Option<Configuration> {
-        self.core.try_lock().map(|core| core.acceptor.configuration().clone())
+    /// Takes a configuration that was decided, durably on return. An answer is a refusal.
+    pub fn configure(&self, decided: &Configuration) -> Result<Answer, StorageError> {
+        let mut core = self.core.lock();
+        let answer = core.promise(&[], |acceptor, outputs| acceptor.configure(decided, outputs))?;
+        // Under the core's lock, so that none is published after a later one.
+        *self.configuration.write() = Arc::new(core.acceptor.configuration().clone());
+        Ok(answer)
     }
 
     /// Which term wrote which byte.

@@ -1,22 +1,23 @@
 //! Creating a timeline, and opening one after a restart.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use pgstrata_env::Disk;
+use pgstrata_format::quorum::Quorum;
 use pgstrata_format::safekeeper::TimelineControl;
-use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{Acceptor, ControlState};
-use pgstrata_wire::safekeeper::Greeting;
 use tokio::sync::watch;
 
 use super::core::Core;
 use super::{Marks, Timeline};
 use crate::checked_segment::checker_after;
+use crate::decisions::Decisions;
 use crate::latch::Latch;
-use crate::members::Members;
 use crate::segment::{FlushedNote, LogWriter, Preparer, SegmentFiles, recover};
 use crate::storage_error::StorageError;
 
@@ -27,9 +28,11 @@ const MAX_CONTROL_SIZE: u64 = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct OpenContext {
     /// Who we are.
-    pub node: NodeId,
-    /// Who the others are.
-    pub members: Arc<Members>,
+    pub own: Member,
+    /// Where it is decided who the members are.
+    pub decisions: Decisions,
+    /// Which life of its directory each safekeeper was in that was met before quorums said so.
+    pub met: Arc<BTreeMap<NodeId, Incarnation>>,
     /// Where files are kept.
     pub disk: Arc<dyn Disk>,
     /// Makes segments ahead of their use.
@@ -48,11 +51,12 @@ pub struct Opened {
 }
 
 impl Timeline {
-    /// Creates the timeline of a greeting in `directory`, durably.
+    /// Creates a timeline that was founded, in `directory`, durably.
     pub fn create(
         context: &OpenContext,
         directory: &Path,
-        greeting: &Greeting,
+        founded: &Quorum,
+        addresses: &[(NodeId, String)],
     ) -> Result<Timeline, StorageError> {
         let disk = context.disk.as_ref();
         let wrap = || StorageError::wrap("create directory", directory);
@@ -60,16 +64,17 @@ impl Timeline {
         for above in directory.ancestors().skip(1).take(2) {
             disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
         }
-        let start_lsn = greeting.parameters.start_lsn;
+        let parameters = &founded.parameters;
+        let start_lsn = parameters.start_lsn;
         let control = TimelineControl {
-            node: context.node,
-            parameters: greeting.parameters.clone(),
-            state: ControlState::empty(start_lsn, greeting.configuration.clone()),
+            node: context.own.node,
+            parameters: parameters.clone(),
+            state: ControlState::empty(start_lsn, founded.chain.newest().clone()),
             flush_lsn: start_lsn,
             available_lsn: start_lsn,
-            archived_lsn: start_lsn.segment_start(u64::from(greeting.parameters.segment_size)),
+            archived_lsn: start_lsn.segment_start(u64::from(parameters.segment_size)),
             remote_consistent_lsn: start_lsn,
-            addresses: greeting.addresses.clone(),
+            addresses: addresses.to_vec(),
         };
         let timeline = Timeline::assemble(context, directory, control, start_lsn, None)?;
         {
@@ -108,7 +113,7 @@ impl Timeline {
         last_record: Option<Lsn>,
     ) -> Result<Timeline, StorageError> {
         let state = stored.state.clone();
-        let acceptor = Acceptor::restore(context.node, state, flush_lsn).map_err(|error| {
+        let acceptor = Acceptor::restore(context.own, state, flush_lsn).map_err(|error| {
             StorageError::Damaged { path: directory.to_owned(), reason: error.to_string() }
         })?;
         let parameters = stored.parameters.clone();
@@ -116,6 +121,7 @@ impl Timeline {
         let files = Arc::new(files);
         let commit_lsn = acceptor.commit_lsn();
         let Term(term) = acceptor.term();
+        let configuration = RwLock::new(Arc::new(acceptor.configuration().clone()));
         let marks = Marks {
             available_lsn: stored.available_lsn,
             archived_lsn: stored.archived_lsn,
@@ -136,7 +142,7 @@ impl Timeline {
             outputs: Vec::new(),
         };
         Ok(Timeline {
-            node: context.node,
+            own: context.own,
             files,
             core: Mutex::new(core),
             marks: Mutex::new(marks),
@@ -145,6 +151,7 @@ impl Timeline {
             term: AtomicU64::new(term),
             flush_lsn: AtomicU64::new(flush_lsn.0),
             commit_lsn: AtomicU64::new(commit_lsn.0),
+            configuration,
             commit_watch: watch::Sender::new(commit_lsn),
             proposers: AtomicUsize::new(0),
             appended: AtomicBool::new(false),
@@ -158,6 +165,6 @@ fn read_control(context: &OpenContext, path: &Path) -> Result<TimelineControl, S
     let size = file.size().map_err(wrap())?.min(MAX_CONTROL_SIZE);
     let mut bytes = vec![0; size as usize];
     let count = file.read_at(&mut bytes, 0).map_err(wrap())?;
-    TimelineControl::decode(&bytes[..count], context.node)
+    TimelineControl::decode(&bytes[..count], context.own.node)
         .map_err(|error| StorageError::Damaged { path: path.to_owned(), reason: error.to_string() })
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use pgstrata_identity::Stream;
 use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
 use pgstrata_listen::{Deed, Peer};
+use pgstrata_quorum::Configuration;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::safekeeper::{
@@ -17,7 +18,7 @@ use pgstrata_wire::version::Version;
 use super::{Limits, Waiting};
 use crate::storage_error::StorageError;
 use crate::timeline::{Answer, ProposerConnected, Timeline};
-use crate::timelines::Timelines;
+use crate::timelines::{Greeted, Timelines};
 
 /// Most that is taken from the socket before it is written and synced, in bytes: it bounds the
 /// latency of a commit behind a bulk load.
@@ -38,6 +39,8 @@ pub struct Connection {
     timeline: Option<Arc<Timeline>>,
     /// Whether it greeted, as a compute, and so was let in to vote and append.
     is_compute: bool,
+    /// What it greeted with, until the timeline is founded.
+    greeting: Option<Greeting>,
     proposer: Option<ProposerConnected>,
     output: Vec<u8>,
 }
@@ -60,6 +63,7 @@ impl Connection {
             version: None,
             timeline: None,
             is_compute: false,
+            greeting: None,
             proposer: None,
             output: Vec::new(),
         }
@@ -90,7 +94,7 @@ impl Connection {
             } else if begun.get_or_insert_with(Instant::now).elapsed() > self.limits.message {
                 anyhow::bail!("a message did not come whole within {:?}", self.limits.message);
             }
-            if is_waiting && self.timeline.is_some() {
+            if is_waiting && (self.timeline.is_some() || self.greeting.is_some()) {
                 is_waiting = false;
                 self.stream.set_read_timeout(Some(self.limits.idle))?;
                 self.waiting.is_over();
@@ -198,11 +202,17 @@ impl Connection {
         match message {
             Message::Greeting(greeting) => {
                 self.allow(Deed::AppendWal(greeting.parameters.tenant))?;
-                self.greet(&greeting)?;
+                let greeted = self.timelines.greet(&greeting);
+                self.reply(greeting, greeted)?;
             }
             Message::VoteRequest(request) => {
-                let answer = self.led()?.vote(&request);
-                self.answer(answer)?;
+                let timeline = self.led()?;
+                if request.configuration.number() > timeline.configuration().number()
+                    && let Err(reason) = self.timelines.learn(&timeline)
+                {
+                    return self.refuse(reason).map(|()| true);
+                }
+                self.answer(timeline.vote(&request))?;
             }
             Message::Elected(elected) => {
                 let timeline = self.led()?;
@@ -210,11 +220,11 @@ impl Connection {
                 self.proposer = Some(timeline.proposer_connected());
                 self.answer(answer)?;
             }
-            Message::Members(members) => {
-                self.led()?;
-                if let Err(reason) = self.timelines.context().members.meet(&members) {
-                    self.refuse(reason)?;
-                }
+            Message::Found(nodes) => {
+                let greeting = self.greeting.take();
+                let greeting = greeting.ok_or_else(|| anyhow::anyhow!("no greeting came first"))?;
+                let greeted = self.timelines.found(&greeting, &nodes);
+                self.reply(greeting, greeted)?;
             }
             Message::Open(tenant, timeline) => {
                 self.allow(Deed::ReadWal(tenant))?;
@@ -240,23 +250,40 @@ impl Connection {
         }
     }
 
-    fn greet(&mut self, greeting: &Greeting) -> anyhow::Result<()> {
-        let timeline = match self.timelines.greet(greeting) {
-            Ok(timeline) => timeline,
-            Err(reason) => return self.refuse(reason),
-        };
+    /// Answers a greeting, or the founding after it.
+    fn reply(
+        &mut self,
+        greeting: Greeting,
+        greeted: Result<Greeted, RefusedReason>,
+    ) -> anyhow::Result<()> {
         self.proposer = None;
-        let members = &self.timelines.context().members;
-        let reply = GreetingReply {
-            node: self.timelines.context().node,
-            incarnation: members.own().incarnation,
-            known: members.known(&greeting.configuration),
-            term: timeline.term(),
-            flush_lsn: timeline.flush_lsn(),
-            commit_lsn: timeline.commit_lsn(),
+        self.timeline = None;
+        self.is_compute = false;
+        let own = self.timelines.context().own;
+        let mut reply = GreetingReply {
+            node: own.node,
+            incarnation: own.incarnation,
+            configuration: None,
+            term: Term(0),
+            flush_lsn: Lsn::INVALID,
+            commit_lsn: Lsn::INVALID,
         };
-        self.timeline = Some(timeline);
-        self.is_compute = true;
+        match greeted {
+            Ok(Greeted::Member(timeline)) => {
+                reply.configuration = Some(Configuration::clone(&timeline.configuration()));
+                reply.term = timeline.term();
+                reply.flush_lsn = timeline.flush_lsn();
+                reply.commit_lsn = timeline.commit_lsn();
+                self.timeline = Some(timeline);
+                self.is_compute = true;
+            }
+            Ok(Greeted::Elsewhere(configuration)) => {
+                reply.configuration = Some(Configuration::clone(&configuration));
+            }
+            Ok(Greeted::NotFounded) => {}
+            Err(reason) => return self.refuse(reason),
+        }
+        self.greeting = Some(greeting);
         self.send(&Message::GreetingReply(reply))
     }
 

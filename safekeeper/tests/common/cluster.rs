@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use pgstrata_compute_shim::proposer::{Leader, ProposerConfig, Proposing, elect};
 use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
-use pgstrata_quorum::{Configuration, ProposerId};
+use pgstrata_quorum::ProposerId;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -117,6 +117,12 @@ impl Cluster {
 
     pub fn start_with(count: u64, args: &[&str]) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("objects").display().to_string();
+        let own_store = ["--object-store", store.as_str()];
+        let args = match args.contains(&"--object-store") {
+            true => args.to_vec(),
+            false => [args, &own_store[..]].concat(),
+        };
         let node = |id: u64| {
             let mut node = Node {
                 id,
@@ -140,7 +146,7 @@ impl Cluster {
         let addresses: Vec<_> = addresses.collect();
         ProposerConfig {
             parameters: parameters.clone(),
-            configuration: Configuration::new(1, ids.collect()).unwrap(),
+            safekeepers_to_ask: ids.collect(),
             safekeepers: Arc::new(addresses),
             identity: None,
             id: ProposerId([run; 16]),

@@ -1,5 +1,7 @@
 //! What one acceptor does with single messages.
 
+use pgstrata_ids::{Incarnation, NodeId};
+
 use super::*;
 use crate::TermStart;
 
@@ -8,12 +10,20 @@ fn history(entries: &[(u64, u64)]) -> TermHistory {
     TermHistory::new(entries.collect()).unwrap()
 }
 
+fn member(node: u64) -> Member {
+    Member { node: NodeId(node), incarnation: Incarnation([node as u8; 16]) }
+}
+
+fn group(nodes: &[u64]) -> Vec<Member> {
+    nodes.iter().map(|&node| member(node)).collect()
+}
+
 fn three() -> Configuration {
-    Configuration::new(1, vec![NodeId(1), NodeId(2), NodeId(3)]).unwrap()
+    Configuration::new(1, group(&[1, 2, 3])).unwrap()
 }
 
 fn acceptor() -> Acceptor {
-    Acceptor::restore(NodeId(1), ControlState::empty(Lsn(8), three()), Lsn(8)).unwrap()
+    Acceptor::restore(member(1), ControlState::empty(Lsn(8), three()), Lsn(8)).unwrap()
 }
 
 /// An acceptor that follows `term`, whose log begins with it.
@@ -39,8 +49,7 @@ fn appended(acceptor: &mut Acceptor, term: u64, start: u64, end: u64) {
 fn l10_other_members_under_the_same_number_get_no_vote() {
     let mut acceptor = acceptor();
     let mut ask = |number: u64, members: &[u64]| {
-        let members = members.iter().map(|&node| NodeId(node)).collect();
-        let configuration = Configuration::new(number, members).unwrap();
+        let configuration = Configuration::new(number, group(members)).unwrap();
         let proposer = ProposerId([1; 16]);
         let mut outputs = Vec::new();
         let term = Term(acceptor.term().0 + 1);
@@ -53,6 +62,55 @@ fn l10_other_members_under_the_same_number_get_no_vote() {
     }
     // In another order they are the same.
     assert!(matches!(ask(1, &[3, 1, 2]), AcceptorOutput::Vote(vote) if vote.granted));
+}
+
+#[test]
+fn only_what_was_decided_is_followed() {
+    let mut acceptor = acceptor();
+    let ask = |acceptor: &mut Acceptor, configuration: &Configuration| {
+        let (proposer, term) = (ProposerId([1; 16]), Term(acceptor.term().0 + 1));
+        let configuration = configuration.clone();
+        let mut outputs = Vec::new();
+        acceptor.vote(&VoteRequest { term, proposer, configuration }, &mut outputs);
+        outputs.pop().unwrap()
+    };
+    let joint = Configuration::joint(2, group(&[1, 2, 3]), group(&[1, 2, 4])).unwrap();
+    let undecided = Refusal::Undecided { number: 2, current: 1 };
+    assert_eq!(ask(&mut acceptor, &joint), AcceptorOutput::Refuse(undecided));
+    assert_eq!(acceptor.configuration(), &three());
+    let mut outputs = Vec::new();
+    acceptor.configure(&joint, &mut outputs);
+    assert!(
+        matches!(&outputs[..], [AcceptorOutput::Persist(state)] if state.configuration == joint)
+    );
+    assert!(matches!(ask(&mut acceptor, &joint), AcceptorOutput::Vote(vote) if vote.granted));
+    let stale = AcceptorOutput::Refuse(Refusal::StaleConfiguration { current: 2 });
+    assert_eq!(ask(&mut acceptor, &three()), stale);
+    // What was decided earlier, or the same again, changes nothing; another one of the number can't be.
+    outputs.clear();
+    acceptor.configure(&three(), &mut outputs);
+    acceptor.configure(&joint, &mut outputs);
+    assert_eq!(outputs, []);
+    acceptor.configure(&Configuration::new(2, group(&[1])).unwrap(), &mut outputs);
+    assert_eq!(outputs, [AcceptorOutput::Refuse(Refusal::OtherMembers { number: 2 })]);
+    // One without the acceptor: it votes for nobody and follows nobody from then on.
+    outputs.clear();
+    let without = Configuration::new(3, group(&[2, 3, 4])).unwrap();
+    acceptor.configure(&without, &mut outputs);
+    let not_member = AcceptorOutput::Refuse(Refusal::NotMember);
+    assert_eq!(ask(&mut acceptor, &without), not_member);
+    outputs.clear();
+    let elected = Elected { term: Term(99), history: history(&[(99, 8)]) };
+    acceptor.elected(&elected, &mut outputs);
+    assert_eq!(outputs, [not_member]);
+}
+
+#[test]
+fn who_lost_its_directory_gets_and_gives_no_vote() {
+    let wiped = Member { incarnation: Incarnation([9; 16]), ..member(1) };
+    let mut acceptor =
+        Acceptor::restore(wiped, ControlState::empty(Lsn(8), three()), Lsn(8)).unwrap();
+    assert_eq!(asked(&mut acceptor, 1), AcceptorOutput::Refuse(Refusal::NotMember));
 }
 
 fn asked(acceptor: &mut Acceptor, term: u64) -> AcceptorOutput {
@@ -93,7 +151,7 @@ fn a_copy_of_a_quorum_has_terms_of_its_own() {
         let mut proposer = proposer.skipping(skipped);
         let mut outputs = Vec::new();
         for node in [1, 2] {
-            proposer.connected(NodeId(node), Term(promised), &mut outputs);
+            proposer.connected(member(node), Term(promised), &mut outputs);
         }
         let asked = outputs.iter().find_map(|output| match output {
             ProposerOutput::RequestVote(_, request) => Some(request.term.0),
@@ -116,19 +174,19 @@ fn l12_old_terms_are_merged_and_a_branch_goes_on() {
     let entries: Vec<(u64, u64)> = (1..=most).map(|term| (term, 8 * term)).collect();
     let full = history(&entries);
     let end = Lsn(8 * most + 8);
-    let member = |node: u64, flush: Lsn, commit: Lsn| {
+    let acceptor_of = |node: u64, flush: Lsn, commit: Lsn| {
         let control = ControlState {
             term: Term(most),
             history: full.up_to(flush),
             commit_lsn: commit,
             ..ControlState::empty(Lsn(8), three())
         };
-        Acceptor::restore(NodeId(node), control, flush).unwrap()
+        Acceptor::restore(member(node), control, flush).unwrap()
     };
     let mut proposer = Proposer::new(ProposerId([1; 16]), three(), Term(1));
     let mut outputs = Vec::new();
     for node in 1..=3 {
-        proposer.connected(NodeId(node), Term(most), &mut outputs);
+        proposer.connected(member(node), Term(most), &mut outputs);
     }
     for node in 1..=2 {
         let vote = Vote {
@@ -139,7 +197,7 @@ fn l12_old_terms_are_merged_and_a_branch_goes_on() {
             commit_lsn: Lsn(end.0 - 16),
             history: full.clone(),
         };
-        proposer.vote(NodeId(node), vote, &mut outputs);
+        proposer.vote(member(node), vote, &mut outputs);
     }
     let elected = outputs.iter().find_map(|output| match output {
         ProposerOutput::AnnounceElected(_, elected) => Some(elected.clone()),
@@ -158,7 +216,7 @@ fn l12_old_terms_are_merged_and_a_branch_goes_on() {
         (far, far, far),
         (far, Lsn(far.0 - 80), Lsn(far.0 - 80)),
     ] {
-        let mut acceptor = member(1, flush, commit);
+        let mut acceptor = acceptor_of(1, flush, commit);
         outputs.clear();
         let mut outputs = Vec::new();
         acceptor.elected(&elected, &mut outputs);
@@ -170,7 +228,7 @@ fn l12_old_terms_are_merged_and_a_branch_goes_on() {
     // One that has the merged history and one that has not agree with each other.
     let ours = full.divergence(end, &elected.history, end, Lsn(8));
     assert_eq!((ours, elected.history.divergence(end, &full, end, Lsn(8))), (end, end));
-    let mut behind = member(1, Lsn(end.0 - 8), Lsn(8));
+    let mut behind = acceptor_of(1, Lsn(end.0 - 8), Lsn(8));
     let range = PeerRange {
         history: elected.history.clone(),
         commit_lsn: end,
@@ -190,7 +248,7 @@ fn member_of(node: u64, h: &TermHistory, flush: Lsn, commit: Lsn) -> Acceptor {
         commit_lsn: commit,
         ..ControlState::empty(Lsn(8), three())
     };
-    Acceptor::restore(NodeId(node), control, flush).unwrap()
+    Acceptor::restore(member(node), control, flush).unwrap()
 }
 
 fn elect_by(term: u64, votes: &[(u64, &Acceptor)]) -> Elected {
@@ -198,7 +256,7 @@ fn elect_by(term: u64, votes: &[(u64, &Acceptor)]) -> Elected {
     let mut proposer = Proposer::new(ProposerId([1; 16]), three(), Term(term));
     let mut outputs = Vec::new();
     for (node, _) in votes {
-        proposer.connected(NodeId(*node), Term(term - 1), &mut outputs);
+        proposer.connected(member(*node), Term(term - 1), &mut outputs);
     }
     for (node, a) in votes {
         let vote = Vote {
@@ -209,7 +267,7 @@ fn elect_by(term: u64, votes: &[(u64, &Acceptor)]) -> Elected {
             commit_lsn: a.commit_lsn(),
             history: a.history().up_to(a.flush_lsn()),
         };
-        proposer.vote(NodeId(*node), vote, &mut outputs);
+        proposer.vote(member(*node), vote, &mut outputs);
     }
     outputs
         .iter()

@@ -4,10 +4,13 @@ use pgstrata_ids::Lsn;
 
 use super::checks;
 use super::search::fingerprint;
-use super::world::{Action, Compute, Content, Message, NODES, RECORD, World, node_id};
+use super::world::{
+    Action, Compute, Content, Message, NODES, Node, RECORD, World, configuration, index, made_up,
+    member, wiped,
+};
 use crate::{
-    Acceptor, AcceptorOutput, Append, Fault, Holding, PeerRange, Phase, ProposerOutput, Refusal,
-    provable_commit,
+    Acceptor, AcceptorOutput, Append, Configuration, ControlState, Fault, Holding, PeerRange,
+    Phase, ProposerOutput, Refusal, provable_commit,
 };
 
 /// The outputs of one input, and the bytes that came with it.
@@ -49,6 +52,9 @@ impl World {
                     self.crashes(node, &outputs, &[], crash, &mut actions);
                 }
             }
+            if self.left.wipes > 0 {
+                actions.push(Action::Wipe(node));
+            }
             for other in (0..self.nodes.len() as u8).filter(|&other| other != node) {
                 let theirs = &self.nodes[usize::from(other)].core;
                 let end = self.copy_end(node);
@@ -67,6 +73,9 @@ impl World {
         if !compute.started {
             // Whoever starts may not have heard of the last change yet.
             actions.extend((1..=self.number).map(|number| Action::Campaign(c, number)));
+            if self.left.made_up > 0 {
+                actions.push(Action::CampaignMadeUp(c));
+            }
             return;
         }
         if self.left.restarts > 0 {
@@ -131,7 +140,12 @@ impl World {
 
     fn act(&mut self, action: Action) -> Result<(), String> {
         match action {
-            Action::Campaign(c, number) => self.campaign(c, number),
+            Action::Campaign(c, number) => self.campaign(c, configuration(number)),
+            Action::CampaignMadeUp(c) => {
+                self.left.made_up -= 1;
+                self.campaign(c, made_up(self.number))
+            }
+            Action::Wipe(node) => self.wipe(node),
             Action::Change => {
                 self.left.changes -= 1;
                 self.number += 1;
@@ -192,19 +206,24 @@ impl World {
         }
     }
 
-    fn campaign(&mut self, c: u8, number: u8) -> Result<(), String> {
+    fn campaign(&mut self, c: u8, members: Configuration) -> Result<(), String> {
         let compute = &mut self.computes[usize::from(c)];
         compute.started = true;
-        compute.core = Compute::proposer(c, compute.run, number, self.fault);
+        compute.core = Compute::proposer(c, compute.run, members, self.fault);
         (0..self.nodes.len() as u8).try_for_each(|node| self.connect(c, node))
     }
 
     fn connect(&mut self, c: u8, node: u8) -> Result<(), String> {
-        let promised = self.nodes[usize::from(node)].core.term();
+        let acceptor = &self.nodes[usize::from(node)].core;
+        // Who greets says which life of its directory this is.
+        if acceptor.member() != member(node) {
+            return Ok(());
+        }
+        let promised = acceptor.term();
         let compute = &mut self.computes[usize::from(c)];
         compute.next[usize::from(node)] = None;
         let mut outputs = Vec::new();
-        compute.core.connected(node_id(node), promised, &mut outputs);
+        compute.core.connected(member(node), promised, &mut outputs);
         self.proposer_outputs(c, outputs)
     }
 
@@ -241,7 +260,7 @@ impl World {
         }
         let c = message.compute;
         let compute = &mut self.computes[usize::from(c)];
-        let node = node_id(message.node);
+        let node = member(message.node);
         let mut outputs = Vec::new();
         if compute.run == message.run {
             match &message.content {
@@ -266,7 +285,14 @@ impl World {
         let mut outputs = Vec::new();
         let mut payload = Vec::new();
         match message.content {
-            Content::VoteRequest(request) => core.vote(&request, &mut outputs),
+            Content::VoteRequest(request) => {
+                // Its driver looks where configurations are decided.
+                let believes = self.fault == Some(Fault::MessengerBelieved);
+                if request.configuration.number() > core.configuration().number() && !believes {
+                    core.configure(&configuration(self.number), &mut outputs);
+                }
+                core.vote(&request, &mut outputs);
+            }
             Content::Elected(elected) => core.elected(&elected, &mut outputs),
             Content::Append(append, bytes) => {
                 core.append(&append, &mut outputs);
@@ -361,6 +387,11 @@ impl World {
                 AcceptorOutput::Refuse(Refusal::Fenced { .. }) => continue,
                 // Nor does this one: whoever hears it starts again, with a newer configuration.
                 AcceptorOutput::Refuse(Refusal::StaleConfiguration { .. }) => continue,
+                // Nor do these: they are for whoever made something up, or speaks to another life of a directory.
+                AcceptorOutput::Refuse(Refusal::Undecided { .. } | Refusal::NotMember) => continue,
+                AcceptorOutput::Refuse(Refusal::OtherMembers { .. }) if self.may_be_made_up => {
+                    continue;
+                }
                 AcceptorOutput::Refuse(Refusal::CommittedDiffers { .. }) => {
                     return Err(format!("acceptor {node} was told to drop committed bytes"));
                 }
@@ -384,9 +415,21 @@ impl World {
         disk.log.truncate(disk.log.len() - disk.log.len() % RECORD);
         disk.synced = disk.log.len();
         let end = Lsn(disk.log.len() as u64);
-        let core = Acceptor::restore(node_id(node), disk.control.clone(), end);
+        let core = Acceptor::restore(disk.core.member(), disk.control.clone(), end);
         disk.core = core.map_err(|error| error.to_string())?.with_fault(fault);
         disk.told_commit = disk.core.commit_lsn().0 as usize;
+        Ok(())
+    }
+
+    /// Its promises and its log are gone.
+    fn wipe(&mut self, node: u8) -> Result<(), String> {
+        self.left.wipes -= 1;
+        let (fault, number) = (self.fault, self.number);
+        let disk = &mut self.nodes[usize::from(node)];
+        let control = ControlState::empty(Lsn(0), configuration(number));
+        let core = Acceptor::restore(wiped(node, fault), control.clone(), Lsn(0));
+        let core = core.map_err(|error| error.to_string())?.with_fault(fault);
+        *disk = Node { core, control, log: Vec::new(), synced: 0, told_commit: 0 };
         Ok(())
     }
 
@@ -423,7 +466,7 @@ impl World {
             if self.fault == Some(Fault::ProofIgnoresAdoption) {
                 history = history.up_to(core.flush_lsn());
             }
-            Holding { node: node_id(node), flush_lsn: core.flush_lsn(), history }
+            Holding { member: core.member(), flush_lsn: core.flush_lsn(), history }
         };
         let of = |node: u8| self.nodes[usize::from(node)].core.configuration();
         let newest = if of(a).number() < of(b).number() { of(b) } else { of(a) };
@@ -442,7 +485,6 @@ impl World {
     fn proposer_outputs(&mut self, c: u8, outputs: Vec<ProposerOutput>) -> Result<(), String> {
         let run = self.computes[usize::from(c)].run;
         for output in outputs {
-            let index = |node: pgstrata_ids::NodeId| (node.0 - 1) as u8;
             let compute = &mut self.computes[usize::from(c)];
             match output {
                 ProposerOutput::RequestVote(node, request) => {

@@ -14,6 +14,8 @@ const NONE: Bounds = Bounds {
     proofs: 0,
     tidings: 0,
     changes: 0,
+    made_up: 0,
+    wipes: 0,
     pieces: false,
     late_flush: false,
 };
@@ -111,6 +113,26 @@ fn a_change_ends_while_a_compute_writes() {
 #[test]
 fn a_crash_after_a_change() {
     exhausts(Bounds { crashes: 1, records: [1, 0], ..JOINT });
+}
+
+#[test]
+fn a_configuration_that_somebody_made_up_elects_nobody() {
+    let made_up = Bounds { made_up: 1, ..ELECTED };
+    let outcome = exhausts(Bounds { records: [1, 1], ..made_up });
+    assert_eq!((outcome.highest_term, outcome.most_committed), (2, 4));
+    exhausts(Bounds { changes: 1, ..made_up });
+}
+
+#[test]
+fn a_directory_is_lost_while_a_compute_writes() {
+    let outcome = exhausts(Bounds { wipes: 1, records: [1, 0], ..ELECTED });
+    assert_eq!((outcome.highest_term, outcome.most_committed), (2, 2));
+}
+
+#[test]
+fn faulty_memberships_are_found() {
+    finds(Fault::MessengerBelieved, Bounds { made_up: 1, records: [1, 0], ..ELECTED });
+    finds(Fault::WipedComesBack, Bounds { wipes: 1, records: [1, 0], ..ELECTED });
 }
 
 #[test]

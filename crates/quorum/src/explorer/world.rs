@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use pgstrata_ids::{Lsn, NodeId, Term};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 
 use crate::{
     Acceptor, Ack, Append, Configuration, ControlState, Elected, Fault, Phase, Proposer,
@@ -60,6 +60,10 @@ pub struct Bounds {
     pub tidings: u8,
     /// Steps of a change of members: to both groups, and to the new one.
     pub changes: u8,
+    /// Campaigns with a configuration that nobody decided on.
+    pub made_up: u8,
+    /// Safekeepers that lose their directory and start again with an empty one, unless they are asked for nothing.
+    pub wipes: u8,
     /// Whether records are also sent in pieces.
     pub pieces: bool,
     /// Whether what was appended may stay unsynced while other messages come.
@@ -71,6 +75,10 @@ pub struct Bounds {
 pub enum Action {
     /// A compute hears promised terms from all and campaigns, with the configuration of this number.
     Campaign(u8, u8),
+    /// The same, with a configuration that somebody made up: the last of the first members alone.
+    CampaignMadeUp(u8),
+    /// An acceptor loses its directory, and starts again with an empty one.
+    Wipe(u8),
     /// The next configuration is decided, for whoever asks from now on.
     Change,
     /// A compute dies and another takes its place.
@@ -171,6 +179,8 @@ pub struct World {
     /// Whether a proposer of both groups has committed a record.
     pub joint_committed: bool,
     pub left: Bounds,
+    /// Whether somebody may campaign with members that he made up.
+    pub may_be_made_up: bool,
     pub fault: Option<Fault>,
 }
 
@@ -182,14 +192,37 @@ pub fn configuration(number: u8) -> Configuration {
         2 => (old, new),
         _ => (new, vec![]),
     };
-    let nodes = |group: Vec<u8>| group.into_iter().map(node_id).collect();
+    let group = |group: Vec<u8>| group.into_iter().map(member).collect();
     // Three different nodes are a configuration.
-    Configuration::joint(u64::from(number), nodes(members), nodes(incoming))
+    Configuration::joint(u64::from(number), group(members), group(incoming))
         .unwrap_or_else(|error| unreachable!("{error}"))
 }
 
-pub fn node_id(node: u8) -> NodeId {
-    NodeId(u64::from(node) + 1)
+/// One that nobody decided on, of the number after the newest.
+pub fn made_up(newest: u8) -> Configuration {
+    // One node is a configuration.
+    Configuration::new(u64::from(newest) + 1, vec![member(LEAVER)])
+        .unwrap_or_else(|error| unreachable!("{error}"))
+}
+
+/// Who an acceptor is: the fourth is the third's node, with another directory.
+pub fn member(node: u8) -> Member {
+    let (node, life) = if usize::from(node) == NODES - 1 { (LEAVER, 2) } else { (node, 1) };
+    Member { node: NodeId(u64::from(node) + 1), incarnation: Incarnation([life; 16]) }
+}
+
+/// Who an acceptor is after it lost its directory.
+pub fn wiped(node: u8, fault: Option<Fault>) -> Member {
+    match fault {
+        Some(Fault::WipedComesBack) => member(node),
+        _ => Member { incarnation: Incarnation([3; 16]), ..member(node) },
+    }
+}
+
+/// Which acceptor this is.
+pub fn index(of: Member) -> u8 {
+    // Proposers name members of configurations only.
+    (0..NODES as u8).find(|&node| member(node) == of).unwrap_or_else(|| unreachable!("{of}"))
 }
 
 impl World {
@@ -218,9 +251,10 @@ impl World {
         let leaves_or_comes = if self.nodes.len() == NODES { n.saturating_sub(1) } else { 0 };
         leaves_or_comes.hash(&mut hasher);
         node.core.hash_nameless(&mut hasher);
+        (node.core.member() == member(n as u8)).hash(&mut hasher);
         (&node.control, &node.log, node.synced, node.told_commit).hash(&mut hasher);
         for compute in &self.computes {
-            compute.core.hash_member(node_id(n as u8), &mut hasher);
+            compute.core.hash_member(member(n as u8), &mut hasher);
             (compute.next[n], compute.told[n], &compute.voted[n]).hash(&mut hasher);
         }
         for message in self.network.iter().filter(|message| usize::from(message.node) == n) {
@@ -247,7 +281,7 @@ impl World {
                 Content::Append(append, _) => append.term >= promised,
                 Content::Vote(..) => heard && phase == Phase::Campaigning,
                 Content::Ack(ack) => {
-                    let known = compute.core.flush_lsn_of(node_id(message.node));
+                    let known = compute.core.flush_lsn_of(member(message.node));
                     let streams = compute.next[usize::from(message.node)].is_some();
                     heard && phase == Phase::Elected && !(streams && known >= Some(ack.flush_lsn))
                 }
@@ -262,7 +296,7 @@ impl World {
             let number = if usize::from(node) == NODES - 1 { 2 } else { 1 };
             let control = ControlState::empty(Lsn(0), configuration(number));
             // An empty log suits an empty control state.
-            let core = Acceptor::restore(node_id(node), control.clone(), Lsn(0))
+            let core = Acceptor::restore(member(node), control.clone(), Lsn(0))
                 .unwrap_or_else(|error| unreachable!("{error}"))
                 .with_fault(fault);
             Node { core, control, log: Vec::new(), synced: 0, told_commit: 0 }
@@ -281,6 +315,7 @@ impl World {
             number: 1,
             joint_committed: false,
             left: bounds,
+            may_be_made_up: bounds.made_up > 0,
             fault,
         }
     }
@@ -289,7 +324,7 @@ impl World {
 impl Compute {
     pub fn new(compute: u8, run: u8, records: u8, fault: Option<Fault>) -> Compute {
         Compute {
-            core: Compute::proposer(compute, run, 1, fault),
+            core: Compute::proposer(compute, run, configuration(1), fault),
             run,
             started: false,
             log: Vec::new(),
@@ -300,12 +335,17 @@ impl Compute {
         }
     }
 
-    /// The one of this run that counts the members of the configuration of this number.
-    pub fn proposer(compute: u8, run: u8, number: u8, fault: Option<Fault>) -> Proposer {
+    /// The one of this run that counts these members.
+    pub fn proposer(
+        compute: u8,
+        run: u8,
+        configuration: Configuration,
+        fault: Option<Fault>,
+    ) -> Proposer {
         let mut id = [0; 16];
         id[0] = compute;
         id[1] = run;
-        Proposer::new(ProposerId(id), configuration(number), Term(1)).with_fault(fault)
+        Proposer::new(ProposerId(id), configuration, Term(1)).with_fault(fault)
     }
 
     /// The two bytes of this compute's next record: they say who wrote it, and in which run.

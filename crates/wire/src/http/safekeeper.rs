@@ -1,6 +1,6 @@
 //! A safekeeper's HTTP interface: `GET /v1/status` answers a [`Status`].
 
-use pgstrata_ids::{Lsn, TenantId, TimelineId};
+use pgstrata_ids::{Lsn, NodeId, TenantId, TimelineId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,44 @@ pub struct Timeline {
     /// Whether a compute is connected that proposes WAL.
     #[serde(default)]
     pub proposer_connected: bool,
+    /// Who keeps its WAL, as far as this safekeeper has heard; null before that was written down.
+    #[serde(default)]
+    pub quorum: Option<Quorum>,
+}
+
+/// Who keeps a timeline's WAL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Quorum {
+    /// Number of the configuration: a higher one replaces a lower one.
+    pub number: u64,
+    /// Its members; while they are being changed, those before the change.
+    pub members: Vec<Member>,
+    /// While they are being changed: those after it.
+    #[serde(default)]
+    pub incoming: Vec<Member>,
+}
+
+impl Quorum {
+    /// As those count who are asked for votes; `None` if it is none that could be.
+    pub fn configuration(&self) -> Option<pgstrata_quorum::Configuration> {
+        let member = |one: &Member| {
+            let incarnation = one.incarnation.parse().ok()?;
+            Some(pgstrata_ids::Member { node: NodeId(one.id), incarnation })
+        };
+        let group = |group: &[Member]| group.iter().map(member).collect::<Option<Vec<_>>>();
+        let (members, incoming) = (group(&self.members)?, group(&self.incoming)?);
+        pgstrata_quorum::Configuration::joint(self.number, members, incoming).ok()
+    }
+}
+
+/// A safekeeper in one life of its directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Member {
+    /// Node id.
+    pub id: u64,
+    /// Which life of its directory.
+    #[schemars(with = "form::Id")]
+    pub incarnation: String,
 }
 
 /// A timeline that a safekeeper can't serve.

@@ -1,7 +1,7 @@
 //! Bytes to messages.
 
 use pgstrata_ids::{
-    Incarnation, Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
+    Incarnation, Lsn, Member, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
 };
 use pgstrata_quorum::{
     Ack, Append, Configuration, Elected, MAX_HISTORY, MAX_MEMBERS, ProposerId, Refusal,
@@ -34,14 +34,17 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
         }
         7 => Message::ReadWal(fields.lsn("start")?, fields.lsn("end")?, term(&mut fields)?),
         8 => Message::LastRecord(fields.lsn("position")?),
-        9 => Message::Members(incarnations(&mut fields)?),
+        10 => Message::Found(fields.list(MAX_MEMBERS, "number of members", node)?),
         65 => Message::GreetingReply(GreetingReply {
             node: node(&mut fields)?,
             term: term(&mut fields)?,
             flush_lsn: fields.lsn("flush LSN")?,
             commit_lsn: fields.lsn("commit LSN")?,
             incarnation: Incarnation(fields.array("incarnation")?),
-            known: incarnations(&mut fields)?,
+            configuration: match fields.bool("configuration")? {
+                true => Some(configuration(&mut fields)?),
+                false => None,
+            },
         }),
         66 => Message::Vote(vote(&mut fields)?),
         67 => Message::Ack(Ack {
@@ -90,18 +93,16 @@ fn node(fields: &mut Fields<'_>) -> Decoded<NodeId> {
 
 fn greeting(fields: &mut Fields<'_>) -> Decoded<Greeting> {
     let parameters = parameters(fields)?;
-    let configuration = configuration(fields)?;
+    let known = fields.u64("configuration number")?;
     let proposer = ProposerId(fields.array("proposer id")?);
     let addresses = fields.list(2 * MAX_MEMBERS, "number of addresses", |fields| {
         Ok((node(fields)?, fields.text(MAX_ADDRESS, "address")?))
     })?;
-    Ok(Greeting { parameters, configuration, addresses, proposer })
+    Ok(Greeting { parameters, known, addresses, proposer })
 }
 
-fn incarnations(fields: &mut Fields<'_>) -> Decoded<Vec<(NodeId, Incarnation)>> {
-    fields.list(2 * MAX_MEMBERS, "number of members", |fields| {
-        Ok((node(fields)?, Incarnation(fields.array("incarnation")?)))
-    })
+fn member(fields: &mut Fields<'_>) -> Decoded<Member> {
+    Ok(Member { node: node(fields)?, incarnation: Incarnation(fields.array("incarnation")?) })
 }
 
 fn vote(fields: &mut Fields<'_>) -> Decoded<Vote> {
@@ -116,7 +117,7 @@ fn vote(fields: &mut Fields<'_>) -> Decoded<Vote> {
 }
 
 fn status(fields: &mut Fields<'_>) -> Decoded<Status> {
-    let node = node(fields)?;
+    let member = member(fields)?;
     let term = term(fields)?;
     let available_lsn = fields.lsn("available LSN")?;
     let flush_lsn = fields.lsn("flush LSN")?;
@@ -125,7 +126,7 @@ fn status(fields: &mut Fields<'_>) -> Decoded<Status> {
     let configuration = configuration(fields)?;
     let history = history(fields)?;
     Ok(Status {
-        node,
+        member,
         parameters,
         configuration,
         term,
@@ -158,8 +159,8 @@ fn parameters(fields: &mut Fields<'_>) -> Decoded<TimelineParameters> {
 
 fn configuration(fields: &mut Fields<'_>) -> Decoded<Configuration> {
     let number = fields.u64("configuration number")?;
-    let members = fields.list(MAX_MEMBERS, "number of members", node)?;
-    let incoming = fields.list(MAX_MEMBERS, "number of members", node)?;
+    let members = fields.list(MAX_MEMBERS, "number of members", member)?;
+    let incoming = fields.list(MAX_MEMBERS, "number of members", member)?;
     Configuration::joint(number, members, incoming)
         .map_err(|_| DecodeError::Impossible("configuration"))
 }
@@ -185,6 +186,7 @@ fn refused(fields: &mut Fields<'_>) -> Decoded<RefusedReason> {
         // The text named what was wrong with our own message; the log over there has it.
         5 => Refusal::Malformed("the other side could not use it"),
         11 => Refusal::OtherMembers { number: first },
+        15 => Refusal::Undecided { number: first, current: second },
         12 => Refusal::TermTooFar { asked: Term(first), promised: Term(second) },
         6 => return Ok(RefusedReason::Mismatch(text)),
         7 => return Ok(RefusedReason::UnknownTimeline),

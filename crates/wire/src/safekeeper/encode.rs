@@ -1,6 +1,6 @@
 //! Messages to bytes.
 
-use pgstrata_ids::{Incarnation, NodeId, TimelineParameters};
+use pgstrata_ids::{Member, TimelineParameters};
 use pgstrata_quorum::{Append, Configuration, Refusal, TermHistory};
 
 use super::{APPEND_KIND, MAX_ADDRESS, MAX_REASON, Message, RefusedReason, WAL};
@@ -61,7 +61,7 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
     match message {
         Message::Greeting(greeting) => {
             parameters(&greeting.parameters, out);
-            configuration(&greeting.configuration, out);
+            put_u64(out, greeting.known);
             out.extend_from_slice(&greeting.proposer.0);
             put_list(out, greeting.addresses.iter(), |out, (node, address)| {
                 put_u64(out, node.0);
@@ -91,9 +91,12 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::GreetingReply(reply) => {
             put_u64s(out, &[reply.node.0, reply.term.0, reply.flush_lsn.0, reply.commit_lsn.0]);
             out.extend_from_slice(&reply.incarnation.0);
-            incarnations(&reply.known, out);
+            out.push(u8::from(reply.configuration.is_some()));
+            if let Some(known) = &reply.configuration {
+                configuration(known, out);
+            }
         }
-        Message::Members(members) => incarnations(members, out),
+        Message::Found(nodes) => put_list(out, nodes.iter(), |out, node| put_u64(out, node.0)),
         Message::Vote(vote) => {
             out.push(u8::from(vote.granted));
             put_u64s(out, &[vote.asked.0, vote.term.0, vote.flush_lsn.0, vote.commit_lsn.0]);
@@ -102,15 +105,10 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::Ack(ack) => put_u64s(out, &[ack.term.0, ack.flush_lsn.0, ack.commit_lsn.0]),
         Message::Refused(reason) => refused(reason, out),
         Message::Status(status) => {
+            member(&status.member, out);
             put_u64s(
                 out,
-                &[
-                    status.node.0,
-                    status.term.0,
-                    status.available_lsn.0,
-                    status.flush_lsn.0,
-                    status.commit_lsn.0,
-                ],
+                &[status.term.0, status.available_lsn.0, status.flush_lsn.0, status.commit_lsn.0],
             );
             parameters(&status.parameters, out);
             configuration(&status.configuration, out);
@@ -131,11 +129,9 @@ fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
     values.iter().for_each(|&value| put_u64(out, value));
 }
 
-fn incarnations(members: &[(NodeId, Incarnation)], out: &mut Vec<u8>) {
-    put_list(out, members.iter(), |out, (node, incarnation)| {
-        put_u64(out, node.0);
-        out.extend_from_slice(&incarnation.0);
-    });
+fn member(member: &Member, out: &mut Vec<u8>) {
+    put_u64(out, member.node.0);
+    out.extend_from_slice(&member.incarnation.0);
 }
 
 fn parameters(parameters: &TimelineParameters, out: &mut Vec<u8>) {
@@ -155,7 +151,7 @@ fn parameters(parameters: &TimelineParameters, out: &mut Vec<u8>) {
 fn configuration(configuration: &Configuration, out: &mut Vec<u8>) {
     put_u64(out, configuration.number());
     for group in [configuration.members(), configuration.incoming()] {
-        put_list(out, group.iter(), |out, node| put_u64(out, node.0));
+        put_list(out, group.iter(), |out, one| member(one, out));
     }
 }
 
@@ -175,6 +171,9 @@ fn refused(reason: &RefusedReason, out: &mut Vec<u8>) {
         }
         RefusedReason::Quorum(Refusal::Malformed(what)) => (5, [0, 0], *what),
         RefusedReason::Quorum(Refusal::OtherMembers { number }) => (11, [*number, 0], ""),
+        RefusedReason::Quorum(Refusal::Undecided { number, current }) => {
+            (15, [*number, *current], "")
+        }
         RefusedReason::Quorum(Refusal::TermTooFar { asked, promised }) => {
             (12, [asked.0, promised.0], "")
         }

@@ -14,7 +14,9 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-use pgstrata_ids::{Incarnation, Lsn, NodeId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_ids::{
+    Incarnation, Lsn, Member, NodeId, TenantId, Term, TimelineId, TimelineParameters,
+};
 use pgstrata_quorum::{
     Ack, Append, Configuration, Elected, ProposerId, Refusal, TermHistory, Vote, VoteRequest,
 };
@@ -26,11 +28,12 @@ use crate::version::{Protocol, Range, Version, VersionError};
 pub use decode::decode;
 pub use encode::{AppendHead, encode};
 
-/// The protocol. Version 1 was never released.
+/// The protocol. Version 1 was never released. In version 3 members have incarnations, and only configurations that were
+/// decided are followed: a rule, so that the former rule is spoken no more.
 pub const WAL: Protocol = Protocol {
     name: "WAL protocol",
     server: "safekeeper",
-    speaks: match Range::new(2, 2) {
+    speaks: match Range::new(3, 3) {
         Some(range) => range,
         None => panic!("no range"),
     },
@@ -45,13 +48,15 @@ pub const MAX_ADDRESS: usize = 255;
 /// Longest text of a refusal, in bytes.
 pub const MAX_REASON: usize = 1024;
 
-/// A proposer introduces itself and the timeline, which is created if it is new.
+/// A proposer introduces itself and the timeline. Answered by what the safekeeper knows of it, which may be nothing: this
+/// creates no timeline, unless it was founded with the safekeeper as a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     /// The timeline.
     pub parameters: TimelineParameters,
-    /// Its members.
-    pub configuration: Configuration,
+    /// Number of the newest configuration that the proposer knows, 0 if it knows none: a safekeeper that knows only lower
+    /// ones looks where they are decided before it answers.
+    pub known: u64,
     /// Where members' WAL ports are, as far as known; hints for catching up from each other.
     pub addresses: Vec<(NodeId, String)>,
     /// Who speaks.
@@ -65,8 +70,9 @@ pub struct GreetingReply {
     pub node: NodeId,
     /// Which life of its directory this is.
     pub incarnation: Incarnation,
-    /// The other members that it has met, durably.
-    pub known: Vec<(NodeId, Incarnation)>,
+    /// The newest configuration of the timeline that it knows, which need not name it. `None` if the timeline was not
+    /// founded yet: see [`Message::Found`].
+    pub configuration: Option<Configuration>,
     /// The highest term it promised on this timeline.
     pub term: Term,
     /// End of its durable log.
@@ -79,7 +85,7 @@ pub struct GreetingReply {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Who answers.
-    pub node: NodeId,
+    pub member: Member,
     /// The timeline.
     pub parameters: TimelineParameters,
     /// Its members.
@@ -160,9 +166,9 @@ pub enum Message<'a> {
     Append(Append, &'a [u8]),
     /// Proposer: are you there? Answered by an [`Ack`] once an election was announced.
     Ping,
-    /// Proposer: these are the members whose votes and acknowledgements I count. Kept by the
-    /// safekeeper before anything that follows; only a refusal is answered.
-    Members(Vec<(NodeId, Incarnation)>),
+    /// Proposer, after a greeting: let the timeline be founded with these nodes as its first members, each as it has
+    /// registered. Answered like the greeting; if somebody else has founded it with others, then with those.
+    Found(Vec<NodeId>),
     /// Reader: this timeline, please; never creates one.
     Open(TenantId, TimelineId),
     /// Reader: WAL from `.0` to at most `.1`, in chunks. Bytes that aren't known to be committed
@@ -199,7 +205,7 @@ impl Message<'_> {
             Message::Open(..) => 6,
             Message::ReadWal(..) => 7,
             Message::LastRecord(_) => 8,
-            Message::Members(_) => 9,
+            Message::Found(_) => 10,
             Message::GreetingReply(_) => 65,
             Message::Vote(_) => 66,
             Message::Ack(_) => 67,

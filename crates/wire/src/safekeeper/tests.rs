@@ -1,7 +1,7 @@
 //! Round trips of every message, and any bytes at all.
 
 use pgstrata_ids::{
-    Incarnation, Lsn, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
+    Incarnation, Lsn, Member, NodeId, SystemId, TenantId, Term, TimelineId, TimelineParameters,
 };
 use pgstrata_quorum::{
     Ack, Append, Configuration, Elected, ProposerId, Refusal, TermHistory, TermStart, Vote,
@@ -41,8 +41,10 @@ fn history() -> impl Strategy<Value = TermHistory> {
 
 fn configuration() -> impl Strategy<Value = Configuration> {
     (any::<u64>(), 1u64..6, 0u64..6).prop_map(|(number, members, incoming)| {
-        let nodes = |first: u64, count: u64| (first..first + count).map(NodeId).collect();
-        Configuration::joint(number, nodes(1, members), nodes(3, incoming)).unwrap()
+        let member =
+            |node: u64| Member { node: NodeId(node), incarnation: Incarnation([node as u8; 16]) };
+        let group = |first: u64, count: u64| (first..first + count).map(member).collect();
+        Configuration::joint(number, group(1, members), group(3, incoming)).unwrap()
     })
 }
 
@@ -75,7 +77,7 @@ proptest! {
         let proposer = ProposerId(id);
         round_trip(Message::Greeting(Greeting {
             parameters,
-            configuration: configuration.clone(),
+            known: start,
             addresses: vec![(NodeId(term), "127.0.0.1:5454".into())],
             proposer,
         }));
@@ -115,18 +117,20 @@ proptest! {
         let (node, term, flush_lsn, commit_lsn) =
             (NodeId(node), Term(term), Lsn(flush), Lsn(commit));
         let incarnation = Incarnation([7; 16]);
-        let known = vec![(NodeId(other), incarnation)];
-        round_trip(Message::Members(known.clone()));
-        round_trip(Message::GreetingReply(GreetingReply {
-            node, incarnation, known, term, flush_lsn, commit_lsn,
-        }));
+        round_trip(Message::Found(vec![node, NodeId(other)]));
+        for configuration in [None, Some(configuration.clone())] {
+            round_trip(Message::GreetingReply(GreetingReply {
+                node, incarnation, configuration, term, flush_lsn, commit_lsn,
+            }));
+        }
+        let member = Member { node, incarnation };
         let asked = Term(other);
         let vote = Vote { asked, granted, term, flush_lsn, commit_lsn, history: history.clone() };
         round_trip(Message::Vote(vote));
         round_trip(Message::Ack(Ack { term, flush_lsn, commit_lsn }));
         let available_lsn = Lsn(other);
         round_trip(Message::Status(Status {
-            node, parameters, configuration, term, available_lsn, flush_lsn, commit_lsn, history,
+            member, parameters, configuration, term, available_lsn, flush_lsn, commit_lsn, history,
         }));
         round_trip(Message::WalChunk(flush_lsn, &payload));
         round_trip(Message::LastRecordReply(flush_lsn));
@@ -136,6 +140,7 @@ proptest! {
             Refusal::NotMember,
             Refusal::TermTooFar { asked: Term(other), promised: term },
             Refusal::OtherMembers { number: other },
+            Refusal::Undecided { number: other, current: flush },
             Refusal::CommittedDiffers { divergence: flush_lsn, commit_lsn },
         ] {
             round_trip(Message::Refused(RefusedReason::Quorum(refusal)));

@@ -1,0 +1,243 @@
+//! Who the members of a timeline's quorum are, and were: the object that decides it.
+//!
+//! A [document](crate::document) whose first line begins with "pgstrata-quorum ", at
+//! `tenants/TENANT/timelines/TIMELINE/quorum`. It is created when the timeline is founded, and then advanced by
+//! compare-and-swap only; what it says is decided the moment that the swap succeeds. With it comes what the timeline is, so
+//! that a new member needs nobody's word for that either.
+//!
+//! ```text
+//! {"tenant_id":"...","timeline_id":"...","system_id":"...","pg_version":18,"pg_timeline":1,"segment_size":16777216,
+//!  "start_lsn":"0/1000000","ancestor_id":null,
+//!  "configurations":[{"number":1,"members":[{"id":1,"incarnation":"..."}],"incoming":[]}]}
+//! ```
+//! The newest configurations are kept, oldest first ([`pgstrata_quorum::MAX_CHAIN`]).
+
+use pgstrata_ids::{Member, NodeId, SystemId, TimelineParameters};
+use pgstrata_quorum::{Chain, Configuration};
+use serde::{Deserialize, Serialize};
+
+use crate::FormatError;
+use crate::document::Kind;
+
+const KIND: Kind = Kind {
+    what: "timeline's quorum",
+    prefix: "pgstrata-quorum ",
+    version: 1,
+    first_version: 1,
+    sealed_from: 1,
+};
+
+/// Bytes of one, at most: 64 configurations of two groups of 15, of some 80 bytes each.
+pub const LIMIT: u64 = 256 << 10;
+
+/// A timeline and its members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quorum {
+    /// What the timeline is.
+    pub parameters: TimelineParameters,
+    /// Who its members are, and were.
+    pub chain: Chain,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    tenant_id: String,
+    timeline_id: String,
+    system_id: String,
+    pg_version: u32,
+    pg_timeline: u32,
+    segment_size: u32,
+    start_lsn: String,
+    ancestor_id: Option<String>,
+    configurations: Vec<Step>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Step {
+    number: u64,
+    members: Vec<Named>,
+    incoming: Vec<Named>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Named {
+    id: u64,
+    incarnation: String,
+}
+
+impl Quorum {
+    /// The object's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let named = |group: &[Member]| {
+            let named = |member: &Member| Named {
+                id: member.node.0,
+                incarnation: member.incarnation.to_string(),
+            };
+            group.iter().map(named).collect()
+        };
+        let step = |configuration: &Configuration| Step {
+            number: configuration.number(),
+            members: named(configuration.members()),
+            incoming: named(configuration.incoming()),
+        };
+        let parameters = &self.parameters;
+        KIND.encode(&Document {
+            tenant_id: parameters.tenant.to_string(),
+            timeline_id: parameters.timeline.to_string(),
+            system_id: parameters.system_id.to_string(),
+            pg_version: parameters.pg_version,
+            pg_timeline: parameters.pg_timeline,
+            segment_size: parameters.segment_size,
+            start_lsn: parameters.start_lsn.to_string(),
+            ancestor_id: parameters.ancestor.map(|ancestor| ancestor.to_string()),
+            configurations: self.chain.configurations().iter().map(step).collect(),
+        })
+    }
+
+    /// Reads the object's bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Quorum, FormatError> {
+        let document: Document = KIND.decode(bytes)?;
+        let ancestor = document.ancestor_id.as_deref().map(parsed).transpose()?;
+        let parameters = TimelineParameters {
+            tenant: parsed(&document.tenant_id)?,
+            timeline: parsed(&document.timeline_id)?,
+            system_id: SystemId(parsed(&document.system_id)?),
+            pg_version: document.pg_version,
+            pg_timeline: document.pg_timeline,
+            segment_size: document.segment_size,
+            start_lsn: parsed(&document.start_lsn)?,
+            ancestor,
+        };
+        parameters.check().map_err(corrupt)?;
+        let steps = document.configurations.iter().map(configuration);
+        let chain = Chain::of(steps.collect::<Result<_, FormatError>>()?).map_err(corrupt)?;
+        Ok(Quorum { parameters, chain })
+    }
+}
+
+fn corrupt(error: impl std::fmt::Display) -> FormatError {
+    FormatError::corrupt(KIND.what, error.to_string())
+}
+
+fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, FormatError> {
+    text.parse().map_err(corrupt)
+}
+
+fn configuration(step: &Step) -> Result<Configuration, FormatError> {
+    let group = |named: &[Named]| -> Result<Vec<Member>, FormatError> {
+        let member = |named: &Named| {
+            Ok(Member { node: NodeId(named.id), incarnation: parsed(&named.incarnation)? })
+        };
+        named.iter().map(member).collect()
+    };
+    let (members, incoming) = (group(&step.members)?, group(&step.incoming)?);
+    Configuration::joint(step.number, members, incoming).map_err(corrupt)
+}
+
+#[cfg(test)]
+mod tests {
+    use pgstrata_ids::{Incarnation, Lsn, TenantId, TimelineId};
+    use pgstrata_quorum::{MAX_CHAIN, MAX_MEMBERS};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn group(nodes: impl IntoIterator<Item = u64>, life: u8) -> Vec<Member> {
+        let member = |node| Member { node: NodeId(node), incarnation: Incarnation([life; 16]) };
+        nodes.into_iter().map(member).collect()
+    }
+
+    fn quorum(chain: Chain) -> Quorum {
+        let parameters = TimelineParameters {
+            tenant: TenantId([1; 16]),
+            timeline: TimelineId([2; 16]),
+            system_id: SystemId(u64::MAX),
+            pg_version: 18,
+            pg_timeline: 1,
+            segment_size: 16 << 20,
+            start_lsn: Lsn(16 << 20),
+            ancestor: Some(TimelineId([4; 16])),
+        };
+        Quorum { parameters, chain }
+    }
+
+    fn changed() -> Quorum {
+        let chain = Chain::found(group(1..=3, 5)).unwrap();
+        quorum(chain.change_to(group([1, 2, 4], 5)).unwrap())
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let text = String::from_utf8(changed().encode()).unwrap();
+        let (line, document) = text.split_once('\n').unwrap();
+        assert!(line.starts_with("pgstrata-quorum 1 "), "{line}");
+        let five = "05".repeat(16);
+        let member = |node: u64| format!(r#"{{"id":{node},"incarnation":"{five}"}}"#);
+        let old = format!("[{},{},{}]", member(1), member(2), member(3));
+        let new = format!("[{},{},{}]", member(1), member(2), member(4));
+        let expected = format!(
+            r#"{{"tenant_id":"{}","timeline_id":"{}","system_id":"18446744073709551615","pg_version":18,"pg_timeline":1,"segment_size":16777216,"start_lsn":"0/1000000","ancestor_id":"{}","configurations":[{{"number":1,"members":{old},"incoming":[]}},{{"number":2,"members":{old},"incoming":{new}}}]}}"#,
+            "01".repeat(16),
+            "02".repeat(16),
+            "04".repeat(16),
+        );
+        assert_eq!(document, expected);
+    }
+
+    #[test]
+    fn round_trip_and_every_flipped_bit_is_found() {
+        let bytes = changed().encode();
+        assert_eq!(Quorum::decode(&bytes), Ok(changed()));
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut broken = bytes.clone();
+                broken[at] ^= 1 << bit;
+                assert!(Quorum::decode(&broken).is_err(), "byte {at} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_is_within_the_limit() {
+        let most = u64::MAX - MAX_MEMBERS as u64..u64::MAX;
+        let mut chain = Chain::found(group(most.clone(), 0)).unwrap();
+        for life in 1..MAX_CHAIN as u8 {
+            chain = chain.change_to(group(most.clone(), life)).unwrap().change_ended().unwrap();
+        }
+        let longest = quorum(chain).encode();
+        assert!(longest.len() as u64 <= LIMIT, "{}", longest.len());
+        assert!(Quorum::decode(&longest).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_chain_is_refused() {
+        let member = r#"{"id":1,"incarnation":"05050505050505050505050505050505"}"#;
+        for configurations in [
+            "[]".to_owned(),
+            r#"[{"number":1,"members":[],"incoming":[]}]"#.to_owned(),
+            format!(r#"[{{"number":0,"members":[{member}],"incoming":[]}}]"#),
+            format!(r#"[{{"number":1,"members":[{member},{member}],"incoming":[]}}]"#),
+            format!(
+                r#"[{{"number":1,"members":[{member}],"incoming":[]}},{{"number":3,"members":[{member}],"incoming":[]}}]"#
+            ),
+            r#"[{"number":1,"members":[{"id":1,"incarnation":"5"}],"incoming":[]}]"#.to_owned(),
+        ] {
+            let mut document: serde_json::Value = {
+                let bytes = changed().encode();
+                let at = bytes.iter().position(|&byte| byte == b'\n').unwrap();
+                serde_json::from_slice(&bytes[at..]).unwrap()
+            };
+            document["configurations"] = serde_json::from_str(&configurations).unwrap();
+            let error = Quorum::decode(&KIND.encode(&document)).unwrap_err().to_string();
+            assert!(error.contains("timeline's quorum"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Quorum::decode(&bytes);
+            let _ = Quorum::decode(&[&KIND.encode(&1)[..20], &bytes].concat());
+        }
+    }
+}
