@@ -90,7 +90,7 @@ pub struct Shared {
     /// It has accepted connections once.
     pub was_running: AtomicBool,
     /// The highest term that it asked for, or 0.
-    pub asked_term: AtomicU64,
+    pub asked_term: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -371,8 +371,9 @@ fn campaign(config: &ComputeConfig, shared: &Shared) -> Result<Leader, ProposerE
         safekeepers: Arc::clone(&config.places) as _,
         identity: config.security.identity().cloned(),
         id: ProposerId(rand::random()),
+        asked_term: Arc::clone(&shared.asked_term),
     };
-    elect_again(proposer, timeout, &shared.asked_term)
+    elect_again(proposer, timeout)
 }
 
 fn writer(config: &ComputeConfig, version: PgVersion) -> WalWriter {

@@ -214,6 +214,26 @@ impl Timelines {
         Ok(Greeted::Member(timeline))
     }
 
+    /// The timeline, as it is by a configuration of this number at least: created if it names this safekeeper, and the timeline
+    /// never was here.
+    pub fn heard_of(&self, key: TimelineKey, number: u64) -> Result<Arc<Timeline>, RefusedReason> {
+        let timeline = match self.get(key) {
+            Err(RefusedReason::UnknownTimeline) => {
+                let decided = self.context.decisions.read(key)?;
+                let decided = decided.ok_or(RefusedReason::UnknownTimeline)?;
+                if !decided.chain.newest().contains(self.context.own) {
+                    return Err(RefusedReason::UnknownTimeline);
+                }
+                self.create(&decided, &[])?
+            }
+            other => other?,
+        };
+        if timeline.configuration_number() < number {
+            self.learn(&timeline)?;
+        }
+        Ok(timeline)
+    }
+
     /// Looks where it is decided who a timeline's members are, and takes what stands there.
     pub fn learn(&self, timeline: &Timeline) -> Result<(), RefusedReason> {
         let parameters = timeline.parameters();

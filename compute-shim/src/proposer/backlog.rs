@@ -107,6 +107,14 @@ impl Backlog {
         }
     }
 
+    /// Makes all pieces those of another term: the same bytes, which are sent anew.
+    pub fn restamp(&mut self, term: Term, commit_lsn: Lsn) {
+        for piece in &mut self.pieces {
+            let (start, record_end, bytes) = (piece.start, piece.record_end, piece.payload.clone());
+            *piece = Piece::new(term, WalChunk { start, bytes, record_end }, commit_lsn);
+        }
+    }
+
     /// The last remembered boundary at or before `lsn`, if any.
     pub fn boundary_before(&self, lsn: Lsn) -> Option<Lsn> {
         let index = self.boundaries.partition_point(|&boundary| boundary <= lsn);

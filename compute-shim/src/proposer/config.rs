@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use pgstrata_identity::Identity;
@@ -51,6 +52,8 @@ pub struct ProposerConfig {
     pub identity: Option<Identity>,
     /// This run of this compute; must never have been used before.
     pub id: ProposerId,
+    /// The highest term that the compute ever asked for, or 0; kept up.
+    pub asked_term: Arc<AtomicU64>,
 }
 
 /// The next piece of WAL.

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{
-    Append, Configuration, Election, Phase, Proposer, ProposerId, ProposerOutput, Refusal,
+    Append, Configuration, Election, Proposer, ProposerId, ProposerOutput, Refusal, TermHistory,
 };
 use pgstrata_wire::safekeeper::{Greeting, GreetingReply, Message, RefusedReason, decode};
 
@@ -60,8 +61,14 @@ pub struct Driver {
     election: Option<Election>,
     fenced: Option<Term>,
     yields_above: Option<Term>,
-    /// Number of the configuration that has taken the place of the one that elected.
+    /// Number of the configuration with which no election could continue the log that was led.
     replaced_by: Option<u64>,
+    /// What the log was that was led by the term before, while members were changed and a term has to be won with the new ones.
+    led: Option<TermHistory>,
+    /// Where the log begins that the source writes.
+    own_start_lsn: Lsn,
+    /// The last record boundary of the log.
+    record_end: Lsn,
     /// Whom to ask next to found the timeline.
     founder_turn: usize,
     commit_lsn: Lsn,
@@ -146,6 +153,9 @@ impl Driver {
             fenced: None,
             yields_above,
             replaced_by: None,
+            led: None,
+            own_start_lsn: Lsn::INVALID,
+            record_end: Lsn::INVALID,
             founder_turn: 0,
             commit_lsn: Lsn::INVALID,
             commit_changed_at: now,
@@ -201,7 +211,7 @@ impl Driver {
             return Some(format!("no quorum of safekeepers is connected: {}", self.describe()));
         }
         // Within a record there is nothing to be committed yet.
-        let waits = self.core.end_lsn() > self.commit_lsn;
+        let waits = self.record_end > self.commit_lsn;
         let seconds = self.commit_changed_at.max(self.appended_at).elapsed().as_secs();
         (waits && seconds >= STALLED_AFTER)
             .then(|| format!("no commit was possible for {seconds} s: {}", self.describe()))
@@ -236,11 +246,6 @@ impl Driver {
         }
     }
 
-    /// The term that is asked for or won.
-    pub fn term(&self) -> Term {
-        self.core.term()
-    }
-
     /// Campaigns again, above `term`, on the same connections.
     pub fn campaign_above(&mut self, term: Term) {
         let next = Term(term.0.saturating_add(1));
@@ -266,7 +271,7 @@ impl Driver {
     /// True if more may be appended now. Commits come at record boundaries only: within a record whose start is
     /// committed there is nothing to wait for.
     pub fn has_room(&self) -> bool {
-        let is_within_record = self.core.end_lsn() <= self.commit_lsn;
+        let is_within_record = self.record_end <= self.commit_lsn;
         self.backlog.end().saturating_sub(self.commit_lsn) < MAX_UNCOMMITTED || is_within_record
     }
 
@@ -283,9 +288,10 @@ impl Driver {
             );
             return Err(ProposerError::Source(io::Error::other(text)));
         };
-        if self.core.end_lsn() <= self.commit_lsn {
+        if self.record_end <= self.commit_lsn {
             self.appended_at = Instant::now();
         }
+        self.record_end = self.record_end.max(chunk.record_end);
         self.core.appended(chunk.record_end);
         let term = self.core.term();
         let mut chunk = chunk;
@@ -310,6 +316,9 @@ impl Driver {
     ) -> Result<(), ProposerError> {
         let now = Instant::now();
         for (token, link) in self.links.iter_mut().enumerate() {
+            if !link.is_wanted && link.connection.is_some() {
+                link.fail(now, &"it is no member of this branch any more");
+            }
             link.connect_if_due(now, token as u64, &self.poller, &self.dialer);
         }
         self.found_if_due();
@@ -419,7 +428,7 @@ impl Driver {
             return Ok(());
         }
         // What earlier terms wrote is not the source's to give: its file may have zeros there.
-        if self.election.as_ref().is_none_or(|election| next < election.start_lsn) {
+        if next < self.own_start_lsn {
             link.needs_peer = true;
             return Ok(());
         }
@@ -654,6 +663,11 @@ impl Driver {
                 }
                 // To what was asked before it was greeted anew.
                 (Message::Vote(_) | Message::Ack(_), None) => {}
+                (Message::Configuration(decided), _) => {
+                    if decided.number() > self.configuration.number() {
+                        self.adopt(decided, None);
+                    }
+                }
                 (Message::Refused(reason), _) => {
                     if let RefusedReason::Quorum(Refusal::Fenced { promised }) = reason {
                         self.core.outranked(promised, &mut self.outputs);
@@ -693,11 +707,7 @@ impl Driver {
             };
         };
         if said.number() > self.configuration.number() {
-            if self.core.phase() == Phase::Elected {
-                self.replaced_by = Some(said.number());
-                return Ok(());
-            }
-            self.adopt(said.clone(), index);
+            self.adopt(said.clone(), Some(index));
         } else if !said.has_the_members_of(&self.configuration) {
             let number = said.number();
             return Err(io::Error::other(Refusal::OtherMembers { number }));
@@ -714,17 +724,16 @@ impl Driver {
         Ok(())
     }
 
-    /// Begins anew with these members, as the safekeeper at `told_by` says; the others are asked what they say.
-    fn adopt(&mut self, configuration: Configuration, told_by: usize) {
+    /// Campaigns with these members, as the safekeeper at `told_by` says in answer to a greeting; the others are asked what they
+    /// say. If a term was won already, its log is to go on, with the next one.
+    fn adopt(&mut self, configuration: Configuration, told_by: Option<usize>) {
         self.greeting.known = configuration.number();
         self.configuration = configuration;
         let nodes = self.configuration.nodes();
-        let now = Instant::now();
         for (index, link) in self.links.iter_mut().enumerate() {
+            // One that is wanted no more is left in the next turn: what it sent may be just being read.
             link.is_wanted = nodes.contains(&link.node);
-            if !link.is_wanted {
-                link.fail(now, &"it is no member of this branch");
-            } else if index != told_by {
+            if link.is_wanted && Some(index) != told_by {
                 link.greet_again(&self.greeting);
             }
         }
@@ -734,8 +743,47 @@ impl Driver {
             }
         }
         self.outputs.clear();
-        self.campaign_above(self.core.term());
         self.busy = true;
+        let term = self.core.term();
+        if self.election.is_none() {
+            return self.campaign_above(term);
+        }
+        // While it was elected. An election after that may not have come to its end yet, and changed nothing.
+        if self.core.history().last().is_some() {
+            self.led = Some(self.core.history().clone());
+        }
+        // Whoever was promised a higher term meanwhile has taken over.
+        self.yields_above = Some(term);
+        let next = Term(term.0.saturating_add(1));
+        self.core = proposer(self.config.id, &self.configuration, true, next);
+        self.refill = None;
+        for link in &mut self.links {
+            link.next_lsn = None;
+            link.needs_peer = false;
+            link.told_commit_lsn = Lsn::INVALID;
+        }
+    }
+
+    /// Goes on with the log after a term was won with other members, if that is the same log: no other proposer has
+    /// written in between, and what is missing at the winner's start is still here.
+    fn go_on(&mut self, led: &TermHistory, election: Election) {
+        let start = election.start_lsn;
+        let newest = |history: &TermHistory| history.up_to(start).last();
+        let is_ours = newest(led) == newest(self.core.history())
+            && (self.backlog.base()..=self.record_end).contains(&start);
+        if !is_ours {
+            self.replaced_by = Some(self.configuration.number());
+            return;
+        }
+        tracing::info!(
+            term = %self.core.term(),
+            configuration = self.configuration.number(),
+            "the branch's members were changed; the log goes on"
+        );
+        let term = self.core.term();
+        self.backlog.restamp(term, self.commit_lsn);
+        self.core.appended(self.record_end);
+        self.election = Some(election);
     }
 
     /// Has the timeline founded when so many safekeepers know nothing of it that the others could not have elected.
@@ -763,6 +811,10 @@ impl Driver {
         for output in outputs.drain(..) {
             match output {
                 ProposerOutput::RequestVote(member, request) => {
+                    // Before it is known whether it is won: who is elected later must not take it for another's.
+                    if self.yields_above.is_some() {
+                        self.config.asked_term.fetch_max(request.term.0, Ordering::AcqRel);
+                    }
                     self.push(member, &Message::VoteRequest(request));
                 }
                 ProposerOutput::AnnounceElected(member, elected) => {
@@ -773,13 +825,22 @@ impl Driver {
                         link.next_lsn = Some(lsn);
                     }
                 }
+                ProposerOutput::Elected(election) if self.led.is_some() => {
+                    self.config.asked_term.fetch_max(election.term.0, Ordering::AcqRel);
+                    let led = self.led.take().unwrap_or_default();
+                    self.go_on(&led, election);
+                }
                 ProposerOutput::Elected(election) => {
+                    self.config.asked_term.fetch_max(election.term.0, Ordering::AcqRel);
+                    self.own_start_lsn = election.start_lsn;
+                    self.record_end = election.start_lsn;
                     self.backlog = Backlog::new(election.start_lsn);
                     self.commit_lsn = election.commit_lsn;
                     self.election = Some(election);
                 }
                 ProposerOutput::Committed(lsn) => {
-                    self.commit_lsn = lsn;
+                    // What a term begins with may be less than what the one before it was known to have committed.
+                    self.commit_lsn = self.commit_lsn.max(lsn);
                     self.commit_changed_at = Instant::now();
                 }
                 ProposerOutput::Fenced(term) => self.fenced = Some(term),

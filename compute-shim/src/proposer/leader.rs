@@ -69,18 +69,22 @@ pub struct Leader {
 ///
 /// Tries until `timeout`, also against other computes that campaign at the same time.
 pub fn elect(config: ProposerConfig, timeout: Duration) -> Result<Leader, ProposerError> {
-    elect_again(config, timeout, &AtomicU64::new(0))
+    win(config, timeout, None)
 }
 
-/// As [`elect`], for a compute that may have been elected before and did not hear yet that another one took over: `asked`
-/// is the highest term that it ever asked for, or 0, and is kept up. It never outranks a compute that came after it.
-pub fn elect_again(
+/// As [`elect`], for a compute that may have been elected before and did not hear yet that another one took over. It never
+/// outranks a compute that came after it.
+pub fn elect_again(config: ProposerConfig, timeout: Duration) -> Result<Leader, ProposerError> {
+    let before = Term(config.asked_term.load(Ordering::Acquire));
+    win(config, timeout, Some(before).filter(|term| term.0 > 0))
+}
+
+fn win(
     config: ProposerConfig,
     timeout: Duration,
-    asked: &AtomicU64,
+    before: Option<Term>,
 ) -> Result<Leader, ProposerError> {
     let deadline = Instant::now() + timeout;
-    let before = Some(Term(asked.load(Ordering::Acquire))).filter(|term| term.0 > 0);
     let mut driver = Driver::new(config.clone(), before)?;
     let election = loop {
         driver.turn(None, TURN)?;
@@ -91,11 +95,7 @@ pub fn elect_again(
             pause_before_retry(&config, term);
             driver.campaign_above(term);
         } else if let Some(election) = driver.election() {
-            asked.fetch_max(driver.term().0, Ordering::AcqRel);
             break election.clone();
-        }
-        if before.is_some() {
-            asked.fetch_max(driver.term().0, Ordering::AcqRel);
         }
         if driver.is_refused() {
             return Err(ProposerError::Refused { details: driver.describe() });

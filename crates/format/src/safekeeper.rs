@@ -39,7 +39,8 @@
 //!    140     8  remote consistent LSN: the page server no longer needs what is before it; at most
 //!               the commit LSN
 //!    148     8  configuration number
-//!    156     4  number of members, then each: node id 8, incarnation 16
+//!    156     8  term that was promised when the configuration was taken
+//!    164     4  number of members, then each: node id 8, incarnation 16
 //!            4  number of incoming members, then likewise
 //!            4  number of term history entries, then 16 bytes each: term, LSN
 //!            4  number of addresses, then each: node id 8, length 2, text
@@ -269,6 +270,7 @@ impl TimelineControl {
             put(&mut out, lsn.0);
         }
         put(&mut out, state.configuration.number());
+        put(&mut out, state.configured_in.0);
         for group in [state.configuration.members(), state.configuration.incoming()] {
             count(&mut out, group.len());
             for member in group {
@@ -315,15 +317,24 @@ impl TimelineControl {
             archived_lsn = available_lsn.segment_start(size).min(archived_lsn);
             remote_consistent_lsn = remote_consistent_lsn.min(commit_lsn);
         }
-        let configuration = match version {
-            0..=2 => configuration_of_nodes(&mut reader)?,
-            _ => configuration(&mut reader)?,
+        let number = reader.u64()?;
+        let (configured_in, configuration) = match version {
+            0..=2 => (Term(0), configuration_of_nodes(&mut reader, number)?),
+            _ => (Term(reader.u64()?), configuration(&mut reader, number)?),
         };
         let history = history(&mut reader)?;
         let addresses = addresses(&mut reader)?;
         CONTROL.end(&reader)?;
         let start_lsn = parameters.start_lsn;
-        let state = ControlState { start_lsn, configuration, term, voted_for, history, commit_lsn };
+        let state = ControlState {
+            start_lsn,
+            configuration,
+            configured_in,
+            term,
+            voted_for,
+            history,
+            commit_lsn,
+        };
         Ok(TimelineControl {
             node,
             parameters,
@@ -369,8 +380,7 @@ fn count(reader: &mut Reader<'_>, most: usize) -> Result<usize, FormatError> {
     Ok(count)
 }
 
-fn configuration(reader: &mut Reader<'_>) -> Result<Configuration, FormatError> {
-    let number = reader.u64()?;
+fn configuration(reader: &mut Reader<'_>, number: u64) -> Result<Configuration, FormatError> {
     let group = |reader: &mut Reader<'_>| -> Result<Vec<Member>, FormatError> {
         let member = |reader: &mut Reader<'_>| -> Result<Member, FormatError> {
             Ok(Member { node: NodeId(reader.u64()?), incarnation: Incarnation(reader.array()?) })
@@ -383,8 +393,10 @@ fn configuration(reader: &mut Reader<'_>) -> Result<Configuration, FormatError> 
 }
 
 /// The one of version 2 and before: of nobody is said which life of a directory is meant.
-fn configuration_of_nodes(reader: &mut Reader<'_>) -> Result<Configuration, FormatError> {
-    let number = reader.u64()?;
+fn configuration_of_nodes(
+    reader: &mut Reader<'_>,
+    number: u64,
+) -> Result<Configuration, FormatError> {
     let group = |reader: &mut Reader<'_>| -> Result<Vec<NodeId>, FormatError> {
         let count = count(reader, MAX_MEMBERS)?;
         (0..count).map(|_| reader.u64().map(NodeId)).collect()

@@ -28,6 +28,7 @@ fn control(term: u64, branch: bool, entries: u64) -> TimelineControl {
         state: ControlState {
             start_lsn,
             configuration: Configuration::new(5, vec![member(1), member(2), member(3)]).unwrap(),
+            configured_in: Term(term / 2),
             term: Term(term),
             voted_for: branch.then_some(ProposerId([9; 16])),
             history: TermHistory::new(history).unwrap(),
@@ -82,8 +83,8 @@ fn golden_timelines() {
 fn of_nodes(version: u16, control: &TimelineControl, number: u64, incoming: &[u64]) -> Vec<u8> {
     let bytes = control.encode();
     let body = &bytes[HEADER_SIZE..];
-    // The number, the count, and each member in 24 bytes; then the count of the other group.
-    let (before, after) = (&body[..148], &body[148 + 12 + 3 * 24 + 4..]);
+    // The number, the term, the count, and each member in 24 bytes; then the count of the other group.
+    let (before, after) = (&body[..148], &body[148 + 20 + 3 * 24 + 4..]);
     let mut body = before.to_vec();
     body.extend_from_slice(&number.to_le_bytes());
     for group in [&[1, 2, 3][..], incoming] {
@@ -102,7 +103,7 @@ fn members_of_the_second_version_are_not_known() {
     };
     let read = of(1, &[]).unwrap();
     let configuration = Configuration::unknown(&[NodeId(1), NodeId(2), NodeId(3)]).unwrap();
-    let state = ControlState { configuration, ..now.state.clone() };
+    let state = ControlState { configuration, configured_in: Term(0), ..now.state.clone() };
     assert_eq!(read, TimelineControl { state, ..now.clone() });
     assert!(of(2, &[]).is_err() && of(1, &[1, 2]).is_err());
 }

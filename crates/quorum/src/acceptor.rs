@@ -26,6 +26,9 @@ pub struct ControlState {
     pub start_lsn: Lsn,
     /// The members.
     pub configuration: Configuration,
+    /// The term that was promised when the configuration was taken. Whoever won a later one with this acceptor's vote
+    /// counted by this configuration.
+    pub configured_in: Term,
     /// The highest term promised.
     pub term: Term,
     /// Who got the vote in `term`; `None` if the promise came without a vote.
@@ -42,6 +45,7 @@ impl ControlState {
         ControlState {
             start_lsn,
             configuration,
+            configured_in: Term(0),
             term: Term(0),
             voted_for: None,
             history: TermHistory::default(),
@@ -159,6 +163,11 @@ impl Acceptor {
         &self.control.configuration
     }
 
+    /// The term that was promised when they were taken.
+    pub fn configured_in(&self) -> Term {
+        self.control.configured_in
+    }
+
     /// The highest term promised.
     pub fn term(&self) -> Term {
         self.control.term
@@ -219,6 +228,7 @@ impl Acceptor {
             }
             std::cmp::Ordering::Greater => {
                 self.control.configuration = decided.clone();
+                self.control.configured_in = self.control.term;
                 outputs.push(AcceptorOutput::Persist(self.control()));
             }
         }
@@ -253,9 +263,17 @@ impl Acceptor {
             term: self.control.term,
             flush_lsn: self.flush_lsn,
             commit_lsn: self.commit_lsn,
-            history: self.control.history.up_to(self.flush_lsn),
+            history: self.voted_history(),
         }));
         self.check();
+    }
+
+    fn voted_history(&self) -> TermHistory {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::EmptyTermForgotten) {
+            return self.control.history.up_to(self.flush_lsn);
+        }
+        self.control.history.reached_by(self.flush_lsn)
     }
 
     /// Whether votes may be counted by these members, as far as numbers tell.

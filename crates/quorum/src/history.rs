@@ -37,7 +37,7 @@ pub enum HistoryError {
 /// Terms and their first bytes, both strictly rising.
 ///
 /// A term's bytes reach to the next entry's position, the last term's to the end of the log. An
-/// entry at or past the end of the log has written nothing yet.
+/// entry at or past the end of the log has written nothing yet; one at the end of the log was reached all the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TermHistory(Vec<TermStart>);
 
@@ -72,6 +72,13 @@ impl TermHistory {
     /// The history of the log's first bytes, up to `end`: entries that wrote something there.
     pub fn up_to(&self, end: Lsn) -> TermHistory {
         let count = self.0.partition_point(|entry| entry.lsn < end);
+        TermHistory(self.0[..count].to_vec())
+    }
+
+    /// The entries that a log has reached which ends at `end`: also one that begins there and has written nothing. Its
+    /// proposer was followed up to its very beginning, which is all that there was to have.
+    pub fn reached_by(&self, end: Lsn) -> TermHistory {
+        let count = self.0.partition_point(|entry| entry.lsn <= end);
         TermHistory(self.0[..count].to_vec())
     }
 

@@ -28,5 +28,5 @@ pub use configuration::{Configuration, ConfigurationError, MAX_MEMBERS};
 pub use fault::Fault;
 pub use history::{HistoryError, MAX_HISTORY, TermHistory, TermStart};
 pub use message::{Ack, Append, Elected, PeerRange, ProposerId, Refusal, Vote, VoteRequest};
-pub use proof::{Holding, provable_commit};
+pub use proof::{Adopter, Holding, joint_in_use, provable_commit};
 pub use proposer::{Election, Phase, Proposer, ProposerOutput};

@@ -264,7 +264,7 @@ impl Proposer {
             if self.fault == Some(Fault::DonorByLength) {
                 return (Term(0), flush);
             }
-            (history.term_at_end(flush), flush)
+            (history.last().map_or(Term(0), |last| last.term), flush)
         };
         let Some((donor, start_lsn, history, _)) =
             votes.clone().max_by_key(|(_, flush, history, _)| rank(*flush, history))
@@ -320,7 +320,7 @@ impl Proposer {
         self.advance_commit(outputs);
     }
 
-    /// Only a byte of this term makes what came before it committed: a quorum that holds older
+    /// Only a quorum that has followed this term up to its start makes what came before it committed: one that holds older
     /// bytes alone could still be outvoted by a newer term's log (figure 8 of the Raft paper).
     fn advance_commit(&mut self, outputs: &mut Outputs) {
         let reached = |member: Member| self.flush_lsn_of(member);
@@ -331,7 +331,7 @@ impl Proposer {
         };
         let Some(lsn) = self.counted().quorum_lsn(reached) else { return };
         let lsn = lsn.min(self.end_lsn);
-        if lsn > self.commit_lsn && (lsn > self.start_lsn || self.commits_older_terms()) {
+        if lsn > self.commit_lsn && (lsn >= self.start_lsn || self.commits_older_terms()) {
             self.commit_lsn = lsn;
             outputs.push(ProposerOutput::Committed(lsn));
         }

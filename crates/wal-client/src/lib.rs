@@ -72,6 +72,20 @@ impl SafekeeperClient {
         taken
     }
 
+    /// Chooses the timeline, once the safekeeper has taken the configuration of this number, or a later one.
+    pub fn learn(
+        &mut self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        number: u64,
+    ) -> io::Result<Status> {
+        self.send(&Message::Learn(tenant, timeline, number))?;
+        self.receive(|message| match message {
+            Message::Status(status) => Ok(status),
+            _ => Err(invalid("expected a status")),
+        })
+    }
+
     /// Chooses the timeline.
     pub fn open(&mut self, tenant: TenantId, timeline: TimelineId) -> io::Result<Status> {
         self.send(&Message::Open(tenant, timeline))?;

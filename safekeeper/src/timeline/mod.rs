@@ -53,6 +53,7 @@ pub struct Timeline {
     commit_lsn: AtomicU64,
     /// As last decided, for those who do not wait for the log.
     configuration: RwLock<Arc<Configuration>>,
+    configuration_number: AtomicU64,
     commit_watch: watch::Sender<Lsn>,
     proposers: AtomicUsize,
     appended: AtomicBool,
@@ -266,12 +267,19 @@ impl Timeline {
             member: self.own,
             parameters: self.parameters().clone(),
             configuration: acceptor.configuration().clone(),
+            configured_in: acceptor.configured_in(),
+            has_proposer: self.has_proposer(),
             term: acceptor.term(),
             available_lsn,
             flush_lsn: acceptor.flush_lsn(),
             commit_lsn: acceptor.commit_lsn(),
             history: acceptor.history().clone(),
         }
+    }
+
+    /// The number of the configuration: it is asked for with each batch of appends.
+    pub fn configuration_number(&self) -> u64 {
+        self.configuration_number.load(Ordering::Acquire)
     }
 
     /// The members.
@@ -284,7 +292,9 @@ impl Timeline {
         let mut core = self.core.lock();
         let answer = core.promise(&[], |acceptor, outputs| acceptor.configure(decided, outputs))?;
         // Under the core's lock, so that none is published after a later one.
-        *self.configuration.write() = Arc::new(core.acceptor.configuration().clone());
+        let taken = core.acceptor.configuration().clone();
+        self.configuration_number.store(taken.number(), Ordering::Release);
+        *self.configuration.write() = Arc::new(taken);
         Ok(answer)
     }
 

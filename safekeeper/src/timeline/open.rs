@@ -121,6 +121,7 @@ impl Timeline {
         let files = Arc::new(files);
         let commit_lsn = acceptor.commit_lsn();
         let Term(term) = acceptor.term();
+        let configuration_number = AtomicU64::new(acceptor.configuration().number());
         let configuration = RwLock::new(Arc::new(acceptor.configuration().clone()));
         let marks = Marks {
             available_lsn: stored.available_lsn,
@@ -152,6 +153,7 @@ impl Timeline {
             flush_lsn: AtomicU64::new(flush_lsn.0),
             commit_lsn: AtomicU64::new(commit_lsn.0),
             configuration,
+            configuration_number,
             commit_watch: watch::Sender::new(commit_lsn),
             proposers: AtomicUsize::new(0),
             appended: AtomicBool::new(false),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pgstrata_identity::Stream;
-use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
+use pgstrata_ids::{Lsn, Term};
 use pgstrata_listen::{Deed, Peer};
 use pgstrata_quorum::Configuration;
 use pgstrata_wire::FrameBuffer;
@@ -39,6 +39,8 @@ pub struct Connection {
     timeline: Option<Arc<Timeline>>,
     /// Whether it greeted, as a compute, and so was let in to vote and append.
     is_compute: bool,
+    /// Number of the configuration that it was told last.
+    told: u64,
     /// What it greeted with, until the timeline is founded.
     greeting: Option<Greeting>,
     proposer: Option<ProposerConnected>,
@@ -63,6 +65,7 @@ impl Connection {
             version: None,
             timeline: None,
             is_compute: false,
+            told: 0,
             greeting: None,
             proposer: None,
             output: Vec::new(),
@@ -189,9 +192,19 @@ impl Connection {
             return Ok(false);
         }
         let answer = batch.finish();
+        if timeline.configuration_number() > self.told {
+            self.tell_configuration(&timeline)?;
+        }
         self.answer(answer)?;
         timeline.wake_readers();
         Ok(true)
+    }
+
+    /// Says that others keep the timeline's WAL from now on, or are about to: a compute that commits goes on with them.
+    fn tell_configuration(&mut self, timeline: &Timeline) -> anyhow::Result<()> {
+        let configuration = Configuration::clone(&timeline.configuration());
+        self.told = configuration.number();
+        self.send(&Message::Configuration(configuration))
     }
 
     /// Serves one message of any other kind. False if it isn't whole yet.
@@ -228,7 +241,13 @@ impl Connection {
             }
             Message::Open(tenant, timeline) => {
                 self.allow(Deed::ReadWal(tenant))?;
-                self.open(tenant, timeline)?;
+                let opened = self.timelines.get((tenant, timeline));
+                self.open(opened)?;
+            }
+            Message::Learn(tenant, timeline, number) => {
+                self.allow(Deed::ReadWal(tenant))?;
+                let heard = self.timelines.heard_of((tenant, timeline), number);
+                self.open(heard)?;
             }
             Message::ReadWal(from, to, term) => self.read_wal(from, to, term)?,
             Message::LastRecord(end) => self.last_record(end)?,
@@ -238,8 +257,8 @@ impl Connection {
         Ok(true)
     }
 
-    fn open(&mut self, tenant: TenantId, timeline: TimelineId) -> anyhow::Result<()> {
-        match self.timelines.get((tenant, timeline)) {
+    fn open(&mut self, found: Result<Arc<Timeline>, RefusedReason>) -> anyhow::Result<()> {
+        match found {
             Ok(timeline) => {
                 let status = timeline.status();
                 self.is_compute = false;
@@ -270,7 +289,9 @@ impl Connection {
         };
         match greeted {
             Ok(Greeted::Member(timeline)) => {
-                reply.configuration = Some(Configuration::clone(&timeline.configuration()));
+                let configuration = Configuration::clone(&timeline.configuration());
+                self.told = configuration.number();
+                reply.configuration = Some(configuration);
                 reply.term = timeline.term();
                 reply.flush_lsn = timeline.flush_lsn();
                 reply.commit_lsn = timeline.commit_lsn();

@@ -150,6 +150,7 @@ impl Cluster {
             safekeepers: Arc::new(addresses),
             identity: None,
             id: ProposerId([run; 16]),
+            asked_term: Arc::default(),
         }
     }
 
@@ -159,7 +160,19 @@ impl Cluster {
 
     /// Elects, commits a first record, and follows a source.
     pub fn lead(&self, parameters: &TimelineParameters, keeps_old: bool) -> (Writer, Proposing) {
-        let mut leader = self.elect(parameters);
+        let asked = self.config(parameters).safekeepers_to_ask;
+        self.lead_by(parameters, keeps_old, asked)
+    }
+
+    /// The same for a compute that was told of these safekeepers only.
+    pub fn lead_by(
+        &self,
+        parameters: &TimelineParameters,
+        keeps_old: bool,
+        asked: Vec<NodeId>,
+    ) -> (Writer, Proposing) {
+        let config = ProposerConfig { safekeepers_to_ask: asked, ..self.config(parameters) };
+        let mut leader = elect(config, Duration::from_secs(10)).unwrap();
         let elected = leader.elected().clone();
         let prev = elected.prev_record_lsn.unwrap_or(Lsn(elected.start_lsn.0 - 8));
         let mut generator = WalGenerator::new(parameters.clone(), elected.start_lsn, prev);

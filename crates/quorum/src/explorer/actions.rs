@@ -1,6 +1,6 @@
 //! What can happen next, and what then does.
 
-use pgstrata_ids::Lsn;
+use pgstrata_ids::{Lsn, Term};
 
 use super::checks;
 use super::search::fingerprint;
@@ -9,8 +9,8 @@ use super::world::{
     member, wiped,
 };
 use crate::{
-    Acceptor, AcceptorOutput, Append, Configuration, ControlState, Fault, Holding, PeerRange,
-    Phase, ProposerOutput, Refusal, provable_commit,
+    Acceptor, AcceptorOutput, Adopter, Append, Configuration, ControlState, Fault, Holding,
+    PeerRange, Phase, ProposerOutput, Refusal, joint_in_use, provable_commit,
 };
 
 /// The outputs of one input, and the bytes that came with it.
@@ -20,7 +20,7 @@ impl World {
     /// Everything that can happen in this state.
     pub fn actions(&self) -> Vec<Action> {
         let mut actions = Vec::new();
-        let may_change = self.number == 1 || self.joint_committed;
+        let may_change = self.number == 1 || self.joint_is_in_use();
         if self.left.changes > 0 && (may_change || self.fault == Some(Fault::NewTooEarly)) {
             actions.push(Action::Change);
         }
@@ -51,6 +51,9 @@ impl World {
                     let crash = |after, kept| Action::FlushAndCrash(node, after, kept);
                     self.crashes(node, &outputs, &[], crash, &mut actions);
                 }
+            }
+            if self.left.learns > 0 && core.configuration().number() < u64::from(self.number) {
+                actions.push(Action::Learn(node));
             }
             if self.left.wipes > 0 {
                 actions.push(Action::Wipe(node));
@@ -146,6 +149,7 @@ impl World {
                 self.campaign(c, made_up(self.number))
             }
             Action::Wipe(node) => self.wipe(node),
+            Action::Learn(node) => self.learn(node),
             Action::Change => {
                 self.left.changes -= 1;
                 self.number += 1;
@@ -421,6 +425,37 @@ impl World {
         Ok(())
     }
 
+    fn learn(&mut self, node: u8) -> Result<(), String> {
+        self.left.learns -= 1;
+        let mut outputs = Vec::new();
+        let newest = configuration(self.number);
+        self.nodes[usize::from(node)].core.configure(&newest, &mut outputs);
+        self.perform(node, 0, u8::MAX, &outputs, &[])
+    }
+
+    /// Whether some of the acceptors show that both groups have committed something in a term.
+    fn joint_is_in_use(&self) -> bool {
+        let adopter = |node: &Node| Adopter {
+            number: node.core.configuration().number(),
+            configured_in: match self.fault {
+                Some(Fault::OldTermIsJoint) => Term(0),
+                _ => node.core.configured_in(),
+            },
+            holding: Holding {
+                member: node.core.member(),
+                flush_lsn: node.core.flush_lsn(),
+                history: node.core.history().clone(),
+            },
+        };
+        let all: Vec<Adopter> = self.nodes.iter().map(adopter).collect();
+        // Whoever changes members need not hear of all of them.
+        (0..1u8 << all.len()).any(|who| {
+            let said = all.iter().enumerate().filter(|(n, _)| who & 1 << n != 0);
+            let said: Vec<Adopter> = said.map(|(_, one)| one.clone()).collect();
+            joint_in_use(&configuration(2), &said).is_some()
+        })
+    }
+
     /// Its promises and its log are gone.
     fn wipe(&mut self, node: u8) -> Result<(), String> {
         self.left.wipes -= 1;
@@ -503,8 +538,6 @@ impl World {
                 }
                 ProposerOutput::Committed(lsn) => {
                     let term = compute.core.term();
-                    let is_joint = compute.core.configuration().number() == 2;
-                    self.joint_committed |= is_joint;
                     let log = compute.log[..lsn.0 as usize].to_vec();
                     checks::commit(self, &log, term)?;
                 }

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use super::world::{Action, Beginning, Bounds, LEAVER, NODES, World};
+use super::world::{Action, Beginning, Bounds, Content, LEAVER, Message, NODES, World};
 use crate::Fault;
 
 /// What was found.
@@ -143,7 +143,9 @@ fn beginning(bounds: Bounds, fault: Option<Fault>) -> World {
             act(world, Action::Deliver(0, false));
         }
     };
-    if matches!(bounds.beginning, Beginning::Elected | Beginning::Divided | Beginning::Retaken) {
+    let starts_alone =
+        matches!(bounds.beginning, Beginning::Fresh | Beginning::Joint | Beginning::Replaced);
+    if !starts_alone {
         act(&mut world, Action::Campaign(0, 1));
         deliver_all(&mut world);
     }
@@ -174,20 +176,42 @@ fn beginning(bounds: Bounds, fault: Option<Fault>) -> World {
         }
         return world;
     }
-    if matches!(bounds.beginning, Beginning::Divided | Beginning::Retaken) {
-        act(&mut world, Action::Write(0));
-        act(&mut world, Action::Send(0, 0, false));
-        deliver_all(&mut world);
-        act(&mut world, Action::Campaign(1, 1));
-        deliver_to_all_but(&mut world, 0);
-        act(&mut world, Action::Write(1));
-        act(&mut world, Action::Send(1, 1, false));
-        deliver_all(&mut world);
+    if bounds.beginning == Beginning::Heard {
+        world.left.changes += 1;
+        act(&mut world, Action::Change);
+        world.left.learns += 2;
+        act(&mut world, Action::Learn(0));
+        act(&mut world, Action::Learn(1));
+        return world;
     }
-    if bounds.beginning == Beginning::Retaken {
+    if bounds.beginning == Beginning::Elected || bounds.beginning == Beginning::Fresh {
+        return world;
+    }
+    act(&mut world, Action::Write(0));
+    if bounds.beginning == Beginning::RetakenLonger {
+        act(&mut world, Action::Write(0));
+    }
+    act(&mut world, Action::Send(0, 0, false));
+    deliver_all(&mut world);
+    act(&mut world, Action::Campaign(1, 1));
+    let waits =
+        |message: &Message| message.node == 2 && matches!(message.content, Content::Elected(_));
+    let is_next = |message: &Message| message.node != 0 && !waits(message);
+    while let Some(next) = world.network.iter().position(is_next) {
+        act(&mut world, Action::Deliver(next as u8, false));
+    }
+    // It may come later.
+    world.network.retain(waits);
+    let waiting = std::mem::take(&mut world.network);
+    act(&mut world, Action::Write(1));
+    act(&mut world, Action::Send(1, 1, false));
+    deliver_all(&mut world);
+    world.network = waiting;
+    if bounds.beginning != Beginning::Divided {
         world.left.restarts += 1;
         act(&mut world, Action::Restart(0));
         act(&mut world, Action::Campaign(0, 1));
+        world.network.retain(|message| !waits(message));
         deliver_to_all_but(&mut world, 1);
     }
     world

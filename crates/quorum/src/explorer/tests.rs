@@ -14,6 +14,7 @@ const NONE: Bounds = Bounds {
     proofs: 0,
     tidings: 0,
     changes: 0,
+    learns: 0,
     made_up: 0,
     wipes: 0,
     pieces: false,
@@ -21,6 +22,8 @@ const NONE: Bounds = Bounds {
 };
 
 const ELECTED: Bounds = Bounds { beginning: Beginning::Elected, ..NONE };
+
+const HEARD: Bounds = Bounds { beginning: Beginning::Heard, ..NONE };
 
 const DIVIDED: Bounds = Bounds { beginning: Beginning::Divided, records: [1, 1], ..NONE };
 
@@ -104,6 +107,13 @@ fn a_change_begins_while_a_compute_writes() {
     assert_eq!((outcome.highest_term, outcome.most_committed), (2, 2));
 }
 
+/// The compute writes on while acceptors hear of the change; then it takes the new members, or another one does.
+#[test]
+fn a_change_is_heard_of_while_a_compute_writes() {
+    exhausts(Bounds { learns: 1, records: [1, 0], ..HEARD });
+    exhausts(Bounds { changes: 1, ..HEARD });
+}
+
 #[test]
 fn a_change_ends_while_a_compute_writes() {
     let outcome = exhausts(JOINT);
@@ -140,6 +150,7 @@ fn faulty_changes_of_members_are_found() {
     finds(Fault::JointIsNew, Bounds { changes: 1, records: [1, 1], ..ELECTED });
     finds(Fault::JointIsOld, Bounds { records: [2, 0], ..JOINT });
     finds(Fault::NewTooEarly, Bounds { changes: 2, records: [1, 0], ..ELECTED });
+    finds(Fault::OldTermIsJoint, Bounds { changes: 1, records: [1, 0], ..HEARD });
     finds(Fault::StaleConfigurationTaken, REPLACED);
     finds(Fault::ConfigurationNotPersisted, REPLACED);
 }
@@ -178,7 +189,9 @@ fn faulty_durability_is_found() {
 fn faulty_commits_are_found() {
     // Figure 8 of the Raft paper: the third term's winner sends along a record of the first.
     let more_terms = Bounds { beginning: Beginning::Retaken, restarts: 1, ..DIVIDED };
-    finds(Fault::CommitOlderTerm, more_terms);
+    finds(Fault::EmptyTermForgotten, more_terms);
+    let longer = Bounds { beginning: Beginning::RetakenLonger, records: [2, 1], ..more_terms };
+    finds(Fault::CommitOlderTerm, Bounds { pieces: true, ..longer });
     finds(Fault::CommitBeyondLog, Bounds { records: [2, 0], late_flush: true, ..ELECTED });
     finds(Fault::AppendOldTerm, Bounds { records: [1, 0], ..ELECTED });
     let copies = Bounds { records: [1, 1], copies: 1, proofs: 1, ..ELECTED };

@@ -25,11 +25,16 @@ pub enum Beginning {
     Fresh,
     /// The first compute has won the first term, and all acceptors follow it.
     Elected,
-    /// Then it wrote a record, which only the first acceptor has; the second compute won a second
-    /// term with the others, and wrote a record that only the second acceptor has.
+    /// Then a change of members was decided, and the first two acceptors have heard of it; the compute has not.
+    Heard,
+    /// Instead it wrote a record, which only the first acceptor has; the second compute won a second
+    /// term with the others, of whom only the second acceptor has heard that it was won, and wrote a record that only that
+    /// one has.
     Divided,
     /// Then the first compute, started again, won a third term with the first and the third.
     Retaken,
+    /// The same, where the first had written two records in its first run.
+    RetakenLonger,
     /// The first compute was elected by both groups, and its record is committed and with all; the new group was decided.
     Joint,
     /// The same, but the member that leaves heard nothing of it; then the first compute ended, and starts
@@ -60,6 +65,8 @@ pub struct Bounds {
     pub tidings: u8,
     /// Steps of a change of members: to both groups, and to the new one.
     pub changes: u8,
+    /// Acceptors that hear of a configuration otherwise than by being asked for a vote.
+    pub learns: u8,
     /// Campaigns with a configuration that nobody decided on.
     pub made_up: u8,
     /// Safekeepers that lose their directory and start again with an empty one, unless they are asked for nothing.
@@ -77,6 +84,8 @@ pub enum Action {
     Campaign(u8, u8),
     /// The same, with a configuration that somebody made up: the last of the first members alone.
     CampaignMadeUp(u8),
+    /// An acceptor hears of the newest configuration.
+    Learn(u8),
     /// An acceptor loses its directory, and starts again with an empty one.
     Wipe(u8),
     /// The next configuration is decided, for whoever asks from now on.
@@ -176,8 +185,6 @@ pub struct World {
     pub committed_in: Vec<u64>,
     /// The number of the newest configuration, as object storage has it.
     pub number: u8,
-    /// Whether a proposer of both groups has committed a record.
-    pub joint_committed: bool,
     pub left: Bounds,
     /// Whether somebody may campaign with members that he made up.
     pub may_be_made_up: bool,
@@ -237,7 +244,7 @@ impl World {
         nodes.sort_unstable();
         let mut hasher = DefaultHasher::new();
         (nodes, &self.committed, &self.committed_in, self.left).hash(&mut hasher);
-        (self.number, self.joint_committed).hash(&mut hasher);
+        self.number.hash(&mut hasher);
         for compute in &self.computes {
             compute.core.hash_rest(&mut hasher);
             (compute.run, compute.started, &compute.log, compute.records).hash(&mut hasher);
@@ -302,7 +309,10 @@ impl World {
             Node { core, control, log: Vec::new(), synced: 0, told_commit: 0 }
         };
         let changes = bounds.changes > 0
-            || matches!(bounds.beginning, Beginning::Joint | Beginning::Replaced);
+            || matches!(
+                bounds.beginning,
+                Beginning::Heard | Beginning::Joint | Beginning::Replaced
+            );
         let count = if changes { NODES } else { NODES - 1 };
         World {
             nodes: (0..count as u8).map(node).collect(),
@@ -313,7 +323,6 @@ impl World {
             committed: Vec::new(),
             committed_in: Vec::new(),
             number: 1,
-            joint_committed: false,
             left: bounds,
             may_be_made_up: bounds.made_up > 0,
             fault,

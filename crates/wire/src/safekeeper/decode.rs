@@ -35,6 +35,11 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
         7 => Message::ReadWal(fields.lsn("start")?, fields.lsn("end")?, term(&mut fields)?),
         8 => Message::LastRecord(fields.lsn("position")?),
         10 => Message::Found(fields.list(MAX_MEMBERS, "number of members", node)?),
+        11 => Message::Learn(
+            TenantId(fields.array("tenant")?),
+            TimelineId(fields.array("timeline")?),
+            fields.u64("configuration number")?,
+        ),
         65 => Message::GreetingReply(GreetingReply {
             node: node(&mut fields)?,
             term: term(&mut fields)?,
@@ -59,6 +64,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
             return Ok(Message::WalChunk(start, payload(fields.0)?));
         }
         71 => Message::LastRecordReply(fields.lsn("position")?),
+        72 => Message::Configuration(configuration(&mut fields)?),
         other => return Err(DecodeError::Kind(other)),
     };
     fields.end()?;
@@ -118,6 +124,8 @@ fn vote(fields: &mut Fields<'_>) -> Decoded<Vote> {
 
 fn status(fields: &mut Fields<'_>) -> Decoded<Status> {
     let member = member(fields)?;
+    let configured_in = term(fields)?;
+    let has_proposer = fields.bool("proposer")?;
     let term = term(fields)?;
     let available_lsn = fields.lsn("available LSN")?;
     let flush_lsn = fields.lsn("flush LSN")?;
@@ -129,6 +137,8 @@ fn status(fields: &mut Fields<'_>) -> Decoded<Status> {
         member,
         parameters,
         configuration,
+        configured_in,
+        has_proposer,
         term,
         available_lsn,
         flush_lsn,

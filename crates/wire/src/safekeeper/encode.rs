@@ -97,6 +97,12 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
             }
         }
         Message::Found(nodes) => put_list(out, nodes.iter(), |out, node| put_u64(out, node.0)),
+        Message::Learn(tenant, timeline, number) => {
+            out.extend_from_slice(&tenant.0);
+            out.extend_from_slice(&timeline.0);
+            put_u64(out, *number);
+        }
+        Message::Configuration(decided) => configuration(decided, out),
         Message::Vote(vote) => {
             out.push(u8::from(vote.granted));
             put_u64s(out, &[vote.asked.0, vote.term.0, vote.flush_lsn.0, vote.commit_lsn.0]);
@@ -106,6 +112,8 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::Refused(reason) => refused(reason, out),
         Message::Status(status) => {
             member(&status.member, out);
+            put_u64(out, status.configured_in.0);
+            out.push(u8::from(status.has_proposer));
             put_u64s(
                 out,
                 &[status.term.0, status.available_lsn.0, status.flush_lsn.0, status.commit_lsn.0],

@@ -90,6 +90,10 @@ pub struct Status {
     pub parameters: TimelineParameters,
     /// Its members.
     pub configuration: Configuration,
+    /// The term that was promised when these were taken.
+    pub configured_in: Term,
+    /// Whether a proposer is connected that was elected.
+    pub has_proposer: bool,
     /// The highest term promised.
     pub term: Term,
     /// First byte still on disk, at least the timeline's start.
@@ -177,6 +181,9 @@ pub enum Message<'a> {
     ReadWal(Lsn, Lsn, Term),
     /// Reader: where does the last record before this boundary start?
     LastRecord(Lsn),
+    /// Reader: a configuration of this number was decided; take part if it names you, or no more if it doesn't. Answered as
+    /// `Open` is.
+    Learn(TenantId, TimelineId, u64),
     /// Safekeeper: hello.
     GreetingReply(GreetingReply),
     /// Safekeeper: a vote, given or not.
@@ -191,6 +198,8 @@ pub enum Message<'a> {
     WalChunk(Lsn, &'a [u8]),
     /// Safekeeper: start of the last record before the boundary; 0/0 if this timeline has none.
     LastRecordReply(Lsn),
+    /// Safekeeper, to a proposer that was elected: this was decided since you greeted. Comes beside an answer.
+    Configuration(Configuration),
 }
 
 impl Message<'_> {
@@ -206,6 +215,7 @@ impl Message<'_> {
             Message::ReadWal(..) => 7,
             Message::LastRecord(_) => 8,
             Message::Found(_) => 10,
+            Message::Learn(..) => 11,
             Message::GreetingReply(_) => 65,
             Message::Vote(_) => 66,
             Message::Ack(_) => 67,
@@ -213,6 +223,7 @@ impl Message<'_> {
             Message::Status(_) => 69,
             Message::WalChunk(..) => 70,
             Message::LastRecordReply(_) => 71,
+            Message::Configuration(_) => 72,
         }
     }
 }

@@ -117,6 +117,8 @@ proptest! {
         let (node, term, flush_lsn, commit_lsn) =
             (NodeId(node), Term(term), Lsn(flush), Lsn(commit));
         let incarnation = Incarnation([7; 16]);
+        round_trip(Message::Learn(parameters.tenant, parameters.timeline, other));
+        round_trip(Message::Configuration(configuration.clone()));
         round_trip(Message::Found(vec![node, NodeId(other)]));
         for configuration in [None, Some(configuration.clone())] {
             round_trip(Message::GreetingReply(GreetingReply {
@@ -130,7 +132,8 @@ proptest! {
         round_trip(Message::Ack(Ack { term, flush_lsn, commit_lsn }));
         let available_lsn = Lsn(other);
         round_trip(Message::Status(Status {
-            member, parameters, configuration, term, available_lsn, flush_lsn, commit_lsn, history,
+            member, parameters, configuration, configured_in: Term(other), has_proposer: granted, term,
+            available_lsn, flush_lsn, commit_lsn, history,
         }));
         round_trip(Message::WalChunk(flush_lsn, &payload));
         round_trip(Message::LastRecordReply(flush_lsn));

@@ -1,0 +1,347 @@
+//! Who the members of a timeline are, and how they change: real safekeepers, and the proposer driver.
+
+#![allow(clippy::unwrap_used)] // A failed helper fails the test.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::cluster::Cluster;
+use common::source::Writer;
+use common::wal::{SEGMENT_SIZE, parameters};
+use pgstrata_compute_shim::proposer::{Proposing, SafekeeperClient, elect};
+use pgstrata_format::quorum::Quorum;
+use pgstrata_format::safekeeper::{decode_identity, decode_timelines};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
+use pgstrata_quorum::{Adopter, Chain, Holding, joint_in_use};
+use pgstrata_wire::safekeeper::Status;
+
+const START: Lsn = Lsn(SEGMENT_SIZE);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The member that a node is now.
+fn member(cluster: &Cluster, id: u64) -> Member {
+    let node = cluster.nodes.iter().find(|node| node.id == id).unwrap();
+    let bytes = std::fs::read(node.dir.join("identity")).unwrap();
+    let (node, incarnation) = decode_identity(&bytes).unwrap();
+    Member { node, incarnation: incarnation.unwrap() }
+}
+
+fn group(cluster: &Cluster, ids: &[u64]) -> Vec<Member> {
+    ids.iter().map(|&id| member(cluster, id)).collect()
+}
+
+fn object(cluster: &Cluster) -> PathBuf {
+    let parameters = parameters(START);
+    let objects = cluster.dir.path().join("objects");
+    objects.join(format!("tenants/{}/timelines/{}/quorum", parameters.tenant, parameters.timeline))
+}
+
+fn decided(cluster: &Cluster) -> Quorum {
+    Quorum::decode(&std::fs::read(object(cluster)).unwrap()).unwrap()
+}
+
+/// Decides the next configuration, as nobody else does meanwhile.
+fn decide(cluster: &Cluster, next: impl Fn(&Chain) -> Chain) -> u64 {
+    let mut quorum = decided(cluster);
+    quorum.chain = next(&quorum.chain);
+    std::fs::write(object(cluster), quorum.encode()).unwrap();
+    quorum.chain.newest().number()
+}
+
+fn learn(cluster: &Cluster, id: u64, number: u64) -> Status {
+    let node = cluster.nodes.iter().find(|node| node.id == id).unwrap();
+    let parameters = parameters(START);
+    let mut client = SafekeeperClient::connect(&node.wal, None, None, PATIENCE).unwrap();
+    let status = client.learn(parameters.tenant, parameters.timeline, number).unwrap();
+    assert!(status.configuration.number() >= number, "{status:?}");
+    status
+}
+
+/// Whether both groups have committed something in a term of the joint configuration.
+fn is_in_use(cluster: &Cluster, ids: &[u64], number: u64) -> bool {
+    let said = ids.iter().map(|&id| {
+        let status = learn(cluster, id, number);
+        Adopter {
+            number: status.configuration.number(),
+            configured_in: status.configured_in,
+            holding: Holding {
+                member: status.member,
+                flush_lsn: status.flush_lsn,
+                history: status.history,
+            },
+        }
+    });
+    let said: Vec<Adopter> = said.collect();
+    joint_in_use(decided(cluster).chain.newest(), &said).is_some()
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(30), "not {what} after 30 s");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn read_all(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
+    let parameters = parameters(START);
+    let mut client = SafekeeperClient::connect(address, None, None, PATIENCE).unwrap();
+    client.open(parameters.tenant, parameters.timeline).unwrap();
+    let mut bytes = Vec::new();
+    assert_eq!(client.read_wal(from, to, Term(0), &mut bytes).unwrap(), to);
+    bytes
+}
+
+/// A compute that was told of these.
+fn lead(cluster: &Cluster, ids: &[u64]) -> (Writer, Proposing) {
+    let asked = ids.iter().map(|&id| NodeId(id)).collect();
+    cluster.lead_by(&parameters(START), true, asked)
+}
+
+/// The fourth takes the third's place, under a compute that goes on.
+fn replace_the_third(cluster: &mut Cluster, between: impl Fn()) {
+    let joint = decide(cluster, |chain| chain.change_to(group(cluster, &[1, 2, 4])).unwrap());
+    // Its peers tell it where they are by the compute, or by a broker; here there is none yet.
+    learn(cluster, 4, joint);
+    for id in [1, 2, 3] {
+        learn(cluster, id, joint);
+    }
+    between();
+    wait_until("in use", || is_in_use(cluster, &[1, 2, 3, 4], joint));
+    let ended = decide(cluster, |chain| chain.change_ended().unwrap());
+    for id in [1, 2, 3, 4] {
+        learn(cluster, id, ended);
+    }
+}
+
+#[test]
+fn members_change_while_a_compute_writes() {
+    let mut cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    for size in [10, 1000, 100_000] {
+        writer.commit(20, size);
+    }
+    replace_the_third(&mut cluster, || {
+        for _ in 0..50 {
+            writer.commit(3, 1000);
+        }
+    });
+    writer.commit(3, 1000);
+    // The one that left is not needed, and one of the others isn't either.
+    cluster.nodes[2].kill();
+    cluster.nodes[3].wait_lsn("commit_lsn", proposing.commit_lsn(), PATIENCE);
+    cluster.nodes[0].kill();
+    let end = writer.commit(20, 1000);
+    cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
+    assert!(read_all(&cluster.nodes[3].wal, first, end) == writer.bytes());
+    // It was one proposer all the time; its log is elected again, by who is told of any of them.
+    proposing.stop().unwrap();
+    cluster.nodes[0].start();
+    let mut config = cluster.config(&parameters(START));
+    config.safekeepers_to_ask = vec![NodeId(2)];
+    let leader = elect(config, PATIENCE).unwrap();
+    assert_eq!(leader.elected().start_lsn, end);
+}
+
+#[test]
+fn members_change_while_a_compute_is_idle() {
+    let mut cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    writer.commit(20, 1000);
+    replace_the_third(&mut cluster, || ());
+    cluster.nodes[2].kill();
+    let end = writer.commit(1, 10);
+    cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
+    assert!(read_all(&cluster.nodes[3].wal, first, end) == writer.bytes());
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn a_compute_of_before_a_change_goes_on_with_who_is_there() {
+    let mut cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let end = writer.commit(20, 1000);
+    replace_the_third(&mut cluster, || ());
+    proposing.stop().unwrap();
+    // It knows of the former members only, of whom the third says who they are now.
+    let mut config = cluster.config(&parameters(START));
+    config.safekeepers_to_ask = [1, 2, 3].map(NodeId).to_vec();
+    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
+}
+
+#[test]
+fn whoever_founds_a_timeline_it_has_one_quorum() {
+    for _ in 0..5 {
+        let cluster = Cluster::start(5);
+        let parameters = parameters(START);
+        let elected: Vec<_> = std::thread::scope(|scope| {
+            let campaign = |ids: [u64; 3]| {
+                let mut config = cluster.config(&parameters);
+                config.safekeepers_to_ask = ids.map(NodeId).to_vec();
+                let campaign = || elect(config, PATIENCE).map(|leader| leader.elected().term);
+                scope.spawn(campaign).join().unwrap().unwrap()
+            };
+            [[1, 2, 3], [3, 4, 5]].map(campaign).to_vec()
+        });
+        assert_ne!(elected[0], elected[1]);
+        let members = decided(&cluster).chain.newest().clone();
+        assert_eq!((members.number(), members.members().len()), (1, 3));
+        for node in &cluster.nodes {
+            let status = node.status();
+            let has_it = !status["timelines"].as_array().unwrap().is_empty();
+            assert_eq!(has_it, members.nodes().contains(&NodeId(node.id)), "{status}");
+        }
+    }
+}
+
+#[test]
+fn a_timeline_whose_directory_is_lost_is_not_begun_anew() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let end = writer.commit(10, 1000);
+    proposing.stop().unwrap();
+    let directory = cluster.nodes[0].dir.join(parameters.tenant.to_string());
+    cluster.nodes[0].kill();
+    let noted = std::fs::read(cluster.nodes[0].dir.join("timelines")).unwrap();
+    assert!(decode_timelines(&noted).unwrap().contains(&(parameters.tenant, parameters.timeline)));
+    std::fs::remove_dir_all(directory).unwrap();
+    cluster.nodes[0].start();
+    let status = cluster.nodes[0].status();
+    assert!(status["damaged"][0]["error"].as_str().unwrap().contains("is gone"), "{status}");
+    // With one that has the log and one that forgot it there is no quorum.
+    cluster.nodes[1].kill();
+    let refused = elect(cluster.config(&parameters), Duration::from_secs(3)).unwrap_err();
+    assert!(refused.to_string().contains("is gone"), "{refused}");
+    cluster.nodes[1].start();
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+}
+
+#[test]
+fn what_was_founded_goes_on_without_object_storage() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let end = writer.commit(10, 1000);
+    proposing.stop().unwrap();
+    let objects = cluster.dir.path().join("objects");
+    let away = cluster.dir.path().join("away");
+    std::fs::rename(&objects, &away).unwrap();
+    // Nothing can be made in its place.
+    std::fs::write(&objects, b"").unwrap();
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+    let mut other = parameters.clone();
+    other.timeline.0[0] ^= 1;
+    let refused = elect(cluster.config(&other), Duration::from_secs(2)).unwrap_err();
+    assert!(refused.to_string().contains("can't be found out"), "{refused}");
+    std::fs::remove_file(&objects).unwrap();
+    std::fs::rename(&away, &objects).unwrap();
+    cluster.elect(&other);
+    // An object that is damaged is said to be; it takes nothing from who has read it before.
+    let mut bytes = std::fs::read(object(&cluster)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(object(&cluster), bytes).unwrap();
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+    cluster.nodes[2].kill();
+    let timeline = parameters.timeline.to_string();
+    let copy = cluster.nodes[2].dir.join(parameters.tenant.to_string()).join(timeline);
+    assert!(copy.exists());
+    std::fs::remove_dir_all(&cluster.nodes[2].dir).unwrap();
+    cluster.nodes[2].start();
+    let mut client =
+        SafekeeperClient::connect(&cluster.nodes[2].wal, None, None, PATIENCE).unwrap();
+    let asked = client.learn(parameters.tenant, parameters.timeline, 1).unwrap_err();
+    assert!(asked.to_string().contains("checksum does not match"), "{asked}");
+}
+
+/// What `control` of version 2 was: members by their nodes only, and no term in which they were taken.
+fn to_second_version(path: &Path, members: u64) {
+    let bytes = std::fs::read(path).unwrap();
+    let body = &bytes[24..];
+    let (before, after) = (&body[..156], &body[156 + 8 + 4 + 24 * members as usize..]);
+    let mut body = before.to_vec();
+    body.extend_from_slice(&(members as u32).to_le_bytes());
+    (1..=members).for_each(|node| body.extend_from_slice(&node.to_le_bytes()));
+    body.extend_from_slice(after);
+    std::fs::write(path, with_header(b"pgsSKctl", 2, &body)).unwrap();
+}
+
+fn with_header(magic: &[u8; 8], version: u16, body: &[u8]) -> Vec<u8> {
+    let mut bytes = magic.to_vec();
+    bytes.extend_from_slice(&version.to_le_bytes());
+    bytes.extend_from_slice(&[0; 2]);
+    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Makes what a cluster has what an older version would have left: `met` is whom they had met.
+fn make_older(cluster: &mut Cluster, met: &BTreeMap<u64, Incarnation>) {
+    let parameters = parameters(START);
+    for node in &mut cluster.nodes {
+        assert_eq!(node.stop(), Some(0));
+        let timeline = node.dir.join(parameters.tenant.to_string());
+        let timeline = timeline.join(parameters.timeline.to_string());
+        to_second_version(&timeline.join("control"), 3);
+        std::fs::remove_file(node.dir.join("timelines")).unwrap();
+        let mut body = (met.len() as u32).to_le_bytes().to_vec();
+        for (node, incarnation) in met {
+            body.extend_from_slice(&node.to_le_bytes());
+            body.extend_from_slice(&incarnation.0);
+        }
+        std::fs::write(node.dir.join("members"), with_header(b"pgsSKmem", 1, &body)).unwrap();
+    }
+    std::fs::remove_file(object(cluster)).unwrap();
+}
+
+#[test]
+fn a_branch_of_an_older_version_goes_on() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let end = writer.commit(10, 1000);
+    proposing.stop().unwrap();
+    let met = (1..=3).map(|id| (id, member(&cluster, id).incarnation)).collect();
+    make_older(&mut cluster, &met);
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+    let quorum = decided(&cluster);
+    assert_eq!(quorum.chain.newest().members(), group(&cluster, &[1, 2, 3]));
+    // It is written down, and is needed no more.
+    for node in &mut cluster.nodes {
+        node.kill();
+        std::fs::remove_file(node.dir.join("members")).unwrap();
+        node.start();
+        assert_eq!(node.status()["timelines"][0]["quorum"]["number"], 1);
+    }
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+}
+
+#[test]
+fn a_member_that_was_wiped_under_an_older_version_is_known() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let end = writer.commit(10, 1000);
+    // A majority may be the two others.
+    cluster.nodes[1].wait_lsn("flush_lsn", end, PATIENCE);
+    proposing.stop().unwrap();
+    let met = (1..=3).map(|id| (id, member(&cluster, id).incarnation)).collect();
+    make_older(&mut cluster, &met);
+    std::fs::remove_dir_all(&cluster.nodes[2].dir).unwrap();
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    let refused = elect(cluster.config(&parameters), Duration::from_secs(3)).unwrap_err();
+    assert!(refused.to_string().contains("another directory"), "{refused}");
+}
