@@ -7,17 +7,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pgstrata_blob::{PutOutcome, Store};
+use pgstrata_format::index::TimelineIndex;
 use pgstrata_format::quorum::{self, Quorum};
 use pgstrata_format::registration::{self, Registration};
-use pgstrata_ids::{Member, NodeId, TimelineParameters};
+use pgstrata_ids::{Incarnation, Member, NodeId, TimelineParameters};
 use pgstrata_quorum::Chain;
 use pgstrata_wire::safekeeper::RefusedReason;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 
 use crate::timelines::TimelineKey;
 
 /// Longest wait for object storage. A connection's thread waits for it, and the compute at its other end.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Bytes of an index of layers, at most. That of a new timeline is short.
+const INDEX_LIMIT: u64 = 256 << 20;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -77,20 +82,33 @@ impl Decisions {
         Ok(Some(found))
     }
 
-    /// Founds a timeline with these nodes as its first members, each in the life in which it registered last; or finds that
-    /// somebody has founded it, with whomever.
+    /// Founds a timeline with these nodes as its first members, each in the life in which it registered last, which is that
+    /// in which it was heard, if it was; or finds that somebody has founded it, with whomever. `is_older`: it was there before
+    /// there was this object.
     pub fn found(
         &self,
         parameters: &TimelineParameters,
-        nodes: &[NodeId],
+        nodes: &[(NodeId, Option<Incarnation>)],
+        is_older: bool,
     ) -> Result<Quorum, RefusedReason> {
         self.wait(async {
-            let mut members = Vec::new();
-            for &node in nodes {
-                members.push(self.registered(node).await?);
+            if !is_older {
+                self.refuse_lost(parameters).await?;
             }
+            let mut asked = JoinSet::new();
+            for (place, &(node, heard)) in nodes.iter().enumerate() {
+                let decisions = self.clone();
+                asked.spawn(async move { (place, decisions.registered(node, heard).await) });
+            }
+            let mut members = Vec::new();
+            while let Some(answer) = asked.join_next().await {
+                let (place, member) = answer.map_err(unavailable)?;
+                members.push((place, member?));
+            }
+            members.sort_unstable();
+            let members = members.into_iter().map(|(_, member)| member).collect();
             let chain = Chain::found(members).map_err(unavailable)?;
-            let founded = Quorum { parameters: parameters.clone(), chain };
+            let founded = Quorum { parameters: parameters.clone(), chain, is_older };
             // The store may be another cluster's by now.
             self.store.check_claim().await.map_err(unavailable)?;
             let key = (parameters.tenant, parameters.timeline);
@@ -106,7 +124,38 @@ impl Decisions {
         })
     }
 
-    async fn registered(&self, node: NodeId) -> Result<Member, RefusedReason> {
+    /// Refuses a timeline of which there is WAL already, though nothing says who has it: what is lost is not founded anew.
+    async fn refuse_lost(&self, parameters: &TimelineParameters) -> Result<(), RefusedReason> {
+        let key = (parameters.tenant, parameters.timeline);
+        let of_timeline = format!("tenants/{}/timelines/{}", key.0, key.1);
+        let lost = |what: String| {
+            let name = object_name(key);
+            unavailable(format!("{name} is gone, but {what}: put it back"))
+        };
+        let archived =
+            self.store.list(&format!("{of_timeline}/wal/")).await.map_err(unavailable)?;
+        if let Some(segment) = archived.first() {
+            return Err(lost(format!("{} is there", segment.path)));
+        }
+        let index = format!("{of_timeline}/index");
+        let bytes = match self.store.get(&index, INDEX_LIMIT).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(unavailable(error)),
+        };
+        let found = TimelineIndex::decode(&bytes);
+        let found = found.map_err(|error| unavailable(format!("{index}: {error}")))?;
+        match found.remote_consistent_lsn == found.start_lsn {
+            true => Ok(()),
+            false => Err(lost(format!("{index} has it up to {}", found.remote_consistent_lsn))),
+        }
+    }
+
+    async fn registered(
+        &self,
+        node: NodeId,
+        heard: Option<Incarnation>,
+    ) -> Result<Member, RefusedReason> {
         let name = registration::object_name(node);
         let bytes = match self.store.get(&name, registration::LIMIT).await {
             Ok(bytes) => bytes,
@@ -119,7 +168,14 @@ impl Decisions {
             Err(error) => return Err(unavailable(error)),
         };
         let found = Registration::decode(&bytes, node);
-        Ok(found.map_err(|error| unavailable(format!("{name}: {error}")))?.member)
+        let found = found.map_err(|error| unavailable(format!("{name}: {error}")))?;
+        match heard.is_none_or(|heard| heard == found.member.incarnation) {
+            true => Ok(found.member),
+            false => Err(unavailable(format!(
+                "{name} is not of the directory with which safekeeper {node} answers: it has not \
+                 registered yet, or another one has registered under its id"
+            ))),
+        }
     }
 
     /// Says who this safekeeper is, for those who found timelines.

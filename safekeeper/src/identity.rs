@@ -1,29 +1,38 @@
 //! Which node this directory belongs to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use pgstrata_env::{Disk, replace_file};
 use pgstrata_format::safekeeper::{
-    MAX_MEMBERS_MET, decode_identity, decode_members, encode_identity,
+    MAX_MEMBERS_MET, decode_identity, decode_members, encode_identity, encode_timelines,
 };
 use pgstrata_ids::{Incarnation, Member, NodeId, TenantId};
 
 /// Largest file that is read, in bytes.
 const MAX_SIZE: u64 = 64 + MAX_MEMBERS_MET as u64 * 24;
 
+/// Whose a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// Who, in this life of it.
+    pub member: Member,
+    /// Whether it must have a list of timelines: one of an older version gets it now.
+    pub has_list: bool,
+}
+
 /// Reads the identity of `directory`, or makes the directory `wanted`'s if it is new.
 pub fn load_or_create(
     disk: &dyn Disk,
     directory: &Path,
     wanted: Option<NodeId>,
-) -> anyhow::Result<Member> {
+) -> anyhow::Result<Own> {
     let path = directory.join("identity");
     if path.exists() {
         let bytes = read(disk, &path).with_context(|| format!("can't read {}", path.display()))?;
-        let (node, incarnation) =
-            decode_identity(&bytes).with_context(|| path.display().to_string())?;
+        let found = decode_identity(&bytes).with_context(|| path.display().to_string())?;
+        let node = found.node;
         if let Some(wanted) = wanted.filter(|wanted| *wanted != node) {
             bail!(
                 "{} belongs to safekeeper {node}, not {wanted}: check --dir and --id",
@@ -31,8 +40,8 @@ pub fn load_or_create(
             );
         }
         // Directories of the first version have none yet, and have forgotten nothing.
-        let Some(incarnation) = incarnation else { return write(disk, &path, node) };
-        return Ok(Member { node, incarnation });
+        let incarnation = found.incarnation.unwrap_or_else(|| Incarnation(rand::random()));
+        return Ok(Own { member: Member { node, incarnation }, has_list: found.has_list });
     }
     let Some(node) = wanted else {
         bail!("{} is new: give this safekeeper a node id with --id", directory.display());
@@ -50,7 +59,12 @@ pub fn load_or_create(
             directory.display()
         );
     }
-    write(disk, &path, node)
+    let member = Member { node, incarnation: Incarnation(rand::random()) };
+    let list = directory.join("timelines");
+    replace_file(disk, &list, &encode_timelines(&BTreeSet::new()))
+        .with_context(|| format!("can't write {}", list.display()))?;
+    write(disk, directory, member)?;
+    Ok(Own { member, has_list: true })
 }
 
 /// Those that a directory of an older version has met: a file that is no longer written.
@@ -71,12 +85,11 @@ fn read(disk: &dyn Disk, path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Begins a life of the directory.
-fn write(disk: &dyn Disk, path: &Path, node: NodeId) -> anyhow::Result<Member> {
-    let incarnation = Incarnation(rand::random());
-    replace_file(disk, path, &encode_identity(node, incarnation))
-        .with_context(|| format!("can't write {}", path.display()))?;
-    Ok(Member { node, incarnation })
+/// Writes down whose directory it is; from then on it has a list of timelines.
+pub fn write(disk: &dyn Disk, directory: &Path, own: Member) -> anyhow::Result<()> {
+    let path = directory.join("identity");
+    replace_file(disk, &path, &encode_identity(own.node, own.incarnation))
+        .with_context(|| format!("can't write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -93,7 +106,7 @@ mod tests {
         assert!(load(None).is_err());
         assert!(load(Some(0)).is_err());
         let first = load(Some(4)).unwrap();
-        assert_eq!(first.node, NodeId(4));
+        assert_eq!(first.member.node, NodeId(4));
         assert_eq!(load(None).unwrap(), first);
         assert!(load(Some(5)).unwrap_err().to_string().contains("belongs to safekeeper 4"));
         std::fs::write(inside.join("identity"), b"rubbish").unwrap();

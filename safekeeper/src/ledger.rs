@@ -26,11 +26,24 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// That of a safekeeper's `directory`.
-    pub fn open(disk: Arc<dyn Disk>, directory: &Path) -> Result<Ledger, StorageError> {
+    /// That of a safekeeper's `directory`. If it must be there and is not, what was in it is forgotten with it.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        must_be_there: bool,
+    ) -> Result<Ledger, StorageError> {
         let path = directory.join("timelines");
         let entries = match disk.open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeSet::new(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_be_there => {
+                BTreeSet::new()
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let reason =
+                    "it is gone, and with it what this safekeeper took part in: move the whole \
+                              directory away, and it begins anew with an empty one"
+                        .to_owned();
+                return Err(StorageError::Damaged { path, reason });
+            }
             Err(error) => return Err(StorageError::wrap("open", &path)(error)),
             Ok(file) => {
                 let size = file.size().map_err(StorageError::wrap("measure", &path))?;

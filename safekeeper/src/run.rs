@@ -46,7 +46,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let disk = Arc::new(RealDisk);
     // Before anything in it is read or made: another process may be about to make the same.
     let lock = lock_directory(&args)?;
-    let own = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
+    let identity = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
+    let own = identity.member;
     let node = own.node;
     security.check_role(&format!("safekeeper {node}"), |role| *role == Role::Safekeeper(node))?;
     let latch = Latch::default();
@@ -62,13 +63,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
     let context = OpenContext {
         own,
+        has_list: identity.has_list,
         decisions: decisions.clone(),
         met,
         disk,
         preparer,
         latch: latch.clone(),
     };
+    let files = Arc::clone(&context.disk);
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
+    if !identity.has_list {
+        identity::write(files.as_ref(), &args.dir, own)?;
+    }
     if args.forget_peers {
         for timeline in timelines.all() {
             timeline.note_addresses(&[]);

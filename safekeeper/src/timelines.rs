@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use pgstrata_format::quorum::Quorum;
-use pgstrata_ids::{NodeId, TenantId, TimelineId, TimelineParameters};
+use pgstrata_ids::{Incarnation, NodeId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_quorum::{Configuration, Refusal};
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
@@ -27,8 +27,8 @@ pub enum Greeted {
     Member(Arc<Timeline>),
     /// It is no member. These are.
     Elsewhere(Arc<Configuration>),
-    /// Nobody has founded it yet, or its members' incarnations were never written down.
-    NotFounded,
+    /// Nobody has founded it yet. If its members were told by their nodes only, these are they.
+    NotFounded(Option<Arc<Configuration>>),
 }
 
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ fn check_parameters(
 impl Timelines {
     /// Opens everything in `directory`.
     pub fn open(context: OpenContext, directory: &Path) -> Result<Timelines, StorageError> {
-        let ledger = Ledger::open(Arc::clone(&context.disk), directory)?;
+        let ledger = Ledger::open(Arc::clone(&context.disk), directory, context.has_list)?;
         let timelines = Timelines {
             context,
             directory: directory.to_owned(),
@@ -86,7 +86,13 @@ impl Timelines {
     /// What is here was here before, whether or not that was noted; what is noted and not here is lost.
     fn compare_with_ledger(&self) -> Result<(), StorageError> {
         let found: Vec<TimelineKey> = self.slots.read().keys().copied().collect();
-        self.ledger.add(found)?;
+        match self.ledger.add(found) {
+            // What is here is served all the same; the next start tries again.
+            Err(StorageError::DiskFull { .. }) => {
+                tracing::warn!("the disk is full: the list of timelines lacks some that are here");
+            }
+            added => added?,
+        }
         let lost = |key: &TimelineKey| !self.slots.read().contains_key(key);
         for key in self.ledger.entries().into_iter().filter(lost) {
             let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());
@@ -176,12 +182,25 @@ impl Timelines {
     /// What is known of a greeting's timeline. It is created here if it was founded with this safekeeper as a member, and
     /// never was here.
     pub fn greet(&self, greeting: &Greeting) -> Result<Greeted, RefusedReason> {
+        self.greet_by(greeting, None)
+    }
+
+    /// The same, where what is decided has just been read.
+    fn greet_by(
+        &self,
+        greeting: &Greeting,
+        mut decided: Option<Quorum>,
+    ) -> Result<Greeted, RefusedReason> {
         let parameters = &greeting.parameters;
         let key = (parameters.tenant, parameters.timeline);
+        let read = |decided: Option<Quorum>| match decided {
+            Some(decided) => Ok(Some(decided)),
+            None => self.context.decisions.read(key),
+        };
         let timeline = match self.get(key) {
             Err(RefusedReason::UnknownTimeline) => {
-                let Some(decided) = self.context.decisions.read(key)? else {
-                    return Ok(Greeted::NotFounded);
+                let Some(decided) = read(decided.take())? else {
+                    return Ok(Greeted::NotFounded(None));
                 };
                 check_parameters(&decided.parameters, parameters)?;
                 if !decided.chain.newest().contains(self.context.own) {
@@ -192,10 +211,11 @@ impl Timelines {
             other => other?,
         };
         check_parameters(timeline.parameters(), parameters)?;
-        if greeting.known > timeline.configuration().number()
-            || !timeline.configuration().is_known()
+        let own = timeline.configuration();
+        if (greeting.known > own.number() || !own.is_known())
+            && let Some(decided) = read(decided)?
         {
-            self.learn(&timeline)?;
+            self.take(&timeline, &decided)?;
         }
         let configuration = timeline.configuration();
         if greeting.known > configuration.number() {
@@ -203,7 +223,7 @@ impl Timelines {
             return Err(RefusedReason::Quorum(Refusal::Undecided { number, current }));
         }
         if !configuration.is_known() {
-            return Ok(Greeted::NotFounded);
+            return Ok(Greeted::NotFounded(Some(configuration)));
         }
         if !configuration.contains(self.context.own) {
             return Ok(Greeted::Elsewhere(configuration));
@@ -237,16 +257,21 @@ impl Timelines {
     /// Looks where it is decided who a timeline's members are, and takes what stands there.
     pub fn learn(&self, timeline: &Timeline) -> Result<(), RefusedReason> {
         let parameters = timeline.parameters();
-        let key = (parameters.tenant, parameters.timeline);
-        let Some(decided) = self.context.decisions.read(key)? else { return Ok(()) };
-        check_parameters(parameters, &decided.parameters)?;
+        match self.context.decisions.read((parameters.tenant, parameters.timeline))? {
+            Some(decided) => self.take(timeline, &decided),
+            None => Ok(()),
+        }
+    }
+
+    fn take(&self, timeline: &Timeline, decided: &Quorum) -> Result<(), RefusedReason> {
+        check_parameters(timeline.parameters(), &decided.parameters)?;
         let own = timeline.configuration();
         if !decided.chain.goes_on_from(&own) {
             let number = own.number();
             return Err(RefusedReason::Quorum(Refusal::OtherMembers { number }));
         }
         if !own.is_known() {
-            self.check_first(&own, &decided)?;
+            self.check_first(&own, decided)?;
         }
         match timeline.configure(decided.chain.newest()) {
             Ok(None) => Ok(()),
@@ -278,12 +303,38 @@ impl Timelines {
     }
 
     /// Founds a greeting's timeline with these nodes as its first members, unless it is founded.
-    pub fn found(&self, greeting: &Greeting, nodes: &[NodeId]) -> Result<Greeted, RefusedReason> {
+    pub fn found(
+        &self,
+        greeting: &Greeting,
+        nodes: &[(NodeId, Option<Incarnation>)],
+    ) -> Result<Greeted, RefusedReason> {
         let parameters = &greeting.parameters;
-        let founded = self.context.decisions.found(parameters, nodes)?;
+        let own = match self.get((parameters.tenant, parameters.timeline)) {
+            Ok(timeline) => Some(timeline.configuration()),
+            Err(RefusedReason::UnknownTimeline) => None,
+            Err(other) => return Err(other),
+        };
+        match &own {
+            // It was, and its object may be lost: what it said is not decided anew.
+            Some(own) if own.is_known() => return self.greet(greeting),
+            Some(own) => {
+                let had = own.nodes();
+                let same =
+                    had.len() == nodes.len() && nodes.iter().all(|(node, _)| had.contains(node));
+                if !same {
+                    let had: Vec<String> = had.iter().map(NodeId::to_string).collect();
+                    return Err(RefusedReason::Mismatch(format!(
+                        "the branch's members are the safekeepers {}, and no others",
+                        had.join(", ")
+                    )));
+                }
+            }
+            None => {}
+        }
+        let founded = self.context.decisions.found(parameters, nodes, own.is_some())?;
         check_parameters(&founded.parameters, parameters)?;
         tracing::info!(timeline = %parameters.timeline, ?nodes, "timeline founded");
-        self.greet(greeting)
+        self.greet_by(greeting, Some(founded))
     }
 
     fn create(
@@ -292,6 +343,13 @@ impl Timelines {
         addresses: &[(NodeId, String)],
     ) -> Result<Arc<Timeline>, RefusedReason> {
         let key = (decided.parameters.tenant, decided.parameters.timeline);
+        if decided.is_older && decided.chain.newest().number() == 1 {
+            return Err(RefusedReason::Storage(format!(
+                "timeline {} was here before its members were written down, and its directory is gone: what this \
+                 safekeeper promised and stored of it is lost",
+                key.1
+            )));
+        }
         let _creating = self.creating.lock();
         match self.get(key) {
             Err(RefusedReason::UnknownTimeline) => {}

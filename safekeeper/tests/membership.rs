@@ -13,6 +13,7 @@ use common::source::Writer;
 use common::wal::{SEGMENT_SIZE, parameters};
 use pgstrata_compute_shim::proposer::{Proposing, SafekeeperClient, elect};
 use pgstrata_format::quorum::Quorum;
+use pgstrata_format::registration::Registration;
 use pgstrata_format::safekeeper::{decode_identity, decode_timelines};
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{Adopter, Chain, Holding, joint_in_use};
@@ -25,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn member(cluster: &Cluster, id: u64) -> Member {
     let node = cluster.nodes.iter().find(|node| node.id == id).unwrap();
     let bytes = std::fs::read(node.dir.join("identity")).unwrap();
-    let (node, incarnation) = decode_identity(&bytes).unwrap();
-    Member { node, incarnation: incarnation.unwrap() }
+    let identity = decode_identity(&bytes).unwrap();
+    Member { node: identity.node, incarnation: identity.incarnation.unwrap() }
 }
 
 fn group(cluster: &Cluster, ids: &[u64]) -> Vec<Member> {
@@ -223,6 +224,67 @@ fn a_timeline_whose_directory_is_lost_is_not_begun_anew() {
 }
 
 #[test]
+fn without_its_list_of_timelines_a_directory_is_not_used() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    writer.commit(10, 1000);
+    proposing.stop().unwrap();
+    let node = &mut cluster.nodes[0];
+    node.kill();
+    std::fs::remove_file(node.dir.join("timelines")).unwrap();
+    std::fs::remove_dir_all(node.dir.join(parameters.tenant.to_string())).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_safekeeper"));
+    command.arg("--dir").arg(&node.dir).args(&node.args);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("move the whole directory away"), "{said}");
+}
+
+#[test]
+fn what_is_lost_is_not_founded_anew() {
+    let cluster = Cluster::start(6);
+    let parameters = parameters(START);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let end = writer.commit(3, (SEGMENT_SIZE / 2) as usize);
+    cluster.nodes[0].wait_lsn("archived_lsn", START + SEGMENT_SIZE, Duration::from_secs(60));
+    proposing.stop().unwrap();
+    let bytes = std::fs::read(object(&cluster)).unwrap();
+    std::fs::remove_file(object(&cluster)).unwrap();
+    let mut config = cluster.config(&parameters);
+    config.safekeepers_to_ask = [4, 5, 6].map(NodeId).to_vec();
+    let refused = elect(config, Duration::from_secs(3)).unwrap_err().to_string();
+    assert!(
+        refused.contains("quorum is gone, but") && refused.contains("put it back"),
+        "{refused}"
+    );
+    // Who has it knows who they are, and asks nobody.
+    let mut config = cluster.config(&parameters);
+    config.safekeepers_to_ask = [1, 5, 6].map(NodeId).to_vec();
+    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
+    assert!(!object(&cluster).exists());
+    std::fs::write(object(&cluster), bytes).unwrap();
+    let mut config = cluster.config(&parameters);
+    config.safekeepers_to_ask = [4, 5, 6].map(NodeId).to_vec();
+    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
+}
+
+#[test]
+fn nothing_is_founded_with_who_has_registered_as_another() {
+    let cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let registration = cluster.dir.path().join("objects/safekeepers/2");
+    let right = std::fs::read(&registration).unwrap();
+    let mut other = Registration::decode(&right, NodeId(2)).unwrap();
+    other.member.incarnation = Incarnation([7; 16]);
+    std::fs::write(&registration, other.encode()).unwrap();
+    let refused = elect(cluster.config(&parameters), Duration::from_secs(2)).unwrap_err();
+    assert!(refused.to_string().contains("has registered under its id"), "{refused}");
+    std::fs::write(&registration, right).unwrap();
+    cluster.elect(&parameters);
+}
+
+#[test]
 fn what_was_founded_goes_on_without_object_storage() {
     let mut cluster = Cluster::start(3);
     let parameters = parameters(START);
@@ -292,6 +354,9 @@ fn make_older(cluster: &mut Cluster, met: &BTreeMap<u64, Incarnation>) {
         let timeline = timeline.join(parameters.timeline.to_string());
         to_second_version(&timeline.join("control"), 3);
         std::fs::remove_file(node.dir.join("timelines")).unwrap();
+        let identity = std::fs::read(node.dir.join("identity")).unwrap();
+        let identity = with_header(b"pgsSKid\n", 2, &identity[24..]);
+        std::fs::write(node.dir.join("identity"), identity).unwrap();
         let mut body = (met.len() as u32).to_le_bytes().to_vec();
         for (node, incarnation) in met {
             body.extend_from_slice(&node.to_le_bytes());
@@ -314,8 +379,12 @@ fn a_branch_of_an_older_version_goes_on() {
     for node in &mut cluster.nodes {
         node.start();
     }
-    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+    // Whatever it is told, a compute founds it with those whose it was.
+    let mut config = cluster.config(&parameters);
+    config.safekeepers_to_ask = vec![NodeId(3)];
+    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
     let quorum = decided(&cluster);
+    assert!(quorum.is_older);
     assert_eq!(quorum.chain.newest().members(), group(&cluster, &[1, 2, 3]));
     // It is written down, and is needed no more.
     for node in &mut cluster.nodes {
@@ -344,4 +413,25 @@ fn a_member_that_was_wiped_under_an_older_version_is_known() {
     }
     let refused = elect(cluster.config(&parameters), Duration::from_secs(3)).unwrap_err();
     assert!(refused.to_string().contains("another directory"), "{refused}");
+}
+
+#[test]
+fn a_copy_that_was_lost_under_an_older_version_is_not_begun_anew() {
+    let mut cluster = Cluster::start(3);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let end = writer.commit(10, 1000);
+    cluster.nodes[1].wait_lsn("flush_lsn", end, PATIENCE);
+    proposing.stop().unwrap();
+    let met = (1..=3).map(|id| (id, member(&cluster, id).incarnation)).collect();
+    make_older(&mut cluster, &met);
+    let lost = cluster.nodes[2].dir.join(parameters.tenant.to_string());
+    std::fs::remove_dir_all(lost).unwrap();
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+    cluster.nodes[1].kill();
+    let refused = elect(cluster.config(&parameters), Duration::from_secs(3)).unwrap_err();
+    assert!(refused.to_string().contains("before its members were written down"), "{refused}");
 }

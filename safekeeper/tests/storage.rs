@@ -70,6 +70,7 @@ impl World {
             own: OWN,
             decisions: self.decisions(),
             met: Arc::default(),
+            has_list: false,
             disk,
             preparer: Preparer::start(self.latch.clone()).unwrap(),
             latch: self.latch.clone(),
@@ -94,7 +95,7 @@ impl World {
         let (wal, http) = (String::new(), String::new());
         let registration = Registration { member: OWN, zone: String::new(), wal, http };
         self.runtime.block_on(self.decisions().register(&registration)).unwrap();
-        let greeted = self.open().found(&greeting(), &[OWN.node]).unwrap();
+        let greeted = self.open().found(&greeting(), &[(OWN.node, Some(OWN.incarnation))]).unwrap();
         let Greeted::Member(timeline) = greeted else { panic!("{greeted:?}") };
         vote(&timeline, 1).unwrap();
         let start = TermStart { term: Term(1), lsn: START };

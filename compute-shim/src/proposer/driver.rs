@@ -699,12 +699,18 @@ impl Driver {
             return Ok(());
         }
         let member = Member { node: reply.node, incarnation: reply.incarnation };
-        let Some(said) = &reply.configuration else {
-            self.links[index].knows_nothing = !self.configuration.is_known();
-            return match self.configuration.is_known() {
-                true => Err(io::Error::other("it finds no trace of the branch in object storage")),
-                false => Ok(()),
-            };
+        self.links[index].heard = Some(reply.incarnation);
+        let Some(said) = reply.configuration.as_ref().filter(|said| said.is_known()) else {
+            if self.configuration.is_known() {
+                return Err(io::Error::other("it finds no trace of the branch in object storage"));
+            }
+            self.links[index].knows_nothing = true;
+            if let Some(nodes) = reply.configuration {
+                // Of before members had incarnations: it is founded with these, whatever we were told.
+                self.configuration = nodes;
+                self.add_links();
+            }
+            return Ok(());
         };
         if said.number() > self.configuration.number() {
             self.adopt(said.clone(), Some(index));
@@ -737,11 +743,7 @@ impl Driver {
                 link.greet_again(&self.greeting);
             }
         }
-        for node in nodes {
-            if !self.links.iter().any(|link| link.node == node) {
-                self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers)));
-            }
-        }
+        self.add_links();
         self.outputs.clear();
         self.busy = true;
         let term = self.core.term();
@@ -786,7 +788,16 @@ impl Driver {
         self.election = Some(election);
     }
 
-    /// Has the timeline founded when so many safekeepers know nothing of it that the others could not have elected.
+    fn add_links(&mut self) {
+        for node in self.configuration.nodes() {
+            if !self.links.iter().any(|link| link.node == node) {
+                self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers)));
+            }
+        }
+    }
+
+    /// Has the timeline founded when so many safekeepers know nothing of it that the others could not have elected, and the
+    /// others are not to be heard.
     fn found_if_due(&mut self) {
         if self.configuration.is_known() || self.links.iter().any(Link::is_founding) {
             return;
@@ -794,14 +805,19 @@ impl Driver {
         let knows_nothing = |member: Member| {
             self.links.iter().any(|link| link.node == member.node && link.knows_nothing)
         };
-        if !self.configuration.is_quorum(knows_nothing) {
+        let is_open = self.links.iter().any(|link| !link.is_settled());
+        if is_open || !self.configuration.is_quorum(knows_nothing) {
             return;
         }
         let able: Vec<usize> =
             (0..self.links.len()).filter(|&index| self.links[index].knows_nothing).collect();
         let Some(&founder) = able.get(self.founder_turn % able.len().max(1)) else { return };
         self.founder_turn += 1;
-        let nodes = self.config.safekeepers_to_ask.clone();
+        let heard = |node: NodeId| {
+            let link = self.links.iter().find(|link| link.node == node);
+            (node, link.and_then(|link| link.heard))
+        };
+        let nodes = self.configuration.nodes().into_iter().map(heard).collect();
         self.links[founder].found(nodes);
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgstrata_ids::{Lsn, Member, NodeId};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Greeting, Message};
 
@@ -31,6 +31,8 @@ pub struct Link {
     pub node: NodeId,
     /// Who answered the greeting last: the node in one life of its directory.
     pub member: Option<Member>,
+    /// In which life of its directory it answered last, member or not.
+    pub heard: Option<Incarnation>,
     /// False once the members were changed, and it is none any more.
     pub is_wanted: bool,
     members: Arc<dyn Members>,
@@ -72,6 +74,7 @@ impl Link {
         Link {
             node,
             member: None,
+            heard: None,
             is_wanted: true,
             members,
             address: None,
@@ -160,7 +163,7 @@ impl Link {
     }
 
     /// Asks it to found the timeline with these members.
-    pub fn found(&mut self, nodes: Vec<NodeId>) {
+    pub fn found(&mut self, nodes: Vec<(NodeId, Option<Incarnation>)>) {
         self.knows_nothing = false;
         self.is_founding = true;
         self.ask(&Message::Found(nodes));
@@ -195,6 +198,13 @@ impl Link {
             self.unanswered += 1;
             self.asked_at = Instant::now();
         }
+    }
+
+    /// Whether it has said, or failed to say, what it knows.
+    pub fn is_settled(&self) -> bool {
+        self.knows_nothing
+            || self.refuses
+            || (self.connection.is_none() && self.last_error.is_some())
     }
 
     /// Whether an answer to a greeting is to come.

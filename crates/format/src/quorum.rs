@@ -37,6 +37,9 @@ pub struct Quorum {
     pub parameters: TimelineParameters,
     /// Who its members are, and were.
     pub chain: Chain,
+    /// Whether it had been there before there was this object: its first members have copies, and one that has none has
+    /// lost it.
+    pub is_older: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -49,6 +52,8 @@ struct Document {
     segment_size: u32,
     start_lsn: String,
     ancestor_id: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_older: bool,
     configurations: Vec<Step>,
 }
 
@@ -90,6 +95,7 @@ impl Quorum {
             segment_size: parameters.segment_size,
             start_lsn: parameters.start_lsn.to_string(),
             ancestor_id: parameters.ancestor.map(|ancestor| ancestor.to_string()),
+            is_older: self.is_older,
             configurations: self.chain.configurations().iter().map(step).collect(),
         })
     }
@@ -111,7 +117,7 @@ impl Quorum {
         parameters.check().map_err(corrupt)?;
         let steps = document.configurations.iter().map(configuration);
         let chain = Chain::of(steps.collect::<Result<_, FormatError>>()?).map_err(corrupt)?;
-        Ok(Quorum { parameters, chain })
+        Ok(Quorum { parameters, chain, is_older: document.is_older })
     }
 }
 
@@ -158,7 +164,7 @@ mod tests {
             start_lsn: Lsn(16 << 20),
             ancestor: Some(TimelineId([4; 16])),
         };
-        Quorum { parameters, chain }
+        Quorum { parameters, chain, is_older: false }
     }
 
     fn changed() -> Quorum {
@@ -188,6 +194,8 @@ mod tests {
     fn round_trip_and_every_flipped_bit_is_found() {
         let bytes = changed().encode();
         assert_eq!(Quorum::decode(&bytes), Ok(changed()));
+        let older = Quorum { is_older: true, ..changed() };
+        assert_eq!(Quorum::decode(&older.encode()), Ok(older));
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut broken = bytes.clone();

@@ -6,7 +6,7 @@
 //! ```text
 //! offset  size  field
 //!      0     8  magic: "pgsSKid\n" (identity), "pgsSKtml" (timelines), "pgsSKctl" (control)
-//!      8     2  format version: identity 2, control 3, timelines 1
+//!      8     2  format version: identity 3, control 3, timelines 1
 //!     10     2  reserved, 0
 //!     12     4  length of the body in bytes
 //!     16     4  CRC-32C of the body
@@ -16,6 +16,7 @@
 //! identity body
 //!      0     8  node id
 //!      8    16  incarnation; version 1 had none
+//! From version 3 on there is a `timelines` beside it: one that is missing is lost.
 //!
 //! timelines body
 //!      0     4  number of timelines, then each: tenant id 16, timeline id 16
@@ -75,7 +76,7 @@ use crate::FormatError;
 use crate::bytes::Reader;
 
 const HEADER_SIZE: usize = 24;
-const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n", version: 2 };
+const IDENTITY: Kind = Kind { what: "safekeeper identity file", magic: *b"pgsSKid\n", version: 3 };
 const MEMBERS: Kind = Kind { what: "safekeeper members file", magic: *b"pgsSKmem", version: 1 };
 const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl", version: 3 };
 const TIMELINES: Kind =
@@ -144,9 +145,19 @@ pub fn encode_identity(node: NodeId, incarnation: Incarnation) -> Vec<u8> {
     IDENTITY.encode(&body)
 }
 
-/// The node of an `identity` file, and its incarnation if it has one: directories of the first
-/// version were made without.
-pub fn decode_identity(bytes: &[u8]) -> Result<(NodeId, Option<Incarnation>), FormatError> {
+/// What an `identity` file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Which safekeeper.
+    pub node: NodeId,
+    /// Which life of its directory; directories of the first version were made without.
+    pub incarnation: Option<Incarnation>,
+    /// Whether there must be a `timelines` file.
+    pub has_list: bool,
+}
+
+/// The contents of an `identity` file.
+pub fn decode_identity(bytes: &[u8]) -> Result<Identity, FormatError> {
     let (version, mut reader) = IDENTITY.open(bytes)?;
     let node = NodeId(reader.u64()?);
     let incarnation = match version {
@@ -154,7 +165,7 @@ pub fn decode_identity(bytes: &[u8]) -> Result<(NodeId, Option<Incarnation>), Fo
         _ => Some(Incarnation(reader.array()?)),
     };
     IDENTITY.end(&reader)?;
-    Ok((node, incarnation))
+    Ok(Identity { node, incarnation, has_list: version >= 3 })
 }
 
 /// The contents of a `members` file.

@@ -46,12 +46,17 @@ fn control(term: u64, branch: bool, entries: u64) -> TimelineControl {
 fn golden_identity() {
     let incarnation = Incarnation([9; 16]);
     let bytes = encode_identity(NodeId(0x0102), incarnation);
-    assert_eq!(bytes[..16], *b"pgsSKid\n\x02\0\0\0\x18\0\0\0");
+    assert_eq!(bytes[..16], *b"pgsSKid\n\x03\0\0\0\x18\0\0\0");
     assert_eq!(bytes[24..32], [2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(bytes[32..], [9; 16]);
-    assert_eq!(decode_identity(&bytes), Ok((NodeId(0x0102), Some(incarnation))));
+    let expected =
+        Identity { node: NodeId(0x0102), incarnation: Some(incarnation), has_list: true };
+    assert_eq!(decode_identity(&bytes), Ok(expected));
+    let second = Kind { version: 2, ..IDENTITY }.encode(&bytes[24..]);
+    assert_eq!(decode_identity(&second), Ok(Identity { has_list: false, ..expected }));
     let first = Kind { version: 1, ..IDENTITY }.encode(&3u64.to_le_bytes());
-    assert_eq!(decode_identity(&first), Ok((NodeId(3), None)));
+    let expected = Identity { node: NodeId(3), incarnation: None, has_list: false };
+    assert_eq!(decode_identity(&first), Ok(expected));
 }
 
 #[test]

@@ -289,7 +289,7 @@ fn messages(seeds: &mut Seeds) {
     let elected = pgstrata_quorum::Elected { term: Term(1), history: history.expect("a history") };
     let all = [
         Message::Greeting(greeting),
-        Message::Found((1..=3).map(NodeId).collect()),
+        Message::Found((1..=3).map(|node| (NodeId(node), None)).collect()),
         Message::GreetingReply(reply),
         Message::VoteRequest(request),
         Message::Elected(elected),

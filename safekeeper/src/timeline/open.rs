@@ -33,6 +33,8 @@ pub struct OpenContext {
     pub decisions: Decisions,
     /// Which life of its directory each safekeeper was in that was met before quorums said so.
     pub met: Arc<BTreeMap<NodeId, Incarnation>>,
+    /// Whether the directory must have a list of timelines.
+    pub has_list: bool,
     /// Where files are kept.
     pub disk: Arc<dyn Disk>,
     /// Makes segments ahead of their use.

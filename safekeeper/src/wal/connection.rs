@@ -301,7 +301,9 @@ impl Connection {
             Ok(Greeted::Elsewhere(configuration)) => {
                 reply.configuration = Some(Configuration::clone(&configuration));
             }
-            Ok(Greeted::NotFounded) => {}
+            Ok(Greeted::NotFounded(nodes)) => {
+                reply.configuration = nodes.map(|nodes| Configuration::clone(&nodes));
+            }
             Err(reason) => return self.refuse(reason),
         }
         self.greeting = Some(greeting);

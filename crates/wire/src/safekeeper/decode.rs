@@ -34,7 +34,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
         }
         7 => Message::ReadWal(fields.lsn("start")?, fields.lsn("end")?, term(&mut fields)?),
         8 => Message::LastRecord(fields.lsn("position")?),
-        10 => Message::Found(fields.list(MAX_MEMBERS, "number of members", node)?),
+        10 => Message::Found(fields.list(MAX_MEMBERS, "number of members", first_member)?),
         11 => Message::Learn(
             TenantId(fields.array("tenant")?),
             TimelineId(fields.array("timeline")?),
@@ -109,6 +109,15 @@ fn greeting(fields: &mut Fields<'_>) -> Decoded<Greeting> {
 
 fn member(fields: &mut Fields<'_>) -> Decoded<Member> {
     Ok(Member { node: node(fields)?, incarnation: Incarnation(fields.array("incarnation")?) })
+}
+
+fn first_member(fields: &mut Fields<'_>) -> Decoded<(NodeId, Option<Incarnation>)> {
+    let node = node(fields)?;
+    let incarnation = match fields.bool("incarnation")? {
+        true => Some(Incarnation(fields.array("incarnation")?)),
+        false => None,
+    };
+    Ok((node, incarnation))
 }
 
 fn vote(fields: &mut Fields<'_>) -> Decoded<Vote> {

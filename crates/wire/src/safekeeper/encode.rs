@@ -96,7 +96,13 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
                 configuration(known, out);
             }
         }
-        Message::Found(nodes) => put_list(out, nodes.iter(), |out, node| put_u64(out, node.0)),
+        Message::Found(members) => put_list(out, members.iter(), |out, (node, incarnation)| {
+            put_u64(out, node.0);
+            out.push(u8::from(incarnation.is_some()));
+            if let Some(incarnation) = incarnation {
+                out.extend_from_slice(&incarnation.0);
+            }
+        }),
         Message::Learn(tenant, timeline, number) => {
             out.extend_from_slice(&tenant.0);
             out.extend_from_slice(&timeline.0);

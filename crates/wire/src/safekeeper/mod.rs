@@ -71,7 +71,7 @@ pub struct GreetingReply {
     /// Which life of its directory this is.
     pub incarnation: Incarnation,
     /// The newest configuration of the timeline that it knows, which need not name it. `None` if the timeline was not
-    /// founded yet: see [`Message::Found`].
+    /// founded yet, and one that is not known if only its nodes are: see [`Message::Found`].
     pub configuration: Option<Configuration>,
     /// The highest term it promised on this timeline.
     pub term: Term,
@@ -171,8 +171,9 @@ pub enum Message<'a> {
     /// Proposer: are you there? Answered by an [`Ack`] once an election was announced.
     Ping,
     /// Proposer, after a greeting: let the timeline be founded with these nodes as its first members, each as it has
-    /// registered. Answered like the greeting; if somebody else has founded it with others, then with those.
-    Found(Vec<NodeId>),
+    /// registered, which must be as it answered a greeting, if it did. Answered like the greeting; if somebody else has
+    /// founded it with others, then with those.
+    Found(Vec<(NodeId, Option<Incarnation>)>),
     /// Reader: this timeline, please; never creates one.
     Open(TenantId, TimelineId),
     /// Reader: WAL from `.0` to at most `.1`, in chunks. Bytes that aren't known to be committed

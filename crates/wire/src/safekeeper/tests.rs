@@ -119,7 +119,7 @@ proptest! {
         let incarnation = Incarnation([7; 16]);
         round_trip(Message::Learn(parameters.tenant, parameters.timeline, other));
         round_trip(Message::Configuration(configuration.clone()));
-        round_trip(Message::Found(vec![node, NodeId(other)]));
+        round_trip(Message::Found(vec![(node, Some(incarnation)), (NodeId(other), None)]));
         for configuration in [None, Some(configuration.clone())] {
             round_trip(Message::GreetingReply(GreetingReply {
                 node, incarnation, configuration, term, flush_lsn, commit_lsn,
