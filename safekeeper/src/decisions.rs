@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use pgstrata_blob::{PutOutcome, Store};
+use pgstrata_blob::{CasOutcome, PutOutcome, Store, Version};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_format::quorum::{self, Quorum};
 use pgstrata_format::registration::{self, Registration};
@@ -29,6 +29,15 @@ const INDEX_LIMIT: u64 = 256 << 20;
 pub struct Decisions {
     store: Store,
     runtime: Handle,
+}
+
+/// Whether a decision was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swapped {
+    /// It stands.
+    Yes,
+    /// Another one came before it.
+    No,
 }
 
 /// The object of one timeline.
@@ -65,10 +74,49 @@ impl Decisions {
         self.wait(self.get(key))
     }
 
+    /// The same, and which version of the object it is, for [`Decisions::swap`].
+    pub fn read_versioned(
+        &self,
+        key: TimelineKey,
+    ) -> Result<Option<(Quorum, Version)>, RefusedReason> {
+        self.wait(self.get_versioned(key))
+    }
+
+    /// Decides, if nobody else did since that version was read.
+    pub fn swap(
+        &self,
+        key: TimelineKey,
+        version: &Version,
+        next: &Quorum,
+    ) -> Result<Swapped, RefusedReason> {
+        self.wait(async {
+            self.store.check_claim().await.map_err(unavailable)?;
+            let bytes = Bytes::from(next.encode());
+            let swapped =
+                self.store.compare_and_swap(&object_name(key), Some(version), bytes).await;
+            match swapped.map_err(unavailable)? {
+                CasOutcome::Swapped(_) => Ok(Swapped::Yes),
+                CasOutcome::Conflict => Ok(Swapped::No),
+            }
+        })
+    }
+
+    /// What a safekeeper said of itself when it was started last.
+    pub fn registration(&self, node: NodeId) -> Result<Option<Registration>, RefusedReason> {
+        self.wait(self.get_registration(node))
+    }
+
     async fn get(&self, key: TimelineKey) -> Result<Option<Quorum>, RefusedReason> {
+        Ok(self.get_versioned(key).await?.map(|(found, _)| found))
+    }
+
+    async fn get_versioned(
+        &self,
+        key: TimelineKey,
+    ) -> Result<Option<(Quorum, Version)>, RefusedReason> {
         let name = object_name(key);
-        let bytes = match self.store.get(&name, quorum::LIMIT).await {
-            Ok(bytes) => bytes,
+        let (bytes, version) = match self.store.get_versioned(&name, quorum::LIMIT).await {
+            Ok(found) => found,
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(unavailable(error)),
         };
@@ -79,7 +127,7 @@ impl Decisions {
             let other = parameters.timeline;
             return Err(unavailable(format!("{name} is of another timeline, {other}")));
         }
-        Ok(Some(found))
+        Ok(Some((found, version)))
     }
 
     /// Founds a timeline with these nodes as its first members, each in the life in which it registered last, which is that
@@ -156,26 +204,28 @@ impl Decisions {
         node: NodeId,
         heard: Option<Incarnation>,
     ) -> Result<Member, RefusedReason> {
-        let name = registration::object_name(node);
-        let bytes = match self.store.get(&name, registration::LIMIT).await {
-            Ok(bytes) => bytes,
-            Err(error) if error.is_not_found() => {
-                return Err(unavailable(format!(
-                    "safekeeper {node} has never been started on {}",
-                    self.store.name()
-                )));
-            }
-            Err(error) => return Err(unavailable(error)),
+        let Some(found) = self.get_registration(node).await? else {
+            let name = self.store.name();
+            return Err(unavailable(format!("safekeeper {node} has never been started on {name}")));
         };
-        let found = Registration::decode(&bytes, node);
-        let found = found.map_err(|error| unavailable(format!("{name}: {error}")))?;
         match heard.is_none_or(|heard| heard == found.member.incarnation) {
             true => Ok(found.member),
             false => Err(unavailable(format!(
-                "{name} is not of the directory with which safekeeper {node} answers: it has not \
+                "its registration is not of the directory with which safekeeper {node} answers: it has not \
                  registered yet, or another one has registered under its id"
             ))),
         }
+    }
+
+    async fn get_registration(&self, node: NodeId) -> Result<Option<Registration>, RefusedReason> {
+        let name = registration::object_name(node);
+        let bytes = match self.store.get(&name, registration::LIMIT).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(unavailable(error)),
+        };
+        let found = Registration::decode(&bytes, node);
+        found.map(Some).map_err(|error| unavailable(format!("{name}: {error}")))
     }
 
     /// Says who this safekeeper is, for those who found timelines.

@@ -4,11 +4,17 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Json, Router};
-use pgstrata_ids::Member;
-use pgstrata_listen::{Api, Deed, HttpLimits, Metrics, Need, Ready, Security, alive, serve_http};
+use pgstrata_ids::{Member, NodeId};
+use pgstrata_listen::{
+    Api, Asked, Deed, HttpLimits, Metrics, Need, Ready, Refusal, Security, alive, serve_http,
+};
+use pgstrata_quorum::Configuration;
+use pgstrata_wire::http::Code;
 use pgstrata_wire::http::safekeeper as http;
+use tokio::sync::Semaphore;
 
 use crate::background::Known;
+use crate::steward::{Steward, Trouble};
 use crate::timeline::Timeline;
 use crate::timelines::Timelines;
 
@@ -18,12 +24,24 @@ pub struct HttpState {
     timelines: Arc<Timelines>,
     known: Arc<Known>,
     zone: Arc<str>,
+    steward: Steward,
+    /// Those who change members at once.
+    changing: Arc<Semaphore>,
 }
+
+/// Changes that are taken a step further at once: each has threads of its own, and waits for others.
+const CHANGES: usize = 8;
 
 impl HttpState {
     /// The state for `timelines` in `zone`.
-    pub fn new(timelines: Arc<Timelines>, known: Arc<Known>, zone: String) -> HttpState {
-        HttpState { timelines, known, zone: zone.into() }
+    pub fn new(
+        timelines: Arc<Timelines>,
+        known: Arc<Known>,
+        zone: String,
+        steward: Steward,
+    ) -> HttpState {
+        let changing = Arc::new(Semaphore::new(CHANGES));
+        HttpState { timelines, known, zone: zone.into(), steward, changing }
     }
 }
 
@@ -32,6 +50,13 @@ fn router(state: HttpState) -> Router {
     Api::new("safekeeper", "How far a safekeeper is with each timeline. WAL is on other ports.")
         .get("/v1/status", "What it serves, how far, and what it can't serve", &[], status)
         .get("/metrics", "The same as numbers", &[], metrics)
+        .for_who(Need::Deed(Deed::ChangeMembers))
+        .post(
+            "/v1/members",
+            "Takes a change of a timeline's members a step further; begins it if that is not done. Ask again until it is done",
+            &[Code::NotFound, Code::Conflict, Code::Busy],
+            change_members,
+        )
         .for_who(Need::Deed(Deed::SeeHealth))
         .get("/healthz", "Whether the process answers", &[], alive)
         .get(
@@ -57,6 +82,15 @@ fn named(group: &[Member]) -> Vec<http::Member> {
     group.iter().map(named).collect()
 }
 
+/// A configuration, for people.
+pub fn described(configuration: &Configuration) -> http::Quorum {
+    http::Quorum {
+        number: configuration.number(),
+        members: named(configuration.members()),
+        incoming: named(configuration.incoming()),
+    }
+}
+
 fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
     let parameters = timeline.parameters();
     let marks = timeline.marks();
@@ -79,11 +113,7 @@ fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
         committed_wal_damaged: trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
         archiving_error: trouble.map(|trouble| trouble.text),
         majority_in_one_zone: known.majority_zone(&configuration),
-        quorum: configuration.is_known().then(|| http::Quorum {
-            number: configuration.number(),
-            members: named(configuration.members()),
-            incoming: named(configuration.incoming()),
-        }),
+        quorum: configuration.is_known().then(|| described(&configuration)),
         proposer_connected: timeline.has_proposer(),
     }
 }
@@ -103,6 +133,33 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
                 error,
             })
             .collect(),
+    })
+}
+
+async fn change_members(
+    State(state): State<HttpState>,
+    Asked(asked): Asked<http::ChangeMembers>,
+) -> Result<Json<http::Change>, Refusal> {
+    let invalid = |text: String| Refusal::new(Code::Invalid, &text);
+    let node = |text: &str| {
+        let node = text.trim().parse().ok().filter(|&node: &u64| node > 0).map(NodeId);
+        node.ok_or_else(|| invalid(format!("'{text}' is no node id")))
+    };
+    let nodes: Vec<NodeId> = asked.nodes.split(',').map(node).collect::<Result<_, _>>()?;
+    let Ok(_place) = Arc::clone(&state.changing).try_acquire_owned() else {
+        return Err(Refusal::new(Code::Busy, "other changes of members are under way: ask again"));
+    };
+    let key = (asked.tenant_id, asked.timeline_id);
+    let advanced =
+        tokio::task::spawn_blocking(move || state.steward.advance(key, &nodes, asked.force)).await;
+    let advanced = advanced.map_err(|error| Refusal::new(Code::Failed, &error.to_string()))?;
+    advanced.map(Json).map_err(|trouble| {
+        let code = match &trouble {
+            Trouble::NotFound(_) => Code::NotFound,
+            Trouble::Conflict(_) => Code::Conflict,
+            Trouble::Later(_) => Code::Busy,
+        };
+        Refusal::new(code, &trouble.to_string())
     })
 }
 

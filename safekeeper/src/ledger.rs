@@ -68,6 +68,19 @@ impl Ledger {
         self.entries.lock().contains(&key)
     }
 
+    /// Forgets one that others keep by now, durably on return.
+    pub fn remove(&self, key: TimelineKey) -> Result<(), StorageError> {
+        let mut entries = self.entries.lock();
+        let mut fewer = entries.clone();
+        if !fewer.remove(&key) {
+            return Ok(());
+        }
+        replace_file(self.disk.as_ref(), &self.path, &encode_timelines(&fewer))
+            .map_err(StorageError::wrap("replace", &self.path))?;
+        *entries = fewer;
+        Ok(())
+    }
+
     /// Notes that it takes part in these, durably on return.
     pub fn add(&self, keys: impl IntoIterator<Item = TimelineKey>) -> Result<(), StorageError> {
         // Held over the write: what is in memory is what is on disk, and it happens once for each timeline.

@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod pg;
 pub mod run;
 pub mod segment;
+pub mod steward;
 pub mod storage_error;
 pub mod timeline;
 pub mod timelines;

@@ -22,6 +22,7 @@ use crate::http::HttpState;
 use crate::latch::{Latch, throw_on_panic};
 use crate::pg::PgState;
 use crate::segment::Preparer;
+use crate::steward::Steward;
 use crate::timeline::OpenContext;
 use crate::timelines::Timelines;
 use crate::{http, identity, pg, wal};
@@ -119,7 +120,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         addresses,
         security: security.clone(),
     };
-    let state = HttpState::new(Arc::clone(&timelines), known, args.zone.clone());
+    let steward = Steward {
+        decisions: decisions.clone(),
+        known: Arc::clone(&known),
+        security: security.clone(),
+    };
+    let state = HttpState::new(Arc::clone(&timelines), known, args.zone.clone(), steward);
     let pg_state =
         PgState { timelines: Arc::clone(&timelines), archive, security: security.clone() };
     let result = runtime.block_on(async {

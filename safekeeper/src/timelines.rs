@@ -75,6 +75,7 @@ impl Timelines {
         };
         for tenant in timelines.names::<TenantId>(directory)? {
             let of_tenant = directory.join(tenant.to_string());
+            timelines.remove_left(&of_tenant)?;
             for timeline in timelines.names::<TimelineId>(&of_tenant)? {
                 timelines.open_one((tenant, timeline), &of_tenant.join(timeline.to_string()))?;
             }
@@ -124,6 +125,10 @@ impl Timelines {
             }
         }
         let slot = match Timeline::open(&self.context, directory) {
+            Ok(opened) if opened.timeline.is_left() => {
+                drop(opened);
+                return self.let_go(key, directory);
+            }
             Ok(opened) => {
                 let timeline = opened.timeline;
                 tracing::info!(
@@ -142,6 +147,37 @@ impl Timelines {
             }
         };
         self.slots.write().insert(key, slot);
+        Ok(())
+    }
+
+    /// Removes what a crash left of what was being removed.
+    fn remove_left(&self, of_tenant: &Path) -> Result<(), StorageError> {
+        let names = self.context.disk.list(of_tenant);
+        for name in names.map_err(StorageError::wrap("list", of_tenant))? {
+            let left = of_tenant.join(&name);
+            if name.ends_with(".left")
+                && let Err(error) = std::fs::remove_dir_all(&left)
+            {
+                tracing::warn!(directory = %left.display(), %error, "can't be removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what others keep by now. It may come back as a new member, with nothing.
+    fn let_go(&self, key: TimelineKey, directory: &Path) -> Result<(), StorageError> {
+        tracing::info!(timeline = %key.1, "others keep the timeline by now: its files are removed");
+        self.ledger.remove(key)?;
+        // Under a name that is no timeline's, so that a crash leaves nothing that could be taken for one.
+        let left = directory.with_extension("left");
+        let disk = self.context.disk.as_ref();
+        disk.rename(directory, &left).map_err(StorageError::wrap("rename", directory))?;
+        if let Some(above) = directory.parent() {
+            disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
+        }
+        if let Err(error) = std::fs::remove_dir_all(&left) {
+            tracing::warn!(directory = %left.display(), %error, "can't be removed");
+        }
         Ok(())
     }
 

@@ -162,6 +162,173 @@ fn members_change_while_a_compute_is_idle() {
     proposing.stop().unwrap();
 }
 
+/// Asks a safekeeper until these are the members. Returns how often it was asked.
+fn change(cluster: &Cluster, by: u64, nodes: &str) -> u32 {
+    let parameters = parameters(START);
+    let path = format!(
+        "/v1/members?tenant_id={}&timeline_id={}&nodes={nodes}",
+        parameters.tenant, parameters.timeline
+    );
+    let node = cluster.nodes.iter().find(|node| node.id == by).unwrap();
+    let begun = Instant::now();
+    for asked in 1.. {
+        let (status, answer) = node.post(&path);
+        if status == 200 && answer["step"] == "done" {
+            return asked;
+        }
+        assert!(status == 200 || status == 503, "{status} {answer}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{answer}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_member_that_is_gone_is_replaced() {
+    let mut cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    writer.commit(20, 1000);
+    cluster.nodes[2].kill();
+    let before = Instant::now();
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| change(&cluster, 1, "1,2,4"));
+        while !changing.is_finished() {
+            writer.commit(3, 1000);
+        }
+        changing.join().unwrap();
+    });
+    assert!(before.elapsed() < Duration::from_secs(20));
+    // Asking again finds it done.
+    assert_eq!(change(&cluster, 2, "1,2,4"), 1);
+    cluster.nodes[0].kill();
+    let end = writer.commit(20, 1000);
+    cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
+    assert!(read_all(&cluster.nodes[3].wal, first, end) == writer.bytes());
+    proposing.stop().unwrap();
+    // The one that was gone comes back: it lets go of what it had.
+    cluster.nodes[0].start();
+    cluster.nodes[2].start();
+    learn(&cluster, 3, decided(&cluster).chain.newest().number());
+    assert_eq!(cluster.nodes[2].stop(), Some(0));
+    cluster.nodes[2].start();
+    assert_eq!(cluster.nodes[2].status()["timelines"].as_array().unwrap().len(), 0);
+    let of_tenant = cluster.nodes[2].dir.join(parameters(START).tenant.to_string());
+    assert_eq!(std::fs::read_dir(of_tenant).unwrap().count(), 0);
+    // It may be a member again, and has the log then.
+    change(&cluster, 3, "1,2,3,4");
+    cluster.nodes[2].wait_lsn("flush_lsn", end, PATIENCE);
+    let leader = elect(
+        pgstrata_compute_shim::proposer::ProposerConfig {
+            safekeepers_to_ask: vec![NodeId(3)],
+            ..cluster.config(&parameters(START))
+        },
+        PATIENCE,
+    );
+    assert_eq!(leader.unwrap().elected().start_lsn, end);
+}
+
+#[test]
+fn members_change_without_a_compute() {
+    let mut cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(20, 1000);
+    proposing.stop().unwrap();
+    cluster.nodes[2].kill();
+    change(&cluster, 4, "1,2,4");
+    cluster.nodes[0].kill();
+    cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
+    assert!(read_all(&cluster.nodes[3].wal, first, end) == writer.bytes());
+    assert_eq!(cluster.elect(&parameters(START)).elected().start_lsn, end);
+}
+
+#[test]
+fn a_member_with_an_emptied_directory_is_made_one_anew() {
+    let mut cluster = Cluster::start(3);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    writer.commit(20, 1000);
+    let node = &mut cluster.nodes[2];
+    node.kill();
+    std::fs::remove_dir_all(&node.dir).unwrap();
+    node.start();
+    writer.commit(20, 1000);
+    change(&cluster, 3, "1,2,3");
+    cluster.nodes[1].kill();
+    let end = writer.commit(20, 1000);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, PATIENCE);
+    assert!(read_all(&cluster.nodes[2].wal, first, end) == writer.bytes());
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn three_become_five_and_three_again() {
+    let mut cluster = Cluster::start(6);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    writer.commit(20, 1000);
+    let change = |by, nodes: &str| {
+        std::thread::scope(|scope| {
+            let changing = scope.spawn(|| change(&cluster, by, nodes));
+            while !changing.is_finished() {
+                writer.commit(3, 1000);
+            }
+            changing.join().unwrap()
+        })
+    };
+    change(1, "1,2,3,4,5");
+    change(5, "3,4,6");
+    for node in [0, 1, 4] {
+        cluster.nodes[node].kill();
+    }
+    cluster.nodes[2].kill();
+    let end = writer.commit(20, 1000);
+    for node in [3, 5] {
+        cluster.nodes[node].wait_lsn("commit_lsn", end, PATIENCE);
+        assert!(read_all(&cluster.nodes[node].wal, first, end) == writer.bytes());
+    }
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn what_can_not_be_is_refused() {
+    let mut cluster = Cluster::start_with(4, &["--zone", "a"]);
+    // The first two are elsewhere.
+    for (node, zone) in cluster.nodes.iter_mut().zip(["b", "c"]) {
+        node.kill();
+        node.args.extend(["--zone".to_owned(), zone.to_owned()]);
+        node.args.drain(..2);
+        node.start();
+    }
+    let parameters = parameters(START);
+    let path = |nodes: &str| {
+        format!(
+            "/v1/members?tenant_id={}&timeline_id={}&nodes={nodes}",
+            parameters.tenant, parameters.timeline
+        )
+    };
+    let refused = |nodes: &str| {
+        let (status, answer) = cluster.nodes[0].post(&path(nodes));
+        (status, answer["error"].as_str().unwrap_or_default().to_owned())
+    };
+    let (status, why) = refused("1,2,3");
+    assert!(status == 404 && why.contains("never founded"), "{status} {why}");
+    lead(&cluster, &[1, 2, 3]).1.stop().unwrap();
+    for (nodes, expected, part) in [
+        ("1,2,9", 404, "safekeeper 9 has never been started"),
+        ("1,2,x", 400, "no node id"),
+        ("1,1,2", 409, "listed twice"),
+        ("1,3,4", 409, "would be in zone a"),
+    ] {
+        let (status, why) = refused(nodes);
+        assert!(status == expected && why.contains(part), "{nodes}: {status} {why}");
+    }
+    assert_eq!(decided(&cluster).chain.newest().number(), 1);
+    let (status, answer) = cluster.nodes[0].post(&format!("{}&force=true", path("1,3,4")));
+    assert_eq!(status, 200, "{answer}");
+}
+
 #[test]
 fn a_compute_of_before_a_change_goes_on_with_who_is_there() {
     let mut cluster = Cluster::start(4);

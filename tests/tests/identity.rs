@@ -202,6 +202,12 @@ impl Secured {
             Deed::SeeNodes => http("broker", "GET /v1/nodes", ""),
             Deed::PublishSafekeeper(_) => publish("safekeeper"),
             Deed::PublishPageserver => publish("pageserver"),
+            Deed::ChangeMembers => {
+                // Of a timeline that nobody has.
+                let timeline = TimelineId([0x34; 16]);
+                let asked = format!("tenant_id={TENANT}&timeline_id={timeline}&nodes=1,2,3");
+                http("http", &format!("POST /v1/members?{asked}"), "")
+            }
             Deed::AppendWal(tenant) => {
                 let parameters = TimelineParameters {
                     tenant,
@@ -338,13 +344,14 @@ fn callers(secured: &Secured) -> Vec<Caller> {
     callers
 }
 
-const DEEDS: [Deed; 13] = [
+const DEEDS: [Deed; 14] = [
     Deed::SeeHealth,
     Deed::SeeService,
     Deed::SeeNodes,
     Deed::PublishSafekeeper(NodeId(3)),
     Deed::PublishPageserver,
     Deed::AppendWal(TENANT),
+    Deed::ChangeMembers,
     Deed::ReadWal(TENANT),
     Deed::FollowWal(TENANT),
     Deed::NoteIngested,

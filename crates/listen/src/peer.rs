@@ -34,6 +34,8 @@ pub enum Deed {
     PublishPageserver,
     /// Be a compute to a safekeeper: ask for votes, append WAL.
     AppendWal(TenantId),
+    /// Change who the members of timelines are.
+    ChangeMembers,
     /// Read WAL of a safekeeper by its WAL port.
     ReadWal(TenantId),
     /// Follow committed WAL by PostgreSQL's protocol.
@@ -69,7 +71,8 @@ impl Peer {
             _ if deed == SeeHealth => true,
             Peer::Certified(Role::Safekeeper(own)) => match deed {
                 PublishSafekeeper(node) => node == *own,
-                ReadWal(_) | SeeService | SeeNodes => true,
+                // Votes and appends: an election where no compute is there to end a change of members.
+                AppendWal(_) | ReadWal(_) | SeeService | SeeNodes => true,
                 _ => false,
             },
             Peer::Certified(Role::Pageserver(_)) => matches!(
@@ -88,6 +91,7 @@ impl Peer {
                 deed,
                 ReadWal(_)
                     | FollowWal(_)
+                    | ChangeMembers
                     | SeeService
                     | SeeNodes
                     | SeeBranch(_)
@@ -97,6 +101,7 @@ impl Peer {
             Peer::Bearer(Scope::Admin) => matches!(
                 deed,
                 FollowWal(_)
+                    | ChangeMembers
                     | SeeService
                     | SeeNodes
                     | SeeBranch(_)
@@ -153,6 +158,7 @@ impl fmt::Display for Deed {
             Deed::SeeNodes => f.write_str("see where services are"),
             Deed::PublishSafekeeper(node) => write!(f, "speak for safekeeper {node}"),
             Deed::PublishPageserver => f.write_str("speak for a page server"),
+            Deed::ChangeMembers => f.write_str("change who keeps WAL"),
             Deed::AppendWal(tenant) => write!(f, "be a compute of tenant {tenant}"),
             Deed::ReadWal(tenant) => write!(f, "read WAL of tenant {tenant} here"),
             Deed::FollowWal(tenant) => write!(f, "follow WAL of tenant {tenant}"),
@@ -188,13 +194,14 @@ mod tests {
     const OTHER: TenantId = TenantId([0x22; 16]);
 
     /// Every deed, the name of its row, and the peers, by their columns, who may.
-    const ROWS: [(&str, Deed); 13] = [
+    const ROWS: [(&str, Deed); 14] = [
         ("learn whether it is well", Deed::SeeHealth),
         ("status, metrics", Deed::SeeService),
         ("where services are", Deed::SeeNodes),
         ("publish as safekeeper 3", Deed::PublishSafekeeper(NodeId(3))),
         ("publish as a page server", Deed::PublishPageserver),
         ("vote, append", Deed::AppendWal(T)),
+        ("change members", Deed::ChangeMembers),
         ("read WAL", Deed::ReadWal(T)),
         ("follow WAL", Deed::FollowWal(T)),
         ("say what is ingested", Deed::NoteIngested),

@@ -8,9 +8,12 @@ use std::time::Duration;
 use pgstrata_dial::dial_to;
 use pgstrata_identity::{Identity, Stream, Whom};
 use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
+use pgstrata_quorum::{Ack, Append, Elected, Vote, VoteRequest};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
-use pgstrata_wire::safekeeper::{Message, Status, WAL, chosen, decode, encode};
+use pgstrata_wire::safekeeper::{
+    Greeting, GreetingReply, Message, Status, WAL, chosen, decode, encode,
+};
 
 /// Size of the receive buffer, in bytes.
 const RECEIVE_BUFFER: usize = 512 << 10;
@@ -70,6 +73,50 @@ impl SafekeeperClient {
         };
         self.input.consume(size);
         taken
+    }
+
+    /// Introduces itself as a proposer.
+    pub fn greet(&mut self, greeting: &Greeting) -> io::Result<GreetingReply> {
+        self.send(&Message::Greeting(greeting.clone()))?;
+        self.receive(|message| match message {
+            Message::GreetingReply(reply) => Ok(reply),
+            _ => Err(invalid("expected an answer to a greeting")),
+        })
+    }
+
+    /// Asks for a vote, after a greeting.
+    pub fn vote(&mut self, request: &VoteRequest) -> io::Result<Vote> {
+        self.send(&Message::VoteRequest(request.clone()))?;
+        self.receive(|message| match message {
+            Message::Vote(vote) => Ok(vote),
+            _ => Err(invalid("expected a vote")),
+        })
+    }
+
+    /// Says who won.
+    pub fn elected(&mut self, elected: &Elected) -> io::Result<Ack> {
+        self.send(&Message::Elected(elected.clone()))?;
+        self.acknowledged()
+    }
+
+    /// Appends at most 1 MiB, and waits until it is durable.
+    pub fn append(&mut self, append: Append, bytes: &[u8]) -> io::Result<Ack> {
+        self.send(&Message::Append(append, bytes))?;
+        self.acknowledged()
+    }
+
+    fn acknowledged(&mut self) -> io::Result<Ack> {
+        loop {
+            let ack = self.receive(|message| match message {
+                Message::Ack(ack) => Ok(Some(ack)),
+                // What came beside it: members that were decided on meanwhile.
+                Message::Configuration(_) => Ok(None),
+                _ => Err(invalid("expected an acknowledgement")),
+            })?;
+            if let Some(ack) = ack {
+                return Ok(ack);
+            }
+        }
     }
 
     /// Chooses the timeline, once the safekeeper has taken the configuration of this number, or a later one.

@@ -36,6 +36,9 @@ pub async fn run(background: Background) {
     loop {
         interval.tick().await;
         for timeline in background.timelines.all() {
+            if timeline.is_left() {
+                continue;
+            }
             let parameters = timeline.parameters();
             let key = (parameters.tenant, parameters.timeline);
             let state = states.entry(key).or_insert_with(State::new);

@@ -26,7 +26,13 @@ fn publication(background: &Background) -> Publication {
         role: Role::Safekeeper,
         zone: background.zone.clone(),
         addresses: background.addresses.clone(),
-        timelines: background.timelines.all().iter().map(|timeline| progress(timeline)).collect(),
+        timelines: background
+            .timelines
+            .all()
+            .iter()
+            .filter(|timeline| !timeline.is_left())
+            .map(|timeline| progress(timeline))
+            .collect(),
     }
 }
 

@@ -32,7 +32,10 @@ pub async fn run(background: Background) {
     for round in 0u64.. {
         interval.tick().await;
         for timeline in background.timelines.all() {
-            if timeline.has_proposer() || !may_lag(&background, &timeline, round) {
+            if timeline.has_proposer()
+                || timeline.is_left()
+                || !may_lag(&background, &timeline, round)
+            {
                 continue;
             }
             let background = background.clone();
@@ -109,7 +112,9 @@ fn ask_peers(background: &Background, timeline: &Timeline) -> Vec<Peer> {
     let hints = timeline.marks().addresses;
     let address = |node: NodeId| {
         let hint = || hints.iter().find(|(other, _)| *other == node).map(|(_, text)| text.clone());
-        background.known.wal_address(node).or_else(hint)
+        let decisions = &background.timelines.context().decisions;
+        let registered = || Some(decisions.registration(node).ok()??.wal);
+        background.known.wal_address(node).or_else(hint).or_else(registered)
     };
     let configuration = timeline.configuration();
     let others = configuration.nodes().into_iter().filter(|&node| node != own);

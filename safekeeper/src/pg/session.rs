@@ -9,6 +9,7 @@ use pgstrata_listen::{AsyncStream, Deed, Opened, Peer};
 use pgstrata_wire::postgres::{
     BackendWriter, Command, Frontend, StartupPacket, int8_column, parse, split, text_column,
 };
+use pgstrata_wire::safekeeper::RefusedReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
@@ -156,6 +157,10 @@ fn open(packet: &StartupPacket, peer: &Peer, state: PgState) -> Result<Session, 
             let allowed = peer.check(Deed::FollowWal(tenant));
             allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
             let found = state.timelines.get((tenant, timeline));
+            let found = found.and_then(|timeline| match timeline.is_left() {
+                true => Err(RefusedReason::UnknownTimeline),
+                false => Ok(timeline),
+            });
             found.map_err(|reason| ("3D000", format!("timeline {timeline}: {reason}")))?
         }
         (None, None) => state.timelines.only().ok_or_else(|| {

@@ -83,6 +83,9 @@ impl Streaming<'_> {
         let mut commit = self.session.timeline.watch_commit();
         let mut sent = Instant::now();
         loop {
+            if self.session.timeline.is_left() {
+                bail!("other safekeepers keep this timeline by now");
+            }
             let end = *commit.borrow_and_update();
             while self.at < end {
                 self.send_some(end, sender).await?;

@@ -282,6 +282,12 @@ impl Timeline {
         self.configuration_number.load(Ordering::Acquire)
     }
 
+    /// Whether others keep it by now: what is here is of no further use.
+    pub fn is_left(&self) -> bool {
+        let configuration = self.configuration.read();
+        configuration.is_known() && !configuration.contains(self.own)
+    }
+
     /// The members.
     pub fn configuration(&self) -> Arc<Configuration> {
         Arc::clone(&self.configuration.read())

@@ -80,6 +80,21 @@ impl Node {
         text.split_once("\r\n\r\n").unwrap().1.to_owned()
     }
 
+    /// The status code and the body.
+    pub fn post(&self, path: &str) -> (u16, Value) {
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
     pub fn status(&self) -> Value {
         serde_json::from_str(&self.get("/v1/status")).unwrap()
     }

@@ -112,6 +112,54 @@ impl Quorum {
     }
 }
 
+/// Which members a timeline is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangeMembers {
+    /// Whose timeline.
+    #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
+    pub tenant_id: TenantId,
+    /// Which timeline.
+    #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
+    pub timeline_id: TimelineId,
+    /// Node ids of all members after the change, with commas between them. One whose directory was replaced is named like
+    /// any other.
+    pub nodes: String,
+    /// Even if a majority of them is in one zone.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// How far a change of members is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Newcomers get what is committed.
+    CatchingUp,
+    /// Both groups have to commit something together.
+    Joint,
+    /// These are the members, and no others.
+    Done,
+    /// One that this program does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How far a change of members is. Ask again until it is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Change {
+    /// The step that is under way.
+    pub step: Step,
+    /// What is decided.
+    pub quorum: Option<Quorum>,
+    /// WAL that the members lack who have least of it, in bytes.
+    pub behind_bytes: u64,
+    /// What is waited for, for people; empty if nothing.
+    #[serde(default)]
+    pub waits_for: String,
+}
+
 /// A safekeeper in one life of its directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Member {

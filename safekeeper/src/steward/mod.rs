@@ -1,0 +1,285 @@
+//! Changing who the members of a timeline are, a step at a time.
+//!
+//! Everything that is known of a change stands in the timeline's object and with its members, and nothing of it here: whoever
+//! is asked next, on whichever safekeeper, goes on where the last one was. The steps, and why no two quorums live at once:
+//! `docs/consensus.md`.
+
+mod campaign;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgstrata_ids::{Member, NodeId};
+use pgstrata_listen::Security;
+use pgstrata_quorum::{Adopter, Chain, ChainError, Configuration, Holding, joint_in_use};
+use pgstrata_wal_client::SafekeeperClient;
+use pgstrata_wire::http::safekeeper::{Change, Step};
+use pgstrata_wire::safekeeper::Status;
+
+use crate::background::Known;
+use crate::decisions::{Decisions, Swapped};
+use crate::timelines::TimelineKey;
+
+/// Longest wait for a member's answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a newcomer may lack when the change begins to count on it, in bytes: what a proposer has in memory for it.
+const CLOSE: u64 = 16 << 20;
+
+/// Others that took a step at the same time, before it is left to the next request.
+const ATTEMPTS: usize = 5;
+
+/// Why there is no step.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// The timeline was never founded, or a node never started.
+    #[error("{0}")]
+    NotFound(String),
+    /// What was asked for can't be, or not without being forced.
+    #[error("{0}")]
+    Conflict(String),
+    /// It may go on later.
+    #[error("{0}")]
+    Later(String),
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Steward {
+    /// Where it is decided.
+    pub decisions: Decisions,
+    /// Where members are.
+    pub known: Arc<Known>,
+    /// Who we are to them.
+    pub security: Security,
+}
+
+/// A member that answers.
+struct Heard {
+    member: Member,
+    status: Status,
+}
+
+fn later(error: impl std::fmt::Display) -> Trouble {
+    Trouble::Later(error.to_string())
+}
+
+impl Steward {
+    /// Takes the next step of making these nodes the members, which may be the last. May wait for members for some seconds.
+    /// `force`: even if a majority of them is in one zone.
+    pub fn advance(
+        &self,
+        key: TimelineKey,
+        nodes: &[NodeId],
+        force: bool,
+    ) -> Result<Change, Trouble> {
+        for _ in 0..ATTEMPTS {
+            let read = self.decisions.read_versioned(key).map_err(later)?;
+            let Some((quorum, version)) = read else {
+                let text =
+                    format!("timeline {} was never founded: no compute has written to it", key.1);
+                return Err(Trouble::NotFound(text));
+            };
+            let newest = quorum.chain.newest();
+            let next = match newest.incoming().is_empty() {
+                true => match quorum.chain.change_to(self.wanted(newest, nodes)?) {
+                    Err(ChainError::NoChange) => return self.finish(key, &quorum.chain),
+                    Err(error) => return Err(Trouble::Conflict(error.to_string())),
+                    Ok(next) => {
+                        if !force {
+                            self.refuse_one_zone(next.newest())?;
+                        }
+                        next
+                    }
+                },
+                false => match self.prepare(key, newest)? {
+                    Some(change) => return Ok(change),
+                    None => quorum.chain.change_ended().map_err(later)?,
+                },
+            };
+            let decided = pgstrata_format::quorum::Quorum { chain: next, ..quorum };
+            // Where somebody else was faster, it is looked at anew.
+            if let Swapped::Yes = self.decisions.swap(key, &version, &decided).map_err(later)? {
+                let number = decided.chain.newest().number();
+                tracing::info!(timeline = %key.1, number, ?nodes, "members decided");
+            }
+        }
+        Err(later("others change the members at the same time"))
+    }
+
+    /// These nodes, each in the life in which it is a member, unless its directory is another one by now.
+    fn wanted(&self, newest: &Configuration, nodes: &[NodeId]) -> Result<Vec<Member>, Trouble> {
+        let member = |&node: &NodeId| {
+            let is_now = newest.members().iter().find(|member| member.node == node).copied();
+            let registered = self.decisions.registration(node).map_err(later)?;
+            match (registered, is_now) {
+                (Some(registered), _) => Ok(registered.member),
+                (None, Some(is_now)) => Ok(is_now),
+                (None, None) => Err(Trouble::NotFound(format!(
+                    "safekeeper {node} has never been started on this cluster's object store"
+                ))),
+            }
+        };
+        nodes.iter().map(member).collect()
+    }
+
+    fn refuse_one_zone(&self, next: &Configuration) -> Result<(), Trouble> {
+        let zone_of = |member: &Member| -> Result<Option<String>, Trouble> {
+            let registered = self.decisions.registration(member.node).map_err(later)?;
+            Ok(registered.map(|one| one.zone).filter(|zone| !zone.is_empty()))
+        };
+        let crowded = |group: &[Member]| -> Result<Option<String>, Trouble> {
+            let zones: Vec<_> = group.iter().map(zone_of).collect::<Result<_, _>>()?;
+            let zones: Vec<String> = zones.into_iter().flatten().collect();
+            let has_majority = |zone: &&String| {
+                zones.iter().filter(|other| other == zone).count() > group.len() / 2
+            };
+            Ok(zones.iter().find(has_majority).filter(|_| group.len() > 1).cloned())
+        };
+        match (crowded(next.incoming())?, crowded(next.members())?) {
+            (Some(zone), None) => Err(Trouble::Conflict(format!(
+                "a majority of the members would be in zone {zone}, whose loss would then stop all commits: \
+                 choose others, or force it"
+            ))),
+            // Where it is so already, it gets no worse.
+            _ => Ok(()),
+        }
+    }
+
+    /// What is to be waited for until both groups have committed something together; nothing if they have.
+    fn prepare(&self, key: TimelineKey, joint: &Configuration) -> Result<Option<Change>, Trouble> {
+        let number = joint.number();
+        let is_new = |member: &Member| !joint.members().contains(member);
+        // Newcomers first: who has the timeline tells its compute, which then counts on them.
+        let (newcomers, missing) = self.ask(key, joint, &is_new, Some(number));
+        let (others, silent) = self.ask(key, joint, &|member| !is_new(member), None);
+        let committed = others.iter().map(|one| one.status.commit_lsn).max().unwrap_or_default();
+        let flushed = newcomers.iter().map(|one| one.status.flush_lsn).min();
+        let behind = flushed.map_or(0, |lsn| committed.saturating_sub(lsn));
+        let change = |step, waits_for: String| {
+            let quorum = Some(crate::http::described(joint));
+            Ok(Some(Change { step, quorum, behind_bytes: behind, waits_for }))
+        };
+        if !missing.is_empty() {
+            return change(Step::CatchingUp, missing.join("; "));
+        }
+        if behind > CLOSE {
+            return change(Step::CatchingUp, format!("newcomers, which lack {behind} bytes"));
+        }
+        let (old, _) = self.ask(key, joint, &|member| !is_new(member), Some(number));
+        let all: Vec<Heard> = newcomers.into_iter().chain(old).collect();
+        let taken = |member| {
+            let its = all.iter().find(|one| one.member == member);
+            its.is_some_and(|one| one.status.configuration.number() == number)
+        };
+        if !joint.is_quorum(taken) {
+            let why = silent.join("; ");
+            return change(
+                Step::Joint,
+                format!("a majority of the members before the change: {why}"),
+            );
+        }
+        let said: Vec<Adopter> = all.iter().map(adopter).collect();
+        if let Some((term, _)) = joint_in_use(joint, &said) {
+            // Under load it is never as far as the others at one moment; but it gets what they get.
+            let follows = |one: &Heard| one.status.history.last().is_some_and(|at| at.term >= term);
+            let lacks = |one: &&Heard| is_new(&one.member) && !follows(one);
+            return match all.iter().find(lacks) {
+                None => Ok(None),
+                Some(one) => {
+                    let node = one.member.node;
+                    change(Step::CatchingUp, format!("safekeeper {node} to follow term {term}"))
+                }
+            };
+        }
+        if all.iter().any(|one| one.status.has_proposer) {
+            return change(Step::Joint, "the compute to go on with the new members".into());
+        }
+        let places: Vec<(Member, String)> = all
+            .iter()
+            .filter_map(|one| Some((one.member, self.address(one.member.node)?)))
+            .collect();
+        campaign::run(joint, &all[0].status.parameters, &places, &self.security).map_err(later)?;
+        change(Step::Joint, "the end of an election among the members".into())
+    }
+
+    /// Everybody hears of the end of the change: first who stays, then who leaves.
+    fn finish(&self, key: TimelineKey, chain: &Chain) -> Result<Change, Trouble> {
+        let newest = chain.newest();
+        let number = newest.number();
+        let (stay, silent) = self.ask(key, newest, &|_| true, Some(number));
+        let knows = |member| stay.iter().any(|one| one.member == member);
+        let before = chain.configurations().iter().rev().find(|one| !one.incoming().is_empty());
+        if let Some(before) = before.filter(|_| newest.is_quorum(knows)) {
+            let left = |member: &Member| !newest.contains(*member);
+            // Who can't be reached hears of it when it is asked for anything.
+            let _ = self.ask(key, before, &left, Some(number));
+        }
+        let committed = stay.iter().map(|one| one.status.commit_lsn).max().unwrap_or_default();
+        let flushed = stay.iter().map(|one| one.status.flush_lsn).min().unwrap_or_default();
+        let behind_bytes = committed.saturating_sub(flushed);
+        let quorum = Some(crate::http::described(newest));
+        Ok(Change { step: Step::Done, quorum, behind_bytes, waits_for: silent.join("; ") })
+    }
+
+    fn address(&self, node: NodeId) -> Option<String> {
+        let registered = || Some(self.decisions.registration(node).ok()??.wal);
+        self.known.wal_address(node).or_else(registered)
+    }
+
+    /// What those members say who are asked for, all asked at once, and why others say nothing. With a number they look where
+    /// it is decided first.
+    fn ask(
+        &self,
+        key: TimelineKey,
+        configuration: &Configuration,
+        wanted: &dyn Fn(&Member) -> bool,
+        number: Option<u64>,
+    ) -> (Vec<Heard>, Vec<String>) {
+        let members: Vec<Member> = configuration.all().filter(|member| wanted(member)).collect();
+        let ask = |member: Member| -> Result<Heard, String> {
+            let node = member.node;
+            let failed = |error: &dyn std::fmt::Display| format!("safekeeper {node}: {error}");
+            let address = self.address(node).ok_or_else(|| failed(&"nobody knows where it is"))?;
+            let identity = self.security.identity();
+            let mut client = SafekeeperClient::connect(&address, Some(node), identity, PATIENCE)
+                .map_err(|error| failed(&error))?;
+            let status = match number {
+                Some(number) => client.learn(key.0, key.1, number),
+                None => client.open(key.0, key.1),
+            };
+            let status = status.map_err(|error| failed(&error))?;
+            match status.member == member {
+                true => Ok(Heard { member, status }),
+                false => Err(failed(&"it has another directory than the member")),
+            }
+        };
+        let answers: Vec<Result<Heard, String>> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                members.iter().map(|&member| scope.spawn(move || ask(member))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|_| Err("a thread ended early".to_owned()))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        let mut heard = Vec::new();
+        let mut silent = Vec::new();
+        for answer in answers {
+            match answer {
+                Ok(one) => heard.push(one),
+                Err(why) => silent.push(why),
+            }
+        }
+        (heard, silent)
+    }
+}
+
+fn adopter(heard: &Heard) -> Adopter {
+    let status = &heard.status;
+    let holding = Holding {
+        member: heard.member,
+        flush_lsn: status.flush_lsn,
+        history: status.history.clone(),
+    };
+    Adopter { number: status.configuration.number(), configured_in: status.configured_in, holding }
+}
