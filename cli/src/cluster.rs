@@ -52,6 +52,9 @@ pub struct SafekeeperPlace {
     /// Whether it ever got ready: its directory holds votes then, and must not start empty.
     #[serde(default)]
     pub started: bool,
+    /// While it is made a member: the one in whose place it comes, or 0 if it is one more.
+    #[serde(default)]
+    pub joins_for: Option<u64>,
 }
 
 /// A compute's place.

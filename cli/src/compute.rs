@@ -183,6 +183,7 @@ pub fn ensure(
         .args(["--start-lsn", &row.start_lsn.to_string()])
         .args(["--start-prev", &row.start_prev.to_string()])
         .args(["--safekeepers", &safekeepers.join(",")])
+        .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)])
         .args(["--pageserver", &format!("127.0.0.1:{pages}")])
         .args(["--pageserver-http", &format!("127.0.0.1:{pageserver_http}")])
         .current_dir("/");

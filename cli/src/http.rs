@@ -44,6 +44,18 @@ pub struct Service {
     pub is_here: bool,
 }
 
+/// What a service does not do, in its own words.
+#[derive(Debug)]
+pub struct Refused(pub Failure);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.error)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// A query's names and values.
 pub type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -105,11 +117,10 @@ impl Service {
         let status = response.status();
         let body = response.body_mut().with_config().limit(BODY_LIMIT).read_to_vec()?;
         if !status.is_success() {
-            let text = serde_json::from_slice::<Failure>(&body).map_or_else(
-                |_| format!("{} answered {status}", self.name),
-                |failure| failure.error,
-            );
-            bail!("{text}");
+            return match serde_json::from_slice::<Failure>(&body) {
+                Ok(failure) => Err(Refused(failure).into()),
+                Err(_) => bail!("{} answered {status}", self.name),
+            };
         }
         Ok(body)
     }

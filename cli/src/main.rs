@@ -12,6 +12,7 @@ mod files;
 mod found;
 mod http;
 mod locks;
+mod members;
 mod out;
 mod owner;
 mod page;
@@ -122,6 +123,16 @@ enum Verb {
     /// List, create, delete, reset and rename branches
     #[command(subcommand)]
     Branch(BranchVerb),
+    /// List safekeepers, and change who keeps the WAL
+    ///
+    /// Every branch has members that keep its WAL, three at first. A change is made branch by branch, while computes write:
+    /// newcomers get what is committed, then both groups commit together, then the new one does. A command that was
+    /// interrupted is given again, and goes on.
+    #[command(subcommand)]
+    Safekeeper(members::SafekeeperVerb),
+    /// Show who keeps a branch's WAL
+    #[command(subcommand)]
+    Quorum(members::QuorumVerb),
     /// Start, stop and list computes: stateless stock PostgreSQL servers, one per branch
     #[command(subcommand)]
     Compute(ComputeVerb),
@@ -368,6 +379,19 @@ fn run(command: Verb, place: &Where, auth_dir: Option<&Path>) -> Result<bool> {
         },
         Verb::Branch(verb) => branch(verb, place),
         Verb::Compute(verb) => compute(verb, place),
+        Verb::Safekeeper(members::SafekeeperVerb::List { json }) => {
+            members::list(services()?.as_ref(), json)
+        }
+        Verb::Safekeeper(verb) => match place {
+            Where::Here(dir) => {
+                let (mut cluster, _lock) = Cluster::change(dir)?;
+                members::run_here(&mut cluster, verb)
+            }
+            Where::Elsewhere(file) => members::run_elsewhere(&Remote::open(file)?, &verb),
+        },
+        Verb::Quorum(members::QuorumVerb::Show { branch, json }) => {
+            members::show(services()?.as_ref(), &branch, json)
+        }
         Verb::Lsn { branch, at, json } => {
             branch::lsn(services()?.as_ref(), &branch, at.as_ref(), json)
         }

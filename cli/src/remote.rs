@@ -20,6 +20,7 @@ use pgstrata_wire::http::safekeeper::{Status, Timeline};
 
 use crate::cluster_file::{Archive, ClusterFile, check_address, check_plain};
 use crate::http::{ANSWER_PATIENCE, Service};
+use crate::members::Seen;
 use crate::services::{Services, WalPlaces};
 use crate::status::{Answers, PATIENCE, STATUS};
 
@@ -149,7 +150,7 @@ impl Remote {
             node: node.node(),
             said: self.service(node, PATIENCE).and_then(|service| service.get(STATUS, &[])),
         };
-        Ok(ask_each(&self.safekeepers()?, ask))
+        Ok(ask_each(&Remote::safekeepers(self)?, ask))
     }
 
     /// Refuses to conclude anything from answers where those who gave none could have committed without them. Where nobody
@@ -259,6 +260,16 @@ impl Services for Remote {
         }
     }
 
+    fn safekeepers(&self) -> Result<Vec<Seen>> {
+        let mut seen = Vec::new();
+        for (node, asked) in Remote::safekeepers(self)?.into_iter().zip(self.statuses()?) {
+            let address = node.addresses.wal.clone().unwrap_or_default();
+            let service = self.service(node, ANSWER_PATIENCE)?;
+            seen.push(Seen { node: asked.node, address, service, said: asked.said });
+        }
+        Ok(seen)
+    }
+
     fn wal_places(&self) -> Result<WalPlaces> {
         ensure!(
             !matches!(self.access, Access::Token { .. }),
@@ -266,7 +277,7 @@ impl Services for Remote {
             self.file.display()
         );
         let mut safekeepers = Vec::new();
-        for node in self.safekeepers()? {
+        for node in Remote::safekeepers(self)? {
             let Some(address) = node.addresses.wal.clone() else { continue };
             check_address(&address).map_err(|why| anyhow!("the broker's listing: {why}"))?;
             if matches!(self.access, Access::Local) {

@@ -4,6 +4,7 @@
 //! a cluster's directory, takes a [`Cluster`].
 
 use anyhow::Result;
+use pgstrata_http_client::Access;
 use pgstrata_identity::Identity;
 use pgstrata_ids::{Lsn, NodeId};
 use pgstrata_wire::http::pageserver::Branch;
@@ -12,7 +13,9 @@ use crate::branch;
 use crate::cluster::Cluster;
 use crate::cluster_file::Archive;
 use crate::http::Service;
-use crate::status::Answers;
+use crate::members::Seen;
+use crate::remote::ask_each;
+use crate::status::{Answers, PATIENCE, STATUS};
 
 /// Where a cluster's WAL is.
 pub struct WalPlaces {
@@ -38,6 +41,9 @@ pub trait Services {
 
     /// Where WAL is read.
     fn wal_places(&self) -> Result<WalPlaces>;
+
+    /// The safekeepers, each asked what it keeps.
+    fn safekeepers(&self) -> Result<Vec<Seen>>;
 }
 
 impl Services for Cluster {
@@ -51,6 +57,18 @@ impl Services for Cluster {
 
     fn committed(&self, row: &Branch) -> Result<Option<Lsn>> {
         Ok(branch::committed(&self.answers(), row))
+    }
+
+    fn safekeepers(&self) -> Result<Vec<Seen>> {
+        let places = &self.state.safekeepers;
+        Ok(ask_each(places, |place| {
+            let address = format!("127.0.0.1:{}", place.http);
+            let service = Service::local(&address, &Access::Local);
+            let quick = Service { timeout: PATIENCE, ..Service::local(&address, &Access::Local) };
+            let said = quick.get(STATUS, &[]);
+            let address = format!("127.0.0.1:{}", place.wal);
+            Seen { node: NodeId(place.id), address, service, said }
+        }))
     }
 
     fn wal_places(&self) -> Result<WalPlaces> {

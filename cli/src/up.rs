@@ -141,6 +141,7 @@ fn create(dir: &Path, arguments: &UpArguments) -> Result<Cluster> {
             pg: ports[5 + 3 * at],
             http: ports[6 + 3 * at],
             started: false,
+            joins_for: None,
         })
         .collect();
     let tenant = rand::random::<[u8; 16]>();
@@ -292,7 +293,7 @@ fn check_unchanged(cluster: &Cluster, arguments: &UpArguments) -> Result<()> {
     if let Some(asked) = arguments.safekeepers {
         ensure!(
             asked as usize == members,
-            "the cluster in {dir} has {members} safekeepers, and this can't be changed yet: leave \
+            "the cluster in {dir} has {members} safekeepers, which 'pgstrata safekeeper add' and 'remove' change: leave \
              out --safekeepers"
         );
     }
@@ -472,24 +473,14 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
         // outvote those that remember: committed transactions would be gone.
         if place.started && !directory.join("identity").exists() {
             troubles.push(format!(
-                "{name} has lost its directory {}: put it back; it can't start without what it \
-                 promised",
-                directory.display()
+                "{name} has lost its directory {}: put it back, as it can't start without what it promised; or \
+                 have another one in its place, by 'pgstrata safekeeper replace {}'",
+                directory.display(),
+                place.id
             ));
             continue;
         }
-        let mut command = Command::new(program("safekeeper")?);
-        command
-            .arg("--dir")
-            .arg(directory)
-            .args(["--id", &place.id.to_string()])
-            .args(["--zone", &place.zone])
-            .args(["--listen-wal", &format!("127.0.0.1:{}", place.wal)])
-            .args(["--listen-pg", &format!("127.0.0.1:{}", place.pg)])
-            .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
-            .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)]);
-        store_options(cluster, &mut command);
-        command.args(cluster.claim.forgets_peers.then_some("--forget-peers"));
+        let mut command = safekeeper_command(cluster, place)?;
         process.start(&mut command)?;
         started.push((at, process));
     }
@@ -507,6 +498,92 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
         troubles.join("; ")
     );
     Ok(troubles)
+}
+
+fn safekeeper_command(cluster: &Cluster, place: &SafekeeperPlace) -> Result<Command> {
+    let mut command = Command::new(program("safekeeper")?);
+    command
+        .arg("--dir")
+        .arg(cluster.dir.join(format!("safekeeper-{}", place.id)))
+        .args(["--id", &place.id.to_string()])
+        .args(["--zone", &place.zone])
+        .args(["--listen-wal", &format!("127.0.0.1:{}", place.wal)])
+        .args(["--listen-pg", &format!("127.0.0.1:{}", place.pg)])
+        .args(["--listen-http", &format!("127.0.0.1:{}", place.http)])
+        .args(["--broker", &format!("http://127.0.0.1:{}", cluster.state.broker)]);
+    store_options(cluster, &mut command);
+    command.args(cluster.claim.forgets_peers.then_some("--forget-peers"));
+    Ok(command)
+}
+
+/// Starts a safekeeper that is about to be made a member, in the place of another or as one more; or finds the one that an
+/// earlier command began with. Returns its node id.
+pub fn begin_safekeeper(
+    cluster: &mut Cluster,
+    zone: Option<String>,
+    replaces: Option<u64>,
+) -> Result<u64> {
+    let old = replaces.map(|id| cluster.state.safekeepers.iter().find(|place| place.id == id));
+    let joins_for = Some(replaces.unwrap_or(0));
+    let begun = cluster.state.safekeepers.iter().find(|place| place.joins_for == joins_for);
+    let id = match begun {
+        Some(place) => place.id,
+        None => {
+            let old = match (replaces, old) {
+                (Some(id), Some(None)) => bail!(
+                    "there is no safekeeper {id} in {}: 'pgstrata safekeeper list' has those that are there",
+                    cluster.dir.display()
+                ),
+                (_, old) => old.flatten(),
+            };
+            let count = cluster.state.safekeepers.len();
+            ensure!(count < MOST_SAFEKEEPERS, "there are {MOST_SAFEKEEPERS} safekeepers at most");
+            let highest = cluster.state.safekeepers.iter().map(|place| place.id).max();
+            // Never one that was there before: what is left of its directory is another's.
+            let free = |id: &u64| !cluster.dir.join(format!("safekeeper-{id}")).exists();
+            let id = (highest.unwrap_or(0) + 1..).find(free).unwrap_or(1);
+            let zone = zone.or(old.map(|place| place.zone.clone()));
+            let zone = zone.unwrap_or_else(|| format!("zone-{id}"));
+            let ports = free_ports(3)?;
+            let (wal, pg, http) = (ports[0], ports[1], ports[2]);
+            let place = SafekeeperPlace { id, zone, wal, pg, http, started: false, joins_for };
+            cluster.state.safekeepers.push(place);
+            cluster.save()?;
+            id
+        }
+    };
+    let Some(at) = cluster.state.safekeepers.iter().position(|place| place.id == id) else {
+        bail!("safekeeper {id} is not there any more");
+    };
+    let process = Process::new(&cluster.dir, &format!("safekeeper-{id}"));
+    if process.pid().is_none() {
+        process.start(&mut safekeeper_command(cluster, &cluster.state.safekeepers[at])?)?;
+        process.wait_ready(START_PATIENCE)?;
+        cluster.state.safekeepers[at].started = true;
+        cluster.save()?;
+    }
+    Ok(id)
+}
+
+/// It is a member of everything that it was to be.
+pub fn safekeeper_has_joined(cluster: &mut Cluster, id: u64) -> Result<()> {
+    for place in cluster.state.safekeepers.iter_mut().filter(|place| place.id == id) {
+        place.joins_for = None;
+    }
+    cluster.save()
+}
+
+/// Stops one that is a member of nothing any more, and forgets it. Its directory stays.
+pub fn end_safekeeper(cluster: &mut Cluster, id: u64) -> Result<()> {
+    let name = format!("safekeeper-{id}");
+    end(&Process::new(&cluster.dir, &name))?;
+    cluster.state.safekeepers.retain(|place| place.id != id);
+    cluster.save()?;
+    let directory = cluster.dir.join(name);
+    if directory.exists() {
+        eprintln!("pgstrata: {} is of no further use", directory.display());
+    }
+    Ok(())
 }
 
 fn start_pageserver(cluster: &Cluster) -> Result<()> {

@@ -65,6 +65,7 @@ mod tests {
             pg: 2,
             http: 3,
             started: true,
+            joins_for: None,
         };
         warning(&zones.iter().map(place).collect::<Vec<_>>()).is_some()
     }

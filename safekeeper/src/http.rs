@@ -125,6 +125,7 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
         id: state.timelines.context().own.node.0,
         incarnation: state.timelines.context().own.incarnation.to_string(),
         zone: state.zone.to_string(),
+        free_bytes: state.timelines.free_bytes(),
         timelines: timelines.iter().map(|timeline| describe(timeline, &state.known)).collect(),
         damaged: damaged
             .map(|((tenant_id, timeline_id), error)| http::Damaged {

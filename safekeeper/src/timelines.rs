@@ -186,6 +186,12 @@ impl Timelines {
         &self.context
     }
 
+    /// Bytes that are free where everything is.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let found = rustix::fs::statvfs(&self.directory).ok()?;
+        found.f_bavail.checked_mul(found.f_frsize)
+    }
+
     /// All that can be served.
     pub fn all(&self) -> Vec<Arc<Timeline>> {
         let slots = self.slots.read();
@@ -242,7 +248,9 @@ impl Timelines {
                 if !decided.chain.newest().contains(self.context.own) {
                     return Ok(Greeted::Elsewhere(Arc::new(decided.chain.newest().clone())));
                 }
-                self.create(&decided, &greeting.addresses)?
+                let timeline = self.create(&decided, &greeting.addresses)?;
+                self.find(&timeline, decided.chain.newest());
+                timeline
             }
             other => other?,
         };
@@ -280,7 +288,9 @@ impl Timelines {
                 if !decided.chain.newest().contains(self.context.own) {
                     return Err(RefusedReason::UnknownTimeline);
                 }
-                self.create(&decided, &[])?
+                let timeline = self.create(&decided, &[])?;
+                self.find(&timeline, decided.chain.newest());
+                timeline
             }
             other => other?,
         };
@@ -309,12 +319,26 @@ impl Timelines {
         if !own.is_known() {
             self.check_first(&own, decided)?;
         }
+        self.find(timeline, decided.chain.newest());
         match timeline.configure(decided.chain.newest()) {
             Ok(None) => Ok(()),
             Ok(Some(Message::Refused(reason))) => Err(reason),
             Ok(Some(_)) => Err(RefusedReason::Storage("a configuration was answered".into())),
             Err(error) => Err(RefusedReason::Storage(error.to_string())),
         }
+    }
+
+    /// Notes where members say that they are, so that whoever hears of them here can go there.
+    fn find(&self, timeline: &Timeline, configuration: &Configuration) {
+        let mut places = timeline.marks().addresses;
+        for node in configuration.nodes() {
+            if let Ok(Some(registered)) = self.context.decisions.registration(node) {
+                places.retain(|(other, _)| *other != node);
+                places.push((node, registered.wal));
+            }
+        }
+        places.retain(|(node, _)| configuration.nodes().contains(node));
+        timeline.note_addresses(&places);
     }
 
     /// Whether a timeline of before members had incarnations was founded with the members that it had.

@@ -1,5 +1,6 @@
 //! The loop: sockets, the proposer core between them, and the log to send.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,6 +68,8 @@ pub struct Driver {
     led: Option<TermHistory>,
     /// Where the log begins that the source writes.
     own_start_lsn: Lsn,
+    /// Where members are, as other members say: no more than are named in a configuration.
+    told: BTreeMap<NodeId, String>,
     /// The last record boundary of the log.
     record_end: Lsn,
     /// Whom to ask next to found the timeline.
@@ -155,6 +158,7 @@ impl Driver {
             replaced_by: None,
             led: None,
             own_start_lsn: Lsn::INVALID,
+            told: BTreeMap::new(),
             record_end: Lsn::INVALID,
             founder_turn: 0,
             commit_lsn: Lsn::INVALID,
@@ -663,7 +667,8 @@ impl Driver {
                 }
                 // To what was asked before it was greeted anew.
                 (Message::Vote(_) | Message::Ack(_), None) => {}
-                (Message::Configuration(decided), _) => {
+                (Message::Configuration(decided, places), _) => {
+                    self.told.extend(places);
                     if decided.number() > self.configuration.number() {
                         self.adopt(decided, None);
                     }
@@ -700,6 +705,7 @@ impl Driver {
         }
         let member = Member { node: reply.node, incarnation: reply.incarnation };
         self.links[index].heard = Some(reply.incarnation);
+        self.told.extend(reply.addresses);
         let Some(said) = reply.configuration.as_ref().filter(|said| said.is_known()) else {
             if self.configuration.is_known() {
                 return Err(io::Error::other("it finds no trace of the branch in object storage"));
@@ -744,6 +750,7 @@ impl Driver {
             }
         }
         self.add_links();
+        self.told.retain(|node, _| nodes.contains(node));
         self.outputs.clear();
         self.busy = true;
         let term = self.core.term();
@@ -793,6 +800,9 @@ impl Driver {
             if !self.links.iter().any(|link| link.node == node) {
                 self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers)));
             }
+        }
+        for link in &mut self.links {
+            link.told = self.told.get(&link.node).cloned().or_else(|| link.told.take());
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Link {
     /// False once the members were changed, and it is none any more.
     pub is_wanted: bool,
     members: Arc<dyn Members>,
+    /// Where other members say that it is.
+    pub told: Option<String>,
     /// Where it was last looked for, as `host:port`.
     pub address: Option<String>,
     dialing: Dialing,
@@ -77,6 +79,7 @@ impl Link {
             heard: None,
             is_wanted: true,
             members,
+            told: None,
             address: None,
             dialing: Dialing::default(),
             attempts: 0,
@@ -104,7 +107,7 @@ impl Link {
         if self.connection.is_some() || now < self.retry_at || !self.is_wanted {
             return;
         }
-        let mut names = self.members.addresses(self.node);
+        let mut names = self.addresses();
         if names.is_empty() {
             let text = self.members.describe();
             return self.fail(now, &text);
@@ -232,7 +235,14 @@ impl Link {
 
     /// Where it was last looked for, or else will be.
     pub fn best_address(&self) -> Option<String> {
-        self.address.clone().or_else(|| self.members.addresses(self.node).into_iter().next())
+        self.address.clone().or_else(|| self.addresses().into_iter().next())
+    }
+
+    /// Where it may be, best first.
+    fn addresses(&self) -> Vec<String> {
+        let mut names = self.members.addresses(self.node);
+        names.extend(self.told.clone().filter(|told| !names.contains(told)));
+        names
     }
 
     /// Whether it was connected to, and not greeted yet.

@@ -279,6 +279,7 @@ fn messages(seeds: &mut Seeds) {
         node: NodeId(1),
         incarnation: Incarnation([6; 16]),
         configuration: Some(configuration),
+        addresses: vec![(NodeId(1), "127.0.0.1:5454".into())],
         term: Term(1),
         flush_lsn: Lsn(12),
         commit_lsn: Lsn(8),

@@ -110,7 +110,7 @@ impl SafekeeperClient {
             let ack = self.receive(|message| match message {
                 Message::Ack(ack) => Ok(Some(ack)),
                 // What came beside it: members that were decided on meanwhile.
-                Message::Configuration(_) => Ok(None),
+                Message::Configuration(..) => Ok(None),
                 _ => Err(invalid("expected an acknowledgement")),
             })?;
             if let Some(ack) = ack {

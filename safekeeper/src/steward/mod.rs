@@ -182,13 +182,18 @@ impl Steward {
         let said: Vec<Adopter> = all.iter().map(adopter).collect();
         if let Some((term, _)) = joint_in_use(joint, &said) {
             // Under load it is never as far as the others at one moment; but it gets what they get.
-            let follows = |one: &Heard| one.status.history.last().is_some_and(|at| at.term >= term);
+            // What it copied from others it has without a compute that reaches it: then one that runs must.
+            let is_led = all.iter().any(|one| one.status.has_proposer);
+            let follows = |one: &Heard| {
+                let at = one.status.history.last();
+                at.is_some_and(|at| at.term >= term) && (one.status.has_proposer || !is_led)
+            };
             let lacks = |one: &&Heard| is_new(&one.member) && !follows(one);
             return match all.iter().find(lacks) {
                 None => Ok(None),
                 Some(one) => {
                     let node = one.member.node;
-                    change(Step::CatchingUp, format!("safekeeper {node} to follow term {term}"))
+                    change(Step::CatchingUp, format!("the compute to reach safekeeper {node}"))
                 }
             };
         }

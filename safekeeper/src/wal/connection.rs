@@ -204,7 +204,7 @@ impl Connection {
     fn tell_configuration(&mut self, timeline: &Timeline) -> anyhow::Result<()> {
         let configuration = Configuration::clone(&timeline.configuration());
         self.told = configuration.number();
-        self.send(&Message::Configuration(configuration))
+        self.send(&Message::Configuration(configuration, timeline.marks().addresses))
     }
 
     /// Serves one message of any other kind. False if it isn't whole yet.
@@ -283,6 +283,7 @@ impl Connection {
             node: own.node,
             incarnation: own.incarnation,
             configuration: None,
+            addresses: Vec::new(),
             term: Term(0),
             flush_lsn: Lsn::INVALID,
             commit_lsn: Lsn::INVALID,
@@ -292,6 +293,7 @@ impl Connection {
                 let configuration = Configuration::clone(&timeline.configuration());
                 self.told = configuration.number();
                 reply.configuration = Some(configuration);
+                reply.addresses = timeline.marks().addresses;
                 reply.term = timeline.term();
                 reply.flush_lsn = timeline.flush_lsn();
                 reply.commit_lsn = timeline.commit_lsn();

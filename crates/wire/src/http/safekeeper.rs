@@ -16,6 +16,9 @@ pub struct Status {
     pub incarnation: String,
     /// Failure zone; empty if it has none.
     pub zone: String,
+    /// Bytes that are free on the disk of its directory; null where that can't be told.
+    #[serde(default)]
+    pub free_bytes: Option<u64>,
     /// Timelines that it serves.
     pub timelines: Vec<Timeline>,
     /// Timelines that it can't serve.

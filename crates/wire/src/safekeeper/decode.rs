@@ -50,6 +50,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
                 true => Some(configuration(&mut fields)?),
                 false => None,
             },
+            addresses: addresses(&mut fields)?,
         }),
         66 => Message::Vote(vote(&mut fields)?),
         67 => Message::Ack(Ack {
@@ -64,7 +65,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
             return Ok(Message::WalChunk(start, payload(fields.0)?));
         }
         71 => Message::LastRecordReply(fields.lsn("position")?),
-        72 => Message::Configuration(configuration(&mut fields)?),
+        72 => Message::Configuration(configuration(&mut fields)?, addresses(&mut fields)?),
         other => return Err(DecodeError::Kind(other)),
     };
     fields.end()?;
@@ -101,10 +102,14 @@ fn greeting(fields: &mut Fields<'_>) -> Decoded<Greeting> {
     let parameters = parameters(fields)?;
     let known = fields.u64("configuration number")?;
     let proposer = ProposerId(fields.array("proposer id")?);
-    let addresses = fields.list(2 * MAX_MEMBERS, "number of addresses", |fields| {
-        Ok((node(fields)?, fields.text(MAX_ADDRESS, "address")?))
-    })?;
+    let addresses = addresses(fields)?;
     Ok(Greeting { parameters, known, addresses, proposer })
+}
+
+fn addresses(fields: &mut Fields<'_>) -> Decoded<Vec<(NodeId, String)>> {
+    fields.list(2 * MAX_MEMBERS, "number of addresses", |fields| {
+        Ok((node(fields)?, fields.text(MAX_ADDRESS, "address")?))
+    })
 }
 
 fn member(fields: &mut Fields<'_>) -> Decoded<Member> {

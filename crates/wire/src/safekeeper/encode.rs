@@ -1,6 +1,6 @@
 //! Messages to bytes.
 
-use pgstrata_ids::{Member, TimelineParameters};
+use pgstrata_ids::{Member, NodeId, TimelineParameters};
 use pgstrata_quorum::{Append, Configuration, Refusal, TermHistory};
 
 use super::{APPEND_KIND, MAX_ADDRESS, MAX_REASON, Message, RefusedReason, WAL};
@@ -63,10 +63,7 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
             parameters(&greeting.parameters, out);
             put_u64(out, greeting.known);
             out.extend_from_slice(&greeting.proposer.0);
-            put_list(out, greeting.addresses.iter(), |out, (node, address)| {
-                put_u64(out, node.0);
-                put_text(out, address, MAX_ADDRESS);
-            });
+            addresses(&greeting.addresses, out);
         }
         Message::VoteRequest(request) => {
             put_u64(out, request.term.0);
@@ -95,6 +92,7 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
             if let Some(known) = &reply.configuration {
                 configuration(known, out);
             }
+            addresses(&reply.addresses, out);
         }
         Message::Found(members) => put_list(out, members.iter(), |out, (node, incarnation)| {
             put_u64(out, node.0);
@@ -108,7 +106,10 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(&timeline.0);
             put_u64(out, *number);
         }
-        Message::Configuration(decided) => configuration(decided, out),
+        Message::Configuration(decided, places) => {
+            configuration(decided, out);
+            addresses(places, out);
+        }
         Message::Vote(vote) => {
             out.push(u8::from(vote.granted));
             put_u64s(out, &[vote.asked.0, vote.term.0, vote.flush_lsn.0, vote.commit_lsn.0]);
@@ -141,6 +142,13 @@ fn put_u64(out: &mut Vec<u8>, value: u64) {
 
 fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
     values.iter().for_each(|&value| put_u64(out, value));
+}
+
+fn addresses(all: &[(NodeId, String)], out: &mut Vec<u8>) {
+    put_list(out, all.iter(), |out, (node, address)| {
+        put_u64(out, node.0);
+        put_text(out, address, MAX_ADDRESS);
+    });
 }
 
 fn member(member: &Member, out: &mut Vec<u8>) {

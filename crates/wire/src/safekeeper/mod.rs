@@ -73,6 +73,8 @@ pub struct GreetingReply {
     /// The newest configuration of the timeline that it knows, which need not name it. `None` if the timeline was not
     /// founded yet, and one that is not known if only its nodes are: see [`Message::Found`].
     pub configuration: Option<Configuration>,
+    /// Where members' WAL ports are, as far as it knows.
+    pub addresses: Vec<(NodeId, String)>,
     /// The highest term it promised on this timeline.
     pub term: Term,
     /// End of its durable log.
@@ -199,8 +201,9 @@ pub enum Message<'a> {
     WalChunk(Lsn, &'a [u8]),
     /// Safekeeper: start of the last record before the boundary; 0/0 if this timeline has none.
     LastRecordReply(Lsn),
-    /// Safekeeper, to a proposer that was elected: this was decided since you greeted. Comes beside an answer.
-    Configuration(Configuration),
+    /// Safekeeper, to a proposer that was elected: this was decided since you greeted, and members' WAL ports are there.
+    /// Comes beside an answer.
+    Configuration(Configuration, Vec<(NodeId, String)>),
 }
 
 impl Message<'_> {
@@ -224,7 +227,7 @@ impl Message<'_> {
             Message::Status(_) => 69,
             Message::WalChunk(..) => 70,
             Message::LastRecordReply(_) => 71,
-            Message::Configuration(_) => 72,
+            Message::Configuration(..) => 72,
         }
     }
 }

@@ -118,11 +118,12 @@ proptest! {
             (NodeId(node), Term(term), Lsn(flush), Lsn(commit));
         let incarnation = Incarnation([7; 16]);
         round_trip(Message::Learn(parameters.tenant, parameters.timeline, other));
-        round_trip(Message::Configuration(configuration.clone()));
+        round_trip(Message::Configuration(configuration.clone(), vec![(node, "h:1".into())]));
         round_trip(Message::Found(vec![(node, Some(incarnation)), (NodeId(other), None)]));
         for configuration in [None, Some(configuration.clone())] {
             round_trip(Message::GreetingReply(GreetingReply {
-                node, incarnation, configuration, term, flush_lsn, commit_lsn,
+                node, incarnation, configuration, addresses: vec![(node, "h:1".into())], term, flush_lsn,
+                commit_lsn,
             }));
         }
         let member = Member { node, incarnation };

@@ -1,0 +1,492 @@
+//! Who keeps the WAL: `safekeeper list|add|replace|remove|drain` and `quorum show`.
+//!
+//! A change is made timeline by timeline, by a safekeeper that is asked again until it is done (`POST /v1/members`).
+//! What is decided stands in object storage, so that the same command goes on where an earlier one ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use clap::Subcommand;
+use pgstrata_ids::{Lsn, NodeId, TenantId, TimelineId};
+use pgstrata_wire::http::Code;
+use pgstrata_wire::http::safekeeper::{Change, Quorum, Status, Step};
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+use crate::http::{Refused, Service};
+use crate::services::Services;
+use crate::{branch, out, table, up, zones};
+
+/// Timelines that are changed at once.
+const AT_ONCE: usize = 4;
+/// Between two questions how far a change is.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+/// Longest wait in which nothing moves.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two lines that tell how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+/// What a safekeeper may lack and be well, in bytes.
+const CLOSE: u64 = 16 << 20;
+
+/// What is done with safekeepers.
+#[derive(Subcommand)]
+pub enum SafekeeperVerb {
+    /// List safekeepers, and how well they are
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make one more a member of every branch; in a cluster made by 'up', start it
+    Add {
+        /// Its failure zone, in a cluster made by 'up' [default: one of its own]
+        #[arg(long, value_parser = zones::parse)]
+        zone: Option<String>,
+        /// In a cluster elsewhere: its node id; it runs already
+        #[arg(long)]
+        id: Option<u64>,
+        /// Even if a majority of a branch's members is in one zone then
+        #[arg(long)]
+        force: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put another one in the place of a safekeeper that is gone, or that is to go
+    ///
+    /// In a cluster made by 'up' the new one is started, with an id of its own, and the old one is stopped. In a cluster
+    /// elsewhere --with names one that runs already; without it, ID itself was started with an empty directory.
+    Replace {
+        /// Node id of the one that goes
+        id: u64,
+        /// Failure zone of the new one [default: that of the old one]
+        #[arg(long, value_parser = zones::parse)]
+        zone: Option<String>,
+        /// In a cluster elsewhere: node id of the new one
+        #[arg(long)]
+        with: Option<u64>,
+        /// Even if a majority of a branch's members is in one zone then
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make every branch do without it; in a cluster made by 'up', stop it
+    Remove {
+        /// Node id
+        id: u64,
+        /// Even if a majority of a branch's members is in one zone then
+        #[arg(long)]
+        force: bool,
+    },
+    /// Move all that it keeps to safekeepers that are no members yet; it goes on running
+    Drain {
+        /// Node id
+        id: u64,
+        /// Even if a majority of a branch's members is in one zone then
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// What is seen of quorums.
+#[derive(Subcommand)]
+pub enum QuorumVerb {
+    /// Show who keeps a branch's WAL, and how far each is
+    Show {
+        /// Branch
+        #[arg(long, default_value = "main")]
+        branch: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A safekeeper, and what it says.
+pub struct Seen {
+    /// Which.
+    pub node: NodeId,
+    /// Its WAL port.
+    pub address: String,
+    /// How it is asked.
+    pub service: Service,
+    /// Its status.
+    pub said: Result<Status>,
+}
+
+type Key = (TenantId, TimelineId);
+
+/// The newest configuration of each timeline that anybody tells of.
+fn quorums(seen: &[Seen]) -> BTreeMap<Key, Quorum> {
+    let mut newest: BTreeMap<Key, Quorum> = BTreeMap::new();
+    for status in seen.iter().filter_map(|one| one.said.as_ref().ok()) {
+        for timeline in &status.timelines {
+            let Some(quorum) = &timeline.quorum else { continue };
+            let key = (timeline.tenant_id, timeline.timeline_id);
+            let known = newest.entry(key).or_insert_with(|| quorum.clone());
+            if known.number < quorum.number {
+                *known = quorum.clone();
+            }
+        }
+    }
+    newest
+}
+
+/// The members that there are to be once the change under way has ended.
+fn next_members(quorum: &Quorum) -> Vec<u64> {
+    let group = match quorum.incoming.is_empty() {
+        true => &quorum.members,
+        false => &quorum.incoming,
+    };
+    group.iter().map(|member| member.id).collect()
+}
+
+/// What a safekeeper lacks most on any timeline, in bytes.
+fn behind(status: &Status, committed: &BTreeMap<Key, Lsn>) -> u64 {
+    let of = |timeline: &pgstrata_wire::http::safekeeper::Timeline| {
+        let key = (timeline.tenant_id, timeline.timeline_id);
+        let is_member = timeline.quorum.as_ref().is_none_or(|quorum| {
+            let own = |member: &pgstrata_wire::http::safekeeper::Member| {
+                member.id == status.id && member.incarnation == status.incarnation
+            };
+            quorum.members.iter().chain(&quorum.incoming).any(own)
+        });
+        let committed = committed.get(&key).filter(|_| is_member).copied().unwrap_or_default();
+        committed.saturating_sub(timeline.flush_lsn)
+    };
+    status.timelines.iter().map(of).max().unwrap_or_default()
+}
+
+fn committed(seen: &[Seen]) -> BTreeMap<Key, Lsn> {
+    let mut most: BTreeMap<Key, Lsn> = BTreeMap::new();
+    for status in seen.iter().filter_map(|one| one.said.as_ref().ok()) {
+        for timeline in &status.timelines {
+            let known = most.entry((timeline.tenant_id, timeline.timeline_id)).or_default();
+            *known = timeline.commit_lsn.max(*known);
+        }
+    }
+    most
+}
+
+/// `safekeeper list`.
+pub fn list(services: &dyn Services, json: bool) -> Result<()> {
+    let seen = services.safekeepers()?;
+    let committed = committed(&seen);
+    let quorums = quorums(&seen);
+    let mut rows: Vec<Value> = seen
+        .iter()
+        .map(|one| match &one.said {
+            Ok(status) => {
+                let behind = behind(status, &committed);
+                let state = match () {
+                    () if !status.damaged.is_empty() => "damaged",
+                    () if behind > CLOSE => "catching-up",
+                    () => "ok",
+                };
+                json!({
+                    "id": one.node.0, "incarnation": status.incarnation, "zone": status.zone,
+                    "address": one.address, "state": state, "timelines": status.timelines.len(),
+                    "behind_bytes": behind, "free_bytes": status.free_bytes,
+                })
+            }
+            Err(_) => gone(one.node.0, Some(&one.address)),
+        })
+        .collect();
+    // Who is a member, and of whom nobody has heard lately.
+    let listed: BTreeSet<u64> = seen.iter().map(|one| one.node.0).collect();
+    let members = quorums.values().flat_map(|quorum| quorum.members.iter().chain(&quorum.incoming));
+    let missing: BTreeSet<u64> =
+        members.map(|member| member.id).filter(|id| !listed.contains(id)).collect();
+    rows.extend(missing.into_iter().map(|id| gone(id, None)));
+    let columns = ["id", "zone", "address", "state", "timelines", "behind_bytes", "free_bytes"];
+    match json {
+        true => out::line(&Value::Array(rows).to_string()),
+        false => table::print(&columns, &rows),
+    }
+}
+
+fn gone(id: u64, address: Option<&str>) -> Value {
+    json!({
+        "id": id, "incarnation": null, "zone": null, "address": address, "state": "gone",
+        "timelines": null, "behind_bytes": null, "free_bytes": null,
+    })
+}
+
+/// `quorum show`.
+pub fn show(services: &dyn Services, name: &str, json: bool) -> Result<()> {
+    let Some(row) = branch::find(services, name)? else { bail!("there is no branch '{name}'") };
+    let key = (row.tenant_id, row.timeline_id);
+    let seen = services.safekeepers()?;
+    let Some(quorum) = quorums(&seen).remove(&key) else {
+        bail!(
+            "no safekeeper that answers says who keeps the WAL of branch '{name}': it has none of its own before a \
+             compute was started on it"
+        );
+    };
+    let has = |id: u64, incarnation: &str| {
+        let status = seen.iter().filter_map(|one| one.said.as_ref().ok());
+        let mut its = status.filter(|said| said.id == id && said.incarnation == incarnation);
+        let said = its.next()?;
+        let timeline = said.timelines.iter().find(|one| (one.tenant_id, one.timeline_id) == key)?;
+        Some((said.zone.clone(), timeline.flush_lsn, timeline.commit_lsn))
+    };
+    let most = committed(&seen).remove(&key).unwrap_or_default();
+    let mut whole = BTreeSet::new();
+    let described = |member: &pgstrata_wire::http::safekeeper::Member| {
+        let found = has(member.id, &member.incarnation);
+        let text = |lsn: Lsn| lsn.to_string();
+        json!({
+            "id": member.id, "incarnation": member.incarnation,
+            "zone": found.as_ref().map(|found| found.0.clone()),
+            "flush_lsn": found.as_ref().map(|found| text(found.1)),
+            "commit_lsn": found.as_ref().map(|found| text(found.2)),
+        })
+    };
+    for member in quorum.members.iter().chain(&quorum.incoming) {
+        if has(member.id, &member.incarnation).is_some_and(|found| found.1 >= most) {
+            whole.insert((member.id, member.incarnation.clone()));
+        }
+    }
+    let members: Vec<Value> = quorum.members.iter().map(described).collect();
+    let incoming: Vec<Value> = quorum.incoming.iter().map(described).collect();
+    // With one of these left, nothing is lost.
+    let safe = whole.len().saturating_sub(1);
+    if json {
+        let shown = json!({
+            "number": quorum.number, "joint": !incoming.is_empty(), "members": members,
+            "incoming": incoming, "safe_after_losing": safe,
+        });
+        return out::line(&shown.to_string());
+    }
+    let columns = ["id", "zone", "flush_lsn", "commit_lsn"];
+    out::line(&format!("configuration {}", quorum.number))?;
+    table::print(&columns, &members)?;
+    if !incoming.is_empty() {
+        out::line("is being changed to")?;
+        table::print(&columns, &incoming)?;
+    }
+    out::line(&format!("nothing that is committed is lost with any {safe} of them"))
+}
+
+/// Makes each timeline have the members that `wanted` says, of those that it is about to have; none if it has them. Goes on
+/// where an earlier command ended.
+fn change(
+    services: &dyn Services,
+    wanted: impl Fn(&Quorum) -> Result<Vec<u64>>,
+    force: bool,
+) -> Result<usize> {
+    let seen = services.safekeepers()?;
+    let silent: Vec<String> =
+        seen.iter().filter(|one| one.said.is_err()).map(|one| one.node.to_string()).collect();
+    if !silent.is_empty() {
+        eprintln!("pgstrata: safekeepers that do not answer: {}", silent.join(", "));
+    }
+    let mut work = Vec::new();
+    for (key, quorum) in quorums(&seen) {
+        let nodes = wanted(&quorum)?;
+        let now: BTreeSet<u64> = quorum.members.iter().map(|member| member.id).collect();
+        let same = now == nodes.iter().copied().collect() && quorum.incoming.is_empty();
+        // One with another directory than the member is the same node.
+        let is_anew = quorum.members.iter().any(|member| {
+            let said = seen.iter().find(|one| one.node.0 == member.id);
+            let said = said.and_then(|one| one.said.as_ref().ok());
+            said.is_some_and(|said| said.incarnation != member.incarnation)
+        });
+        if !same || is_anew {
+            work.push((key, nodes));
+        }
+    }
+    let able: Vec<&Service> =
+        seen.iter().filter(|one| one.said.is_ok()).map(|one| &one.service).collect();
+    ensure!(!able.is_empty(), "no safekeeper answers");
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let failed = std::thread::scope(|scope| {
+        let take = || -> Result<()> {
+            while let Some((key, nodes)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                one(&able, *key, nodes, force, (&done, work.len()))?;
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..AT_ONCE.min(work.len())).map(|_| scope.spawn(take)).collect();
+        threads.into_iter().find_map(|thread| match thread.join() {
+            Ok(outcome) => outcome.err(),
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    });
+    match failed {
+        None => Ok(work.len()),
+        Some(error) => Err(error.context(format!(
+            "{} of {} branches have the new members; the same command goes on with the others",
+            done.into_inner(),
+            work.len()
+        ))),
+    }
+}
+
+/// Changes one timeline's members.
+fn one(
+    able: &[&Service],
+    key: Key,
+    nodes: &[u64],
+    force: bool,
+    so_far: (&AtomicUsize, usize),
+) -> Result<()> {
+    let nodes: Vec<String> = nodes.iter().map(u64::to_string).collect();
+    let (tenant, timeline, nodes) = (key.0.to_string(), key.1.to_string(), nodes.join(","));
+    let force = force.to_string();
+    let query = [
+        ("tenant_id", tenant.as_str()),
+        ("timeline_id", &timeline),
+        ("nodes", &nodes),
+        ("force", &force),
+    ];
+    let mut moved = (Instant::now(), None);
+    let mut told = Instant::now();
+    for turn in 0usize.. {
+        let asked: Result<Change> = able[turn % able.len()].post("/v1/members", &query, &[]);
+        let waits_for = match asked {
+            Ok(change) if change.step == Step::Done => return Ok(()),
+            Ok(change) => {
+                let at = (change.step, change.behind_bytes, change.quorum.map(|one| one.number));
+                if moved.1 != Some(at) {
+                    moved = (Instant::now(), Some(at));
+                }
+                match change.behind_bytes {
+                    0 => change.waits_for,
+                    bytes => format!("{} ({} MB behind)", change.waits_for, bytes >> 20),
+                }
+            }
+            Err(error) => match error.downcast_ref::<Refused>() {
+                Some(refused) if refused.0.code != Code::Busy => return Err(error),
+                // It may be gone, or busy: another one is asked.
+                _ => format!("{error:#}"),
+            },
+        };
+        ensure!(
+            moved.0.elapsed() < PATIENCE,
+            "nothing has moved for {} s: it waits for {waits_for}",
+            PATIENCE.as_secs()
+        );
+        if told.elapsed() > TELL_EVERY {
+            told = Instant::now();
+            let (done, all) = (so_far.0.load(Ordering::Relaxed), so_far.1);
+            eprintln!(
+                "pgstrata: {done} of {all} branches; timeline {timeline} waits for {waits_for}"
+            );
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
+    Ok(())
+}
+
+/// Their members, with one in the place of another.
+fn replaced(quorum: &Quorum, old: u64, new: Option<u64>) -> Vec<u64> {
+    let mut nodes = next_members(quorum);
+    if nodes.contains(&old) {
+        nodes.retain(|&node| node != old);
+        nodes.extend(new.filter(|new| !nodes.contains(new)));
+    }
+    nodes
+}
+
+fn report(what: &str, count: usize) -> Result<()> {
+    out::line(&format!("{what}; {count} branches changed"))
+}
+
+/// In a cluster elsewhere, whose processes somebody else starts and stops.
+pub fn run_elsewhere(services: &dyn Services, verb: &SafekeeperVerb) -> Result<()> {
+    match *verb {
+        SafekeeperVerb::List { json } => list(services, json),
+        SafekeeperVerb::Add { id, force, json, .. } => {
+            let Some(id) = id else {
+                bail!("--id is needed: the node id of the safekeeper, which runs already");
+            };
+            let added = |quorum: &Quorum| {
+                let mut nodes = next_members(quorum);
+                nodes.extend(Some(id).filter(|id| !nodes.contains(id)));
+                Ok(nodes)
+            };
+            let count = change(services, added, force)?;
+            done_adding(id, count, json)
+        }
+        SafekeeperVerb::Replace { id, with, force, .. } => {
+            let new = with.unwrap_or(id);
+            let count = change(services, |quorum| Ok(replaced(quorum, id, Some(new))), force)?;
+            report(&format!("safekeeper {new} is in the place of {id}"), count)
+        }
+        SafekeeperVerb::Remove { id, force } => remove(services, id, force),
+        SafekeeperVerb::Drain { id, force } => drain(services, id, force),
+    }
+}
+
+fn done_adding(id: u64, count: usize, json: bool) -> Result<()> {
+    match json {
+        true => out::line(&json!({ "id": id, "timelines": count }).to_string()),
+        false => report(&format!("safekeeper {id} is a member"), count),
+    }
+}
+
+fn remove(services: &dyn Services, id: u64, force: bool) -> Result<()> {
+    let without = |quorum: &Quorum| {
+        let nodes = replaced(quorum, id, None);
+        ensure!(!nodes.is_empty(), "safekeeper {id} is the only one that keeps a branch");
+        Ok(nodes)
+    };
+    let count = change(services, without, force)?;
+    report(&format!("safekeeper {id} is no member of anything"), count)
+}
+
+fn drain(services: &dyn Services, id: u64, force: bool) -> Result<()> {
+    let seen = services.safekeepers()?;
+    let able: Vec<u64> = seen.iter().filter(|one| one.said.is_ok()).map(|one| one.node.0).collect();
+    let elsewhere = |quorum: &Quorum| {
+        let nodes = next_members(quorum);
+        let free = able.iter().find(|&&node| node != id && !nodes.contains(&node));
+        match (nodes.contains(&id), free) {
+            (false, _) => Ok(nodes),
+            (true, Some(&free)) => Ok(replaced(quorum, id, Some(free))),
+            (true, None) => bail!(
+                "there is no other safekeeper that could take what {id} keeps: start one, or use 'safekeeper remove', \
+                 which leaves one copy less"
+            ),
+        }
+    };
+    let count = change(services, elsewhere, force)?;
+    report(&format!("safekeeper {id} keeps nothing"), count)
+}
+
+/// In a cluster that `up` made: processes are started and stopped, too.
+pub fn run_here(cluster: &mut Cluster, verb: SafekeeperVerb) -> Result<()> {
+    match verb {
+        SafekeeperVerb::Add { zone, force, json, id: None } => {
+            let id = up::begin_safekeeper(cluster, zone, None)?;
+            let added = |quorum: &Quorum| {
+                let mut nodes = next_members(quorum);
+                nodes.extend(Some(id).filter(|id| !nodes.contains(id)));
+                Ok(nodes)
+            };
+            let count = change(cluster, added, force)?;
+            up::safekeeper_has_joined(cluster, id)?;
+            done_adding(id, count, json)
+        }
+        SafekeeperVerb::Replace { id, zone, force, with: None } => {
+            let new = up::begin_safekeeper(cluster, zone, Some(id))?;
+            let count = change(cluster, |quorum| Ok(replaced(quorum, id, Some(new))), force)?;
+            up::end_safekeeper(cluster, id)?;
+            up::safekeeper_has_joined(cluster, new)?;
+            report(&format!("safekeeper {new} is in the place of {id}"), count)
+        }
+        SafekeeperVerb::Remove { id, force } => {
+            let listed = cluster.state.safekeepers.iter().any(|place| place.id == id);
+            ensure!(listed, "there is no safekeeper {id} in {}", cluster.dir.display());
+            remove(cluster, id, force)?;
+            up::end_safekeeper(cluster, id)
+        }
+        SafekeeperVerb::Add { id: Some(_), .. } | SafekeeperVerb::Replace { with: Some(_), .. } => {
+            bail!("a cluster made by 'up' starts its safekeepers itself: leave out --id and --with")
+        }
+        other => run_elsewhere(cluster, &other),
+    }
+}
