@@ -299,12 +299,13 @@ fn l9_a_bogus_report_trims_nothing() {
 #[test]
 fn l9_an_object_that_differs_is_not_believed() {
     let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let cluster = Cluster::start_with(1, &["--object-store", &store_path]);
+    cluster.elect(&parameters(START));
     let object = object_file(store.path(), 1);
     std::fs::create_dir_all(object.parent().unwrap()).unwrap();
     let zeros = vec![0; SEGMENT_SIZE as usize];
     std::fs::write(&object, zstd::bulk::compress(&zeros, 3).unwrap()).unwrap();
-    let store_path = store.path().to_str().unwrap().to_owned();
-    let cluster = Cluster::start_with(1, &["--object-store", &store_path]);
     let (writer, proposing) = cluster.lead(&parameters(START), true);
     let first = proposing.commit_lsn();
     let end = writer.commit(300, 10_000);

@@ -409,9 +409,8 @@ fn h16_one_process_has_a_directory() {
     assert!(text.contains("another page server is running in"), "{text}");
     let safekeeper = dir.join("safekeeper-1");
     let listen = ["--listen-http", any, "--listen-wal", any, "--listen-pg", any, "--id", "1"];
-    let store = dir.join("objects");
-    let own = ["--dir", safekeeper.to_str().unwrap(), "--object-store", store.to_str().unwrap()];
-    let text = start("safekeeper", &[&own[..], &listen[..]].concat());
+    let text =
+        start("safekeeper", &[&["--dir", safekeeper.to_str().unwrap()], &listen[..]].concat());
     assert!(text.contains("another safekeeper is running in"), "{text}");
     // And the ones that were there serve.
     cluster.client().batch_execute("create table t as select 1").unwrap();

@@ -3,11 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pgstrata_tests::{Cluster, connect};
+use pgstrata_compute_shim::proposer::SafekeeperClient;
+use pgstrata_ids::{Lsn, Term};
+use pgstrata_tests::{Cluster, connect, signal};
+use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// A client that commits numbers, one after the other, and remembers the last that it was told of.
@@ -119,4 +123,196 @@ fn a_safekeeper_is_lost_and_replaced_while_a_client_commits() {
     let error = cluster.refusal(&["safekeeper", "replace", "1"], 1);
     assert!(error.contains("there is no safekeeper 1"), "{error}");
     cluster.cli(&["compute", "start", "idle"]);
+}
+
+/// A client that goes on over everything that happens, and remembers what it was told, and where it was told nothing.
+struct Checker {
+    ends: Arc<AtomicBool>,
+    told: Arc<Mutex<Told>>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Told {
+    /// What is there, as far as the client knows.
+    committed: Vec<i64>,
+    /// The longest wait for a commit that came.
+    longest: Duration,
+}
+
+impl Checker {
+    fn start(cluster: &Cluster) -> Checker {
+        let uri = cluster.up();
+        connect(&uri).batch_execute("create table told (a bigint primary key)").unwrap();
+        let (ends, told) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Told::default())));
+        let (until, notes) = (Arc::clone(&ends), Arc::clone(&told));
+        let thread = std::thread::spawn(move || {
+            let mut client = None;
+            let mut number = 0;
+            while !until.load(Ordering::Acquire) {
+                let since = Instant::now();
+                if client.is_none() {
+                    // What is asked first is asked of whatever is there by then.
+                    client = postgres::Client::connect(&uri, postgres::NoTls).ok();
+                }
+                let Some(connected) = &mut client else {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                };
+                // One whose answer was lost may be there or not, and its number is not used again.
+                number += 1;
+                match connected.execute("insert into told values ($1)", &[&number]) {
+                    Ok(_) => {
+                        let mut notes = notes.lock().unwrap();
+                        notes.committed.push(number);
+                        notes.longest = notes.longest.max(since.elapsed());
+                    }
+                    Err(_) => client = None,
+                }
+            }
+        });
+        Checker { ends, told, thread }
+    }
+
+    /// Waits until more is committed.
+    fn goes_on(&self, round: u32) {
+        let count = || self.told.lock().unwrap().committed.len();
+        let (before, since) = (count(), Instant::now());
+        while count() < before + 10 {
+            assert!(since.elapsed() < Duration::from_secs(90), "round {round}: no commits");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// All that the client was told is there now.
+    fn check(&self, uri: &str, round: u32) {
+        let told = self.told.lock().unwrap().committed.clone();
+        let mut client = connect(uri);
+        let found: Vec<i64> =
+            client.query("select a from told", &[]).unwrap().iter().map(|row| row.get(0)).collect();
+        let found: std::collections::HashSet<i64> = found.into_iter().collect();
+        let lost: Vec<&i64> = told.iter().filter(|number| !found.contains(number)).collect();
+        assert!(lost.is_empty(), "round {round}: lost {lost:?} of {} commits", told.len());
+    }
+
+    fn end(self) -> (usize, Duration) {
+        self.ends.store(true, Ordering::Release);
+        self.thread.join().unwrap();
+        let told = self.told.lock().unwrap();
+        (told.committed.len(), told.longest)
+    }
+}
+
+/// The same WAL on all members, byte by byte.
+fn compare_copies(cluster: &Cluster) {
+    let uri = cluster.up();
+    let mut client = connect(&uri);
+    let lsn: String =
+        client.query_one("select pg_current_wal_flush_lsn()::text", &[]).unwrap().get(0);
+    let lsn: Lsn = lsn.parse().unwrap();
+    cluster.cli(&["compute", "stop", "main"]);
+    let branches = cluster.json(&["branch", "list"]);
+    let id = |field: &str| branches[0][field].as_str().unwrap().to_owned();
+    let (tenant, timeline) = (id("tenant_id").parse().unwrap(), id("timeline_id").parse().unwrap());
+    let patience = Duration::from_secs(10);
+    let since = Instant::now();
+    let mut copies = Vec::new();
+    for row in safekeepers(cluster) {
+        let address = row["address"].as_str().unwrap().to_owned();
+        let (status, bytes) = loop {
+            let mut client = SafekeeperClient::connect(&address, None, None, patience).unwrap();
+            let status = client.open(tenant, timeline).unwrap();
+            if status.commit_lsn >= lsn {
+                let from = status.available_lsn;
+                let mut bytes = Vec::new();
+                client.read_wal(from, lsn, Term(0), &mut bytes).unwrap();
+                break (status, bytes);
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "{row}: {}", status.commit_lsn);
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        copies.push((row["id"].clone(), status.available_lsn, bytes));
+    }
+    let (first_id, first_from, first) = &copies[0];
+    for (id, from, bytes) in &copies[1..] {
+        let start = (*first_from).max(*from);
+        let of = |from: Lsn, bytes: &[u8]| bytes[(start.0 - from.0) as usize..].to_vec();
+        assert!(
+            of(*first_from, first) == of(*from, bytes),
+            "{first_id} and {id} differ from {start} on"
+        );
+    }
+}
+
+/// Rounds in which machines die, stand still, lose their disks and are replaced, under load. As many as
+/// `PGSTRATA_TEST_ROUNDS` says; a few, or a hundred with all tests.
+#[test]
+fn nothing_is_lost_in_rounds_of_bad_nights() {
+    let asked = std::env::var("PGSTRATA_TEST_ROUNDS").ok().and_then(|text| text.parse().ok());
+    let rounds = asked.unwrap_or(if pgstrata_tests::thorough() { 100 } else { 6 });
+    let seed: u64 = std::env::var("PGSTRATA_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| rand::random_range(0..1_000_000));
+    println!("{rounds} rounds, PGSTRATA_TEST_SEED={seed}");
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let cluster = Cluster::new();
+    let checker = Checker::start(&cluster);
+    let mut worst = Duration::ZERO;
+    for round in 1..=rounds {
+        let since = Instant::now();
+        let members = members(&quorum(&cluster, "main"));
+        let any = members[random.random_range(0..members.len())];
+        let name = |id: u64| format!("safekeeper-{id}");
+        // In the first rounds each happens once.
+        let what = if round <= 6 { round } else { random.random_range(1..=6) };
+        match what {
+            1 => {
+                // A minority loses its disk, and is replaced.
+                cluster.kill(&name(any));
+                std::fs::remove_dir_all(cluster.dir().join(name(any))).unwrap();
+                checker.goes_on(round);
+                cluster.cli(&["safekeeper", "replace", &any.to_string()]);
+            }
+            2 => cluster.kill_everything(),
+            3 => {
+                let pid = cluster.pid(&name(any));
+                signal(pid, Signal::STOP);
+                std::thread::sleep(Duration::from_millis(random.random_range(0..2000)));
+                checker.goes_on(round);
+                signal(pid, Signal::CONT);
+            }
+            4 if members.len() == 3 => {
+                cluster.cli(&["safekeeper", "add"]);
+                cluster.cli(&["safekeeper", "add"]);
+            }
+            4 => {
+                for id in &members[..2] {
+                    cluster.cli(&["safekeeper", "remove", &id.to_string()]);
+                }
+            }
+            5 => {
+                // One that is well goes, while others come and go.
+                cluster.cli(&["safekeeper", "replace", &any.to_string()]);
+            }
+            _ => {
+                let others = ["pageserver", "storage-broker", "compute-main"];
+                for process in others.into_iter().filter(|_| random.random_bool(0.5)) {
+                    cluster.kill(process);
+                }
+                for id in members.iter().filter(|_| random.random_bool(0.5)) {
+                    cluster.kill(&name(*id));
+                }
+            }
+        }
+        let uri = cluster.up();
+        checker.goes_on(round);
+        checker.check(&uri, round);
+        worst = worst.max(since.elapsed());
+        println!("round {round}: {what}, {} members, {:?}", members.len(), since.elapsed());
+    }
+    let (commits, longest) = checker.end();
+    compare_copies(&cluster);
+    println!("{rounds} rounds, {commits} commits, longest {longest:?}, longest round {worst:?}");
 }

@@ -334,7 +334,10 @@ impl Driver {
             let sent = sent.and_then(|()| self.links[index].keep_alive(now, &self.greeting));
             let link = &mut self.links[index];
             if let Err(error) = sent.and_then(|()| link.flush(index as u64, &self.poller)) {
-                link.fail(now, &error);
+                // It may have said why before it closed the connection.
+                let readable = Ready { token: index as u64, readable: true, writable: false };
+                let why = self.handle_link(index, readable).err().unwrap_or(error);
+                self.links[index].fail(now, &why);
             }
         }
         self.drop_what_all_have();

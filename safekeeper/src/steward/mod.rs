@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// What a newcomer may lack when the change begins to count on it, in bytes: what a proposer has in memory for it.
 const CLOSE: u64 = 16 << 20;
 
+/// So long none of the members has a compute, before one of them takes a term itself.
+const COMPUTE_PATIENCE: Duration = Duration::from_millis(1500);
+
 /// Others that took a step at the same time, before it is left to the next request.
 const ATTEMPTS: usize = 5;
 
@@ -197,7 +200,14 @@ impl Steward {
                 }
             };
         }
-        if all.iter().any(|one| one.status.has_proposer) {
+        // A compute that lost its connections, or is about to start, would be fenced: it gets a moment.
+        let is_led = |all: &[Heard]| all.iter().any(|one| one.status.has_proposer);
+        let is_led = is_led(&all) || {
+            std::thread::sleep(COMPUTE_PATIENCE);
+            let (all, _) = self.ask(key, joint, &|_| true, None);
+            is_led(&all)
+        };
+        if is_led {
             return change(Step::Joint, "the compute to go on with the new members".into());
         }
         let places: Vec<(Member, String)> = all

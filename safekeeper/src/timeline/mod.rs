@@ -56,6 +56,8 @@ pub struct Timeline {
     configuration_number: AtomicU64,
     commit_watch: watch::Sender<Lsn>,
     proposers: AtomicUsize,
+    /// Those who greeted, elected or not.
+    computes: AtomicUsize,
     appended: AtomicBool,
 }
 
@@ -144,6 +146,12 @@ impl Timeline {
     pub fn proposer_connected(self: &Arc<Self>) -> ProposerConnected {
         self.proposers.fetch_add(1, Ordering::AcqRel);
         ProposerConnected(Arc::clone(self))
+    }
+
+    /// Counts a compute that has greeted, for as long as the answer lives.
+    pub fn compute_connected(self: &Arc<Self>) -> ComputeConnected {
+        self.computes.fetch_add(1, Ordering::AcqRel);
+        ComputeConnected(Arc::clone(self))
     }
 
     fn publish(&self, core: &Core) {
@@ -268,7 +276,7 @@ impl Timeline {
             parameters: self.parameters().clone(),
             configuration: acceptor.configuration().clone(),
             configured_in: acceptor.configured_in(),
-            has_proposer: self.has_proposer(),
+            has_proposer: self.computes.load(Ordering::Acquire) > 0,
             term: acceptor.term(),
             available_lsn,
             flush_lsn: acceptor.flush_lsn(),
@@ -357,6 +365,16 @@ pub struct ProposerConnected(Arc<Timeline>);
 impl Drop for ProposerConnected {
     fn drop(&mut self) {
         self.0.proposers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// See [`Timeline::compute_connected`].
+#[derive(Debug)]
+pub struct ComputeConnected(Arc<Timeline>);
+
+impl Drop for ComputeConnected {
+    fn drop(&mut self) {
+        self.0.computes.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -158,6 +158,7 @@ impl Timeline {
             configuration_number,
             commit_watch: watch::Sender::new(commit_lsn),
             proposers: AtomicUsize::new(0),
+            computes: AtomicUsize::new(0),
             appended: AtomicBool::new(false),
         })
     }

@@ -17,7 +17,7 @@ use pgstrata_wire::version::Version;
 
 use super::{Limits, Waiting};
 use crate::storage_error::StorageError;
-use crate::timeline::{Answer, ProposerConnected, Timeline};
+use crate::timeline::{Answer, ComputeConnected, ProposerConnected, Timeline};
 use crate::timelines::{Greeted, Timelines};
 
 /// Most that is taken from the socket before it is written and synced, in bytes: it bounds the
@@ -44,6 +44,7 @@ pub struct Connection {
     /// What it greeted with, until the timeline is founded.
     greeting: Option<Greeting>,
     proposer: Option<ProposerConnected>,
+    compute: Option<ComputeConnected>,
     output: Vec<u8>,
 }
 
@@ -68,6 +69,7 @@ impl Connection {
             told: 0,
             greeting: None,
             proposer: None,
+            compute: None,
             output: Vec::new(),
         }
     }
@@ -278,6 +280,8 @@ impl Connection {
         self.proposer = None;
         self.timeline = None;
         self.is_compute = false;
+        // Given back after the new one was counted: it is not gone in between.
+        let before = self.compute.take();
         let own = self.timelines.context().own;
         let mut reply = GreetingReply {
             node: own.node,
@@ -297,6 +301,7 @@ impl Connection {
                 reply.term = timeline.term();
                 reply.flush_lsn = timeline.flush_lsn();
                 reply.commit_lsn = timeline.commit_lsn();
+                self.compute = Some(timeline.compute_connected());
                 self.timeline = Some(timeline);
                 self.is_compute = true;
             }
@@ -308,6 +313,7 @@ impl Connection {
             }
             Err(reason) => return self.refuse(reason),
         }
+        drop(before);
         self.greeting = Some(greeting);
         self.send(&Message::GreetingReply(reply))
     }

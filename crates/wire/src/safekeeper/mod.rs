@@ -94,7 +94,7 @@ pub struct Status {
     pub configuration: Configuration,
     /// The term that was promised when these were taken.
     pub configured_in: Term,
-    /// Whether a proposer is connected that was elected.
+    /// Whether a proposer is connected that has greeted.
     pub has_proposer: bool,
     /// The highest term promised.
     pub term: Term,
