@@ -23,6 +23,9 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// WAL copied at once, in bytes.
 const CHUNK: u64 = 1 << 20;
 
+/// Times that a timeline is caught up with before others have their turn.
+const TURNS: usize = 8;
+
 /// Rounds between looks at timelines that seem to be complete.
 const FULL_LOOK: u64 = 10;
 
@@ -57,7 +60,9 @@ fn may_lag(background: &Background, timeline: &Timeline, round: u64) -> bool {
     let key = (timeline.parameters().tenant, timeline.parameters().timeline);
     let committed = background.known.highest(key, |progress| progress.commit_lsn);
     let unproven = timeline.flush_lsn() > timeline.commit_lsn();
-    unproven || committed > timeline.commit_lsn() || round.is_multiple_of(FULL_LOOK)
+    // While it is made a member, or another one is, no compute may have reached it yet.
+    let changes = !timeline.configuration().incoming().is_empty();
+    unproven || changes || committed > timeline.commit_lsn() || round.is_multiple_of(FULL_LOOK)
 }
 
 struct Peer {
@@ -65,11 +70,22 @@ struct Peer {
     client: SafekeeperClient,
 }
 
+/// Goes on as long as there is much: what is written meanwhile is to be less each time.
 fn catch_up(
     background: &Background,
     timeline: &Arc<Timeline>,
     handle: &Handle,
 ) -> anyhow::Result<()> {
+    for _ in 0..TURNS {
+        if once(background, timeline, handle)? < CHUNK || timeline.has_proposer() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Returns how many bytes were missing.
+fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> anyhow::Result<u64> {
     let mut peers = ask_peers(background, timeline);
     let newest = peers.iter().map(|peer| peer.status.configuration.number()).max();
     if newest > Some(timeline.configuration().number()) {
@@ -88,12 +104,14 @@ fn catch_up(
         timeline.learn_commit(term, lsn)?;
     }
     let Some(best) = peers.iter_mut().max_by_key(|peer| peer.status.commit_lsn) else {
-        return Ok(());
+        return Ok(0);
     };
     let own_history = timeline.history();
     let target = best.status.commit_lsn;
     if target > timeline.flush_lsn() {
-        return copy(background, timeline, best, target, handle);
+        let missing = target.saturating_sub(timeline.flush_lsn());
+        copy(background, timeline, best, target, handle)?;
+        return Ok(missing);
     }
     // All of it is here; the other knows that it is committed, and of which term it is.
     let history = &best.status.history;
@@ -103,7 +121,7 @@ fn catch_up(
         let last = own_history.last().map_or(Term(0), |last| last.term);
         timeline.learn_commit(last, target)?;
     }
-    Ok(())
+    Ok(0)
 }
 
 fn ask_peers(background: &Background, timeline: &Timeline) -> Vec<Peer> {

@@ -23,8 +23,8 @@ use crate::timelines::TimelineKey;
 /// Longest wait for a member's answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What a newcomer may lack when the change begins to count on it, in bytes: what a proposer has in memory for it.
-const CLOSE: u64 = 16 << 20;
+/// What a newcomer may lack when the change begins to count on it, in bytes: less than a proposer has in memory for it.
+const CLOSE: u64 = 32 << 20;
 
 /// So long none of the members has a compute, before one of them takes a term itself.
 const COMPUTE_PATIENCE: Duration = Duration::from_millis(1500);
