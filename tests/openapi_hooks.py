@@ -48,6 +48,11 @@ def good(parameter, operation):
         "time": TIMES,
         "tenant": KNOWN["tenants"],
         "timeline": [some("timelines", operation)],
+        "tenant_id": KNOWN["tenants"],
+        "timeline_id": [some("timelines", operation)],
+        # Those that they have, and those that there are not: who keeps the WAL meanwhile is another test's.
+        "nodes": ["1,2,3", "3,1,2", "1,2,9", "x", ","],
+        "force": ["true", "false"],
     }
     if parameter in ("to", "name"):
         return new_name() if parameter == "to" else a_name(operation)

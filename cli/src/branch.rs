@@ -14,7 +14,7 @@ use crate::status::Answers;
 use crate::{compute, out, table};
 
 /// All rows of the page server.
-fn rows(services: &dyn Services) -> Result<Vec<Branch>> {
+pub fn rows(services: &dyn Services) -> Result<Vec<Branch>> {
     services.pageserver()?.get("/v1/branches", &[])
 }
 

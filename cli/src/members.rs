@@ -217,6 +217,8 @@ fn gone(id: u64, address: Option<&str>) -> Value {
 pub fn show(services: &dyn Services, name: &str, json: bool) -> Result<()> {
     let Some(row) = branch::find(services, name)? else { bail!("there is no branch '{name}'") };
     let key = (row.tenant_id, row.timeline_id);
+    // They are asked at different moments: what was committed before is held by who is well.
+    let most = committed(&services.safekeepers()?).remove(&key).unwrap_or_default();
     let seen = services.safekeepers()?;
     let Some(quorum) = quorums(&seen).remove(&key) else {
         bail!(
@@ -231,7 +233,6 @@ pub fn show(services: &dyn Services, name: &str, json: bool) -> Result<()> {
         let timeline = said.timelines.iter().find(|one| (one.tenant_id, one.timeline_id) == key)?;
         Some((said.zone.clone(), timeline.flush_lsn, timeline.commit_lsn))
     };
-    let most = committed(&seen).remove(&key).unwrap_or_default();
     let mut whole = BTreeSet::new();
     let described = |member: &pgstrata_wire::http::safekeeper::Member| {
         let found = has(member.id, &member.incarnation);
@@ -282,29 +283,22 @@ fn change(
     if !silent.is_empty() {
         eprintln!("pgstrata: safekeepers that do not answer: {}", silent.join(", "));
     }
+    // All of them: what was decided may not have reached anybody who answers here.
     let mut work = Vec::new();
     for (key, quorum) in quorums(&seen) {
-        let nodes = wanted(&quorum)?;
-        let now: BTreeSet<u64> = quorum.members.iter().map(|member| member.id).collect();
-        let same = now == nodes.iter().copied().collect() && quorum.incoming.is_empty();
-        // One with another directory than the member is the same node.
-        let is_anew = quorum.members.iter().any(|member| {
-            let said = seen.iter().find(|one| one.node.0 == member.id);
-            let said = said.and_then(|one| one.said.as_ref().ok());
-            said.is_some_and(|said| said.incarnation != member.incarnation)
-        });
-        if !same || is_anew {
-            work.push((key, nodes));
-        }
+        work.push((key, wanted(&quorum)?, quorum.number));
     }
+    refuse_unknown(services, &seen, &silent)?;
     let able: Vec<&Service> =
         seen.iter().filter(|one| one.said.is_ok()).map(|one| &one.service).collect();
     ensure!(!able.is_empty(), "no safekeeper answers");
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let changed = AtomicUsize::new(0);
     let failed = std::thread::scope(|scope| {
         let take = || -> Result<()> {
-            while let Some((key, nodes)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                one(&able, *key, nodes, force, (&done, work.len()))?;
+            while let Some((key, nodes, before)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let number = one(&able, *key, nodes, force, (&done, work.len()))?;
+                changed.fetch_add(usize::from(number != Some(*before)), Ordering::Relaxed);
                 done.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
@@ -316,7 +310,7 @@ fn change(
         })
     });
     match failed {
-        None => Ok(work.len()),
+        None => Ok(changed.into_inner()),
         Some(error) => Err(error.context(format!(
             "{} of {} branches have the new members; the same command goes on with the others",
             done.into_inner(),
@@ -325,14 +319,34 @@ fn change(
     }
 }
 
-/// Changes one timeline's members.
+/// Refuses to call a change done where a branch may be kept by those only who do not answer.
+fn refuse_unknown(services: &dyn Services, seen: &[Seen], silent: &[String]) -> Result<()> {
+    if silent.is_empty() {
+        return Ok(());
+    }
+    let known = quorums(seen);
+    for row in branch::rows(services)? {
+        // One that nothing was written to has no members yet.
+        let is_written = row.last_record_lsn > row.start_lsn;
+        ensure!(
+            !is_written || known.contains_key(&(row.tenant_id, row.timeline_id)),
+            "who keeps branch '{}' is told by none of the safekeepers that answer: start those that do not ({}), or this \
+             could leave it without its only copy",
+            row.name,
+            silent.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Changes one timeline's members. Returns the number of its configuration.
 fn one(
     able: &[&Service],
     key: Key,
     nodes: &[u64],
     force: bool,
     so_far: (&AtomicUsize, usize),
-) -> Result<()> {
+) -> Result<Option<u64>> {
     let nodes: Vec<String> = nodes.iter().map(u64::to_string).collect();
     let (tenant, timeline, nodes) = (key.0.to_string(), key.1.to_string(), nodes.join(","));
     let force = force.to_string();
@@ -347,7 +361,9 @@ fn one(
     for turn in 0usize.. {
         let asked: Result<Change> = able[turn % able.len()].post("/v1/members", &query, &[]);
         let waits_for = match asked {
-            Ok(change) if change.step == Step::Done => return Ok(()),
+            Ok(change) if change.step == Step::Done => {
+                return Ok(change.quorum.map(|quorum| quorum.number));
+            }
             Ok(change) => {
                 let at = (change.step, change.behind_bytes, change.quorum.map(|one| one.number));
                 if moved.1 != Some(at) {
@@ -378,7 +394,7 @@ fn one(
         }
         std::thread::sleep(ASK_EVERY);
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Their members, with one in the place of another.

@@ -403,7 +403,9 @@ impl Timelines {
         addresses: &[(NodeId, String)],
     ) -> Result<Arc<Timeline>, RefusedReason> {
         let key = (decided.parameters.tenant, decided.parameters.timeline);
-        if decided.is_older && decided.chain.newest().number() == 1 {
+        // Unless it came in later, with nothing: a first member had a copy.
+        let came_later = |configuration: &Configuration| !configuration.contains(self.context.own);
+        if decided.is_older && !decided.chain.configurations().iter().any(came_later) {
             return Err(RefusedReason::Storage(format!(
                 "timeline {} was here before its members were written down, and its directory is gone: what this \
                  safekeeper promised and stored of it is lost",

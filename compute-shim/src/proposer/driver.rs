@@ -31,6 +31,9 @@ const MAX_WAIT: Duration = Duration::from_millis(250);
 /// Bytes queued for a lagging member before it gets no more old WAL.
 const MAX_CATCH_UP_QUEUED: usize = 2 << 20;
 
+/// So long those are waited for who have not said what they know of a timeline of which a majority knows nothing.
+const FOUNDING_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Pause after a donor could not be read.
 const REFILL_PAUSE: Duration = Duration::from_millis(200);
 
@@ -72,6 +75,8 @@ pub struct Driver {
     told: BTreeMap<NodeId, String>,
     /// The last record boundary of the log.
     record_end: Lsn,
+    /// Since when a majority knows nothing of the timeline.
+    nothing_since: Option<Instant>,
     /// Whom to ask next to found the timeline.
     founder_turn: usize,
     commit_lsn: Lsn,
@@ -160,6 +165,7 @@ impl Driver {
             own_start_lsn: Lsn::INVALID,
             told: BTreeMap::new(),
             record_end: Lsn::INVALID,
+            nothing_since: None,
             founder_turn: 0,
             commit_lsn: Lsn::INVALID,
             commit_changed_at: now,
@@ -810,7 +816,7 @@ impl Driver {
     }
 
     /// Has the timeline founded when so many safekeepers know nothing of it that the others could not have elected, and the
-    /// others are not to be heard.
+    /// others are not to be heard for a moment.
     fn found_if_due(&mut self) {
         if self.configuration.is_known() || self.links.iter().any(Link::is_founding) {
             return;
@@ -818,8 +824,13 @@ impl Driver {
         let knows_nothing = |member: Member| {
             self.links.iter().any(|link| link.node == member.node && link.knows_nothing)
         };
+        if !self.configuration.is_quorum(knows_nothing) {
+            self.nothing_since = None;
+            return;
+        }
+        let since = *self.nothing_since.get_or_insert_with(Instant::now);
         let is_open = self.links.iter().any(|link| !link.is_settled());
-        if is_open || !self.configuration.is_quorum(knows_nothing) {
+        if is_open && since.elapsed() < FOUNDING_PATIENCE {
             return;
         }
         let able: Vec<usize> =

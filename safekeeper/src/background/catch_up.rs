@@ -92,14 +92,15 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
         let learned = background.timelines.learn(timeline);
         learned.map_err(|reason| anyhow::anyhow!("{reason}"))?;
     }
-    let configuration = timeline.configuration();
+    // By what it says itself in one moment: members may change meanwhile.
+    let (own, configuration) = timeline.holding()?;
     let holding = |status: &Status| Holding {
         member: status.member,
         flush_lsn: status.flush_lsn,
         history: status.history.clone(),
     };
     let mut holdings: Vec<Holding> = peers.iter().map(|peer| holding(&peer.status)).collect();
-    holdings.push(timeline.holding());
+    holdings.push(own);
     if let Some((term, lsn)) = provable_commit(&configuration, &holdings) {
         timeline.learn_commit(term, lsn)?;
     }

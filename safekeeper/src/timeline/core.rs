@@ -51,7 +51,7 @@ fn invalid(why: &dyn std::fmt::Display) -> Message<'static> {
 }
 
 impl Core {
-    fn check_latch(&self) -> Result<(), StorageError> {
+    pub fn check_latch(&self) -> Result<(), StorageError> {
         match self.latch.reason() {
             Some(reason) => Err(StorageError::Latched(reason)),
             None => Ok(()),

@@ -259,19 +259,25 @@ impl Timeline {
         self.core.lock().stored.state.commit_lsn
     }
 
-    /// The durable log, for a proof of what is committed.
-    pub fn holding(&self) -> Holding {
+    /// The durable log, for a proof of what is committed, and by which members that is to be told. An error after a failed
+    /// write: then the acceptor counts on what may not be durable.
+    pub fn holding(&self) -> Result<(Holding, Configuration), StorageError> {
         let core = self.core.lock();
+        core.check_latch()?;
         let flush_lsn = core.acceptor.flush_lsn();
-        Holding { member: self.own, flush_lsn, history: core.acceptor.history().clone() }
+        let history = core.acceptor.history().clone();
+        let holding = Holding { member: self.own, flush_lsn, history };
+        Ok((holding, core.acceptor.configuration().clone()))
     }
 
-    /// Everything that is known.
-    pub fn status(&self) -> Status {
+    /// Everything that is known, all of it durable: others conclude from it what is committed. An error after a failed
+    /// write, as with [`Timeline::holding`].
+    pub fn status(&self) -> Result<Status, StorageError> {
         let available_lsn = self.marks.lock().available_lsn;
         let core = self.core.lock();
+        core.check_latch()?;
         let acceptor = &core.acceptor;
-        Status {
+        Ok(Status {
             member: self.own,
             parameters: self.parameters().clone(),
             configuration: acceptor.configuration().clone(),
@@ -282,7 +288,7 @@ impl Timeline {
             flush_lsn: acceptor.flush_lsn(),
             commit_lsn: acceptor.commit_lsn(),
             history: acceptor.history().clone(),
-        }
+        })
     }
 
     /// The number of the configuration: it is asked for with each batch of appends.

@@ -262,7 +262,12 @@ impl Connection {
     fn open(&mut self, found: Result<Arc<Timeline>, RefusedReason>) -> anyhow::Result<()> {
         match found {
             Ok(timeline) => {
-                let status = timeline.status();
+                let status = match timeline.status() {
+                    Ok(status) => status,
+                    Err(error) => {
+                        return self.refuse(RefusedReason::Storage(error.to_string()));
+                    }
+                };
                 self.is_compute = false;
                 self.timeline = Some(timeline);
                 self.send(&Message::Status(status))
