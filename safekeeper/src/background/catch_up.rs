@@ -132,7 +132,9 @@ fn ask_peers(background: &Background, timeline: &Timeline) -> Vec<Peer> {
     let address = |node: NodeId| {
         let hint = || hints.iter().find(|(other, _)| *other == node).map(|(_, text)| text.clone());
         let decisions = &background.timelines.context().decisions;
-        let registered = || Some(decisions.registration(node).ok()??.wal);
+        // Where there is a broker it knows better: in a copy of a cluster they may still be those of the original.
+        let has_broker = background.broker.is_some();
+        let registered = || Some(decisions.registration(node).ok().filter(|_| !has_broker)??.wal);
         background.known.wal_address(node).or_else(hint).or_else(registered)
     };
     let configuration = timeline.configuration();
