@@ -21,6 +21,9 @@ use crate::timelines::TimelineKey;
 /// Longest wait for object storage. A connection's thread waits for it, and the compute at its other end.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// Longest wait for what is only good to know. With the other it is less than a compute waits for an answer.
+const HINT_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Bytes of an index of layers, at most. That of a new timeline is short.
 const INDEX_LIMIT: u64 = 256 << 20;
 
@@ -106,6 +109,25 @@ impl Decisions {
         self.wait(self.get_registration(node))
     }
 
+    /// The same of several, in their order, all asked at once.
+    pub fn registrations(
+        &self,
+        nodes: &[NodeId],
+    ) -> Result<Vec<Option<Registration>>, RefusedReason> {
+        self.wait(self.get_registrations(nodes))
+    }
+
+    /// Where those are of these that registered, as far as that is told soon: for hints.
+    pub fn places(&self, nodes: &[NodeId]) -> Vec<(NodeId, String)> {
+        let asked =
+            async { tokio::time::timeout(HINT_PATIENCE, self.get_registrations(nodes)).await };
+        let found = match self.runtime.block_on(asked) {
+            Ok(Ok(found)) => found,
+            Ok(Err(_)) | Err(_) => return Vec::new(),
+        };
+        found.into_iter().flatten().map(|one| (one.member.node, one.wal)).collect()
+    }
+
     async fn get(&self, key: TimelineKey) -> Result<Option<Quorum>, RefusedReason> {
         Ok(self.get_versioned(key).await?.map(|(found, _)| found))
     }
@@ -140,21 +162,19 @@ impl Decisions {
         is_older: bool,
     ) -> Result<Quorum, RefusedReason> {
         self.wait(async {
-            if !is_older {
-                self.refuse_lost(parameters).await?;
-            }
-            let mut asked = JoinSet::new();
-            for (place, &(node, heard)) in nodes.iter().enumerate() {
-                let decisions = self.clone();
-                asked.spawn(async move { (place, decisions.registered(node, heard).await) });
-            }
-            let mut members = Vec::new();
-            while let Some(answer) = asked.join_next().await {
-                let (place, member) = answer.map_err(unavailable)?;
-                members.push((place, member?));
-            }
-            members.sort_unstable();
-            let members = members.into_iter().map(|(_, member)| member).collect();
+            let ids: Vec<NodeId> = nodes.iter().map(|(node, _)| *node).collect();
+            let nothing_lost = async {
+                match is_older {
+                    true => Ok(()),
+                    false => self.refuse_lost(parameters).await,
+                }
+            };
+            let (found, ()) = tokio::try_join!(self.get_registrations(&ids), nothing_lost)?;
+            let members = nodes
+                .iter()
+                .zip(found)
+                .map(|(&(node, heard), found)| self.registered(node, heard, found));
+            let members = members.collect::<Result<Vec<Member>, RefusedReason>>()?;
             let chain = Chain::found(members).map_err(unavailable)?;
             let founded = Quorum { parameters: parameters.clone(), chain, is_older };
             // The store may be another cluster's by now.
@@ -199,12 +219,14 @@ impl Decisions {
         }
     }
 
-    async fn registered(
+    /// The member that a registration is of, which must be the one that was heard.
+    fn registered(
         &self,
         node: NodeId,
         heard: Option<Incarnation>,
+        found: Option<Registration>,
     ) -> Result<Member, RefusedReason> {
-        let Some(found) = self.get_registration(node).await? else {
+        let Some(found) = found else {
             let name = self.store.name();
             return Err(unavailable(format!("safekeeper {node} has never been started on {name}")));
         };
@@ -215,6 +237,23 @@ impl Decisions {
                  registered yet, or another one has registered under its id"
             ))),
         }
+    }
+
+    async fn get_registrations(
+        &self,
+        nodes: &[NodeId],
+    ) -> Result<Vec<Option<Registration>>, RefusedReason> {
+        let mut asked = JoinSet::new();
+        for (place, &node) in nodes.iter().enumerate() {
+            let decisions = self.clone();
+            asked.spawn(async move { (place, decisions.get_registration(node).await) });
+        }
+        let mut found = vec![None; nodes.len()];
+        while let Some(answer) = asked.join_next().await {
+            let (place, one) = answer.map_err(unavailable)?;
+            found[place] = one?;
+        }
+        Ok(found)
     }
 
     async fn get_registration(&self, node: NodeId) -> Result<Option<Registration>, RefusedReason> {

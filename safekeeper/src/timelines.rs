@@ -330,14 +330,11 @@ impl Timelines {
 
     /// Notes where members say that they are, so that whoever hears of them here can go there.
     fn find(&self, timeline: &Timeline, configuration: &Configuration) {
-        let mut places = timeline.marks().addresses;
-        for node in configuration.nodes() {
-            if let Ok(Some(registered)) = self.context.decisions.registration(node) {
-                places.retain(|(other, _)| *other != node);
-                places.push((node, registered.wal));
-            }
-        }
-        places.retain(|(node, _)| configuration.nodes().contains(node));
+        let nodes = configuration.nodes();
+        let mut places = self.context.decisions.places(&nodes);
+        let before = timeline.marks().addresses.into_iter();
+        let known: Vec<NodeId> = places.iter().map(|(node, _)| *node).collect();
+        places.extend(before.filter(|(node, _)| nodes.contains(node) && !known.contains(node)));
         timeline.note_addresses(&places);
     }
 
@@ -393,7 +390,8 @@ impl Timelines {
         }
         let founded = self.context.decisions.found(parameters, nodes, own.is_some())?;
         check_parameters(&founded.parameters, parameters)?;
-        tracing::info!(timeline = %parameters.timeline, ?nodes, "timeline founded");
+        let members = founded.chain.newest().nodes();
+        tracing::info!(timeline = %parameters.timeline, ?members, "timeline founded");
         self.greet_by(greeting, Some(founded))
     }
 

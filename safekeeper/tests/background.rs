@@ -10,21 +10,10 @@ use std::time::{Duration, Instant};
 
 use common::cluster::Cluster;
 use common::wal::{SEGMENT_SIZE, parameters};
-use pgstrata_compute_shim::proposer::SafekeeperClient;
-use pgstrata_ids::{Lsn, Term, TimelineId, TimelineParameters};
+use pgstrata_ids::{Lsn, TimelineId, TimelineParameters};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 const LONG: Duration = Duration::from_secs(20);
-
-fn read_all(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
-    let parameters = parameters(START);
-    let mut client =
-        SafekeeperClient::connect(address, None, None, Duration::from_secs(5)).unwrap();
-    client.open(parameters.tenant, parameters.timeline).unwrap();
-    let mut bytes = Vec::new();
-    assert_eq!(client.read_wal(from, to, Term(0), &mut bytes).unwrap(), to);
-    bytes
-}
 
 #[test]
 fn a_safekeeper_catches_up_from_its_peers_without_a_compute() {
@@ -39,7 +28,7 @@ fn a_safekeeper_catches_up_from_its_peers_without_a_compute() {
     proposing.stop().unwrap();
     cluster.nodes[2].start();
     cluster.nodes[2].wait_lsn("commit_lsn", end, LONG);
-    assert!(read_all(&cluster.nodes[2].wal, first, end) == writer.bytes());
+    assert!(cluster.nodes[2].read_all(first, end) == writer.bytes());
 }
 
 #[test]
@@ -291,7 +280,7 @@ fn l9_a_bogus_report_trims_nothing() {
         assert_eq!(node.timeline_lsn("available_lsn"), START);
         assert!(segment_file(node, 1).exists());
         node.wait_lsn("commit_lsn", end, LONG);
-        assert!(read_all(&node.wal, first, end) == writer.bytes());
+        assert!(node.read_all(first, end) == writer.bytes());
     }
     proposing.stop().unwrap();
 }
@@ -315,7 +304,7 @@ fn l9_an_object_that_differs_is_not_believed() {
     let node = &cluster.nodes[0];
     assert_eq!(node.timeline_lsn("archived_lsn"), START);
     assert_eq!(node.timeline_lsn("available_lsn"), START);
-    assert!(read_all(&node.wal, first, end) == writer.bytes());
+    assert!(node.read_all(first, end) == writer.bytes());
     // Gone, the right one takes its place.
     std::fs::remove_file(&object).unwrap();
     node.wait_lsn("available_lsn", end.segment_start(SEGMENT_SIZE), LONG);

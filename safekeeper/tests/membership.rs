@@ -15,7 +15,7 @@ use pgstrata_compute_shim::proposer::{Proposing, SafekeeperClient, elect};
 use pgstrata_format::quorum::Quorum;
 use pgstrata_format::registration::Registration;
 use pgstrata_format::safekeeper::{decode_identity, decode_timelines};
-use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId};
 use pgstrata_quorum::{Adopter, Chain, Holding, joint_in_use};
 use pgstrata_wire::safekeeper::Status;
 
@@ -87,15 +87,6 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn read_all(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
-    let parameters = parameters(START);
-    let mut client = SafekeeperClient::connect(address, None, None, PATIENCE).unwrap();
-    client.open(parameters.tenant, parameters.timeline).unwrap();
-    let mut bytes = Vec::new();
-    assert_eq!(client.read_wal(from, to, Term(0), &mut bytes).unwrap(), to);
-    bytes
-}
-
 /// A compute that was told of these.
 fn lead(cluster: &Cluster, ids: &[u64]) -> (Writer, Proposing) {
     let asked = ids.iter().map(|&id| NodeId(id)).collect();
@@ -138,7 +129,7 @@ fn members_change_while_a_compute_writes() {
     cluster.nodes[0].kill();
     let end = writer.commit(20, 1000);
     cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
-    assert!(read_all(&cluster.nodes[3].wal, first, end) == writer.bytes());
+    assert!(cluster.nodes[3].read_all(first, end) == writer.bytes());
     // It was one proposer all the time; its log is elected again, by who is told of any of them.
     proposing.stop().unwrap();
     cluster.nodes[0].start();
@@ -158,7 +149,7 @@ fn members_change_while_a_compute_is_idle() {
     cluster.nodes[2].kill();
     let end = writer.commit(1, 10);
     cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
-    assert!(read_all(&cluster.nodes[3].wal, first, end) == writer.bytes());
+    assert!(cluster.nodes[3].read_all(first, end) == writer.bytes());
     proposing.stop().unwrap();
 }
 
@@ -204,7 +195,7 @@ fn a_member_that_is_gone_is_replaced() {
     cluster.nodes[0].kill();
     let end = writer.commit(20, 1000);
     cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
-    assert!(read_all(&cluster.nodes[3].wal, first, end) == writer.bytes());
+    assert!(cluster.nodes[3].read_all(first, end) == writer.bytes());
     proposing.stop().unwrap();
     // The one that was gone comes back: it lets go of what it had.
     cluster.nodes[0].start();
@@ -239,7 +230,7 @@ fn members_change_without_a_compute() {
     change(&cluster, 4, "1,2,4");
     cluster.nodes[0].kill();
     cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
-    assert!(read_all(&cluster.nodes[3].wal, first, end) == writer.bytes());
+    assert!(cluster.nodes[3].read_all(first, end) == writer.bytes());
     assert_eq!(cluster.elect(&parameters(START)).elected().start_lsn, end);
 }
 
@@ -258,7 +249,7 @@ fn a_member_with_an_emptied_directory_is_made_one_anew() {
     cluster.nodes[1].kill();
     let end = writer.commit(20, 1000);
     cluster.nodes[2].wait_lsn("commit_lsn", end, PATIENCE);
-    assert!(read_all(&cluster.nodes[2].wal, first, end) == writer.bytes());
+    assert!(cluster.nodes[2].read_all(first, end) == writer.bytes());
     proposing.stop().unwrap();
 }
 
@@ -286,7 +277,7 @@ fn three_become_five_and_three_again() {
     let end = writer.commit(20, 1000);
     for node in [3, 5] {
         cluster.nodes[node].wait_lsn("commit_lsn", end, PATIENCE);
-        assert!(read_all(&cluster.nodes[node].wal, first, end) == writer.bytes());
+        assert!(cluster.nodes[node].read_all(first, end) == writer.bytes());
     }
     proposing.stop().unwrap();
 }
@@ -534,15 +525,24 @@ fn make_older(cluster: &mut Cluster, met: &BTreeMap<u64, Incarnation>) {
     std::fs::remove_file(object(cluster)).unwrap();
 }
 
-#[test]
-fn a_branch_of_an_older_version_goes_on() {
+/// Three as an older version left them, all down, with a log that the first two have whole; and where that ends.
+fn older_cluster() -> (Cluster, Lsn) {
     let mut cluster = Cluster::start(3);
-    let parameters = parameters(START);
-    let (writer, proposing) = cluster.lead(&parameters, true);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
     let end = writer.commit(10, 1000);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("flush_lsn", end, PATIENCE);
+    }
     proposing.stop().unwrap();
     let met = (1..=3).map(|id| (id, member(&cluster, id).incarnation)).collect();
     make_older(&mut cluster, &met);
+    (cluster, end)
+}
+
+#[test]
+fn a_branch_of_an_older_version_goes_on() {
+    let (mut cluster, end) = older_cluster();
+    let parameters = parameters(START);
     for node in &mut cluster.nodes {
         node.start();
     }
@@ -565,15 +565,8 @@ fn a_branch_of_an_older_version_goes_on() {
 
 #[test]
 fn a_member_that_was_wiped_under_an_older_version_is_known() {
-    let mut cluster = Cluster::start(3);
+    let (mut cluster, _) = older_cluster();
     let parameters = parameters(START);
-    let (writer, proposing) = cluster.lead(&parameters, true);
-    let end = writer.commit(10, 1000);
-    // A majority may be the two others.
-    cluster.nodes[1].wait_lsn("flush_lsn", end, PATIENCE);
-    proposing.stop().unwrap();
-    let met = (1..=3).map(|id| (id, member(&cluster, id).incarnation)).collect();
-    make_older(&mut cluster, &met);
     std::fs::remove_dir_all(&cluster.nodes[2].dir).unwrap();
     for node in &mut cluster.nodes {
         node.start();
@@ -584,14 +577,8 @@ fn a_member_that_was_wiped_under_an_older_version_is_known() {
 
 #[test]
 fn a_copy_that_was_lost_under_an_older_version_is_not_begun_anew() {
-    let mut cluster = Cluster::start(3);
+    let (mut cluster, end) = older_cluster();
     let parameters = parameters(START);
-    let (writer, proposing) = cluster.lead(&parameters, true);
-    let end = writer.commit(10, 1000);
-    cluster.nodes[1].wait_lsn("flush_lsn", end, PATIENCE);
-    proposing.stop().unwrap();
-    let met = (1..=3).map(|id| (id, member(&cluster, id).incarnation)).collect();
-    make_older(&mut cluster, &met);
     let lost = cluster.nodes[2].dir.join(parameters.tenant.to_string());
     std::fs::remove_dir_all(lost).unwrap();
     for node in &mut cluster.nodes {
@@ -600,5 +587,11 @@ fn a_copy_that_was_lost_under_an_older_version_is_not_begun_anew() {
     assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
     cluster.nodes[1].kill();
     let refused = elect(cluster.config(&parameters), Duration::from_secs(3)).unwrap_err();
+    assert!(refused.to_string().contains("before its members were written down"), "{refused}");
+    // Nor is it once the others change: it was a member from the first on.
+    let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[1, 3])).unwrap());
+    let mut client =
+        SafekeeperClient::connect(&cluster.nodes[2].wal, None, None, PATIENCE).unwrap();
+    let refused = client.learn(parameters.tenant, parameters.timeline, joint).unwrap_err();
     assert!(refused.to_string().contains("before its members were written down"), "{refused}");
 }

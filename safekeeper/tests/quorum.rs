@@ -18,16 +18,6 @@ use pgstrata_wire::safekeeper::{Greeting, Message, WAL, encode};
 const PATIENCE: Duration = Duration::from_secs(10);
 const START: Lsn = Lsn(SEGMENT_SIZE);
 
-fn read_all(address: &str, from: Lsn, to: Lsn) -> Vec<u8> {
-    let parameters = parameters(START);
-    let mut client =
-        SafekeeperClient::connect(address, None, None, Duration::from_secs(5)).unwrap();
-    client.open(parameters.tenant, parameters.timeline).unwrap();
-    let mut bytes = Vec::new();
-    assert_eq!(client.read_wal(from, to, Term(0), &mut bytes).unwrap(), to);
-    bytes
-}
-
 #[test]
 fn commits_survive_an_election_and_a_restart_of_all() {
     let mut cluster = Cluster::start(3);
@@ -53,7 +43,7 @@ fn commits_survive_an_election_and_a_restart_of_all() {
     writer2.commit(1, 10);
     for node in &cluster.nodes {
         node.wait_lsn("commit_lsn", end, Duration::from_secs(5));
-        assert!(read_all(&node.wal, first, end) == writer.bytes());
+        assert!(node.read_all(first, end) == writer.bytes());
     }
     proposing.stop().unwrap();
 }
@@ -76,7 +66,7 @@ fn one_of_three_may_die_and_is_caught_up_when_it_returns() {
         cluster.nodes[0].start();
         let end = writer.commit(1, 10);
         cluster.nodes[0].wait_lsn("commit_lsn", end, Duration::from_secs(20));
-        assert!(read_all(&cluster.nodes[0].wal, first, end) == writer.bytes());
+        assert!(cluster.nodes[0].read_all(first, end) == writer.bytes());
         proposing.stop().unwrap();
     }
 }
@@ -96,7 +86,7 @@ fn l5_one_that_lags_the_election_is_sent_no_zeros() {
     cluster.nodes[2].start();
     let end = second.commit(1, 10);
     cluster.nodes[2].wait_lsn("commit_lsn", end, Duration::from_secs(20));
-    assert!(read_all(&cluster.nodes[2].wal, first, before) == writer.bytes());
+    assert!(cluster.nodes[2].read_all(first, before) == writer.bytes());
     proposing.stop().unwrap();
 }
 

@@ -169,6 +169,9 @@ fn after_a_failed_sync_nothing_is_acknowledged_or_tried_again() {
     let syncs = world.disk.syncs();
     assert!(matches!(world.append(&timeline, 1000), Err(StorageError::Latched(_))));
     assert!(matches!(vote(&timeline, 2), Err(StorageError::Latched(_))));
+    // Nobody is told how far it is: it counts on what may be lost.
+    assert!(matches!(timeline.status(), Err(StorageError::Latched(_))));
+    assert!(matches!(timeline.holding(), Err(StorageError::Latched(_))));
     assert_eq!(world.disk.syncs(), syncs);
     drop(timeline);
     // The process would have ended; what was acknowledged is there.

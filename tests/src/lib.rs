@@ -165,7 +165,7 @@ impl Cluster {
         self.descriptors = Some(count);
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let program = programs().join("pgstrata");
         let mut command = match self.descriptors {
             None => Command::new(program),

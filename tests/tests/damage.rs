@@ -332,6 +332,39 @@ fn h18_rot_under_a_running_safekeeper_is_named() {
     assert!(line.contains("safekeeper-1: timeline ") && line.contains("damaged"), "h18: {line}");
 }
 
+/// Put back as they were before, which no incarnation shows: the page server knows of WAL that they had.
+#[test]
+fn a_majority_that_was_put_back_is_not_taken_for_all_that_was_committed() {
+    let cluster = filled();
+    cluster.cli(&["down"]);
+    let place = |id: u32| cluster.dir().join(format!("safekeeper-{id}"));
+    for id in 1..=2 {
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(place(id)).arg(place(id).with_extension("old"));
+        assert!(copy.status().unwrap().success());
+    }
+    let mut client = cluster.client();
+    client.batch_execute("create table later as select generate_series(1, 1000)").unwrap();
+    drop(client);
+    cluster.cli(&["down"]);
+    for id in 1..=3 {
+        std::fs::rename(place(id), place(id).with_extension("aside")).unwrap();
+    }
+    for id in 1..=2 {
+        std::fs::rename(place(id).with_extension("old"), place(id)).unwrap();
+    }
+    let text = refused_up(&cluster);
+    assert!(text.contains("was committed"), "{text}");
+    cluster.cli(&["down"]);
+    for id in 1..=3 {
+        let _ = std::fs::remove_dir_all(place(id));
+        std::fs::rename(place(id).with_extension("aside"), place(id)).unwrap();
+    }
+    let mut client = cluster.client();
+    let count: i64 = client.query_one("select count(*) from later", &[]).unwrap().get(0);
+    assert_eq!(count, 1000);
+}
+
 #[test]
 fn a_safekeeper_that_lost_its_directory_does_not_vote_as_if_nothing_had_been() {
     let cluster = filled();

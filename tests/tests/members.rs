@@ -125,6 +125,79 @@ fn a_safekeeper_is_lost_and_replaced_while_a_client_commits() {
     cluster.cli(&["compute", "start", "idle"]);
 }
 
+/// The command is killed anywhere, and given again.
+#[test]
+fn a_replacement_that_is_killed_goes_on() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    for number in 0..4 {
+        let name = format!("b{number}");
+        cluster.cli(&["branch", "create", &name]);
+        cluster.cli(&["compute", "start", &name]);
+        cluster.cli(&["compute", "stop", &name]);
+    }
+    let load = Load::start(&uri);
+    let mut interrupted = 0;
+    for round in 0..5u64 {
+        let before = members(&quorum(&cluster, "main"));
+        let goes = before[0].to_string();
+        for after in [5, 60, 150, 400, 900] {
+            let mut command = cluster.command(&["safekeeper", "replace", &goes]);
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+            let mut child = command.spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(after + 37 * round));
+            let _ = child.kill();
+            interrupted += u32::from(!child.wait().unwrap().success());
+        }
+        // It may have come to its end: then there is none of that id any more.
+        let output = cluster.try_cli(&["safekeeper", "replace", &goes]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || said.contains("there is no safekeeper"), "{said}");
+        load.goes_on();
+        let after = ids(&safekeepers(&cluster));
+        assert_eq!(after.len(), 3, "{after:?}");
+        assert!(!after.contains(&before[0]), "{after:?}");
+        for branch in ["main", "b0", "b1", "b2", "b3"] {
+            let shown = quorum(&cluster, branch);
+            let mut has = members(&shown);
+            has.sort_unstable();
+            assert_eq!((has, shown["joint"].as_bool()), (after.clone(), Some(false)), "{branch}");
+        }
+    }
+    assert!(interrupted >= 10, "{interrupted} were killed before they ended");
+    // One that goes on running keeps nothing.
+    cluster.cli(&["safekeeper", "add"]);
+    let all = ids(&safekeepers(&cluster));
+    cluster.cli(&["safekeeper", "remove", &all[0].to_string()]);
+    let line = cluster.refusal(&["safekeeper", "drain", &all[1].to_string()], 1);
+    assert!(line.contains("no other safekeeper that could take"), "{line}");
+    let (told, longest) = load.end();
+    println!("{told} commits, longest {longest:?}, {interrupted} commands killed");
+    let mut client = connect(&uri);
+    let found: i64 = client.query_one("select count(*) from told", &[]).unwrap().get(0);
+    assert_eq!(found, told);
+}
+
+/// The only copy of a branch is with one that does not answer: nobody else could be made to have it.
+#[test]
+fn the_only_copy_of_a_branch_is_not_given_up() {
+    let cluster = Cluster::with(&["--safekeepers", "1"], &[]);
+    connect(&cluster.up()).batch_execute("create table t as select 1 a").unwrap();
+    cluster.kill("safekeeper-1");
+    for command in [&["safekeeper", "replace", "1"][..], &["safekeeper", "remove", "1"]] {
+        let output = cluster.try_cli(command);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{command:?}: {said}");
+        let refused = said.contains("could leave it without its only copy")
+            || said.contains("no safekeeper answers");
+        assert!(refused, "{command:?}: {said}");
+    }
+    assert!(cluster.dir().join("safekeeper-1").exists());
+    // What was begun is there, and its place is taken once the other one is back.
+    let state = std::fs::read_to_string(cluster.dir().join("cluster.json")).unwrap();
+    assert!(state.contains("\"id\": 1,"), "{state}");
+}
+
 /// A client that goes on over everything that happens, and remembers what it was told, and where it was told nothing.
 struct Checker {
     ends: Arc<AtomicBool>,

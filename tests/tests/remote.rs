@@ -56,6 +56,21 @@ fn issue(pki: &Path, role: &str, name: &str) -> PathBuf {
     pki.join(format!("{role}-{name}"))
 }
 
+/// A safekeeper in a zone of its own.
+fn start_safekeeper(services: &mut Services, broker: &str, id: u64) {
+    let (pki, store) = (services.path("pki"), services.path("objects"));
+    let tls = issue(&pki, "safekeeper", &id.to_string());
+    let own = words(&format!(
+        "--broker {broker} --object-store {} --advertise-pg localhost:0 --advertise-http localhost:0 --advertise-wal \
+         localhost:0 --id {id} --zone z{id} --tls {} --token-keys {}",
+        store.display(),
+        tls.display(),
+        pki.join("token-keys").display()
+    ));
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    services.start(&format!("safekeeper-{id}"), "safekeeper", &own);
+}
+
 impl Elsewhere {
     fn start() -> Elsewhere {
         let mut services = Services::new();
@@ -80,9 +95,7 @@ impl Elsewhere {
             ))
         };
         for id in 1..=3 {
-            let own = common(&format!("--id {id} --zone z{id} --advertise-wal localhost:0"));
-            let own = [own, security("safekeeper", &id.to_string())].concat();
-            start(&mut services, &format!("safekeeper-{id}"), "safekeeper", own);
+            start_safekeeper(&mut services, &broker, id);
         }
         let own = [common("--advertise-pages localhost:0"), security("pageserver", "p")].concat();
         let said = start(&mut services, "pageserver", "pageserver", own);
@@ -97,6 +110,10 @@ impl Elsewhere {
             uri: String::new(),
             tokens: Vec::new(),
         }
+    }
+
+    fn start_safekeeper(&mut self, id: u64) {
+        start_safekeeper(&mut self.services, &self.broker, id);
     }
 
     /// Makes the first branch by the file, and starts its compute.
@@ -308,9 +325,46 @@ fn a_cluster_is_worked_with_from_another_machine() {
     elsewhere.json("admin.toml", &["lsn"]);
     elsewhere.cli("tenant.toml", &["branch", "create", "x", "--at", &committed.to_string()]);
 
+    members_change(&mut elsewhere, &mut client);
     what_fails_is_told(&mut elsewhere, &mut client);
     drop(client);
     elsewhere.services.kill("compute");
+}
+
+/// By a certificate and by a token, and by nobody who may only look.
+fn members_change(elsewhere: &mut Elsewhere, client: &mut Client) {
+    elsewhere.start_safekeeper(4);
+    let members = |file: &str| -> Vec<u64> {
+        let shown = elsewhere.json(file, &["quorum", "show"]);
+        let members = shown["members"].as_array().unwrap().iter();
+        members.map(|member| member["id"].as_u64().unwrap()).collect()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let listed = |file: &str| elsewhere.json(file, &["safekeeper", "list"]);
+    while listed("admin.toml").as_array().unwrap().len() < 4 {
+        assert!(Instant::now() < deadline, "{}", listed("admin.toml"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for file in ["admin.toml", "token.toml", "read.toml"] {
+        assert_eq!(members(file), [1, 2, 3], "{file}");
+        assert_eq!(listed(file)[3]["state"], "ok", "{file}");
+    }
+    for change in
+        [&["safekeeper", "replace", "3", "--with", "4"][..], &["safekeeper", "remove", "3"]]
+    {
+        let line = elsewhere.refused("read.toml", change);
+        assert!(line.contains("token of scope read"), "{line}");
+    }
+    elsewhere.cli("token.toml", &["safekeeper", "replace", "3", "--with", "4"]);
+    assert_eq!(members("admin.toml"), [1, 2, 4]);
+    commit(client);
+    elsewhere.cli("admin.toml", &["safekeeper", "drain", "4"]);
+    assert_eq!(members("token.toml"), [1, 2, 3]);
+    commit(client);
+    elsewhere.cli("admin.toml", &["safekeeper", "add", "--id", "4"]);
+    elsewhere.cli("admin.toml", &["safekeeper", "remove", "4"]);
+    assert_eq!(members("read.toml"), [1, 2, 3]);
+    elsewhere.services.kill("safekeeper-4");
 }
 
 /// Who is away, and who is not let in.

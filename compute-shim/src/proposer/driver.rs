@@ -1,6 +1,7 @@
 //! The loop: sockets, the proposer core between them, and the log to send.
 
-use std::collections::BTreeMap;
+mod membership;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +11,7 @@ use pgstrata_ids::{Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{
     Append, Configuration, Election, Proposer, ProposerId, ProposerOutput, Refusal, TermHistory,
 };
-use pgstrata_wire::safekeeper::{Greeting, GreetingReply, Message, RefusedReason, decode};
+use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, decode};
 
 use super::backlog::{Backlog, Piece};
 use super::config::{
@@ -30,9 +31,6 @@ const MAX_WAIT: Duration = Duration::from_millis(250);
 
 /// Bytes queued for a lagging member before it gets no more old WAL.
 const MAX_CATCH_UP_QUEUED: usize = 2 << 20;
-
-/// So long those are waited for who have not said what they know of a timeline of which a majority knows nothing.
-const FOUNDING_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Pause after a donor could not be read.
 const REFILL_PAUSE: Duration = Duration::from_millis(200);
@@ -71,8 +69,6 @@ pub struct Driver {
     led: Option<TermHistory>,
     /// Where the log begins that the source writes.
     own_start_lsn: Lsn,
-    /// Where members are, as other members say: no more than are named in a configuration.
-    told: BTreeMap<NodeId, String>,
     /// The last record boundary of the log.
     record_end: Lsn,
     /// Since when a majority knows nothing of the timeline.
@@ -109,18 +105,6 @@ fn skipped_terms(yields: bool, random: u32) -> u32 {
 fn proposer(id: ProposerId, members: &Configuration, yields: bool, lowest: Term) -> Proposer {
     let skipped = skipped_terms(yields, rand::random());
     Proposer::new(id, members.clone(), lowest).skipping(skipped)
-}
-
-/// What is wrong with a safekeeper that is no member.
-fn no_member(member: Member, configuration: &Configuration) -> String {
-    let node = member.node;
-    match configuration.nodes().contains(&node) {
-        true => format!(
-            "safekeeper {node} has another directory than the one that joined: what it promised and \
-             stored is lost, and it is not counted until it is made a member anew"
-        ),
-        false => format!("safekeeper {node} is no member of this branch"),
-    }
 }
 
 impl Driver {
@@ -163,7 +147,6 @@ impl Driver {
             replaced_by: None,
             led: None,
             own_start_lsn: Lsn::INVALID,
-            told: BTreeMap::new(),
             record_end: Lsn::INVALID,
             nothing_since: None,
             founder_turn: 0,
@@ -677,10 +660,10 @@ impl Driver {
                 // To what was asked before it was greeted anew.
                 (Message::Vote(_) | Message::Ack(_), None) => {}
                 (Message::Configuration(decided, places), _) => {
-                    self.told.extend(places);
                     if decided.number() > self.configuration.number() {
                         self.adopt(decided, None);
                     }
+                    self.note_places(places);
                 }
                 (Message::Refused(reason), _) => {
                     if let RefusedReason::Quorum(Refusal::Fenced { promised }) = reason {
@@ -705,144 +688,6 @@ impl Driver {
             }
             self.links[index].input.consume(size);
         }
-    }
-
-    /// What a safekeeper knows of the timeline, and who it is.
-    fn take_greeting(&mut self, index: usize, reply: GreetingReply) -> io::Result<()> {
-        if !self.links[index].answered() {
-            return Ok(());
-        }
-        let member = Member { node: reply.node, incarnation: reply.incarnation };
-        self.links[index].heard = Some(reply.incarnation);
-        self.told.extend(reply.addresses);
-        let Some(said) = reply.configuration.as_ref().filter(|said| said.is_known()) else {
-            if self.configuration.is_known() {
-                return Err(io::Error::other("it finds no trace of the branch in object storage"));
-            }
-            self.links[index].knows_nothing = true;
-            if let Some(nodes) = reply.configuration {
-                // Of before members had incarnations: it is founded with these, whatever we were told.
-                self.configuration = nodes;
-                self.add_links();
-            }
-            return Ok(());
-        };
-        if said.number() > self.configuration.number() {
-            self.adopt(said.clone(), Some(index));
-        } else if !said.has_the_members_of(&self.configuration) {
-            let number = said.number();
-            return Err(io::Error::other(Refusal::OtherMembers { number }));
-        }
-        if !self.configuration.contains(member) {
-            self.links[index].refuses = true;
-            return Err(io::Error::other(no_member(member, &self.configuration)));
-        }
-        self.links[index].succeeded(member);
-        if self.yields_above.is_some_and(|asked| reply.term > asked) {
-            self.core.outranked(reply.term, &mut self.outputs);
-        }
-        self.core.connected(member, reply.term, &mut self.outputs);
-        Ok(())
-    }
-
-    /// Campaigns with these members, as the safekeeper at `told_by` says in answer to a greeting; the others are asked what they
-    /// say. If a term was won already, its log is to go on, with the next one.
-    fn adopt(&mut self, configuration: Configuration, told_by: Option<usize>) {
-        self.greeting.known = configuration.number();
-        self.configuration = configuration;
-        let nodes = self.configuration.nodes();
-        for (index, link) in self.links.iter_mut().enumerate() {
-            // One that is wanted no more is left in the next turn: what it sent may be just being read.
-            link.is_wanted = nodes.contains(&link.node);
-            if link.is_wanted && Some(index) != told_by {
-                link.greet_again(&self.greeting);
-            }
-        }
-        self.add_links();
-        self.told.retain(|node, _| nodes.contains(node));
-        self.outputs.clear();
-        self.busy = true;
-        let term = self.core.term();
-        if self.election.is_none() {
-            return self.campaign_above(term);
-        }
-        // While it was elected. An election after that may not have come to its end yet, and changed nothing.
-        if self.core.history().last().is_some() {
-            self.led = Some(self.core.history().clone());
-        }
-        // Whoever was promised a higher term meanwhile has taken over.
-        self.yields_above = Some(term);
-        let next = Term(term.0.saturating_add(1));
-        self.core = proposer(self.config.id, &self.configuration, true, next);
-        self.refill = None;
-        for link in &mut self.links {
-            link.next_lsn = None;
-            link.needs_peer = false;
-            link.told_commit_lsn = Lsn::INVALID;
-        }
-    }
-
-    /// Goes on with the log after a term was won with other members, if that is the same log: no other proposer has
-    /// written in between, and what is missing at the winner's start is still here.
-    fn go_on(&mut self, led: &TermHistory, election: Election) {
-        let start = election.start_lsn;
-        let newest = |history: &TermHistory| history.up_to(start).last();
-        let is_ours = newest(led) == newest(self.core.history())
-            && (self.backlog.base()..=self.record_end).contains(&start);
-        if !is_ours {
-            self.replaced_by = Some(self.configuration.number());
-            return;
-        }
-        tracing::info!(
-            term = %self.core.term(),
-            configuration = self.configuration.number(),
-            "the branch's members were changed; the log goes on"
-        );
-        let term = self.core.term();
-        self.backlog.restamp(term, self.commit_lsn);
-        self.core.appended(self.record_end);
-        self.election = Some(election);
-    }
-
-    fn add_links(&mut self) {
-        for node in self.configuration.nodes() {
-            if !self.links.iter().any(|link| link.node == node) {
-                self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers)));
-            }
-        }
-        for link in &mut self.links {
-            link.told = self.told.get(&link.node).cloned().or_else(|| link.told.take());
-        }
-    }
-
-    /// Has the timeline founded when so many safekeepers know nothing of it that the others could not have elected, and the
-    /// others are not to be heard for a moment.
-    fn found_if_due(&mut self) {
-        if self.configuration.is_known() || self.links.iter().any(Link::is_founding) {
-            return;
-        }
-        let knows_nothing = |member: Member| {
-            self.links.iter().any(|link| link.node == member.node && link.knows_nothing)
-        };
-        if !self.configuration.is_quorum(knows_nothing) {
-            self.nothing_since = None;
-            return;
-        }
-        let since = *self.nothing_since.get_or_insert_with(Instant::now);
-        let is_open = self.links.iter().any(|link| !link.is_settled());
-        if is_open && since.elapsed() < FOUNDING_PATIENCE {
-            return;
-        }
-        let able: Vec<usize> =
-            (0..self.links.len()).filter(|&index| self.links[index].knows_nothing).collect();
-        let Some(&founder) = able.get(self.founder_turn % able.len().max(1)) else { return };
-        self.founder_turn += 1;
-        let heard = |node: NodeId| {
-            let link = self.links.iter().find(|link| link.node == node);
-            (node, link.and_then(|link| link.heard))
-        };
-        let nodes = self.configuration.nodes().into_iter().map(heard).collect();
-        self.links[founder].found(nodes);
     }
 
     /// Performs what the core wants.

@@ -46,11 +46,10 @@ pub fn joint_in_use(joint: &Configuration, said: &[Adopter]) -> Option<(Term, Ls
 /// The newest (term, position) that a quorum holds, if any: everything up to it is committed.
 ///
 /// A member counts for term T only while T is the last entry of its history, and its log has reached the entry: then T's own
-/// proposer led it there, before it promised a later term, and a quorum of
-/// such members is in the way of every later winner that lacks what they hold. Bytes of T that a *later*
-/// proposer sent along prove nothing (figure 8 of the Raft paper). Reports need not be of one
-/// moment. Members copy only committed bytes from each other ([`crate::PeerRange`]), which keeps
-/// the argument.
+/// proposer led it there, or it copied what was committed up to there, and a quorum of such members is in the way of every
+/// later winner that lacks what they hold. Bytes of T that a *later* proposer sent along prove nothing (figure 8 of the Raft
+/// paper). Reports need not be of one moment. Members copy only committed bytes from each other ([`crate::PeerRange`]),
+/// which keeps the argument.
 pub fn provable_commit(configuration: &Configuration, holdings: &[Holding]) -> Option<(Term, Lsn)> {
     let held = |term: Term| {
         let reached = |member: Member| {

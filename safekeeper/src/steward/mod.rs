@@ -9,6 +9,7 @@ mod campaign;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgstrata_format::registration::Registration;
 use pgstrata_ids::{Member, NodeId};
 use pgstrata_listen::Security;
 use pgstrata_quorum::{Adopter, Chain, ChainError, Configuration, Holding, joint_in_use};
@@ -112,28 +113,25 @@ impl Steward {
 
     /// These nodes, each in the life in which it is a member, unless its directory is another one by now.
     fn wanted(&self, newest: &Configuration, nodes: &[NodeId]) -> Result<Vec<Member>, Trouble> {
-        let member = |&node: &NodeId| {
+        let registered = self.decisions.registrations(nodes).map_err(later)?;
+        let member = |(&node, registered): (&NodeId, Option<Registration>)| {
             let is_now = newest.members().iter().find(|member| member.node == node).copied();
-            let registered = self.decisions.registration(node).map_err(later)?;
-            match (registered, is_now) {
-                (Some(registered), _) => Ok(registered.member),
-                (None, Some(is_now)) => Ok(is_now),
-                (None, None) => Err(Trouble::NotFound(format!(
+            let found = registered.map(|registered| registered.member).or(is_now);
+            found.ok_or_else(|| {
+                Trouble::NotFound(format!(
                     "safekeeper {node} has never been started on this cluster's object store"
-                ))),
-            }
+                ))
+            })
         };
-        nodes.iter().map(member).collect()
+        nodes.iter().zip(registered).map(member).collect()
     }
 
     fn refuse_one_zone(&self, next: &Configuration) -> Result<(), Trouble> {
-        let zone_of = |member: &Member| -> Result<Option<String>, Trouble> {
-            let registered = self.decisions.registration(member.node).map_err(later)?;
-            Ok(registered.map(|one| one.zone).filter(|zone| !zone.is_empty()))
-        };
         let crowded = |group: &[Member]| -> Result<Option<String>, Trouble> {
-            let zones: Vec<_> = group.iter().map(zone_of).collect::<Result<_, _>>()?;
-            let zones: Vec<String> = zones.into_iter().flatten().collect();
+            let nodes: Vec<NodeId> = group.iter().map(|member| member.node).collect();
+            let registered = self.decisions.registrations(&nodes).map_err(later)?;
+            let zones = registered.into_iter().flatten().map(|one| one.zone);
+            let zones: Vec<String> = zones.filter(|zone| !zone.is_empty()).collect();
             let has_majority = |zone: &&String| {
                 zones.iter().filter(|other| other == zone).count() > group.len() / 2
             };

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use pgstrata_compute_shim::proposer::{Leader, ProposerConfig, Proposing, elect};
-use pgstrata_ids::{Lsn, NodeId, TimelineParameters};
+use pgstrata_compute_shim::proposer::{Leader, ProposerConfig, Proposing, SafekeeperClient, elect};
+use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::ProposerId;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -93,6 +93,17 @@ impl Node {
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    /// Its committed WAL of the tests' timeline, all of what is asked for.
+    pub fn read_all(&self, from: Lsn, to: Lsn) -> Vec<u8> {
+        let parameters = super::wal::parameters(Lsn(super::wal::SEGMENT_SIZE));
+        let patience = Duration::from_secs(10);
+        let mut client = SafekeeperClient::connect(&self.wal, None, None, patience).unwrap();
+        client.open(parameters.tenant, parameters.timeline).unwrap();
+        let mut bytes = Vec::new();
+        assert_eq!(client.read_wal(from, to, Term(0), &mut bytes).unwrap(), to);
+        bytes
     }
 
     pub fn status(&self) -> Value {

@@ -179,6 +179,32 @@ proptest! {
     }
 }
 
+/// What no recording has: it is said when members change.
+#[test]
+fn golden_configuration() {
+    let member =
+        |node: u64| Member { node: NodeId(node), incarnation: Incarnation([node as u8; 16]) };
+    let joint = Configuration::joint(2, vec![member(1)], vec![member(3)]).unwrap();
+    let mut bytes = Vec::new();
+    encode(&Message::Configuration(joint, vec![(NodeId(3), "h:1".into())]), stamp(), &mut bytes);
+    let number = |value: u64| value.to_le_bytes().to_vec();
+    let count = |value: u32| value.to_le_bytes().to_vec();
+    let body = [
+        number(2),
+        count(1),
+        number(1),
+        vec![1; 16],
+        count(1),
+        number(3),
+        vec![3; 16],
+        count(1),
+        number(3),
+        vec![3, 0],
+        b"h:1".to_vec(),
+    ];
+    assert_eq!((bytes[0], &bytes[16..]), (72, &body.concat()[..]));
+}
+
 #[test]
 fn golden_ack() {
     let mut bytes = Vec::new();
