@@ -4,7 +4,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
@@ -35,6 +35,8 @@ struct World {
     objects: tempfile::TempDir,
     directory: tempfile::TempDir,
     disk: FaultyDisk,
+    /// The disk as whoever opened the directory last has it.
+    opened: Mutex<Weak<FaultyDisk>>,
     latch: Latch,
     generator: WalGenerator,
 }
@@ -59,13 +61,18 @@ impl World {
             objects: tempfile::tempdir().unwrap(),
             directory: tempfile::tempdir().unwrap(),
             disk: FaultyDisk::default(),
+            opened: Mutex::default(),
             latch: Latch::default(),
             generator: WalGenerator::new(parameters(START), START, Lsn(8)),
         }
     }
 
+    /// Opens the directory, as soon as whoever had it before has let go: also its thread, which may
+    /// be making a segment, and which ends with its process where there is one.
     fn open(&self) -> Timelines {
         let disk = Arc::new(self.disk.clone());
+        let before = std::mem::replace(&mut *self.opened.lock().unwrap(), Arc::downgrade(&disk));
+        wait_until("the end of who had the directory", || before.strong_count() == 0);
         let context = OpenContext {
             own: OWN,
             decisions: self.decisions(),
@@ -688,6 +695,7 @@ fn damage_below_what_was_durable_gives_one_clear_error() {
     let damaged = timelines.damaged();
     assert_eq!((timelines.all().len(), damaged.len()), (0, 1));
     assert!(damaged[0].1.contains("was durable"), "{}", damaged[0].1);
+    drop(timelines);
     flip(&segment, 2500);
     assert_eq!(world.open().all().len(), 1);
     flip(&directory.join("control"), 60);
