@@ -115,6 +115,17 @@ impl Chain {
         Ok(self.with(next))
     }
 
+    /// The chain in which the change under way is undone: the members before it are the members. At any time, without a
+    /// proof: whatever the change committed is with a majority of them (`docs/consensus.md`).
+    pub fn change_undone(&self) -> Result<Chain, ChainError> {
+        let newest = self.newest();
+        if newest.incoming().is_empty() {
+            return Err(ChainError::NotUnderWay(newest.number()));
+        }
+        let next = Configuration::new(newest.number() + 1, newest.members().to_vec())?;
+        Ok(self.with(next))
+    }
+
     fn with(&self, next: Configuration) -> Chain {
         let mut configurations = self.0.clone();
         configurations.push(next);
@@ -124,7 +135,7 @@ impl Chain {
     }
 }
 
-/// Whether the one is the next after the other: the beginning of a change, or its end.
+/// Whether the one is the next after the other: the beginning of a change, its end, or the way back.
 fn is_step(before: &Configuration, after: &Configuration) -> bool {
     let same = |one: &[Member], two: &[Member]| {
         one.len() == two.len() && one.iter().all(|member| two.contains(member))
@@ -135,7 +146,7 @@ fn is_step(before: &Configuration, after: &Configuration) -> bool {
         && !same(after.members(), after.incoming());
     let ends = !before.incoming().is_empty()
         && after.incoming().is_empty()
-        && same(before.incoming(), after.members());
+        && (same(before.incoming(), after.members()) || same(before.members(), after.members()));
     before.number().checked_add(1) == Some(after.number()) && (begins || ends)
 }
 
@@ -163,6 +174,13 @@ mod tests {
         let ended = joint.change_ended().unwrap();
         assert_eq!(ended.newest(), &Configuration::new(3, group(&[1, 2, 4])).unwrap());
         assert_eq!(Chain::of(ended.configurations().to_vec()), Ok(ended.clone()));
+        // Or it is undone, and may begin again.
+        let undone = joint.change_undone().unwrap();
+        assert_eq!(undone.newest(), &Configuration::new(3, group(&[1, 2, 3])).unwrap());
+        assert_eq!(Chain::of(undone.configurations().to_vec()), Ok(undone.clone()));
+        assert_eq!(undone.change_undone(), Err(ChainError::NotUnderWay(3)));
+        let again = undone.change_to(group(&[1, 2, 4])).unwrap();
+        assert_eq!(Chain::of(again.configurations().to_vec()), Ok(again));
         // Who has another one of a number, or one that is further, is on no way to here.
         let of = |number, nodes: &[u64]| Configuration::new(number, group(nodes)).unwrap();
         assert!(ended.goes_on_from(&of(1, &[3, 2, 1])));
@@ -184,10 +202,11 @@ mod tests {
         assert_eq!(Chain::of(Vec::new()), Err(ChainError::Length(0)));
         wrong(vec![of(0, &[1])], 0);
         wrong(vec![joint(1, &[1], &[2])], 1);
-        // From one group to another at once; a number left out; to others than were about to come; back.
+        // From one group to another at once; a number left out; to others than were there or about to come.
         wrong(vec![of(1, &[1, 2, 3]), of(2, &[1, 2, 4])], 2);
         wrong(vec![of(1, &[1]), joint(3, &[1], &[2])], 3);
-        wrong(vec![of(1, &[1]), joint(2, &[1], &[2]), of(3, &[1])], 3);
+        wrong(vec![of(1, &[1]), joint(2, &[1], &[2]), of(3, &[1, 2])], 3);
+        wrong(vec![of(1, &[1]), joint(2, &[1], &[2]), of(3, &[2]), of(4, &[1])], 4);
         wrong(vec![of(1, &[1]), joint(2, &[2], &[1])], 2);
         wrong(vec![of(1, &[1]), joint(2, &[1], &[1])], 2);
         wrong(vec![joint(7, &[1], &[2]), joint(8, &[1], &[3])], 8);

@@ -49,6 +49,8 @@ pub enum Fault {
     JointIsOld,
     /// The members after a change are enough before a record was committed by both groups.
     NewTooEarly,
+    /// A change is undone after it has ended.
+    UndoneTooLate,
     /// What a proposer of the old group committed counts as committed by both.
     OldTermIsJoint,
     /// A vote leaves out a term that has written nothing, although that was followed up to its start.

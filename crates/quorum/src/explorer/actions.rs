@@ -20,9 +20,15 @@ impl World {
     /// Everything that can happen in this state.
     pub fn actions(&self) -> Vec<Action> {
         let mut actions = Vec::new();
-        let may_change = self.number == 1 || self.joint_is_in_use();
+        let is_joint = !self.newest().incoming().is_empty();
+        let has_ended = self.number == self.undone.max(1) + 2;
+        let may_change = !has_ended && (!is_joint || self.joint_is_in_use());
         if self.left.changes > 0 && (may_change || self.fault == Some(Fault::NewTooEarly)) {
             actions.push(Action::Change);
+        }
+        let is_late = self.number == 3 && self.fault == Some(Fault::UndoneTooLate);
+        if self.left.undos > 0 && (is_joint || is_late) {
+            actions.push(Action::Undo);
         }
         for (c, compute) in self.computes.iter().enumerate() {
             self.compute_actions(c as u8, compute, &mut actions);
@@ -143,7 +149,7 @@ impl World {
 
     fn act(&mut self, action: Action) -> Result<(), String> {
         match action {
-            Action::Campaign(c, number) => self.campaign(c, configuration(number)),
+            Action::Campaign(c, number) => self.campaign(c, self.configuration(number)),
             Action::CampaignMadeUp(c) => {
                 self.left.made_up -= 1;
                 self.campaign(c, made_up(self.number))
@@ -153,6 +159,12 @@ impl World {
             Action::Change => {
                 self.left.changes -= 1;
                 self.number += 1;
+                Ok(())
+            }
+            Action::Undo => {
+                self.left.undos -= 1;
+                self.number += 1;
+                self.undone = self.number;
                 Ok(())
             }
             Action::Restart(c) => {
@@ -284,6 +296,7 @@ impl World {
 
     /// What an acceptor says to a message; nothing is performed yet.
     fn react(&mut self, m: u8) -> Outputs {
+        let newest = self.newest();
         let message = self.network[usize::from(m)].clone();
         let core = &mut self.nodes[usize::from(message.node)].core;
         let mut outputs = Vec::new();
@@ -293,7 +306,7 @@ impl World {
                 // Its driver looks where configurations are decided.
                 let believes = self.fault == Some(Fault::MessengerBelieved);
                 if request.configuration.number() > core.configuration().number() && !believes {
-                    core.configure(&configuration(self.number), &mut outputs);
+                    core.configure(&newest, &mut outputs);
                 }
                 core.vote(&request, &mut outputs);
             }
@@ -428,7 +441,7 @@ impl World {
     fn learn(&mut self, node: u8) -> Result<(), String> {
         self.left.learns -= 1;
         let mut outputs = Vec::new();
-        let newest = configuration(self.number);
+        let newest = self.newest();
         self.nodes[usize::from(node)].core.configure(&newest, &mut outputs);
         self.perform(node, 0, u8::MAX, &outputs, &[])
     }
@@ -452,16 +465,25 @@ impl World {
         (0..1u8 << all.len()).any(|who| {
             let said = all.iter().enumerate().filter(|(n, _)| who & 1 << n != 0);
             let said: Vec<Adopter> = said.map(|(_, one)| one.clone()).collect();
-            joint_in_use(&configuration(2), &said).is_some()
+            joint_in_use(&self.newest(), &said).is_some()
         })
+    }
+
+    fn configuration(&self, number: u8) -> Configuration {
+        // What was decided before stays what it was.
+        configuration(number, self.undone)
+    }
+
+    fn newest(&self) -> Configuration {
+        self.configuration(self.number)
     }
 
     /// Its promises and its log are gone.
     fn wipe(&mut self, node: u8) -> Result<(), String> {
         self.left.wipes -= 1;
-        let (fault, number) = (self.fault, self.number);
+        let (fault, newest) = (self.fault, self.newest());
         let disk = &mut self.nodes[usize::from(node)];
-        let control = ControlState::empty(Lsn(0), configuration(number));
+        let control = ControlState::empty(Lsn(0), newest);
         let core = Acceptor::restore(wiped(node, fault), control.clone(), Lsn(0));
         let core = core.map_err(|error| error.to_string())?.with_fault(fault);
         *disk = Node { core, control, log: Vec::new(), synced: 0, told_commit: 0 };

@@ -14,6 +14,7 @@ const NONE: Bounds = Bounds {
     proofs: 0,
     tidings: 0,
     changes: 0,
+    undos: 0,
     learns: 0,
     made_up: 0,
     wipes: 0,
@@ -114,6 +115,20 @@ fn a_change_is_heard_of_while_a_compute_writes() {
     exhausts(Bounds { changes: 1, ..HEARD });
 }
 
+/// The newcomer died for good: the first members go on, whoever has heard of the change.
+#[test]
+fn a_change_is_undone_while_a_compute_writes() {
+    let undone = Bounds { changes: 1, undos: 1, ..ELECTED };
+    let outcome = exhausts(Bounds { records: [1, 0], ..undone });
+    assert_eq!((outcome.highest_term, outcome.most_committed), (2, 2));
+    exhausts(Bounds { undos: 1, learns: 1, ..HEARD });
+}
+
+#[test]
+fn a_change_begins_again_after_it_was_undone() {
+    exhausts(Bounds { undos: 1, changes: 1, ..HEARD });
+}
+
 #[test]
 fn a_change_ends_while_a_compute_writes() {
     let outcome = exhausts(JOINT);
@@ -151,6 +166,7 @@ fn faulty_changes_of_members_are_found() {
     finds(Fault::JointIsOld, Bounds { records: [2, 0], ..JOINT });
     finds(Fault::NewTooEarly, Bounds { changes: 2, records: [1, 0], ..ELECTED });
     finds(Fault::OldTermIsJoint, Bounds { changes: 1, records: [1, 0], ..HEARD });
+    finds(Fault::UndoneTooLate, Bounds { undos: 1, ..REPLACED });
     finds(Fault::StaleConfigurationTaken, REPLACED);
     finds(Fault::ConfigurationNotPersisted, REPLACED);
 }

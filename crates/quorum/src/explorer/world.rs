@@ -65,6 +65,8 @@ pub struct Bounds {
     pub tidings: u8,
     /// Steps of a change of members: to both groups, and to the new one.
     pub changes: u8,
+    /// Changes of members that are undone while both groups decide.
+    pub undos: u8,
     /// Acceptors that hear of a configuration otherwise than by being asked for a vote.
     pub learns: u8,
     /// Campaigns with a configuration that nobody decided on.
@@ -90,6 +92,8 @@ pub enum Action {
     Wipe(u8),
     /// The next configuration is decided, for whoever asks from now on.
     Change,
+    /// The same, and it is the first group again.
+    Undo,
     /// A compute dies and another takes its place.
     Restart(u8),
     /// A compute writes a record.
@@ -185,16 +189,20 @@ pub struct World {
     pub committed_in: Vec<u64>,
     /// The number of the newest configuration, as object storage has it.
     pub number: u8,
+    /// The number of the one in which the first group became the members again; 0 if it did not.
+    pub undone: u8,
     pub left: Bounds,
     /// Whether somebody may campaign with members that he made up.
     pub may_be_made_up: bool,
     pub fault: Option<Fault>,
 }
 
-/// The first one; the one of both groups, number 2; or the last.
-pub fn configuration(number: u8) -> Configuration {
+/// The first one; the one of both groups, number 2; or the last. `undone` as in [`World`].
+pub fn configuration(number: u8, undone: u8) -> Configuration {
     let (old, new) = (vec![0, 1, 2], vec![0, 1, 3]);
-    let (members, incoming) = match number {
+    // After it was undone the same may begin again.
+    let step = if undone > 0 && number >= undone { number + 1 - undone } else { number };
+    let (members, incoming) = match step {
         1 => (old, vec![]),
         2 => (old, new),
         _ => (new, vec![]),
@@ -244,7 +252,7 @@ impl World {
         nodes.sort_unstable();
         let mut hasher = DefaultHasher::new();
         (nodes, &self.committed, &self.committed_in, self.left).hash(&mut hasher);
-        self.number.hash(&mut hasher);
+        (self.number, self.undone).hash(&mut hasher);
         for compute in &self.computes {
             compute.core.hash_rest(&mut hasher);
             (compute.run, compute.started, &compute.log, compute.records).hash(&mut hasher);
@@ -301,7 +309,7 @@ impl World {
         let node = |node: u8| {
             // The fourth comes to know of the timeline when it is about to become a member.
             let number = if usize::from(node) == NODES - 1 { 2 } else { 1 };
-            let control = ControlState::empty(Lsn(0), configuration(number));
+            let control = ControlState::empty(Lsn(0), configuration(number, 0));
             // An empty log suits an empty control state.
             let core = Acceptor::restore(member(node), control.clone(), Lsn(0))
                 .unwrap_or_else(|error| unreachable!("{error}"))
@@ -323,6 +331,7 @@ impl World {
             committed: Vec::new(),
             committed_in: Vec::new(),
             number: 1,
+            undone: 0,
             left: bounds,
             may_be_made_up: bounds.made_up > 0,
             fault,
@@ -333,7 +342,7 @@ impl World {
 impl Compute {
     pub fn new(compute: u8, run: u8, records: u8, fault: Option<Fault>) -> Compute {
         Compute {
-            core: Compute::proposer(compute, run, configuration(1), fault),
+            core: Compute::proposer(compute, run, configuration(1, 0), fault),
             run,
             started: false,
             log: Vec::new(),
