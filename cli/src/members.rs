@@ -297,7 +297,7 @@ fn change(
     let failed = std::thread::scope(|scope| {
         let take = || -> Result<()> {
             while let Some((key, nodes, before)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let number = one(&able, *key, nodes, force, (&done, work.len()))?;
+                let number = one(&able, *key, nodes, (force, *before), (&done, work.len()))?;
                 changed.fetch_add(usize::from(number != Some(*before)), Ordering::Relaxed);
                 done.fetch_add(1, Ordering::Relaxed);
             }
@@ -339,22 +339,23 @@ fn refuse_unknown(services: &dyn Services, seen: &[Seen], silent: &[String]) -> 
     Ok(())
 }
 
-/// Changes one timeline's members. Returns the number of its configuration.
+/// Changes one timeline's members, which were thought out from the configuration of a number. Returns that which it has now.
 fn one(
     able: &[&Service],
     key: Key,
     nodes: &[u64],
-    force: bool,
+    (force, after): (bool, u64),
     so_far: (&AtomicUsize, usize),
 ) -> Result<Option<u64>> {
     let nodes: Vec<String> = nodes.iter().map(u64::to_string).collect();
     let (tenant, timeline, nodes) = (key.0.to_string(), key.1.to_string(), nodes.join(","));
-    let force = force.to_string();
+    let (force, after) = (force.to_string(), after.to_string());
     let query = [
         ("tenant_id", tenant.as_str()),
         ("timeline_id", &timeline),
         ("nodes", &nodes),
         ("force", &force),
+        ("after", &after),
     ];
     let mut moved = (Instant::now(), None);
     let mut told = Instant::now();
@@ -484,14 +485,21 @@ pub fn run_here(cluster: &mut Cluster, verb: SafekeeperVerb) -> Result<()> {
                 Ok(nodes)
             };
             let count = change(cluster, added, force)?;
-            up::safekeeper_has_joined(cluster, id)?;
+            up::safekeeper_has_joined(cluster, id, None)?;
             done_adding(id, count, json)
         }
         SafekeeperVerb::Replace { id, zone, force, with: None } => {
             let new = up::begin_safekeeper(cluster, zone, Some(id))?;
             let count = change(cluster, |quorum| Ok(replaced(quorum, id, Some(new))), force)?;
+            let unfinished = up::joins_for(cluster, id);
             up::end_safekeeper(cluster, id)?;
-            up::safekeeper_has_joined(cluster, new)?;
+            up::safekeeper_has_joined(cluster, new, unfinished)?;
+            if let Some(old) = unfinished.filter(|&old| old > 0) {
+                eprintln!(
+                    "pgstrata: safekeeper {id} was to take the place of {old}: 'pgstrata safekeeper replace {old}' goes on \
+                     with {new}"
+                );
+            }
             report(&format!("safekeeper {new} is in the place of {id}"), count)
         }
         SafekeeperVerb::Remove { id, force } => {

@@ -565,10 +565,15 @@ pub fn begin_safekeeper(
     Ok(id)
 }
 
-/// It is a member of everything that it was to be.
-pub fn safekeeper_has_joined(cluster: &mut Cluster, id: u64) -> Result<()> {
+/// What a safekeeper was started for that has not come to its end: the one whose place it takes, 0 if nobody's.
+pub fn joins_for(cluster: &Cluster, id: u64) -> Option<u64> {
+    cluster.state.safekeepers.iter().find(|place| place.id == id)?.joins_for
+}
+
+/// It is a member of everything that it was to be; or goes on with what the one before it was started for.
+pub fn safekeeper_has_joined(cluster: &mut Cluster, id: u64, for_whom: Option<u64>) -> Result<()> {
     for place in cluster.state.safekeepers.iter_mut().filter(|place| place.id == id) {
-        place.joins_for = None;
+        place.joins_for = for_whom;
     }
     cluster.save()
 }

@@ -14,7 +14,7 @@ use pgstrata_wire::http::safekeeper as http;
 use tokio::sync::Semaphore;
 
 use crate::background::Known;
-use crate::steward::{Steward, Trouble};
+use crate::steward::{Steward, Trouble, Wish};
 use crate::timeline::Timeline;
 use crate::timelines::Timelines;
 
@@ -151,8 +151,8 @@ async fn change_members(
         return Err(Refusal::new(Code::Busy, "other changes of members are under way: ask again"));
     };
     let key = (asked.tenant_id, asked.timeline_id);
-    let advanced =
-        tokio::task::spawn_blocking(move || state.steward.advance(key, &nodes, asked.force)).await;
+    let wish = Wish { nodes, force: asked.force, after: asked.after };
+    let advanced = tokio::task::spawn_blocking(move || state.steward.advance(key, &wish)).await;
     let advanced = advanced.map_err(|error| Refusal::new(Code::Failed, &error.to_string()))?;
     advanced.map(Json).map_err(|trouble| {
         let code = match &trouble {

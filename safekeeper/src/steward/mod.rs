@@ -21,8 +21,8 @@ use crate::background::Known;
 use crate::decisions::{Decisions, Swapped};
 use crate::timelines::TimelineKey;
 
-/// Longest wait for a member's answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Longest wait for a member's answer: it may wait for object storage itself before it gives one.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What a newcomer may lack when the change begins to count on it, in bytes: less than a proposer has in memory for it.
 const CLOSE: u64 = 32 << 20;
@@ -58,6 +58,27 @@ pub struct Steward {
     pub security: Security,
 }
 
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Who the members are to be.
+    pub nodes: Vec<NodeId>,
+    /// Even if a majority of them is in one zone.
+    pub force: bool,
+    /// The configuration from which it was thought out: what others began after it stays. 0 if that is of no interest.
+    pub after: u64,
+}
+
+/// What is to be done while both groups decide.
+enum Prepared {
+    /// Wait.
+    Waits(Change),
+    /// The new group may decide alone.
+    IsReady,
+    /// A newcomer will never be what it was to be: the group before it goes on.
+    IsLost(NodeId),
+}
+
 /// A member that answers.
 struct Heard {
     member: Member,
@@ -69,14 +90,9 @@ fn later(error: impl std::fmt::Display) -> Trouble {
 }
 
 impl Steward {
-    /// Takes the next step of making these nodes the members, which may be the last. May wait for members for some seconds.
-    /// `force`: even if a majority of them is in one zone.
-    pub fn advance(
-        &self,
-        key: TimelineKey,
-        nodes: &[NodeId],
-        force: bool,
-    ) -> Result<Change, Trouble> {
+    /// Takes the next step of what is asked for, which may be the last. May wait for members for some seconds.
+    pub fn advance(&self, key: TimelineKey, wish: &Wish) -> Result<Change, Trouble> {
+        let nodes = &wish.nodes;
         for _ in 0..ATTEMPTS {
             let read = self.decisions.read_versioned(key).map_err(later)?;
             let Some((quorum, version)) = read else {
@@ -85,21 +101,31 @@ impl Steward {
                 return Err(Trouble::NotFound(text));
             };
             let newest = quorum.chain.newest();
-            let next = match newest.incoming().is_empty() {
-                true => match quorum.chain.change_to(self.wanted(newest, nodes)?) {
+            self.refuse_others(key, &quorum.chain, wish)?;
+            let is_unwanted =
+                |member: &Member| is_newcomer(newest, *member) && !nodes.contains(&member.node);
+            let next = if newest.incoming().is_empty() {
+                match quorum.chain.change_to(self.wanted(newest, nodes)?) {
                     Err(ChainError::NoChange) => return self.finish(key, &quorum.chain),
                     Err(error) => return Err(Trouble::Conflict(error.to_string())),
                     Ok(next) => {
-                        if !force {
+                        if !wish.force {
                             self.refuse_one_zone(next.newest())?;
                         }
+                        self.refuse_silent(key, next.newest())?;
                         next
                     }
-                },
-                false => match self.prepare(key, newest)? {
-                    Some(change) => return Ok(change),
-                    None => quorum.chain.change_ended().map_err(later)?,
-                },
+                }
+            } else if let Some(member) = newest.all().find(is_unwanted) {
+                undone(key, &quorum.chain, member.node, "is not wanted any more")?
+            } else {
+                match self.prepare(key, newest)? {
+                    Prepared::Waits(change) => return Ok(change),
+                    Prepared::IsReady => quorum.chain.change_ended().map_err(later)?,
+                    Prepared::IsLost(node) => {
+                        undone(key, &quorum.chain, node, "has another directory by now")?
+                    }
+                }
             };
             let decided = pgstrata_format::quorum::Quorum { chain: next, ..quorum };
             // Where somebody else was faster, it is looked at anew.
@@ -147,10 +173,65 @@ impl Steward {
         }
     }
 
-    /// What is to be waited for until both groups have committed something together; nothing if they have.
-    fn prepare(&self, key: TimelineKey, joint: &Configuration) -> Result<Option<Change>, Trouble> {
+    /// Refuses to change what others began after this was thought out: two commands would undo each other's work for ever.
+    fn refuse_others(&self, key: TimelineKey, chain: &Chain, wish: &Wish) -> Result<(), Trouble> {
+        let goes_elsewhere = |one: &&Configuration| {
+            let mut incoming = one.incoming().iter().map(|member| member.node);
+            let same = one.incoming().len() == wish.nodes.len()
+                && incoming.all(|node| wish.nodes.contains(&node));
+            one.number() > wish.after && !one.incoming().is_empty() && !same
+        };
+        let of_others = chain.configurations().iter().find(goes_elsewhere);
+        let Some(of_others) = of_others.filter(|_| wish.after > 0) else { return Ok(()) };
+        // Whoever thinks it out again is to hear of it; some may not have.
+        self.ask(key, chain.newest(), &|_| true, Some(chain.newest().number()));
+        let members: Vec<String> =
+            of_others.incoming().iter().map(|member| member.node.to_string()).collect();
+        Err(Trouble::Conflict(format!(
+            "another command changes the members to {} (configuration {}): give this one again if it is still wanted",
+            members.join(", "),
+            of_others.number()
+        )))
+    }
+
+    /// Refuses to begin what could not go on: that is left again only by those who don't answer now.
+    fn refuse_silent(&self, key: TimelineKey, joint: &Configuration) -> Result<(), Trouble> {
+        let before = Configuration::new(joint.number(), joint.members().to_vec()).map_err(later)?;
+        let (heard, silent) = self.ask(key, &before, &|_| true, None);
+        if !before.is_quorum(|member| heard.iter().any(|one| one.member == member)) {
+            let text = format!(
+                "no majority of the members before the change answers: {}",
+                silent.join("; ")
+            );
+            return Err(Trouble::Later(text));
+        }
+        for member in joint.all().filter(|&member| is_newcomer(joint, member)) {
+            let node = member.node;
+            let silent = |why: &dyn std::fmt::Display| {
+                Trouble::Later(format!("the newcomer does not answer: safekeeper {node}: {why}"))
+            };
+            let address = self.address(node).ok_or_else(|| silent(&"nobody knows where it is"))?;
+            SafekeeperClient::connect(&address, Some(node), self.security.identity(), PATIENCE)
+                .map_err(|error| silent(&error))?;
+        }
+        Ok(())
+    }
+
+    /// A newcomer of which it is known that it lost its directory.
+    fn lost_newcomer(&self, joint: &Configuration) -> Result<Option<NodeId>, Trouble> {
+        for member in joint.all().filter(|&member| is_newcomer(joint, member)) {
+            let registered = self.decisions.registration(member.node).map_err(later)?;
+            if registered.is_some_and(|registered| registered.member != member) {
+                return Ok(Some(member.node));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is to be waited for until both groups have committed something together.
+    fn prepare(&self, key: TimelineKey, joint: &Configuration) -> Result<Prepared, Trouble> {
         let number = joint.number();
-        let is_new = |member: &Member| !joint.members().contains(member);
+        let is_new = |member: &Member| is_newcomer(joint, *member);
         // Newcomers first: who has the timeline tells its compute, which then counts on them.
         let (newcomers, missing) = self.ask(key, joint, &is_new, Some(number));
         let (others, silent) = self.ask(key, joint, &|member| !is_new(member), None);
@@ -159,9 +240,12 @@ impl Steward {
         let behind = flushed.map_or(0, |lsn| committed.saturating_sub(lsn));
         let change = |step, waits_for: String| {
             let quorum = Some(crate::http::described(joint));
-            Ok(Some(Change { step, quorum, behind_bytes: behind, waits_for }))
+            Ok(Prepared::Waits(Change { step, quorum, behind_bytes: behind, waits_for }))
         };
         if !missing.is_empty() {
+            if let Some(node) = self.lost_newcomer(joint)? {
+                return Ok(Prepared::IsLost(node));
+            }
             return change(Step::CatchingUp, missing.join("; "));
         }
         if behind > CLOSE {
@@ -191,7 +275,7 @@ impl Steward {
             };
             let lacks = |one: &&Heard| is_new(&one.member) && !follows(one);
             return match all.iter().find(lacks) {
-                None => Ok(None),
+                None => Ok(Prepared::IsReady),
                 Some(one) => {
                     let node = one.member.node;
                     change(Step::CatchingUp, format!("the compute to reach safekeeper {node}"))
@@ -285,6 +369,16 @@ impl Steward {
         }
         (heard, silent)
     }
+}
+
+fn is_newcomer(joint: &Configuration, member: Member) -> bool {
+    !joint.members().contains(&member)
+}
+
+/// The chain in which the members before the change go on, since a newcomer will not come.
+fn undone(key: TimelineKey, chain: &Chain, newcomer: NodeId, why: &str) -> Result<Chain, Trouble> {
+    tracing::info!(timeline = %key.1, %newcomer, why, "a change of members is undone");
+    chain.change_undone().map_err(later)
 }
 
 fn adopter(heard: &Heard) -> Adopter {

@@ -132,6 +132,10 @@ pub struct ChangeMembers {
     /// Even if a majority of them is in one zone.
     #[serde(default)]
     pub force: bool,
+    /// Number of the configuration from which the change was thought out. What others began after it is not undone or
+    /// changed back, but refused. 0 (as when it is left out): from whichever there is.
+    #[serde(default)]
+    pub after: u64,
 }
 
 /// How far a change of members is.
