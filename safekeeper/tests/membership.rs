@@ -400,6 +400,187 @@ fn without_its_list_of_timelines_a_directory_is_not_used() {
 }
 
 #[test]
+fn one_word_of_a_change_stops_no_commits() {
+    let cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    writer.commit(10, 1000);
+    let term = cluster.nodes[0].status()["timelines"][0]["term"].clone();
+    let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[1, 2, 4])).unwrap());
+    learn(&cluster, 4, joint);
+    learn(&cluster, 1, joint);
+    // The others could not see where it was decided.
+    let (objects, away) = (cluster.dir.path().join("objects"), cluster.dir.path().join("away"));
+    std::fs::rename(&objects, &away).unwrap();
+    std::fs::write(&objects, b"").unwrap();
+    for _ in 0..20 {
+        writer.commit(3, 1000);
+    }
+    // It is heard again what the first says, also when it is greeted anew.
+    std::thread::sleep(Duration::from_millis(1500));
+    let end = writer.commit(3, 1000);
+    cluster.nodes[0].wait_lsn("commit_lsn", end, PATIENCE);
+    for node in &cluster.nodes[..3] {
+        assert_eq!(node.status()["timelines"][0]["term"], term);
+    }
+    std::fs::remove_file(&objects).unwrap();
+    std::fs::rename(&away, &objects).unwrap();
+    learn(&cluster, 2, joint);
+    wait_until("in use", || is_in_use(&cluster, &[1, 2, 3, 4], joint));
+    writer.commit(3, 1000);
+    proposing.stop().unwrap();
+}
+
+/// The configuration changes again before the election of the one before it has come to its end.
+#[test]
+fn changes_in_quick_succession_end_no_compute() {
+    let cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    writer.commit(10, 1000);
+    for round in 0..40 {
+        let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[1, 2, 4])).unwrap());
+        for id in [4, 1 + round % 3, 1 + (round + 1) % 3] {
+            learn(&cluster, id, joint);
+        }
+        let undone = decide(&cluster, |chain| chain.change_undone().unwrap());
+        for id in [1 + (round + 2) % 3, 1 + (round + 1) % 3] {
+            learn(&cluster, id, undone);
+        }
+        writer.commit(2, 100_000);
+        for id in [1, 2, 3, 4] {
+            learn(&cluster, id, undone);
+        }
+    }
+    let end = writer.commit(2, 100);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, PATIENCE);
+    proposing.stop().unwrap();
+}
+
+/// Asks for a change once.
+fn ask(cluster: &Cluster, by: u64, nodes: &str, after: u64) -> (u16, String) {
+    let parameters = parameters(START);
+    let path = format!(
+        "/v1/members?tenant_id={}&timeline_id={}&nodes={nodes}&after={after}",
+        parameters.tenant, parameters.timeline
+    );
+    let (status, answer) = cluster.nodes[by as usize - 1].post(&path);
+    (status, answer.to_string())
+}
+
+/// Both groups decide, the fourth being the newcomer, and its disk is lost.
+fn lose_the_newcomer(cluster: &mut Cluster, writer: &Writer) -> u64 {
+    writer.commit(10, 1000);
+    let joint = decide(cluster, |chain| chain.change_to(group(cluster, &[1, 2, 4])).unwrap());
+    learn(cluster, 4, joint);
+    for id in [1, 2, 3] {
+        learn(cluster, id, joint);
+    }
+    wait_until("in use", || is_in_use(cluster, &[1, 2, 3, 4], joint));
+    writer.commit(10, 1000);
+    cluster.nodes[3].kill();
+    std::fs::remove_dir_all(&cluster.nodes[3].dir).unwrap();
+    writer.commit(10, 1000);
+    joint
+}
+
+/// What the members were, from the first configuration on: nodes before and after.
+fn steps(cluster: &Cluster) -> Vec<(Vec<u64>, Vec<u64>)> {
+    let nodes = |group: &[Member]| group.iter().map(|member| member.node.0).collect();
+    let quorum = decided(cluster);
+    let all = quorum.chain.configurations().iter();
+    all.map(|one| (nodes(one.members()), nodes(one.incoming()))).collect()
+}
+
+#[test]
+fn a_newcomer_that_is_lost_is_given_up_for_another() {
+    let mut cluster = Cluster::start(5);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    let joint = lose_the_newcomer(&mut cluster, &writer);
+    // Nothing comes of what was begun; it may begin anew.
+    let (status, answer) = ask(&cluster, 1, "1,2,4", joint);
+    assert!(status == 200 && answer.contains("safekeeper 4"), "{status} {answer}");
+    change(&cluster, 1, "1,2,5");
+    let (old, new) = (vec![1, 2, 3], vec![1, 2, 5]);
+    let joint = |incoming: &[u64]| (old.clone(), incoming.to_vec());
+    let plain = |members: &Vec<u64>| (members.clone(), vec![]);
+    let expected = [plain(&old), joint(&[1, 2, 4]), plain(&old), joint(&new), plain(&new)];
+    assert_eq!(steps(&cluster), expected);
+    writer.commit(10, 1000);
+    cluster.nodes[2].kill();
+    cluster.nodes[0].kill();
+    let end = writer.commit(10, 1000);
+    cluster.nodes[4].wait_lsn("commit_lsn", end, PATIENCE);
+    assert!(cluster.nodes[4].read_all(first, end) == writer.bytes());
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn a_newcomer_that_comes_back_empty_joins_anew() {
+    let mut cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    let joint = lose_the_newcomer(&mut cluster, &writer);
+    let before = decided(&cluster).chain.newest().incoming().to_vec();
+    cluster.nodes[3].start();
+    change(&cluster, 2, "1,2,4");
+    assert_eq!(steps(&cluster).len(), 5);
+    let chain = decided(&cluster).chain;
+    assert_eq!(chain.newest().number(), joint + 3);
+    assert_eq!(chain.newest().members(), group(&cluster, &[1, 2, 4]));
+    assert!(!before.contains(&member(&cluster, 4)));
+    cluster.nodes[0].kill();
+    let end = writer.commit(10, 1000);
+    cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
+    assert!(cluster.nodes[3].read_all(first, end) == writer.bytes());
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn nothing_is_begun_that_could_not_go_on() {
+    let mut cluster = Cluster::start(5);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    writer.commit(10, 1000);
+    cluster.nodes[4].kill();
+    let (status, answer) = ask(&cluster, 1, "1,2,5", 1);
+    assert!(status == 503 && answer.contains("the newcomer does not answer"), "{status} {answer}");
+    proposing.stop().unwrap();
+    // Two have lost their disks: whoever changes members now, none of the groups could commit.
+    for lost in [1, 2] {
+        cluster.nodes[lost].kill();
+        std::fs::remove_dir_all(&cluster.nodes[lost].dir).unwrap();
+    }
+    cluster.nodes[1].start();
+    let (status, answer) = ask(&cluster, 1, "1,3,4", 1);
+    assert!(status == 503 && answer.contains("no majority of the members"), "{status} {answer}");
+    assert!(answer.contains("safekeeper 2: "), "{answer}");
+    assert_eq!(steps(&cluster).len(), 1);
+}
+
+#[test]
+fn two_commands_do_not_undo_each_other() {
+    let cluster = Cluster::start(5);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    writer.commit(10, 1000);
+    // Both were thought out from the first configuration; the first is under way, then done.
+    let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[1, 2, 4])).unwrap());
+    let (status, answer) = ask(&cluster, 1, "1,2,5", 1);
+    assert!(status == 409 && answer.contains("1, 2, 4 (configuration 2)"), "{status} {answer}");
+    assert_eq!(steps(&cluster).len(), 2);
+    // Who thinks it out again hears of it.
+    assert_eq!(cluster.nodes[2].status()["timelines"][0]["quorum"]["number"], joint);
+    change(&cluster, 1, "1,2,4");
+    let (status, _) = ask(&cluster, 1, "1,2,5", 1);
+    assert_eq!((status, steps(&cluster).len()), (409, 3));
+    let (status, _) = ask(&cluster, 1, "1,2,4", 1);
+    assert_eq!(status, 200);
+    // From what is decided by now it may go on.
+    let (status, _) = ask(&cluster, 1, "1,2,5", 3);
+    assert_eq!((status, steps(&cluster).len()), (200, 4));
+    writer.commit(10, 1000);
+    proposing.stop().unwrap();
+}
+
+#[test]
 fn what_is_lost_is_not_founded_anew() {
     let cluster = Cluster::start(6);
     let parameters = parameters(START);

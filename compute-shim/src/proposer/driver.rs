@@ -67,6 +67,10 @@ pub struct Driver {
     replaced_by: Option<u64>,
     /// What the log was that was led by the term before, while members were changed and a term has to be won with the new ones.
     led: Option<TermHistory>,
+    /// A newer configuration that members told of, before enough of them have.
+    told_of: Option<Configuration>,
+    /// The first term in which the source's log was led; all later ones in its history are ours.
+    own_since: Term,
     /// Where the log begins that the source writes.
     own_start_lsn: Lsn,
     /// The last record boundary of the log.
@@ -146,6 +150,8 @@ impl Driver {
             yields_above,
             replaced_by: None,
             led: None,
+            told_of: None,
+            own_since: Term(0),
             own_start_lsn: Lsn::INVALID,
             record_end: Lsn::INVALID,
             nothing_since: None,
@@ -660,10 +666,8 @@ impl Driver {
                 // To what was asked before it was greeted anew.
                 (Message::Vote(_) | Message::Ack(_), None) => {}
                 (Message::Configuration(decided, places), _) => {
-                    if decided.number() > self.configuration.number() {
-                        self.adopt(decided, None);
-                    }
                     self.note_places(places);
+                    self.told_of(decided, index, false);
                 }
                 (Message::Refused(reason), _) => {
                     if let RefusedReason::Quorum(Refusal::Fenced { promised }) = reason {
@@ -717,6 +721,7 @@ impl Driver {
                 }
                 ProposerOutput::Elected(election) => {
                     self.config.asked_term.fetch_max(election.term.0, Ordering::AcqRel);
+                    self.own_since = election.term;
                     self.own_start_lsn = election.start_lsn;
                     self.record_end = election.start_lsn;
                     self.backlog = Backlog::new(election.start_lsn);

@@ -33,6 +33,8 @@ pub struct Link {
     pub member: Option<Member>,
     /// In which life of its directory it answered last, member or not.
     pub heard: Option<Incarnation>,
+    /// The number of the newest configuration that it told of, in whichever life of its directory.
+    pub tells_of: u64,
     /// False once the members were changed, and it is none any more.
     pub is_wanted: bool,
     members: Arc<dyn Members>,
@@ -77,6 +79,7 @@ impl Link {
             node,
             member: None,
             heard: None,
+            tells_of: 0,
             is_wanted: true,
             members,
             told: None,

@@ -27,6 +27,15 @@ fn no_member(member: Member, configuration: &Configuration) -> String {
     }
 }
 
+/// Whether a log that was won is, up to where the winner's term starts, the one that was led before. All terms of what was led
+/// from `own_since` on are the same compute's, and wrote the same bytes.
+fn is_same_log(led: &TermHistory, own_since: Term, won: &TermHistory, start: Lsn) -> bool {
+    let newest = won.up_to(start).last();
+    // Where members changed twice in a row, the voters may not have heard of the election between.
+    let mut own = led.entries().iter().filter(|led| led.term >= own_since);
+    newest == led.up_to(start).last() || own.any(|led| Some(*led) == newest)
+}
+
 impl Driver {
     /// What a safekeeper knows of the timeline, and who it is.
     pub(super) fn take_greeting(&mut self, index: usize, reply: GreetingReply) -> io::Result<()> {
@@ -48,7 +57,7 @@ impl Driver {
             return Ok(());
         };
         if said.number() > self.configuration.number() {
-            self.adopt(said.clone(), Some(index));
+            self.told_of(said.clone(), index, true);
         } else if !said.has_the_members_of(&self.configuration) {
             let number = said.number();
             return Err(io::Error::other(Refusal::OtherMembers { number }));
@@ -66,11 +75,44 @@ impl Driver {
         Ok(())
     }
 
+    /// A member tells of a newer configuration, in answer to a greeting or by itself. It is taken when it can elect: whoever
+    /// leads goes on as it is until a quorum has told so, since one may have read what others can't read now.
+    pub(super) fn told_of(&mut self, decided: Configuration, index: usize, is_greeting: bool) {
+        let number = decided.number();
+        if number <= self.configuration.number() {
+            return;
+        }
+        let link = &mut self.links[index];
+        link.tells_of = link.tells_of.max(number);
+        let told_by = Some(index).filter(|_| is_greeting);
+        // Whoever campaigns, or goes on just now with members that it was told of before, commits nothing meanwhile.
+        if self.election.is_none() || self.led.is_some() {
+            return self.adopt(decided, told_by);
+        }
+        if self.told_of.as_ref().is_none_or(|told_of| told_of.number() < number) {
+            self.told_of = Some(decided);
+        }
+        let Some(next) = &self.told_of else { return };
+        let knows = |member: Member| {
+            let mut links = self.links.iter().filter(|link| link.node == member.node);
+            links.any(|link| {
+                link.heard == Some(member.incarnation) && link.tells_of >= next.number()
+            })
+        };
+        // Newcomers are met only afterwards; who changes members has them know first.
+        if (self.configuration.is_quorum(knows) || next.is_quorum(knows))
+            && let Some(next) = self.told_of.take()
+        {
+            self.adopt(next, told_by);
+        }
+    }
+
     /// Campaigns with these members, as the safekeeper at `told_by` says in answer to a greeting; the others are asked what they
     /// say. If a term was won already, its log is to go on, with the next one.
     pub(super) fn adopt(&mut self, configuration: Configuration, told_by: Option<usize>) {
         self.greeting.known = configuration.number();
         self.configuration = configuration;
+        self.told_of = None;
         let nodes = self.configuration.nodes();
         for (index, link) in self.links.iter_mut().enumerate() {
             // One that is wanted no more is left in the next turn: what it sent may be just being read.
@@ -106,9 +148,8 @@ impl Driver {
     /// written in between, and what is missing at the winner's start is still here.
     pub(super) fn go_on(&mut self, led: &TermHistory, election: Election) {
         let start = election.start_lsn;
-        let newest = |history: &TermHistory| history.up_to(start).last();
         // What was committed every winner has; it is looked at all the same, as it is sent on as committed.
-        let is_ours = newest(led) == newest(self.core.history())
+        let is_ours = is_same_log(led, self.own_since, self.core.history(), start)
             && start >= self.commit_lsn
             && (self.backlog.base()..=self.record_end).contains(&start);
         if !is_ours {
@@ -171,5 +212,33 @@ impl Driver {
         };
         let nodes = self.configuration.nodes().into_iter().map(heard).collect();
         self.links[founder].found(nodes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgstrata_quorum::TermStart;
+
+    use super::*;
+
+    fn history(entries: &[(u64, u64)]) -> TermHistory {
+        let entry = |&(term, lsn): &(u64, u64)| TermStart { term: Term(term), lsn: Lsn(lsn) };
+        TermHistory::new(entries.iter().map(entry).collect()).unwrap()
+    }
+
+    #[test]
+    fn a_log_goes_on_if_all_of_it_is_the_same_computes() {
+        // Led in term 5 from 100 on, and in term 6, with other members, from 200 on.
+        let led = history(&[(3, 0), (5, 100), (6, 200)]);
+        let is_same =
+            |won: &[(u64, u64)], start| is_same_log(&led, Term(5), &history(won), Lsn(start));
+        assert!(is_same(&[(3, 0), (5, 100), (6, 200), (7, 250)], 250));
+        // Who voted had not heard of term 6, and has more of term 5 than who voted then, or less.
+        assert!(is_same(&[(3, 0), (5, 100), (7, 250)], 250));
+        assert!(is_same(&[(3, 0), (5, 100), (7, 150)], 150));
+        // Somebody else wrote, or what was led before is not there.
+        assert!(!is_same(&[(3, 0), (5, 100), (6, 150), (7, 250)], 250));
+        assert!(!is_same(&[(3, 0), (4, 100), (7, 250)], 250));
+        assert!(!is_same(&[(3, 0), (7, 250)], 250));
     }
 }
