@@ -135,6 +135,56 @@ fn full_segments_are_archived_trimmed_and_read_back() {
     proposing.stop().unwrap();
 }
 
+/// What the others have trimmed no proposer can send: the member gets it by itself, from where it is, under load.
+#[test]
+fn what_was_trimmed_is_pulled_while_a_compute_writes() {
+    let broker = start_broker();
+    let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let args = ["--broker", &broker.url, "--object-store", &store_path];
+    let mut cluster = Cluster::start_with(3, &args);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, false);
+    let first = proposing.commit_lsn();
+    let some = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("flush_lsn", some, LONG);
+    cluster.nodes[2].kill();
+    // More than a proposer keeps for one that is away.
+    let mut end = writer.commit(300, 10_000);
+    for _ in 0..24 {
+        end = writer.commit(300, 10_000);
+    }
+    let archived = end.segment_start(SEGMENT_SIZE);
+    for node in &cluster.nodes[..2] {
+        // A few segments a second.
+        node.wait_lsn("archived_lsn", archived, 3 * LONG);
+    }
+    page_server_says(&cluster.nodes[0].pg, end);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("available_lsn", archived, LONG);
+    }
+    // Where it is by then, the proposer has connected.
+    let timeline = object_file(store.path(), 1).parent().unwrap().to_owned();
+    let away = store.path().join("away");
+    std::fs::rename(&timeline, &away).unwrap();
+    cluster.nodes[2].start();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(cluster.nodes[2].timeline_lsn("flush_lsn"), some);
+    std::fs::rename(&away, &timeline).unwrap();
+    let deadline = Instant::now() + 2 * LONG;
+    while cluster.nodes[2].timeline_lsn("flush_lsn") < end {
+        writer.commit(3, 1000);
+        assert!(Instant::now() < deadline, "it does not come closer");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It is one of those that commit.
+    cluster.nodes[0].kill();
+    let end = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, LONG);
+    assert!(stream(&cluster.nodes[2].pg, first, end) == writer.bytes());
+    proposing.stop().unwrap();
+}
+
 mod replication_client {
     use std::io::{Read, Write};
     use std::net::TcpStream;

@@ -427,13 +427,43 @@ fn l5_what_a_peer_gives_is_looked_at() {
     let range = PeerRange { history, commit_lsn: end, start: at, length };
     let mut bad = good.clone();
     bad[9000] ^= 1;
-    let answer = timeline.peer_range(&range, &bad, true).unwrap();
+    let answer = timeline.peer_range(&range, &bad).unwrap();
     assert!(is_invalid(&answer), "{answer:?}");
     let short = PeerRange { commit_lsn: Lsn(end.0 - 8), length: length - 8, ..range.clone() };
-    let answer = timeline.peer_range(&short, &good[..good.len() - 8], true).unwrap();
+    let answer = timeline.peer_range(&short, &good[..good.len() - 8]).unwrap();
     assert!(is_invalid(&answer), "inside a record: {answer:?}");
     assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (at, START));
-    timeline.peer_range(&range, &good, true).unwrap();
+    timeline.peer_range(&range, &good).unwrap();
+    assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (end, end));
+}
+
+#[test]
+fn what_was_copied_before_a_crash_is_not_copied_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let at = world.append(&timeline, 1000).unwrap();
+    let mut bytes = world.generator.record(20_000);
+    bytes.extend(world.generator.record(20_000));
+    let whole = world.generator.at;
+    bytes.extend(world.generator.record(2_000_000));
+    let end = world.generator.at;
+    let start = TermStart { term: Term(1), lsn: START };
+    let history = TermHistory::new(vec![start]).unwrap();
+    // The first piece ends within the third record, and so does the second.
+    for (from, to) in [(at, whole + 5000), (whole + 5000, whole + 1_500_000)] {
+        let piece = &bytes[(from - at) as usize..(to - at) as usize];
+        let length = piece.len() as u64;
+        let range = PeerRange { history: history.clone(), commit_lsn: end, start: from, length };
+        assert_eq!(timeline.peer_range(&range, piece).unwrap(), None);
+        assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (whole, whole));
+    }
+    drop(timeline);
+    let timeline = world.open().only().unwrap();
+    assert_eq!(timeline.flush_lsn(), whole);
+    let rest = &bytes[(whole - at) as usize..];
+    let length = rest.len() as u64;
+    let range = PeerRange { history, commit_lsn: end, start: whole, length };
+    assert_eq!(timeline.peer_range(&range, rest).unwrap(), None);
     assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (end, end));
 }
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{
-    Append, Configuration, Election, Proposer, ProposerId, ProposerOutput, Refusal, TermHistory,
+    Ack, Append, Configuration, Election, Proposer, ProposerId, ProposerOutput, Refusal,
+    TermHistory,
 };
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, decode};
 
@@ -32,8 +33,8 @@ const MAX_WAIT: Duration = Duration::from_millis(250);
 /// Bytes queued for a lagging member before it gets no more old WAL.
 const MAX_CATCH_UP_QUEUED: usize = 2 << 20;
 
-/// Pause after a donor could not be read.
-const REFILL_PAUSE: Duration = Duration::from_millis(200);
+/// First and longest pause after a donor could not be read.
+const REFILL_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Seconds after which a commit that waits is a problem.
 const STALLED_AFTER: u64 = 5;
@@ -85,6 +86,9 @@ pub struct Driver {
     appended_at: Instant,
     refill: Option<Refill>,
     refill_after: Instant,
+    refill_pause: Duration,
+    /// Why no donor could be read, as it was said last.
+    refill_error: String,
     donor_turn: usize,
     busy: bool,
 }
@@ -161,6 +165,8 @@ impl Driver {
             appended_at: now,
             refill: None,
             refill_after: now,
+            refill_pause: REFILL_PAUSE.0,
+            refill_error: String::new(),
             donor_turn: 0,
             busy: false,
         })
@@ -468,6 +474,17 @@ impl Driver {
         }
     }
 
+    /// What a member has got from others it need not be sent.
+    fn note_pulled(&mut self, index: usize, ack: Ack) {
+        let end = self.backlog.end();
+        let link = &mut self.links[index];
+        let has_more = link.next_lsn.is_some_and(|next| next < ack.flush_lsn);
+        if has_more && ack.term == self.core.term() && ack.flush_lsn <= end {
+            link.next_lsn = Some(ack.flush_lsn);
+            link.needs_peer = false;
+        }
+    }
+
     /// Starts, resumes or pauses reading from a donor.
     fn keep_refilling(&mut self, now: Instant) {
         if let Some(refill) = &mut self.refill {
@@ -507,7 +524,7 @@ impl Driver {
             self.links[target].needs_peer = false;
             return;
         }
-        self.refill_after = now + REFILL_PAUSE;
+        self.refill_after = now + self.refill_pause;
         // What it once acknowledged is known also of one that is gone.
         let is_there = |link: &&Link| link.connection.is_some() && link.is_greeted();
         let has_more = |link: &&Link| {
@@ -526,8 +543,15 @@ impl Driver {
         self.refill = Some(Refill::new(target, (donor.node, address), wanted, range, term));
     }
 
+    /// The member may get it from somebody else, or elsewhere, meanwhile.
     fn give_up_refill(&mut self, error: &io::Error) {
-        tracing::warn!(%error, "can't read WAL for a lagging safekeeper");
+        let error = error.to_string();
+        if error != self.refill_error {
+            tracing::warn!(%error, "can't read WAL for a lagging safekeeper; it is tried again");
+            self.refill_error = error;
+        }
+        self.refill_after = Instant::now() + self.refill_pause;
+        self.refill_pause = (self.refill_pause * 2).min(REFILL_PAUSE.1);
         self.refill = None;
     }
 
@@ -565,16 +589,14 @@ impl Driver {
                 Ok(Refilled::Bytes(start, bytes)) if self.links[target].next_lsn == Some(start) => {
                     self.push_old(target, start, bytes);
                     self.busy = true;
+                    self.refill_pause = REFILL_PAUSE.0;
                 }
                 Ok(Refilled::End) => {
                     self.refill = None;
                     self.refill_after = now;
                 }
                 Ok(Refilled::Bytes(..)) => self.refill = None,
-                Err(error) => {
-                    tracing::warn!(%error, "can't read WAL for a lagging safekeeper");
-                    self.refill = None;
-                }
+                Err(error) => return self.give_up_refill(&error),
             }
         }
     }
@@ -595,6 +617,10 @@ impl Driver {
 
     fn handle_refill(&mut self, event: Ready, now: Instant) {
         let Some(refill) = &mut self.refill else { return };
+        if refill.paused {
+            // Nothing else is told of one that is not listened to; and it is told again and again.
+            return self.give_up_refill(&io::ErrorKind::ConnectionReset.into());
+        }
         if event.writable
             && let Err(error) = refill.writable(&self.poller, REFILL_TOKEN)
         {
@@ -662,6 +688,7 @@ impl Driver {
                 }
                 (Message::Ack(ack), Some(member)) => {
                     self.core.ack(member, ack, &mut self.outputs);
+                    self.note_pulled(index, ack);
                 }
                 // To what was asked before it was greeted anew.
                 (Message::Vote(_) | Message::Ack(_), None) => {}

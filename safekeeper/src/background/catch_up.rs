@@ -1,8 +1,10 @@
-//! Catching up from other members while no proposer runs.
+//! Catching up from other members and the archive: while no proposer runs, and where one does not send what is missing, since
+//! it is not its own.
 //!
 //! Only committed WAL is copied. What is committed is what another member knows to be, or what
 //! the members' logs together prove.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use tokio::runtime::Handle;
 use super::{Background, INTERVAL};
 use crate::archive::ArchiveReader;
 use crate::timeline::{Answer, Timeline};
+use crate::timelines::TimelineKey;
 
 /// Longest wait for a peer.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,13 +35,15 @@ const FULL_LOOK: u64 = 10;
 pub async fn run(background: Background) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Where each timeline's log ended in the last round: as many as there are timelines.
+    let mut ended: HashMap<TimelineKey, Lsn> = HashMap::new();
     for round in 0u64.. {
         interval.tick().await;
         for timeline in background.timelines.all() {
-            if timeline.has_proposer()
-                || timeline.is_left()
-                || !may_lag(&background, &timeline, round)
-            {
+            let key = (timeline.parameters().tenant, timeline.parameters().timeline);
+            let flush_lsn = timeline.flush_lsn();
+            let is_fed = ended.insert(key, flush_lsn) != Some(flush_lsn);
+            if timeline.is_left() || !may_lag(&background, &timeline, round, is_fed) {
                 continue;
             }
             let background = background.clone();
@@ -55,10 +60,14 @@ pub async fn run(background: Background) {
     }
 }
 
-/// True if others may have more, or know more to be committed.
-fn may_lag(background: &Background, timeline: &Timeline, round: u64) -> bool {
+/// True if others may have more, or know more to be committed. `is_fed`: its log has grown since the last look.
+fn may_lag(background: &Background, timeline: &Timeline, round: u64, is_fed: bool) -> bool {
     let key = (timeline.parameters().tenant, timeline.parameters().timeline);
     let committed = background.known.highest(key, |progress| progress.commit_lsn);
+    if timeline.has_proposer() {
+        let is_behind = committed > timeline.flush_lsn() || round.is_multiple_of(FULL_LOOK);
+        return is_behind && !is_fed;
+    }
     let unproven = timeline.flush_lsn() > timeline.commit_lsn();
     // While it is made a member, or another one is, no compute may have reached it yet.
     let changes = !timeline.configuration().incoming().is_empty();
@@ -70,14 +79,14 @@ struct Peer {
     client: SafekeeperClient,
 }
 
-/// Goes on as long as there is much: what is written meanwhile is to be less each time.
+/// Goes on as long as there is much: what is written meanwhile is to be less each time. The rest a proposer sends.
 fn catch_up(
     background: &Background,
     timeline: &Arc<Timeline>,
     handle: &Handle,
 ) -> anyhow::Result<()> {
     for _ in 0..TURNS {
-        if once(background, timeline, handle)? < CHUNK || timeline.has_proposer() {
+        if once(background, timeline, handle)? < CHUNK {
             break;
         }
     }
@@ -166,8 +175,8 @@ fn copy(
     let mut archive = background.archive.clone().map(ArchiveReader::new);
     let mut at = divergence;
     while at < target {
-        if timeline.has_proposer() {
-            // It sends what is missing itself.
+        if timeline.flush_lsn() > at {
+            // A proposer sends what is missing.
             return Ok(());
         }
         let to = target.min(at + CHUNK);
@@ -192,7 +201,7 @@ fn copy(
             length: bytes.len() as u64,
         };
         at = at + bytes.len() as u64;
-        let answer: Answer = timeline.peer_range(&range, &bytes, at >= target)?;
+        let answer: Answer = timeline.peer_range(&range, &bytes)?;
         if let Some(Message::Refused(reason)) = answer {
             bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.member.node);
         }

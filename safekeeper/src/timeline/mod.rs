@@ -192,13 +192,8 @@ impl Timeline {
         Batch { core: self.core.lock(), timeline: self }
     }
 
-    /// Takes committed bytes of a peer, durably once `last` says that no more come.
-    pub fn peer_range(
-        &self,
-        range: &PeerRange,
-        payload: &[u8],
-        last: bool,
-    ) -> Result<Answer, StorageError> {
+    /// Takes committed bytes of a peer, durably up to the end of the last whole record among them.
+    pub fn peer_range(&self, range: &PeerRange, payload: &[u8]) -> Result<Answer, StorageError> {
         let mut core = self.core.lock();
         let append = Append {
             term: Term(0),
@@ -210,10 +205,19 @@ impl Timeline {
         core.reserve(&append)?;
         let mut answer =
             core.promise(payload, |acceptor, outputs| acceptor.peer_range(range, outputs))?;
-        core.sync_long_record()?;
-        if answer.is_none() && last {
-            answer = core.act(&[], |acceptor, outputs| acceptor.flush(outputs))?;
+        // All of it is committed, and so is what is whole of it by now: the next piece may come after a restart.
+        let whole = core.checker.position();
+        if answer.is_none() && whole > core.acceptor.boundary_lsn() && whole < range.commit_lsn {
+            let history = range.history.up_to(whole);
+            let so_far = PeerRange { history, commit_lsn: whole, start: whole, length: 0 };
+            answer =
+                core.promise(&[], |acceptor, outputs| acceptor.peer_range(&so_far, outputs))?;
         }
+        if answer.is_none() && core.acceptor.boundary_lsn() > core.acceptor.flush_lsn() {
+            // Nobody is told: the answer is for a proposer.
+            core.act(&[], |acceptor, outputs| acceptor.flush(outputs))?;
+        }
+        core.sync_long_record()?;
         self.publish(&core);
         drop(core);
         self.wake_readers();
