@@ -101,6 +101,19 @@ pub enum QuorumVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Have who is left of a branch's safekeepers go on alone, when most of them are gone for good
+    ///
+    /// Without --accept-loss it only says what would be lost. Commits that only the lost safekeepers had are gone then; if one of
+    /// them comes back after all, it is not listened to. What the page server has is never lost: where it has more than the
+    /// safekeepers that are left, a branch of it is the way.
+    Recover {
+        /// Branch
+        #[arg(long, default_value = "main")]
+        branch: String,
+        /// Give up what only the lost ones had
+        #[arg(long)]
+        accept_loss: bool,
+    },
 }
 
 /// A safekeeper, and what it says.
@@ -268,6 +281,75 @@ pub fn show(services: &dyn Services, name: &str, json: bool) -> Result<()> {
         table::print(&columns, &incoming)?;
     }
     out::line(&format!("nothing that is committed is lost with any {safe} of them"))
+}
+
+/// `quorum recover`.
+pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result<()> {
+    let Some(row) = branch::find(services, name)? else { bail!("there is no branch '{name}'") };
+    let key = (row.tenant_id, row.timeline_id);
+    let seen = services.safekeepers()?;
+    let Some(quorum) = quorums(&seen).remove(&key) else {
+        bail!(
+            "no safekeeper that answers has WAL of branch '{name}'. The page server has it up to {}: 'pgstrata branch create \
+             NAME --from {name}' makes a branch of that",
+            row.last_record_lsn
+        );
+    };
+    let of = |member: &pgstrata_wire::http::safekeeper::Member| {
+        let status = seen.iter().filter_map(|one| one.said.as_ref().ok());
+        let mut its =
+            status.filter(|said| said.id == member.id && said.incarnation == member.incarnation);
+        its.next()?.timelines.iter().find(|one| (one.tenant_id, one.timeline_id) == key)
+    };
+    let groups = [&quorum.members, &quorum.incoming];
+    let is_whole = groups.into_iter().all(|group| {
+        let answering = group.iter().filter(|member| of(member).is_some()).count();
+        group.is_empty() || answering > group.len() / 2
+    });
+    ensure!(
+        !is_whole,
+        "a majority of the safekeepers of branch '{name}' answers: nothing needs to be given up. 'pgstrata safekeeper replace \
+         ID' puts another one in the place of one that is gone"
+    );
+    let members = || quorum.members.iter().chain(&quorum.incoming);
+    let survivors: BTreeSet<u64> =
+        members().filter(|member| of(member).is_some()).map(|member| member.id).collect();
+    let lost: BTreeSet<u64> =
+        members().filter(|member| of(member).is_none()).map(|member| member.id).collect();
+    let text = |ids: &BTreeSet<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    ensure!(!survivors.is_empty(), "none of the safekeepers of branch '{name}' answers");
+    let end = members().filter_map(of).map(|one| one.flush_lsn).max().unwrap_or_default();
+    // Its pages are made of what was committed: WAL that goes on before there would not fit them.
+    ensure!(
+        row.last_record_lsn <= end,
+        "the page server has branch '{name}' up to {}, and no safekeeper that is left has more than {end}: 'pgstrata branch \
+         create NAME --from {name}' makes a branch that has all of it",
+        row.last_record_lsn
+    );
+    let line = format!(
+        "branch '{name}': commits after {end} may be missing, which only safekeepers {} had; all before it are with {}",
+        text(&lost),
+        text(&survivors)
+    );
+    if !accept_loss {
+        bail!("{line}. If they are gone for good, --accept-loss goes on without them");
+    }
+    let first = seen.iter().find(|one| survivors.contains(&one.node.0));
+    let Some(first) = first else { bail!("no safekeeper answers any more") };
+    let (tenant, timeline) = (key.0.to_string(), key.1.to_string());
+    let (survivors, after) = (text(&survivors).replace(' ', ""), quorum.number.to_string());
+    let query = [
+        ("tenant_id", tenant.as_str()),
+        ("timeline_id", &timeline),
+        ("survivors", &survivors),
+        ("after", &after),
+    ];
+    let _: Change = first.service.post("/v1/recover", &query, &[])?;
+    out::line(&line)?;
+    out::line(&format!(
+        "it goes on with {survivors} alone: 'pgstrata safekeeper remove' forgets the lost ones, and 'pgstrata safekeeper add' \
+         makes it safe again"
+    ))
 }
 
 /// Makes each timeline have the members that `wanted` says, of those that it is about to have; none if it has them. Goes on

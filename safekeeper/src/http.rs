@@ -57,6 +57,13 @@ fn router(state: HttpState) -> Router {
             &[Code::NotFound, Code::Conflict, Code::Busy],
             change_members,
         )
+        .post(
+            "/v1/recover",
+            "Has who is left of a timeline's members go on alone where no majority of them is, and gives up what only the \
+             others had",
+            &[Code::NotFound, Code::Conflict, Code::Busy],
+            recover,
+        )
         .for_who(Need::Deed(Deed::SeeHealth))
         .get("/healthz", "Whether the process answers", &[], alive)
         .get(
@@ -141,20 +148,40 @@ async fn change_members(
     State(state): State<HttpState>,
     Asked(asked): Asked<http::ChangeMembers>,
 ) -> Result<Json<http::Change>, Refusal> {
-    let invalid = |text: String| Refusal::new(Code::Invalid, &text);
+    let nodes = node_ids(&asked.nodes)?;
+    let key = (asked.tenant_id, asked.timeline_id);
+    let wish = Wish { nodes, force: asked.force, after: asked.after };
+    steer(state, move |steward| steward.advance(key, &wish)).await
+}
+
+async fn recover(
+    State(state): State<HttpState>,
+    Asked(asked): Asked<http::Recover>,
+) -> Result<Json<http::Change>, Refusal> {
+    let survivors = node_ids(&asked.survivors)?;
+    let key = (asked.tenant_id, asked.timeline_id);
+    steer(state, move |steward| steward.recover(key, &survivors, asked.after)).await
+}
+
+fn node_ids(text: &str) -> Result<Vec<NodeId>, Refusal> {
     let node = |text: &str| {
         let node = text.trim().parse().ok().filter(|&node: &u64| node > 0).map(NodeId);
-        node.ok_or_else(|| invalid(format!("'{text}' is no node id")))
+        node.ok_or_else(|| Refusal::new(Code::Invalid, &format!("'{text}' is no node id")))
     };
-    let nodes: Vec<NodeId> = asked.nodes.split(',').map(node).collect::<Result<_, _>>()?;
+    text.split(',').map(node).collect()
+}
+
+/// Has the steward do something that waits for others, with a bound on how many do.
+async fn steer(
+    state: HttpState,
+    deed: impl FnOnce(&Steward) -> Result<http::Change, Trouble> + Send + 'static,
+) -> Result<Json<http::Change>, Refusal> {
     let Ok(_place) = Arc::clone(&state.changing).try_acquire_owned() else {
         return Err(Refusal::new(Code::Busy, "other changes of members are under way: ask again"));
     };
-    let key = (asked.tenant_id, asked.timeline_id);
-    let wish = Wish { nodes, force: asked.force, after: asked.after };
-    let advanced = tokio::task::spawn_blocking(move || state.steward.advance(key, &wish)).await;
-    let advanced = advanced.map_err(|error| Refusal::new(Code::Failed, &error.to_string()))?;
-    advanced.map(Json).map_err(|trouble| {
+    let done = tokio::task::spawn_blocking(move || deed(&state.steward)).await;
+    let done = done.map_err(|error| Refusal::new(Code::Failed, &error.to_string()))?;
+    done.map(Json).map_err(|trouble| {
         let code = match &trouble {
             Trouble::NotFound(_) => Code::NotFound,
             Trouble::Conflict(_) => Code::Conflict,

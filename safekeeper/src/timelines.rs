@@ -12,7 +12,7 @@ use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
 use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
-use crate::timeline::{OpenContext, Timeline};
+use crate::timeline::{KEEP, OpenContext, Timeline};
 
 /// Most timelines of one safekeeper.
 pub const MAX_TIMELINES: usize = 10_000;
@@ -125,6 +125,15 @@ impl Timelines {
             }
         }
         let slot = match Timeline::open(&self.context, directory) {
+            Ok(opened) if opened.timeline.is_left() && names.iter().any(|name| name == KEEP) => {
+                let text = format!(
+                    "the members of this timeline went on without this safekeeper: what it has and they lack is in {}. \
+                     If nothing is missed it is of no further use",
+                    directory.display()
+                );
+                tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
+                Slot::Damaged(text)
+            }
             Ok(opened) if opened.timeline.is_left() => {
                 drop(opened);
                 return self.let_go(key, directory);
@@ -319,7 +328,12 @@ impl Timelines {
         if !own.is_known() {
             self.check_first(&own, decided)?;
         }
-        self.find(timeline, decided.chain.newest());
+        let newest = decided.chain.newest();
+        if !newest.contains(self.context.own) && !decided.chain.shows_leaving(self.context.own) {
+            // Others went on without its word, and may lack what it has.
+            timeline.keep().map_err(|error| RefusedReason::Storage(error.to_string()))?;
+        }
+        self.find(timeline, newest);
         match timeline.configure(decided.chain.newest()) {
             Ok(None) => Ok(()),
             Ok(Some(Message::Refused(reason))) => Err(reason),

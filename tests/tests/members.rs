@@ -198,6 +198,107 @@ fn the_only_copy_of_a_branch_is_not_given_up() {
     assert!(state.contains("\"id\": 1,"), "{state}");
 }
 
+/// Two of three are gone for good, at a moment when nobody writes: who is left goes on when told to.
+#[test]
+fn who_is_left_goes_on_when_told_to() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    let (told, _) = load.end();
+    let refused = |arguments: &[&str], what: &str| {
+        let said = cluster.refusal(arguments, 1);
+        assert!(said.contains(what), "{said}");
+        said
+    };
+    refused(&["quorum", "recover"], "nothing needs to be given up");
+    refused(&["quorum", "recover", "--accept-loss"], "nothing needs to be given up");
+    let since = Instant::now();
+    while safekeepers(&cluster).iter().any(|row| row["behind_bytes"] != 0) {
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", safekeepers(&cluster));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for lost in [2, 3] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+    }
+    std::fs::remove_dir_all(cluster.dir().join("safekeeper-2")).unwrap();
+    let away = cluster.dir().join("safekeeper-3");
+    let said = refused(&["quorum", "recover"], "only safekeepers 2, 3 had");
+    assert!(said.contains("all before it are with 1") && said.contains("--accept-loss"), "{said}");
+    assert_eq!(quorum(&cluster, "main")["number"], 1);
+    let said = cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    assert!(said.contains("commits after") && said.contains("goes on with 1 alone"), "{said}");
+    assert_eq!(members(&quorum(&cluster, "main")), [1]);
+    // The compute goes on, and what it was told is there.
+    let mut client = connect(&uri);
+    let count = |client: &mut postgres::Client| -> i64 {
+        client.query_one("select count(*) from told", &[]).unwrap().get(0)
+    };
+    assert_eq!(count(&mut client), told);
+    client.execute("insert into told values (0)", &[]).unwrap();
+    // One that comes back after all is not listened to, and keeps what it has.
+    let names = |dir: &std::path::Path| -> Vec<String> {
+        let found = std::fs::read_dir(dir).unwrap();
+        found.map(|one| one.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let before = names(&away);
+    cluster.cli(&["safekeeper", "remove", "2"]);
+    cluster.up();
+    let since = Instant::now();
+    let of_third = || safekeepers(&cluster).into_iter().find(|row| row["id"] == 3).unwrap();
+    while of_third()["state"] == "gone" {
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", of_third());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(members(&quorum(&cluster, "main")), [1]);
+    cluster.cli(&["safekeeper", "add"]);
+    cluster.cli(&["safekeeper", "add"]);
+    cluster.cli(&["safekeeper", "remove", "3"]);
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 4, 5]);
+    assert!(before.iter().all(|name| names(&away).contains(name)));
+    cluster.kill("safekeeper-1");
+    client.execute("insert into told values (-1)", &[]).unwrap();
+    assert_eq!(count(&mut client), told + 2);
+}
+
+/// The page server has more than who is left: to go on there would lose what it has.
+#[test]
+fn who_is_left_does_not_go_on_before_the_pages() {
+    let cluster = Cluster::new();
+    let load = Load::start(&cluster.up());
+    load.goes_on();
+    let first = cluster.pid("safekeeper-1");
+    signal(first, Signal::STOP);
+    for _ in 0..5 {
+        load.goes_on();
+    }
+    let (told, _) = load.end();
+    let mut client = cluster.client();
+    let text: String =
+        client.query_one("select pg_current_wal_flush_lsn()::text", &[]).unwrap().get(0);
+    let end: Lsn = text.parse().unwrap();
+    let since = Instant::now();
+    loop {
+        let row = cluster.json(&["branch", "list"])[0].clone();
+        if row["last_record_lsn"].as_str().unwrap().parse::<Lsn>().unwrap() >= end {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "{row}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    cluster.kill("compute-main");
+    for lost in [2, 3] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+    }
+    signal(first, Signal::CONT);
+    let said = cluster.refusal(&["quorum", "recover", "--accept-loss"], 1);
+    assert!(said.contains("the page server has branch 'main' up to"), "{said}");
+    // They were not gone for good.
+    let found: i64 =
+        connect(&cluster.up()).query_one("select count(*) from told", &[]).unwrap().get(0);
+    assert_eq!(found, told);
+}
+
 /// A client that goes on over everything that happens, and remembers what it was told, and where it was told nothing.
 struct Checker {
     ends: Arc<AtomicBool>,

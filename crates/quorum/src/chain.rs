@@ -126,6 +126,19 @@ impl Chain {
         Ok(self.with(next))
     }
 
+    /// The chain that begins anew with who is left of the members, against the word of nobody else: what only the others had is
+    /// given up. Never without an operator who says that they are gone for good.
+    pub fn recovered(&self, survivors: Vec<Member>) -> Result<Chain, ChainError> {
+        let next = Configuration::new(self.newest().number().saturating_add(1), survivors)?;
+        Chain::of(vec![next])
+    }
+
+    /// Whether a step that is kept shows that this member was let go: others have what it has.
+    pub fn shows_leaving(&self, member: Member) -> bool {
+        let leaves = |pair: &[Configuration]| pair[0].contains(member) && !pair[1].contains(member);
+        self.0.windows(2).any(leaves)
+    }
+
     fn with(&self, next: Configuration) -> Chain {
         let mut configurations = self.0.clone();
         configurations.push(next);
@@ -188,6 +201,23 @@ mod tests {
         assert!(!ended.goes_on_from(&of(1, &[1, 2, 4])));
         assert!(!ended.goes_on_from(&of(2, &[1, 2, 3])));
         assert!(!ended.goes_on_from(&of(4, &[1, 2, 4])));
+    }
+
+    #[test]
+    fn who_is_left_begins_anew() {
+        let old = Chain::found(group(&[1, 2, 3])).unwrap();
+        let joint = old.change_to(group(&[1, 2, 4])).unwrap();
+        let recovered = joint.recovered(group(&[2])).unwrap();
+        assert_eq!(recovered.configurations(), [Configuration::new(3, group(&[2])).unwrap()]);
+        assert_eq!(Chain::of(recovered.configurations().to_vec()), Ok(recovered.clone()));
+        assert!(recovered.goes_on_from(old.newest()) && recovered.goes_on_from(joint.newest()));
+        assert!(joint.recovered(Vec::new()).is_err());
+        let ended = joint.change_ended().unwrap();
+        let leaves = |chain: &Chain, node| chain.shows_leaving(group(&[node])[0]);
+        assert!(leaves(&ended, 3) && !leaves(&ended, 2) && !leaves(&ended, 4));
+        assert!(leaves(&joint.change_undone().unwrap(), 4));
+        // Who was given up is not let go.
+        assert!(!leaves(&recovered, 1) && !leaves(&recovered, 3));
     }
 
     #[test]

@@ -137,6 +137,47 @@ impl Steward {
         Err(later("others change the members at the same time"))
     }
 
+    /// Has those who are left of the members go on alone, where they can't elect: what only the others had is given up. They must
+    /// be all that answer, of the configuration of this number.
+    pub fn recover(
+        &self,
+        key: TimelineKey,
+        survivors: &[NodeId],
+        after: u64,
+    ) -> Result<Change, Trouble> {
+        let Some((quorum, version)) = self.decisions.read_versioned(key).map_err(later)? else {
+            return Err(Trouble::NotFound(format!("timeline {} was never founded", key.1)));
+        };
+        let newest = quorum.chain.newest();
+        if newest.number() != after {
+            let text = "the members were changed meanwhile: look again";
+            return Err(Trouble::Conflict(format!("{text} (configuration {})", newest.number())));
+        }
+        let (heard, _) = self.ask(key, newest, &|_| true, None);
+        let members: Vec<Member> = heard.iter().map(|one| one.member).collect();
+        if newest.is_quorum(|member| members.contains(&member)) {
+            let text = "a majority of the members answers: nothing needs to be given up";
+            return Err(Trouble::Conflict(text.into()));
+        }
+        let answers: Vec<String> = members.iter().map(|member| member.node.to_string()).collect();
+        let answers = answers.join(", ");
+        let are_these = members.len() == survivors.len()
+            && members.iter().all(|member| survivors.contains(&member.node));
+        if !are_these {
+            let text = format!("others answer than was said: look again (these do: {answers})");
+            return Err(Trouble::Conflict(text));
+        }
+        let chain = quorum.chain.recovered(members).map_err(later)?;
+        let decided = pgstrata_format::quorum::Quorum { chain, ..quorum };
+        match self.decisions.swap(key, &version, &decided).map_err(later)? {
+            Swapped::Yes => {}
+            Swapped::No => return Err(later("others change the members at the same time")),
+        }
+        let number = decided.chain.newest().number();
+        tracing::warn!(timeline = %key.1, number, survivors = answers, "who is left goes on alone");
+        self.finish(key, &decided.chain)
+    }
+
     /// These nodes, each in the life in which it is a member, unless its directory is another one by now.
     fn wanted(&self, newest: &Configuration, nodes: &[NodeId]) -> Result<Vec<Member>, Trouble> {
         let registered = self.decisions.registrations(nodes).map_err(later)?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
+use pgstrata_env::replace_file;
 use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{
     Append, Configuration, Elected, Holding, PeerRange, TermHistory, VoteRequest,
@@ -24,6 +25,9 @@ pub use self::open::{OpenContext, Opened};
 use crate::checked_segment::Trouble;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
+
+/// The file that says that a timeline's others are not removed.
+pub const KEEP: &str = "keep";
 
 /// How far others are with this timeline; written down with the control file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -298,6 +302,22 @@ impl Timeline {
     /// The number of the configuration: it is asked for with each batch of appends.
     pub fn configuration_number(&self) -> u64 {
         self.configuration_number.load(Ordering::Acquire)
+    }
+
+    /// Notes durably that what is here is not removed, even if others keep the timeline.
+    pub fn keep(&self) -> Result<(), StorageError> {
+        let (disk, latch) = {
+            let core = self.core.lock();
+            core.check_latch()?;
+            (Arc::clone(&core.disk), core.latch.clone())
+        };
+        let path = self.files.directory().join(KEEP);
+        let noted = replace_file(disk.as_ref(), &path, b"");
+        noted.map_err(StorageError::wrap("write", &path)).inspect_err(|error| {
+            if !matches!(error, StorageError::DiskFull { .. }) {
+                latch.throw(&error.to_string());
+            }
+        })
     }
 
     /// Whether others keep it by now: what is here is of no further use.

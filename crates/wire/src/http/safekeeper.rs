@@ -138,6 +138,23 @@ pub struct ChangeMembers {
     pub after: u64,
 }
 
+/// Has who is left of a timeline's members go on alone, and gives up what only the others had.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Recover {
+    /// Whose timeline.
+    #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
+    pub tenant_id: TenantId,
+    /// Which timeline.
+    #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
+    pub timeline_id: TimelineId,
+    /// Node ids of all members that answer, with commas between them: fewer than a majority.
+    pub survivors: String,
+    /// Number of the configuration that they are members of.
+    pub after: u64,
+}
+
 /// How far a change of members is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
