@@ -47,6 +47,7 @@ impl Background {
             let talk = move || broker::run(&background, &url);
             std::thread::Builder::new().name("broker".into()).spawn(talk)?;
         }
+        self.timelines.context().space.keep_looking()?;
         tokio::spawn(archiving::run(self.clone()));
         tokio::spawn(write_down(Arc::clone(&self.timelines)));
         tokio::spawn(catch_up::run(self));
