@@ -239,6 +239,9 @@ fn prepare(requests: &Receiver<(Weak<SegmentFiles>, u64)>, latch: &Latch) {
         }
         match files.open_or_make(number) {
             Ok(_) => {}
+            Err(error) if error.is_for_kept_space() => {
+                tracing::debug!(%error, "a WAL segment is not made ahead of its use");
+            }
             // Whoever needs the segment meets the full disk again, and refuses what needs it.
             Err(error @ StorageError::DiskFull { .. }) => {
                 tracing::warn!(%error, "a WAL segment could not be made ahead of its use");
