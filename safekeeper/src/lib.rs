@@ -16,6 +16,7 @@ pub mod identity;
 pub mod latch;
 pub mod ledger;
 pub mod meters;
+pub mod metrics;
 pub mod pg;
 pub mod run;
 pub mod segment;

@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::archive::Archive;
 use crate::args::Args;
-use crate::background::{Background, Known};
+use crate::background::{Background, Known, Lags};
 use crate::decisions::Decisions;
 use crate::disk_space::DiskSpace;
 use crate::http::HttpState;
@@ -117,11 +117,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .context("can't start a thread")?;
     let archive = Some(Arc::new(Archive::new(store)));
     let known = Arc::new(Known::default());
+    let lags = Arc::new(Lags::default());
     let background = Background {
         timelines: Arc::clone(&timelines),
         archive: archive.clone(),
         broker: args.broker.clone(),
         known: Arc::clone(&known),
+        lags: Arc::clone(&lags),
         zone: args.zone.clone(),
         addresses,
         security: security.clone(),
@@ -131,7 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         known: Arc::clone(&known),
         security: security.clone(),
     };
-    let state = HttpState::new(Arc::clone(&timelines), known, args.zone.clone(), steward);
+    let state = HttpState::new(Arc::clone(&timelines), known, lags, args.zone.clone(), steward);
     let pg_state =
         PgState { timelines: Arc::clone(&timelines), archive, security: security.clone() };
     let result = runtime.block_on(async {
