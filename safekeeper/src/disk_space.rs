@@ -394,6 +394,11 @@ impl DiskSpace {
         }
     }
 
+    /// Whether batches wait at all.
+    pub fn has_pauses(&self) -> bool {
+        self.0.pause_us.load(Ordering::Acquire) > 0
+    }
+
     /// Waits for as long as a batch of so many bytes has to, half a second at most. Whoever calls it holds nothing that
     /// others wait for.
     pub fn pause(&self, bytes: u64) {

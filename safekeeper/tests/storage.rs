@@ -482,6 +482,63 @@ fn an_append_larger_than_what_is_left_is_refused_and_takes_nothing_of_what_is_ke
 }
 
 #[test]
+fn an_append_that_comes_in_pieces_waits_once() {
+    use std::io::Write;
+    // Slow from the start on.
+    let mut world = small_world(6 << 20);
+    let timeline = world.led();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    drop(timeline);
+    std::fs::File::create(world.directory.path().join("ballast"))
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    let mut stream = std::net::TcpStream::connect(serve(&world)).unwrap();
+    assert_eq!(world.space().last().state(), DiskState::Slows);
+    let start = world.generator.at;
+    let history =
+        vec![TermStart { term: Term(1), lsn: START }, TermStart { term: Term(2), lsn: start }];
+    let history = TermHistory::new(history).unwrap();
+    let (proposer, configuration) = (ProposerId([2; 16]), configuration());
+    let bytes = world.generator.record(600_000);
+    let length = bytes.len() as u64;
+    let append =
+        Append { term: Term(2), start, length, record_end: world.generator.at, commit_lsn: start };
+    let speaks = pgstrata_wire::safekeeper::WAL.speaks;
+    let mut sent = Vec::new();
+    for (number, message) in [
+        Message::Greeting(greeting()),
+        Message::VoteRequest(VoteRequest { term: Term(2), proposer, configuration }),
+        Message::Elected(Elected { term: Term(2), history }),
+        Message::Append(append, &bytes),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let stamp = match number {
+            0 => pgstrata_wire::frame::Stamp::First(speaks),
+            _ => pgstrata_wire::frame::Stamp::In(speaks.highest()),
+        };
+        pgstrata_wire::safekeeper::encode(&message, stamp, &mut sent);
+    }
+    for piece in sent.chunks(8 << 10) {
+        stream.write_all(piece).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let end = world.generator.at;
+    let address = stream.peer_addr().unwrap().to_string();
+    let has_it = || {
+        let client = SafekeeperClient::connect(&address, None, None, Duration::from_secs(5));
+        let parameters = parameters(START);
+        client.unwrap().open(parameters.tenant, parameters.timeline).unwrap().flush_lsn == end
+    };
+    wait_until("the append", has_it);
+    let paused = world.space().paused();
+    assert!(paused > Duration::ZERO && paused < Duration::from_millis(500), "{paused:?}");
+}
+
+#[test]
 fn a_trim_that_found_no_space_is_tried_again() {
     let mut world = World::new();
     let timeline = world.led();

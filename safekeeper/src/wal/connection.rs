@@ -176,8 +176,12 @@ impl Connection {
     /// False if the next frame isn't whole yet.
     fn serve_appends(&mut self, input: &mut FrameBuffer) -> anyhow::Result<bool> {
         let timeline = self.led()?;
-        // Before anything is held: others go on with the timeline meanwhile.
-        self.timelines.context().space.pause(input.pending() as u64);
+        let space = &self.timelines.context().space;
+        // Before anything is held, so that others go on with the timeline meanwhile. Once for what is answered together,
+        // and not for each piece of a long append that comes.
+        if space.has_pauses() && input.next()?.is_some() {
+            space.pause(input.pending() as u64);
+        }
         let mut batch = timeline.batch();
         let mut taken = 0;
         let mut refusal = Ok(None);
