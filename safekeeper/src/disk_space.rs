@@ -63,18 +63,18 @@ pub enum DiskState {
 pub struct DiskArguments {
     /// Warn when less than this is free on the disk of --dir: a number with KiB, MiB, GiB or TiB, such as 20GiB; 0 for
     /// never. The warning is in the log, in /v1/status, in /metrics and in 'pgstrata status'. Without it: 10 % of the disk,
-    /// 32 GiB at most, and twice --disk-slow at least.
+    /// 16 GiB at most, and twice --disk-slow at least.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub disk_warn: Option<u64>,
 
     /// Take WAL more slowly when less than this is free, so that archiving and trimming can win. A batch waits for half a
-    /// second at most. Without it: 5 % of the disk, 8 GiB at most, and twice --disk-refuse at least.
+    /// second at most. Without it: 5 % of the disk, 4 GiB at most, and twice --disk-refuse at least.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub disk_slow: Option<u64>,
 
     /// Refuse WAL when less than this is free, and make no WAL segment that would leave less. What is left is for votes,
     /// configurations and trimming, so that it can recover, which it does by itself. The other members go on committing.
-    /// Without it: 2 % of the disk, 2 GiB at most. With 0, WAL is refused when the disk is full.
+    /// Without it: 2 % of the disk, 1 GiB at most. With 0, WAL is refused when the disk is full.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub disk_refuse: Option<u64>,
 }
@@ -150,14 +150,14 @@ impl Bounds {
         let below =
             |above: Option<u64>| above.filter(|&above| above > 0).map_or(u64::MAX, |a| a / 2);
         let refuse = given.disk_refuse.unwrap_or_else(|| {
-            part(2, 2 * GIB).min(below(given.disk_slow)).min(below(given.disk_warn) / 2)
+            part(2, GIB).min(below(given.disk_slow)).min(below(given.disk_warn) / 2)
         });
         let slow = given.disk_slow.unwrap_or_else(|| {
-            let least = part(5, 8 * GIB).max(refuse.saturating_mul(2));
+            let least = part(5, 4 * GIB).max(refuse.saturating_mul(2));
             least.min(below(given.disk_warn)).max(refuse)
         });
         let warn =
-            given.disk_warn.unwrap_or_else(|| part(10, 32 * GIB).max(slow.saturating_mul(2)));
+            given.disk_warn.unwrap_or_else(|| part(10, 16 * GIB).max(slow.saturating_mul(2)));
         Bounds { warn, slow, refuse }
     }
 

@@ -19,8 +19,8 @@ fn bounds_that_are_not_given_are_parts_of_the_disk_and_not_much() {
     for (total, expected) in [
         // Of 100 MiB all but two can be used.
         (100 * MIB, bounds(10 * MIB, 5 * MIB, 2 * MIB)),
-        (100 * GIB, bounds(10 * GIB, 5 * GIB, 2 * GIB)),
-        (10 * TIB, bounds(32 * GIB, 8 * GIB, 2 * GIB)),
+        (20 * GIB, bounds(2 * GIB, GIB, GIB * 2 / 5)),
+        (10 * TIB, bounds(16 * GIB, 4 * GIB, GIB)),
         (0, bounds(0, 0, 0)),
     ] {
         let mut found = Bounds::new(&none, total);
@@ -38,11 +38,11 @@ fn bounds_that_are_not_given_are_parts_of_the_disk_and_not_much() {
     // Those that are given hold, and the others make room for them.
     for (given, expected) in [
         (given(None, None, Some(20 * GIB)), bounds(80 * GIB, 40 * GIB, 20 * GIB)),
-        (given(None, Some(GIB), None), bounds(32 * GIB, GIB, GIB / 2)),
+        (given(None, Some(GIB), None), bounds(16 * GIB, GIB, GIB / 2)),
         (given(Some(GIB), None, None), bounds(GIB, GIB / 2, GIB / 4)),
         (given(Some(GIB), None, Some(GIB)), bounds(GIB, GIB, GIB)),
         (given(Some(0), Some(0), Some(0)), bounds(0, 0, 0)),
-        (given(None, None, Some(0)), bounds(32 * GIB, 8 * GIB, 0)),
+        (given(None, None, Some(0)), bounds(16 * GIB, 4 * GIB, 0)),
     ] {
         assert!(given.check().is_ok(), "{given:?}");
         assert_eq!(Bounds::new(&given, 10 * TIB), expected, "{given:?}");
