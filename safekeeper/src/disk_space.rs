@@ -251,17 +251,20 @@ impl Look {
     /// What is to be said of the disk of `directory`, if anything.
     fn warning(&self, directory: &Path) -> Option<String> {
         let Bounds { slow, refuse, .. } = self.bounds;
+        // Bounds that are turned off are never reached.
+        let then = |what: &str, bound: u64| match bound {
+            0 => String::new(),
+            _ => format!(", and {what} below {}", size(bound)),
+        };
         let what = match self.state() {
             DiskState::Fine => return None,
-            DiskState::Warns => {
-                format!(
-                    "WAL is taken more slowly below {}, and refused below {}",
-                    size(slow),
-                    size(refuse)
-                )
-            }
+            DiskState::Warns => format!(
+                "that is little{}{}",
+                then("WAL is taken more slowly", slow),
+                then("WAL is refused", refuse)
+            ),
             DiskState::Slows => {
-                format!("WAL is taken more slowly, and refused below {}", size(refuse))
+                format!("WAL is taken more slowly{}", then("it is refused", refuse))
             }
             DiskState::Refuses if self.level < DiskState::Refuses => format!(
                 "WAL that doesn't fit the segments that are there is refused, since {} are to stay free after one more",

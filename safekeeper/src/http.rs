@@ -53,7 +53,7 @@ impl HttpState {
 fn router(state: HttpState) -> Router {
     Api::new("safekeeper", "How far a safekeeper is with each timeline. WAL is on other ports.")
         .get("/v1/status", "What it serves, how far, and what it can't serve", &[], status)
-        .get("/metrics", "The same as numbers", &[], shown_metrics)
+        .get("/metrics", "The same as numbers", &[Code::Failed], shown_metrics)
         .for_who(Need::Deed(Deed::ChangeMembers))
         .post(
             "/v1/members",

@@ -280,3 +280,25 @@ fn where_nothing_is_known_or_to_be_kept_nothing_is_refused() {
     assert_eq!((space.last().at, space.last().state()), (None, DiskState::Fine));
     space.check_room(16 * MIB, path).unwrap();
 }
+
+#[test]
+fn a_warning_says_what_comes_next_as_far_as_it_comes() {
+    let world = World::new(100 * MIB);
+    world.uses(95 * MIB);
+    let warns = |given: DiskArguments| world.space(given).warning().unwrap();
+    let text = warns(given(Some(40 * MIB), Some(4 * MIB), Some(2 * MIB)));
+    let next = "that is little, and WAL is taken more slowly below 4.0 MiB, and WAL is refused below 2.0 MiB. Free";
+    assert!(
+        text.starts_with("5.0 MiB of 100.0 MiB are free on the disk of ") && text.contains(next),
+        "{text}"
+    );
+    let text = warns(given(Some(40 * MIB), Some(0), Some(0)));
+    assert!(text.contains(": that is little. Free space there"), "{text}");
+    let text = warns(given(Some(40 * MIB), Some(20 * MIB), Some(MIB)));
+    assert!(
+        text.contains(": WAL is taken more slowly, and it is refused below 1.0 MiB. Free"),
+        "{text}"
+    );
+    let text = warns(given(Some(40 * MIB), Some(20 * MIB), Some(10 * MIB)));
+    assert!(text.contains(": WAL is refused until there is more. Free"), "{text}");
+}
