@@ -67,12 +67,12 @@ fn broker_row(remote: &Remote, failure: Option<String>) -> Value {
 }
 
 /// Everything that the broker lists, and what safekeepers said.
-fn services(remote: &Remote) -> (Vec<Value>, Answers, Option<String>) {
+fn services(remote: &Remote) -> (Vec<Value>, Answers, Vec<String>) {
     let nodes = match remote.nodes() {
         Ok(nodes) => nodes,
         Err(error) => {
             let rows = vec![broker_row(remote, Some(format!("{error:#}")))];
-            return (rows, Answers::default(), None);
+            return (rows, Answers::default(), Vec::new());
         }
     };
     // What is of a later version is not there for this program.
@@ -85,12 +85,14 @@ fn services(remote: &Remote) -> (Vec<Value>, Answers, Option<String>) {
     let warning = zones::warning_of(&Vec::from_iter(safekeepers.map(|node| node.zone.as_str())));
     let statuses = sorted.iter().zip(said);
     let statuses = statuses.filter_map(|(node, said)| Some((node.node(), said.status?)));
-    (rows, Answers::of_safekeepers(statuses), warning)
+    let answers = Answers::of_safekeepers(statuses);
+    let warnings = warning.into_iter().chain(status::warnings(&answers)).collect();
+    (rows, answers, warnings)
 }
 
 /// `status`, off the machine.
 pub fn status(remote: &Remote, as_json: bool) -> Result<()> {
-    let (rows, answers, warning) = services(remote);
+    let (rows, answers, warnings) = services(remote);
     let branches = branch::rows_of_pageserver(remote, Some(PATIENCE));
     if as_json {
         let listed = |rows: &Vec<Branch>| branch::listed_all(rows, &answers);
@@ -98,7 +100,7 @@ pub fn status(remote: &Remote, as_json: bool) -> Result<()> {
             "cluster": remote.file.display().to_string(),
             "broker": remote.broker_url(),
             "processes": rows,
-            "warnings": Vec::from_iter(warning),
+            "warnings": warnings,
             "branches": branches.as_ref().map(listed).unwrap_or_default(),
             "branches_failure": branches.as_ref().err().map(|error| format!("{error:#}")),
             // Nobody but who started them knows of them.
@@ -112,7 +114,7 @@ pub fn status(remote: &Remote, as_json: bool) -> Result<()> {
             out::line(&format!("{name}: {failure}"))?;
         }
     }
-    if let Some(warning) = warning {
+    for warning in warnings {
         out::line(&format!("warning: {warning}"))?;
     }
     out::line("")?;

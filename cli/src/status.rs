@@ -180,8 +180,25 @@ fn failure(said: Option<&safekeeper::Status>) -> Option<String> {
 /// What is wrong with a safekeeper that answers.
 pub fn trouble(said: &safekeeper::Status) -> Option<String> {
     let mut troubles = damages(said);
+    troubles.extend(said.disk_warning.clone().filter(|_| refuses(said)));
     troubles.extend(archiving_errors(said, false));
     summary(&troubles)
+}
+
+/// Whether a safekeeper takes no WAL for lack of space.
+fn refuses(said: &safekeeper::Status) -> bool {
+    said.disk_state == Some(safekeeper::DiskState::Refuses)
+}
+
+/// What safekeepers warn of while they work: disks that run out of space. One that takes no WAL any more fails.
+pub fn warnings(answers: &Answers) -> Vec<String> {
+    let warns = |said: &safekeeper::Status| {
+        let warning = said.disk_warning.as_ref().filter(|_| !refuses(said))?;
+        Some((said.id, format!("safekeeper-{}: {warning}", said.id)))
+    };
+    let mut warnings: Vec<_> = answers.safekeepers().filter_map(warns).collect();
+    warnings.sort_unstable();
+    warnings.into_iter().map(|(_, warning)| warning).collect()
 }
 
 /// For a process that runs.
@@ -252,7 +269,8 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     let processes = processes(cluster, &answers);
     let computes = compute::rows(cluster, &answers);
     let safekeepers = &cluster.state.safekeepers;
-    let warning = zones::warning(safekeepers);
+    let warnings =
+        Vec::from_iter(zones::warning(safekeepers).into_iter().chain(warnings(&answers)));
     // A cluster whose page server is down still has a status.
     if as_json {
         let listed = |rows: &Vec<Branch>| branch::listed_all(rows, &answers);
@@ -260,7 +278,7 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
             "dir": cluster.dir.display().to_string(),
             "object_store": cluster.object_store(),
             "processes": processes,
-            "warnings": Vec::from_iter(warning),
+            "warnings": warnings,
             "branches": branches.as_ref().map(listed).unwrap_or_default(),
             "branches_failure": branches.as_ref().err().map(|error| format!("{error:#}")),
             "computes": computes,
@@ -277,7 +295,7 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
             out::line(&format!("{name}: {failure}"))?;
         }
     }
-    if let Some(warning) = warning {
+    for warning in warnings {
         out::line(&format!("warning: {warning}"))?;
     }
     out::line("")?;
@@ -351,6 +369,28 @@ mod tests {
         assert!(failure.unwrap().contains("00aa can't be archived: it does not answer"));
         let (damage, failure) = answer(&[entry(0xaa, None, false)]);
         assert_eq!((damage, failure), (None, None));
+    }
+
+    #[test]
+    fn a_disk_that_runs_out_is_warned_of_and_one_that_has_is_a_failure() {
+        use safekeeper::DiskState::{Refuses, Slows};
+        let said = |id, disk_state| safekeeper::Status {
+            id,
+            disk_state: Some(disk_state),
+            disk_warning: Some("1.0 GiB of 9.0 GiB are free".to_owned()),
+            ..Default::default()
+        };
+        let said = [
+            (NodeId(3), said(3, Slows)),
+            (NodeId(1), said(1, Slows)),
+            (NodeId(2), said(2, Refuses)),
+        ];
+        let answers = Answers::of_safekeepers(said.into_iter());
+        let warning = |id: u64| format!("safekeeper-{id}: 1.0 GiB of 9.0 GiB are free");
+        assert_eq!(warnings(&answers), [warning(1), warning(3)]);
+        let failures = [1, 2].map(|id| failure(answers.safekeeper(&format!("safekeeper-{id}"))));
+        assert_eq!(failures, [None, Some("1.0 GiB of 9.0 GiB are free".to_owned())]);
+        assert_eq!(damage(&answers, "safekeeper-2"), None);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Parser;
 use pgstrata_listen::{Advertised, SecurityArguments, address};
 
+use crate::disk_space::DiskArguments;
+
 /// Keeps the write-ahead log of PostgreSQL timelines durable, as one member of a quorum.
 ///
 /// Run three or more, each on its own disk and best each in its own zone. A commit is durable
@@ -75,6 +77,9 @@ pub struct Args {
     /// cluster has taken the store, nothing is stored there. Without it that is not checked.
     #[arg(long)]
     pub claim: Option<String>,
+
+    #[command(flatten)]
+    pub space: DiskArguments,
 
     /// Forget where other members were: this directory is a copy, and they may be those of its
     /// original. Computes and the broker tell where they are now.

@@ -13,7 +13,9 @@ use pgstrata_wire::http::Code;
 use pgstrata_wire::http::safekeeper as http;
 use tokio::sync::Semaphore;
 
-use crate::background::Known;
+use crate::background::{Known, Lags};
+use crate::disk_space::DiskState;
+use crate::metrics;
 use crate::steward::{Steward, Trouble, Wish};
 use crate::timeline::Timeline;
 use crate::timelines::Timelines;
@@ -23,6 +25,7 @@ use crate::timelines::Timelines;
 pub struct HttpState {
     timelines: Arc<Timelines>,
     known: Arc<Known>,
+    lags: Arc<Lags>,
     zone: Arc<str>,
     steward: Steward,
     /// Those who change members at once.
@@ -37,11 +40,12 @@ impl HttpState {
     pub fn new(
         timelines: Arc<Timelines>,
         known: Arc<Known>,
+        lags: Arc<Lags>,
         zone: String,
         steward: Steward,
     ) -> HttpState {
         let changing = Arc::new(Semaphore::new(CHANGES));
-        HttpState { timelines, known, zone: zone.into(), steward, changing }
+        HttpState { timelines, known, lags, zone: zone.into(), steward, changing }
     }
 }
 
@@ -49,19 +53,19 @@ impl HttpState {
 fn router(state: HttpState) -> Router {
     Api::new("safekeeper", "How far a safekeeper is with each timeline. WAL is on other ports.")
         .get("/v1/status", "What it serves, how far, and what it can't serve", &[], status)
-        .get("/metrics", "The same as numbers", &[], metrics)
+        .get("/metrics", "The same as numbers", &[Code::Failed], shown_metrics)
         .for_who(Need::Deed(Deed::ChangeMembers))
         .post(
             "/v1/members",
             "Takes a change of a timeline's members a step further; begins it if that is not done. Ask again until it is done",
-            &[Code::NotFound, Code::Conflict, Code::Busy],
+            &[Code::NotFound, Code::Conflict, Code::Busy, Code::Failed],
             change_members,
         )
         .post(
             "/v1/recover",
             "Has who is left of a timeline's members go on alone where no majority of them is, and gives up what only the \
              others had",
-            &[Code::NotFound, Code::Conflict, Code::Busy],
+            &[Code::NotFound, Code::Conflict, Code::Busy, Code::Failed],
             recover,
         )
         .for_who(Need::Deed(Deed::SeeHealth))
@@ -128,11 +132,20 @@ fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
 async fn status(State(state): State<HttpState>) -> Json<http::Status> {
     let timelines = state.timelines.all();
     let damaged = state.timelines.damaged().into_iter();
+    let space = &state.timelines.context().space;
+    let look = space.last();
     Json(http::Status {
         id: state.timelines.context().own.node.0,
         incarnation: state.timelines.context().own.incarnation.to_string(),
         zone: state.zone.to_string(),
-        free_bytes: state.timelines.free_bytes(),
+        free_bytes: look.at.map(|_| look.space.free),
+        disk_state: Some(match look.state() {
+            DiskState::Fine => http::DiskState::Fine,
+            DiskState::Warns => http::DiskState::Warns,
+            DiskState::Slows => http::DiskState::Slows,
+            DiskState::Refuses => http::DiskState::Refuses,
+        }),
+        disk_warning: space.warning(),
         timelines: timelines.iter().map(|timeline| describe(timeline, &state.known)).collect(),
         damaged: damaged
             .map(|((tenant_id, timeline_id), error)| http::Damaged {
@@ -195,39 +208,7 @@ async fn ready(State(state): State<HttpState>) -> Ready {
     Ready(state.timelines.context().latch.reason().map_or(Ok(()), |reason| Err(reason.to_string())))
 }
 
-/// Name, help, value.
-type Gauge = (&'static str, &'static str, fn(&Timeline) -> u64);
-
-async fn metrics(State(state): State<HttpState>) -> Metrics {
-    let mut text = String::new();
-    let timelines = state.timelines.all();
-    let gauges: [Gauge; 7] = [
-        ("term", "Highest promised term", |t| t.term().0),
-        ("flush_lsn", "End of the durable log, bytes", |t| t.flush_lsn().0),
-        ("commit_lsn", "Known to be committed, bytes", |t| t.commit_lsn().0),
-        ("available_lsn", "First byte on disk", |t| t.marks().available_lsn.0),
-        ("archived_lsn", "Archived up to, bytes", |t| t.marks().archived_lsn.0),
-        ("archiving_failed", "1 if the last attempt to archive WAL failed here", |t| {
-            u64::from(t.archiving_error().is_some())
-        }),
-        ("remote_consistent_lsn", "Page server is done up to, bytes", |t| {
-            t.marks().remote_consistent_lsn.0
-        }),
-    ];
-    for (name, help, value) in gauges {
-        text += &format!("# HELP pgstrata_safekeeper_{name} {help}\n");
-        text += &format!("# TYPE pgstrata_safekeeper_{name} gauge\n");
-        for timeline in &timelines {
-            let parameters = timeline.parameters();
-            text += &format!(
-                "pgstrata_safekeeper_{name}{{tenant=\"{}\",timeline=\"{}\"}} {}\n",
-                parameters.tenant,
-                parameters.timeline,
-                value(timeline)
-            );
-        }
-    }
-    text += "# TYPE pgstrata_safekeeper_damaged_timelines gauge\n";
-    text += &format!("pgstrata_safekeeper_damaged_timelines {}\n", state.timelines.damaged().len());
-    Metrics(text)
+async fn shown_metrics(State(state): State<HttpState>) -> Result<Metrics, Refusal> {
+    let text = metrics::text(&state.timelines, &state.lags);
+    text.map(Metrics).map_err(|error| Refusal::new(Code::Failed, &error.to_string()))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use pgstrata_blob::{Location, Store};
-use pgstrata_env::{DirectoryLock, RealDisk};
+use pgstrata_env::{DirectoryLock, Disk, RealDisk};
 use pgstrata_format::registration::Registration;
 use pgstrata_identity::Role;
 use pgstrata_ids::NodeId;
@@ -16,10 +16,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::archive::Archive;
 use crate::args::Args;
-use crate::background::{Background, Known};
+use crate::background::{Background, Known, Lags};
 use crate::decisions::Decisions;
+use crate::disk_space::DiskSpace;
 use crate::http::HttpState;
 use crate::latch::{Latch, throw_on_panic};
+use crate::meters::Meters;
 use crate::pg::PgState;
 use crate::segment::Preparer;
 use crate::steward::Steward;
@@ -42,9 +44,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.zone.len() > MAX_ZONE {
         bail!("--zone has {} bytes, at most {MAX_ZONE} are possible", args.zone.len());
     }
+    args.space.check()?;
     raise_descriptor_limit();
     let security = Security::open(&args.security)?;
-    let disk = Arc::new(RealDisk);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     // Before anything in it is read or made: another process may be about to make the same.
     let lock = lock_directory(&args)?;
     let identity = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
@@ -62,6 +65,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let store = open_store(&args)?;
     let decisions = Decisions::new(store.clone(), runtime.handle().clone());
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
+    let space = DiskSpace::new(Arc::clone(&disk), &args.dir, args.space);
     let context = OpenContext {
         own,
         has_list: identity.has_list,
@@ -70,6 +74,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         disk,
         preparer,
         latch: latch.clone(),
+        space,
+        meters: Meters::new().context("can't count")?,
     };
     let files = Arc::clone(&context.disk);
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
@@ -111,11 +117,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .context("can't start a thread")?;
     let archive = Some(Arc::new(Archive::new(store)));
     let known = Arc::new(Known::default());
+    let lags = Arc::new(Lags::default());
     let background = Background {
         timelines: Arc::clone(&timelines),
         archive: archive.clone(),
         broker: args.broker.clone(),
         known: Arc::clone(&known),
+        lags: Arc::clone(&lags),
         zone: args.zone.clone(),
         addresses,
         security: security.clone(),
@@ -125,7 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         known: Arc::clone(&known),
         security: security.clone(),
     };
-    let state = HttpState::new(Arc::clone(&timelines), known, args.zone.clone(), steward);
+    let state = HttpState::new(Arc::clone(&timelines), known, lags, args.zone.clone(), steward);
     let pg_state =
         PgState { timelines: Arc::clone(&timelines), archive, security: security.clone() };
     let result = runtime.block_on(async {

@@ -5,16 +5,28 @@ use std::path::{Path, PathBuf};
 
 use pgstrata_env::is_disk_full;
 
+use crate::disk_space::size;
+
+fn but_kept(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        _ => format!(" beside the last {}, which are kept for votes and for trimming", size(bytes)),
+    }
+}
+
 /// An operation on a file that didn't succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// No space left. Nothing is broken: appends are refused, reads go on.
-    #[error("no space left to {action} {}: free space on this disk, writing then resumes", path.display())]
+    /// No space left, or no more than what is kept. Nothing is broken: appends are refused, reads go on. The text is the same
+    /// each time, so that who tries again and again can tell that it is said already.
+    #[error("no space left to {action} {}{}: free space on this disk, writing then resumes", path.display(), but_kept(*kept_bytes))]
     DiskFull {
         /// What was tried.
         action: &'static str,
         /// On which file.
         path: PathBuf,
+        /// What is kept for votes, configurations and trimming, if that is why; 0 where the system had no more.
+        kept_bytes: u64,
     },
     /// Anything else. What the file holds is unknown, so nothing is tried again.
     #[error("can't {action} {}: {source}", path.display())]
@@ -40,6 +52,11 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// True if it is for the space that is kept: that is said once of the disk, and not of each timeline that wants some.
+    pub fn is_for_kept_space(&self) -> bool {
+        matches!(self, StorageError::DiskFull { kept_bytes: 1.., .. })
+    }
+
     /// Turns the error of a sync into one of ours: whatever the reason, a lack of space too, what
     /// the file holds is unknown after it.
     pub fn unsynced<'a>(
@@ -54,7 +71,7 @@ impl StorageError {
         move |source| {
             let path = path.to_owned();
             match is_disk_full(&source) {
-                true => StorageError::DiskFull { action, path },
+                true => StorageError::DiskFull { action, path, kept_bytes: 0 },
                 false => StorageError::Failed { action, path, source },
             }
         }

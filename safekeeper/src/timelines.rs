@@ -195,12 +195,6 @@ impl Timelines {
         &self.context
     }
 
-    /// Bytes that are free where everything is.
-    pub fn free_bytes(&self) -> Option<u64> {
-        let found = rustix::fs::statvfs(&self.directory).ok()?;
-        found.f_bavail.checked_mul(found.f_frsize)
-    }
-
     /// All that can be served.
     pub fn all(&self) -> Vec<Arc<Timeline>> {
         let slots = self.slots.read();

@@ -16,7 +16,9 @@ use pgstrata_quorum::{
     Append, Configuration, Elected, PeerRange, ProposerId, TermHistory, TermStart, VoteRequest,
 };
 use pgstrata_safekeeper::decisions::Decisions;
+use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace, DiskState};
 use pgstrata_safekeeper::latch::Latch;
+use pgstrata_safekeeper::meters::Meters;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
@@ -39,6 +41,10 @@ struct World {
     opened: Mutex<Weak<FaultyDisk>>,
     latch: Latch,
     generator: WalGenerator,
+    /// What is kept of the disk.
+    arguments: DiskArguments,
+    /// What whoever opened the directory last sees of it.
+    space: Mutex<Option<DiskSpace>>,
 }
 
 fn greeting() -> Greeting {
@@ -64,6 +70,8 @@ impl World {
             opened: Mutex::default(),
             latch: Latch::default(),
             generator: WalGenerator::new(parameters(START), START, Lsn(8)),
+            arguments: DiskArguments::default(),
+            space: Mutex::default(),
         }
     }
 
@@ -71,8 +79,11 @@ impl World {
     /// be making a segment, and which ends with its process where there is one.
     fn open(&self) -> Timelines {
         let disk = Arc::new(self.disk.clone());
+        drop(self.space.lock().unwrap().take());
         let before = std::mem::replace(&mut *self.opened.lock().unwrap(), Arc::downgrade(&disk));
         wait_until("the end of who had the directory", || before.strong_count() == 0);
+        let space = DiskSpace::new(disk.clone(), self.directory.path(), self.arguments);
+        *self.space.lock().unwrap() = Some(space.clone());
         let context = OpenContext {
             own: OWN,
             decisions: self.decisions(),
@@ -81,6 +92,8 @@ impl World {
             disk,
             preparer: Preparer::start(self.latch.clone()).unwrap(),
             latch: self.latch.clone(),
+            space,
+            meters: Meters::new().unwrap(),
         };
         Timelines::open(context, self.directory.path()).unwrap()
     }
@@ -119,11 +132,21 @@ impl World {
     }
 
     fn append(&mut self, timeline: &Timeline, size: usize) -> Result<Lsn, StorageError> {
+        self.append_in(timeline, 1, size)
+    }
+
+    /// The same in a term, of a proposer that knows everything before it to be committed.
+    fn append_in(
+        &mut self,
+        timeline: &Timeline,
+        term: u64,
+        size: usize,
+    ) -> Result<Lsn, StorageError> {
         let mut next = self.generator.clone();
         let start = next.at;
         let bytes = next.record(size);
         let append = Append {
-            term: Term(1),
+            term: Term(term),
             start,
             length: bytes.len() as u64,
             record_end: next.at,
@@ -343,6 +366,202 @@ fn a_full_disk_refuses_and_goes_on_reading() {
     world.append(&timeline, 100_000).unwrap();
     vote(&timeline, 2).unwrap();
     assert_eq!(timeline.term(), Term(2));
+}
+
+/// On a disk of so many bytes, of which 2 MiB are kept. It is slow below 4 MiB, and warns below 7.
+fn small_world(size: u64) -> World {
+    let mut world = World::new();
+    world.disk.resize(size);
+    world.arguments = DiskArguments {
+        disk_warn: Some(7 << 20),
+        disk_slow: Some(4 << 20),
+        disk_refuse: Some(2 << 20),
+    };
+    world
+}
+
+impl World {
+    fn space(&self) -> DiskSpace {
+        self.space.lock().unwrap().clone().unwrap()
+    }
+
+    fn free(&self) -> u64 {
+        let look = self.space();
+        look.look();
+        look.last().space.free
+    }
+}
+
+#[test]
+fn a_disk_that_fills_warns_slows_refuses_and_recovers_by_itself() {
+    use DiskState::{Fine, Refuses, Slows, Warns};
+    let mut world = small_world(12 << 20);
+    let timeline = world.led();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    let mut states = vec![world.space().last().state()];
+    let refused = loop {
+        match world.append(&timeline, 100_000) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+        // As of the looks that making segments has, also by the thread that makes them ahead.
+        let state = world.space().last().state();
+        if states.last() != Some(&state) {
+            states.push(state);
+        }
+    };
+    assert!(states.is_sorted() && states[0] == Fine, "{states:?}");
+    assert!(states.contains(&Warns) && states.contains(&Slows), "{states:?}");
+    assert!(refused.is_for_kept_space(), "{refused}");
+    assert!(refused.to_string().contains("beside the last 2.0 MiB"), "{refused}");
+    assert_eq!(world.space().last().state(), Refuses);
+    // What is kept is there, and serves for votes and for following who won them.
+    assert!(world.free() >= 2 << 20);
+    let acknowledged = world.generator.at;
+    assert_eq!(timeline.flush_lsn(), acknowledged);
+    vote(&timeline, 2).unwrap();
+    let entry = |term, lsn| TermStart { term: Term(term), lsn };
+    let history = TermHistory::new(vec![entry(1, START), entry(2, acknowledged)]).unwrap();
+    timeline.elected(&Elected { term: Term(2), history }).unwrap();
+    assert_eq!(timeline.term(), Term(2));
+    // What adds nothing is answered: who is connected hears that it is there, and it hears what is committed.
+    let (term, record_end, commit_lsn) = (Term(2), Lsn::INVALID, acknowledged);
+    let tells = Append { term, start: acknowledged, length: 0, record_end, commit_lsn };
+    let mut batch = timeline.batch();
+    batch.append(&tells, &[]).unwrap();
+    assert!(matches!(batch.finish().unwrap(), Some(Message::Ack(_))));
+    assert_eq!(timeline.commit_lsn(), acknowledged);
+
+    // Somebody else takes what was kept: now no byte is taken any more, wherever it would go.
+    let ballast = world.directory.path().join("ballast");
+    std::fs::File::create(&ballast).unwrap().set_len(1 << 20).unwrap();
+    assert!(world.free() < 2 << 20);
+    assert!(world.append_in(&timeline, 2, 8).unwrap_err().is_for_kept_space());
+    let peers = PeerRange {
+        history: timeline.history(),
+        commit_lsn: Lsn(acknowledged.0 + 48),
+        start: acknowledged,
+        length: 48,
+    };
+    assert!(timeline.peer_range(&peers, &[0; 48]).unwrap_err().is_for_kept_space());
+    vote(&timeline, 3).unwrap();
+    assert_eq!((timeline.flush_lsn(), world.latch.reason()), (acknowledged, None));
+
+    // Everything is archived and needed no more: trimming makes room, and WAL is taken without anything being started anew.
+    timeline.note_archived(acknowledged);
+    timeline.note_consistent(acknowledged);
+    timeline.checkpoint().unwrap();
+    assert!(timeline.trim().unwrap() > 0);
+    world.space().look();
+    assert_eq!(world.space().last().state(), Fine);
+    // Term 2 wrote nothing.
+    let history = TermHistory::new(vec![entry(1, START), entry(3, acknowledged)]).unwrap();
+    timeline.elected(&Elected { term: Term(3), history }).unwrap();
+    let end = world.append_in(&timeline, 3, 100_000).unwrap();
+    drop(timeline);
+    assert_eq!(world.open().only().unwrap().flush_lsn(), end);
+}
+
+#[test]
+fn an_append_larger_than_what_is_left_is_refused_and_takes_nothing_of_what_is_kept() {
+    let mut world = small_world(6 << 20);
+    let timeline = world.led();
+    let acknowledged = world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    // Two segments are there, and there is room for one more.
+    assert!(world.append(&timeline, 5 << 20).unwrap_err().is_for_kept_space());
+    assert!(world.free() >= 2 << 20);
+    assert_eq!((timeline.flush_lsn(), world.generator.at), (acknowledged, acknowledged));
+    // What fits those that are there is taken, and what was acknowledged stays.
+    let end = world.append(&timeline, 1_500_000).unwrap();
+    assert!(world.free() >= 2 << 20);
+    assert_eq!(timeline.files().size_bytes(), 3 * SEGMENT_SIZE);
+    drop(timeline);
+    assert_eq!(world.open().only().unwrap().flush_lsn(), end);
+}
+
+#[test]
+fn an_append_that_comes_in_pieces_waits_once() {
+    use std::io::Write;
+    // Slow from the start on.
+    let mut world = small_world(6 << 20);
+    let timeline = world.led();
+    world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    drop(timeline);
+    std::fs::File::create(world.directory.path().join("ballast"))
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    let mut stream = std::net::TcpStream::connect(serve(&world)).unwrap();
+    assert_eq!(world.space().last().state(), DiskState::Slows);
+    let start = world.generator.at;
+    let history =
+        vec![TermStart { term: Term(1), lsn: START }, TermStart { term: Term(2), lsn: start }];
+    let history = TermHistory::new(history).unwrap();
+    let (proposer, configuration) = (ProposerId([2; 16]), configuration());
+    let bytes = world.generator.record(600_000);
+    let length = bytes.len() as u64;
+    let append =
+        Append { term: Term(2), start, length, record_end: world.generator.at, commit_lsn: start };
+    let speaks = pgstrata_wire::safekeeper::WAL.speaks;
+    let mut sent = Vec::new();
+    for (number, message) in [
+        Message::Greeting(greeting()),
+        Message::VoteRequest(VoteRequest { term: Term(2), proposer, configuration }),
+        Message::Elected(Elected { term: Term(2), history }),
+        Message::Append(append, &bytes),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let stamp = match number {
+            0 => pgstrata_wire::frame::Stamp::First(speaks),
+            _ => pgstrata_wire::frame::Stamp::In(speaks.highest()),
+        };
+        pgstrata_wire::safekeeper::encode(&message, stamp, &mut sent);
+    }
+    for piece in sent.chunks(8 << 10) {
+        stream.write_all(piece).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let end = world.generator.at;
+    let address = stream.peer_addr().unwrap().to_string();
+    let has_it = || {
+        let client = SafekeeperClient::connect(&address, None, None, Duration::from_secs(5));
+        let parameters = parameters(START);
+        client.unwrap().open(parameters.tenant, parameters.timeline).unwrap().flush_lsn == end
+    };
+    wait_until("the append", has_it);
+    let paused = world.space().paused();
+    assert!(paused > Duration::ZERO && paused < Duration::from_millis(500), "{paused:?}");
+}
+
+#[test]
+fn a_trim_that_found_no_space_is_tried_again() {
+    let mut world = World::new();
+    let timeline = world.led();
+    while world.generator.at.segment_number(SEGMENT_SIZE) < 4 {
+        world.append(&timeline, 100_000).unwrap();
+    }
+    world.wait_for_next_segment();
+    let files = timeline.files();
+    let counted = || files.size_bytes() / SEGMENT_SIZE;
+    wait_until("count of what has its name", || counted() == files.numbers().unwrap().len() as u64);
+    let before = counted();
+    let end = world.append(&timeline, 1000).unwrap();
+    timeline.checkpoint().unwrap();
+    timeline.note_archived(end);
+    timeline.note_consistent(end);
+    world.disk.fail(Fail::Full);
+    assert!(matches!(timeline.trim(), Err(StorageError::DiskFull { .. })));
+    assert_eq!(timeline.marks().available_lsn, START, "it was promised that something is gone");
+    world.disk.fail(Fail::Nothing);
+    let removed = timeline.trim().unwrap();
+    assert!(removed > 0);
+    assert_eq!(counted(), before - removed);
+    assert_eq!(files.numbers().unwrap().len() as u64, counted());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs};
 
 /// One open file. Positions are bytes from its start.
 pub trait DiskFile: Debug + Send + Sync {
@@ -30,6 +30,15 @@ pub trait DiskFile: Debug + Send + Sync {
     fn evict(&self) -> io::Result<()>;
 }
 
+/// Bytes of a file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// What this process may still write; less than what nobody uses, where some is kept for root.
+    pub free: u64,
+    /// All of it; 0 where the file system doesn't say.
+    pub total: u64,
+}
+
 /// A file system.
 pub trait Disk: Debug + Send + Sync {
     /// Creates a file that must not exist.
@@ -46,6 +55,8 @@ pub trait Disk: Debug + Send + Sync {
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
     /// Names of everything in a directory, sorted; names that aren't UTF-8 are left out.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// Space of the file system that a directory is on.
+    fn space(&self, path: &Path) -> io::Result<Space>;
 }
 
 /// The machine's own file systems.
@@ -136,6 +147,12 @@ impl Disk for RealDisk {
         names.sort_unstable();
         Ok(names)
     }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let found = statvfs(path)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(Space { free: bytes(found.f_bavail), total: bytes(found.f_blocks) })
+    }
 }
 
 /// Replaces a small file so that after a crash it has its old or its new contents, whole: writes
@@ -180,5 +197,13 @@ mod tests {
         }
         assert_eq!(RealDisk.list(directory.path()).unwrap(), ["state"]);
         assert!(RealDisk.create(&path).is_err());
+    }
+
+    #[test]
+    fn a_file_system_has_no_more_free_than_it_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let space = RealDisk.space(directory.path()).unwrap();
+        assert!(space.free <= space.total && space.total > 0, "{space:?}");
+        assert!(RealDisk.space(&directory.path().join("nowhere")).is_err());
     }
 }

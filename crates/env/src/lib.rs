@@ -4,4 +4,4 @@ mod directory_lock;
 mod disk;
 
 pub use directory_lock::DirectoryLock;
-pub use disk::{Disk, DiskFile, RealDisk, is_disk_full, replace_file};
+pub use disk::{Disk, DiskFile, RealDisk, Space, is_disk_full, replace_file};

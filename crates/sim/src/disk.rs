@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pgstrata_env::{Disk, DiskFile, RealDisk};
+use pgstrata_env::{Disk, DiskFile, RealDisk, Space};
 
 /// What goes wrong from now on, until told otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct FaultyDisk {
 struct State {
     fail: Fail,
     syncs: u64,
+    /// Bytes that the file system seems to have, if not as many as it has.
+    size: Option<u64>,
     /// Renames that a loss of power would undo: from, to.
     unsynced_names: Vec<(PathBuf, PathBuf)>,
 }
@@ -57,6 +59,12 @@ impl FaultyDisk {
     /// How often contents were to be synced, failures included.
     pub fn syncs(&self) -> u64 {
         self.state.lock().syncs
+    }
+
+    /// From now on the file system seems to have so many bytes, of which those are used that lie in the directory that is
+    /// asked about. It says so only: what doesn't fit is written all the same.
+    pub fn resize(&self, size: u64) {
+        self.state.lock().size = Some(size);
     }
 
     /// What a loss of power does to names: those that were not synced are the old ones again.
@@ -81,6 +89,21 @@ impl FaultyFile {
         self.check(Fail::SyncFull, io::ErrorKind::StorageFull.into())?;
         self.check(Fail::Sync, io::Error::other("injected I/O error"))
     }
+}
+
+/// Bytes of all files below a directory. One that is gone by the time it is looked at has none.
+fn used(directory: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        bytes += match entry.metadata() {
+            Ok(about) if about.is_dir() => used(&entry.path())?,
+            Ok(about) => about.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(bytes)
 }
 
 impl DiskFile for FaultyFile {
@@ -160,5 +183,11 @@ impl Disk for FaultyDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         RealDisk.list(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let size = self.state.lock().size;
+        let Some(total) = size else { return RealDisk.space(path) };
+        Ok(Space { free: total.saturating_sub(used(path)?), total })
     }
 }

@@ -52,6 +52,11 @@ impl FrameBuffer {
         }
     }
 
+    /// Bytes that were received and not consumed yet.
+    pub fn pending(&self) -> usize {
+        self.end - self.start
+    }
+
     /// The kind of the first frame, whole or not.
     pub fn kind(&self) -> Option<u8> {
         (self.start < self.end).then(|| self.bytes[self.start])

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 
 use super::{Background, INTERVAL};
 use crate::archive::ArchiveReader;
+use crate::storage_error::StorageError;
 use crate::timeline::{Answer, Timeline};
 use crate::timelines::TimelineKey;
 
@@ -51,7 +52,12 @@ pub async fn run(background: Background) {
             let caught_up = tokio::task::spawn_blocking(move || {
                 let id = timeline.parameters().timeline;
                 if let Err(error) = catch_up(&background, &timeline, &handle) {
-                    tracing::info!(timeline = %id, %error, "catching up will be tried again");
+                    match error.downcast_ref().is_some_and(StorageError::is_for_kept_space) {
+                        true => tracing::debug!(timeline = %id, %error, "catching up waits"),
+                        false => {
+                            tracing::info!(timeline = %id, %error, "catching up will be tried again");
+                        }
+                    }
                 }
             });
             // A panic there is reported by the runtime; the next round tries again.
@@ -120,6 +126,7 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
     let target = best.status.commit_lsn;
     if target > timeline.flush_lsn() {
         let missing = target.saturating_sub(timeline.flush_lsn());
+        timeline.note_catch_up(target);
         copy(background, timeline, best, target, handle)?;
         return Ok(missing);
     }
@@ -179,6 +186,10 @@ fn copy(
             // A proposer sends what is missing.
             return Ok(());
         }
+        // Before it is read, for nothing, and on this thread, which holds nothing.
+        let space = &background.timelines.context().space;
+        space.check(timeline.files().directory())?;
+        space.pause(CHUNK);
         let to = target.min(at + CHUNK);
         let mut bytes = Vec::new();
         if at < peer.status.available_lsn {

@@ -4,6 +4,7 @@ mod archiving;
 mod broker;
 mod catch_up;
 mod known;
+mod lag;
 
 use std::io;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use pgstrata_listen::Security;
 use pgstrata_wire::broker::{Addresses, PUBLISH_INTERVAL_S};
 
 pub use known::Known;
+pub use lag::{Lag, Lags};
 
 use crate::archive::Archive;
 use crate::timelines::Timelines;
@@ -31,6 +33,8 @@ pub struct Background {
     pub broker: Option<String>,
     /// What the broker last said.
     pub known: Arc<Known>,
+    /// How far members are behind.
+    pub lags: Arc<Lags>,
     /// Our failure zone.
     pub zone: String,
     /// Where we listen.
@@ -47,6 +51,15 @@ impl Background {
             let talk = move || broker::run(&background, &url);
             std::thread::Builder::new().name("broker".into()).spawn(talk)?;
         }
+        self.timelines.context().space.keep_looking()?;
+        let background = self.clone();
+        let look = move || {
+            loop {
+                background.lags.look(&background.timelines, &background.known);
+                std::thread::sleep(INTERVAL);
+            }
+        };
+        std::thread::Builder::new().name("lag".into()).spawn(look)?;
         tokio::spawn(archiving::run(self.clone()));
         tokio::spawn(write_down(Arc::clone(&self.timelines)));
         tokio::spawn(catch_up::run(self));

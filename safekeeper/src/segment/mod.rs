@@ -10,6 +10,7 @@ mod recovery;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 
@@ -22,6 +23,7 @@ pub use reader::SegmentReader;
 pub use recovery::{RecoveredLog, last_record_before, recover};
 pub use writer::LogWriter;
 
+use crate::disk_space::DiskSpace;
 use crate::latch::Latch;
 use crate::storage_error::StorageError;
 
@@ -42,6 +44,10 @@ pub struct SegmentFiles {
     /// The segment that has its name, which a loss of power could still take away. Taken for a
     /// moment only, also while `making` is held, never the other way round.
     unsynced_name: Mutex<Option<u64>>,
+    /// Segments that are here, once they were counted.
+    count: AtomicU64,
+    /// What has to be left when a segment was made, if anything.
+    space: Option<DiskSpace>,
 }
 
 impl SegmentFiles {
@@ -53,7 +59,25 @@ impl SegmentFiles {
             parameters,
             making: Mutex::new(()),
             unsynced_name: Mutex::new(None),
+            count: AtomicU64::new(0),
+            space: None,
         }
+    }
+
+    /// The same, on a disk of which something is kept.
+    pub fn on(self, space: DiskSpace) -> SegmentFiles {
+        SegmentFiles { space: Some(space), ..self }
+    }
+
+    /// Counts the segments that are here. Those that are made and removed from then on are counted as that happens.
+    pub fn count(&self) -> Result<(), StorageError> {
+        self.count.store(self.numbers()?.len() as u64, Ordering::Release);
+        Ok(())
+    }
+
+    /// Bytes of the segments that are here.
+    pub fn size_bytes(&self) -> u64 {
+        self.count.load(Ordering::Acquire) * self.segment_size()
     }
 
     /// What the timeline is.
@@ -125,6 +149,9 @@ impl SegmentFiles {
             }
             _ => {}
         }
+        if let Some(space) = &self.space {
+            space.check_room(self.segment_size(), temporary)?;
+        }
         let file = self.disk.create(temporary).map_err(wrap())?;
         file.reserve(self.segment_size()).map_err(wrap())?;
         let zeros = vec![0; ZERO_CHUNK];
@@ -140,8 +167,12 @@ impl SegmentFiles {
             *self.unsynced_name.lock() = None;
             return Err(StorageError::wrap("name", &path)(error));
         }
+        self.count.fetch_add(1, Ordering::AcqRel);
         self.sync_directory()?;
         *self.unsynced_name.lock() = None;
+        if let Some(space) = &self.space {
+            space.look();
+        }
         Ok(file)
     }
 
@@ -161,9 +192,12 @@ impl SegmentFiles {
     pub fn remove(&self, doomed: impl Fn(u64) -> bool) -> Result<u64, StorageError> {
         let _making = self.making.lock();
         let mut removed = 0;
+        // Those that are removed before they were counted are not counted.
+        let less = |count: u64| count.checked_sub(1);
         for number in self.numbers()?.into_iter().rev().filter(|&number| doomed(number)) {
             let path = self.path(number);
             self.disk.remove(&path).map_err(StorageError::wrap("remove", &path))?;
+            self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).ok();
             removed += 1;
         }
         if removed > 0 {
@@ -205,6 +239,9 @@ fn prepare(requests: &Receiver<(Weak<SegmentFiles>, u64)>, latch: &Latch) {
         }
         match files.open_or_make(number) {
             Ok(_) => {}
+            Err(error) if error.is_for_kept_space() => {
+                tracing::debug!(%error, "a WAL segment is not made ahead of its use");
+            }
             // Whoever needs the segment meets the full disk again, and refuses what needs it.
             Err(error @ StorageError::DiskFull { .. }) => {
                 tracing::warn!(%error, "a WAL segment could not be made ahead of its use");

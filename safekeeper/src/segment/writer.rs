@@ -81,15 +81,16 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Makes everything written durable.
-    pub fn sync(&mut self) -> Result<(), StorageError> {
+    /// Makes everything written durable; returns how many files had to be synced.
+    pub fn sync(&mut self) -> Result<usize, StorageError> {
         for (number, file) in &self.unsynced {
             file.sync_data().map_err(|error| {
                 StorageError::unsynced("sync", &self.files.path(*number))(error)
             })?;
         }
+        let files = self.unsynced.len();
         self.unsynced.clear();
-        Ok(())
+        Ok(files)
     }
 
     /// Removes all bytes from `lsn` on, durably: whole later segments first, so that what a crash

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use pgstrata_env::{Disk, replace_file};
 use pgstrata_format::safekeeper::TimelineControl;
@@ -11,7 +12,9 @@ use pgstrata_quorum::{Acceptor, AcceptorOutput, Append, ControlState};
 use pgstrata_wire::safekeeper::{Message, RefusedReason};
 
 use crate::checked_segment::checker_after;
+use crate::disk_space::DiskSpace;
 use crate::latch::Latch;
+use crate::meters::Meters;
 use crate::segment::{FlushedNote, LogWriter, SegmentFiles, last_record_before};
 use crate::storage_error::StorageError;
 
@@ -41,6 +44,8 @@ pub struct Core {
     pub note: FlushedNote,
     /// Bytes written since the last sync.
     pub unsynced: u64,
+    pub meters: Meters,
+    pub space: DiskSpace,
     /// Kept between inputs so that the hot path doesn't allocate.
     pub outputs: Vec<AcceptorOutput>,
 }
@@ -172,19 +177,30 @@ impl Core {
         if self.unsynced < SYNC_EVERY {
             return Ok(());
         }
-        self.unsynced = 0;
-        self.log.sync().inspect_err(|error| self.latch.throw(&error.to_string()))
+        self.sync().inspect_err(|error| self.latch.throw(&error.to_string()))
     }
 
-    /// Makes room for what the append will write. A full disk is refused here, before the
-    /// acceptor hears of the bytes.
+    /// Makes what was written durable. Acknowledgements wait for it, so it is timed.
+    fn sync(&mut self) -> Result<(), StorageError> {
+        let begun = Instant::now();
+        let files = self.log.sync()?;
+        if files > 0 {
+            self.meters.synced(files, begun.elapsed());
+        }
+        self.unsynced = 0;
+        Ok(())
+    }
+
+    /// Makes room for what the append will write. On a disk that is full, or about to be, it is refused
+    /// here, before the acceptor hears of the bytes.
     pub fn reserve(&mut self, append: &Append) -> Result<(), StorageError> {
         self.check_latch()?;
         let from = self.acceptor.write_lsn();
         let Some(end) = append.start.checked_add(append.length) else { return Ok(()) };
-        if append.start > from {
+        if append.start > from || end <= from {
             return Ok(());
         }
+        self.space.check(self.files.directory())?;
         self.log.reserve(from, end).inspect_err(|error| {
             if !matches!(error, StorageError::DiskFull { .. }) {
                 self.latch.throw(&error.to_string());
@@ -216,11 +232,9 @@ impl Core {
                     *destroyed = true;
                     self.log.write(*at, bytes)?;
                     self.unsynced += bytes.len() as u64;
+                    self.meters.wrote(bytes.len());
                 }
-                AcceptorOutput::Sync => {
-                    self.log.sync()?;
-                    self.unsynced = 0;
-                }
+                AcceptorOutput::Sync => self.sync()?,
                 AcceptorOutput::Vote(vote) => answer = Some(Message::Vote(vote.clone())),
                 AcceptorOutput::Ack(ack) => answer = Some(Message::Ack(*ack)),
                 AcceptorOutput::Refuse(refusal) => {

@@ -9,6 +9,7 @@ mod open;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use pgstrata_env::replace_file;
@@ -50,6 +51,9 @@ pub struct Timeline {
     core: Mutex<Core>,
     marks: Mutex<Marks>,
     archiving_error: Mutex<Option<Trouble>>,
+    archiving_failed_at: Mutex<Option<SystemTime>>,
+    /// How far it is to be caught up from others, as last known.
+    catch_up_target: AtomicU64,
     /// A commit LSN, and the start of the last record before it.
     last_committed: Mutex<Option<(Lsn, Lsn)>>,
     term: AtomicU64,
@@ -115,12 +119,35 @@ impl Timeline {
 
     /// Why the last attempt to archive failed, if it did.
     pub fn note_archiving(&self, error: Option<Trouble>) {
+        if error.is_some() {
+            *self.archiving_failed_at.lock() = Some(SystemTime::now());
+        }
         *self.archiving_error.lock() = error;
     }
 
     /// Why the last attempt to archive failed, if it did.
     pub fn archiving_error(&self) -> Option<Trouble> {
         self.archiving_error.lock().clone()
+    }
+
+    /// When an attempt to archive failed last, also if one has succeeded since.
+    pub fn archiving_failed_at(&self) -> Option<SystemTime> {
+        *self.archiving_failed_at.lock()
+    }
+
+    /// It is to be caught up to `lsn` from others.
+    pub fn note_catch_up(&self, lsn: Lsn) {
+        self.catch_up_target.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    /// The end of what it was ever to be caught up to.
+    pub fn catch_up_target(&self) -> Lsn {
+        Lsn(self.catch_up_target.load(Ordering::Acquire))
+    }
+
+    /// Bytes that it is still to get from others, as far as it was told what there is.
+    pub fn catch_up_bytes(&self) -> u64 {
+        self.catch_up_target().saturating_sub(self.flush_lsn())
     }
 
     /// A page server says that it no longer needs what is before `lsn`; written down later. It
@@ -144,6 +171,11 @@ impl Timeline {
     /// True if anything was appended since the last call.
     pub fn has_appended_lately(&self) -> bool {
         self.appended.swap(false, Ordering::AcqRel)
+    }
+
+    /// True while a compute is connected that has greeted, elected or not.
+    pub fn has_compute(&self) -> bool {
+        self.has_proposer() || self.computes.load(Ordering::Acquire) > 0
     }
 
     /// Counts a proposer's connection until the guard is dropped.
@@ -382,8 +414,12 @@ impl Timeline {
             return Ok(0);
         }
         // Written down first: a reader must never be promised what is gone.
-        self.marks.lock().available_lsn = available_lsn;
-        self.checkpoint()?;
+        let before = std::mem::replace(&mut self.marks.lock().available_lsn, available_lsn);
+        if let Err(error) = self.checkpoint() {
+            // Nothing is gone yet. Where that was for lack of space, it is what makes some, so it is tried again.
+            self.marks.lock().available_lsn = before;
+            return Err(error);
+        }
         self.files.remove(|number| number < keep.segment_number(size))
     }
 }

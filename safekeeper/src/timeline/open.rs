@@ -17,7 +17,9 @@ use super::core::Core;
 use super::{Marks, Timeline};
 use crate::checked_segment::checker_after;
 use crate::decisions::Decisions;
+use crate::disk_space::DiskSpace;
 use crate::latch::Latch;
+use crate::meters::Meters;
 use crate::segment::{FlushedNote, LogWriter, Preparer, SegmentFiles, recover};
 use crate::storage_error::StorageError;
 
@@ -41,6 +43,10 @@ pub struct OpenContext {
     pub preparer: Preparer,
     /// Thrown by any failed write.
     pub latch: Latch,
+    /// What is left of the disk.
+    pub space: DiskSpace,
+    /// What is counted.
+    pub meters: Meters,
 }
 
 /// A timeline as found after a restart.
@@ -120,7 +126,8 @@ impl Timeline {
         })?;
         let parameters = stored.parameters.clone();
         let files = SegmentFiles::new(Arc::clone(&context.disk), directory, parameters);
-        let files = Arc::new(files);
+        let files = Arc::new(files.on(context.space.clone()));
+        files.count()?;
         let commit_lsn = acceptor.commit_lsn();
         let Term(term) = acceptor.term();
         let configuration_number = AtomicU64::new(acceptor.configuration().number());
@@ -142,6 +149,8 @@ impl Timeline {
             files: Arc::clone(&files),
             note: FlushedNote::open(context.disk.as_ref(), directory)?,
             unsynced: 0,
+            meters: context.meters.clone(),
+            space: context.space.clone(),
             outputs: Vec::new(),
         };
         Ok(Timeline {
@@ -150,6 +159,8 @@ impl Timeline {
             core: Mutex::new(core),
             marks: Mutex::new(marks),
             archiving_error: Mutex::new(None),
+            archiving_failed_at: Mutex::new(None),
+            catch_up_target: AtomicU64::new(0),
             last_committed: Mutex::new(None),
             term: AtomicU64::new(term),
             flush_lsn: AtomicU64::new(flush_lsn.0),

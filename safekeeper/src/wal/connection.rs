@@ -137,7 +137,10 @@ impl Connection {
         let message = match answer {
             Ok(None) => return Ok(()),
             Ok(Some(message)) => message,
-            Err(error) => Message::Refused(RefusedReason::Storage(error.to_string())),
+            Err(error) => {
+                self.send(&Message::Refused(RefusedReason::Storage(error.to_string())))?;
+                return Err(anyhow::Error::from(error).context("refused"));
+            }
         };
         self.send(&message)?;
         match message {
@@ -173,6 +176,12 @@ impl Connection {
     /// False if the next frame isn't whole yet.
     fn serve_appends(&mut self, input: &mut FrameBuffer) -> anyhow::Result<bool> {
         let timeline = self.led()?;
+        let space = &self.timelines.context().space;
+        // Before anything is held, so that others go on with the timeline meanwhile. Once for what is answered together,
+        // and not for each piece of a long append that comes.
+        if space.has_pauses() && input.next()?.is_some() {
+            space.pause(input.pending() as u64);
+        }
         let mut batch = timeline.batch();
         let mut taken = 0;
         let mut refusal = Ok(None);
@@ -186,6 +195,7 @@ impl Connection {
             taken += 1;
             if !matches!(refusal, Ok(None)) {
                 drop(batch);
+                self.timelines.context().meters.refused(&refusal);
                 self.answer(refusal)?;
                 return Ok(true);
             }

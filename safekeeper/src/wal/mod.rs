@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use pgstrata_listen::{Place, Security, Shares, Sparing};
 
 use self::connection::Connection;
+use crate::storage_error::StorageError;
 use crate::timelines::Timelines;
 
 /// What connections may take of the port.
@@ -142,8 +143,12 @@ impl Accept {
             };
             let connection = Connection::new(stream, shown, waiting, timelines, limits);
             if let Err(error) = connection.run() {
+                let is_said = error.downcast_ref().is_some_and(StorageError::is_for_kept_space);
                 let error = format!("{error:#}");
-                tracing::info!(%peer, error, "WAL connection ended");
+                match is_said {
+                    true => tracing::debug!(%peer, error, "WAL connection ended"),
+                    false => tracing::info!(%peer, error, "WAL connection ended"),
+                }
             }
         };
         std::thread::Builder::new().name("wal-connection".into()).spawn(run).map(|_| ())

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test binary uses a part.
 #![allow(clippy::unwrap_used)] // Tests, which clippy doesn't recognise in helper modules.
 
+pub mod broker;
 pub mod cluster;
 pub mod source;
 pub mod wal;

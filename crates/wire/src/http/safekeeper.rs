@@ -19,11 +19,34 @@ pub struct Status {
     /// Bytes that are free on the disk of its directory; null where that can't be told.
     #[serde(default)]
     pub free_bytes: Option<u64>,
+    /// What that means for WAL; null of programs that don't say.
+    #[serde(default)]
+    pub disk_state: Option<DiskState>,
+    /// What is to be said of it, for people; null while there is enough space.
+    #[serde(default)]
+    pub disk_warning: Option<String>,
     /// Timelines that it serves.
     pub timelines: Vec<Timeline>,
     /// Timelines that it can't serve.
     #[serde(default)]
     pub damaged: Vec<Damaged>,
+}
+
+/// What the space that is left on a safekeeper's disk means for WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskState {
+    /// There is enough.
+    Fine,
+    /// There is little, and it is said.
+    Warns,
+    /// Appends are taken more slowly.
+    Slows,
+    /// New WAL is refused. It still votes, and others commit.
+    Refuses,
+    /// One that this program does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// How far a safekeeper is with a timeline that it serves.
