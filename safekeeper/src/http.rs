@@ -122,8 +122,8 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
     let timelines = state.timelines.all();
     let damaged = state.timelines.damaged().into_iter();
     Json(http::Status {
-        id: state.timelines.context().own.node.0,
-        incarnation: state.timelines.context().own.incarnation.to_string(),
+        id: state.timelines.context().shared.own.node.0,
+        incarnation: state.timelines.context().shared.own.incarnation.to_string(),
         zone: state.zone.to_string(),
         free_bytes: state.timelines.free_bytes(),
         timelines: timelines.iter().map(|timeline| describe(timeline, &state.known)).collect(),
@@ -165,7 +165,15 @@ async fn change_members(
 }
 
 async fn ready(State(state): State<HttpState>) -> Ready {
-    Ready(state.timelines.context().latch.reason().map_or(Ok(()), |reason| Err(reason.to_string())))
+    Ready(
+        state
+            .timelines
+            .context()
+            .shared
+            .latch
+            .reason()
+            .map_or(Ok(()), |reason| Err(reason.to_string())),
+    )
 }
 
 /// Name, help, value.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use pgstrata_blob::{Location, Store};
-use pgstrata_env::{DirectoryLock, RealDisk};
+use pgstrata_env::{DirectoryLock, Disk, RealDisk};
 use pgstrata_format::registration::Registration;
 use pgstrata_identity::Role;
 use pgstrata_ids::NodeId;
@@ -24,7 +24,7 @@ use crate::pg::PgState;
 use crate::segment::Preparer;
 use crate::steward::Steward;
 use crate::timeline::OpenContext;
-use crate::timelines::Timelines;
+use crate::timelines::{Timelines, TimelinesContext};
 use crate::{http, identity, pg, wal};
 
 /// Longest name of a zone that the broker takes, in bytes.
@@ -62,16 +62,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let store = open_store(&args)?;
     let decisions = Decisions::new(store.clone(), runtime.handle().clone());
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
-    let context = OpenContext {
-        own,
-        has_list: identity.has_list,
-        decisions: decisions.clone(),
-        met,
-        disk,
-        preparer,
-        latch: latch.clone(),
-    };
-    let files = Arc::clone(&context.disk);
+    let files: Arc<dyn Disk> = disk;
+    let shared = OpenContext { own, disk: Arc::clone(&files), preparer, latch: latch.clone() };
+    let context =
+        TimelinesContext { shared, decisions: decisions.clone(), met, has_list: identity.has_list };
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
     if !identity.has_list {
         identity::write(files.as_ref(), &args.dir, own)?;

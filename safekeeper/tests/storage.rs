@@ -20,7 +20,7 @@ use pgstrata_safekeeper::latch::Latch;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
-use pgstrata_safekeeper::timelines::{Greeted, Timelines};
+use pgstrata_safekeeper::timelines::{Greeted, Timelines, TimelinesContext};
 use pgstrata_safekeeper::wal;
 use pgstrata_sim::{Fail, FaultyDisk};
 use pgstrata_wal_client::SafekeeperClient;
@@ -73,14 +73,12 @@ impl World {
         let disk = Arc::new(self.disk.clone());
         let before = std::mem::replace(&mut *self.opened.lock().unwrap(), Arc::downgrade(&disk));
         wait_until("the end of who had the directory", || before.strong_count() == 0);
-        let context = OpenContext {
-            own: OWN,
+        let preparer = Preparer::start(self.latch.clone()).unwrap();
+        let context = TimelinesContext {
+            shared: OpenContext { own: OWN, disk, preparer, latch: self.latch.clone() },
             decisions: self.decisions(),
             met: Arc::default(),
             has_list: false,
-            disk,
-            preparer: Preparer::start(self.latch.clone()).unwrap(),
-            latch: self.latch.clone(),
         };
         Timelines::open(context, self.directory.path()).unwrap()
     }
