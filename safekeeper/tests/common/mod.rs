@@ -4,4 +4,4 @@
 
 pub mod cluster;
 pub mod source;
-pub mod wal;
+pub use pgstrata_sim::wal;
