@@ -579,6 +579,32 @@ fn l6_what_a_crash_leaves_of_a_write_is_a_torn_end() {
     }
 }
 
+#[test]
+fn l6_a_sector_that_has_only_its_beginning_is_a_torn_end() {
+    use std::os::unix::fs::FileExt;
+    let mut world = World::new();
+    let timeline = world.led();
+    let whole = world.append(&timeline, 1000).unwrap();
+    // The first part of a record was synced, with what came before it.
+    let torn = world.generator.record(1500);
+    let append = |start: Lsn, length: usize| {
+        let length = length as u64;
+        Append { term: Term(1), start, length, record_end: whole, commit_lsn: whole }
+    };
+    timeline.batch().append(&append(whole, 100), &torn[..100]).unwrap();
+    let mut batch = timeline.batch();
+    batch.append(&append(whole + 100, torn.len() - 100), &torn[100..]).unwrap();
+    drop(batch);
+    drop(timeline);
+    // Of the rest only the first sector did not reach the disk.
+    let segment = world.timeline_directory().join(parameters(START).segment_name(1));
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    let from = whole + 100 - START;
+    file.write_all_at(&vec![0; (from.next_multiple_of(512) - from) as usize], from).unwrap();
+    forget_note(&world);
+    assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
+}
+
 /// What looks like a torn write and was acknowledged: only the note can tell.
 #[test]
 fn l6_zeros_in_what_was_noted_are_damage() {
@@ -675,6 +701,42 @@ fn l6_a_cut_is_no_damage() {
     assert_eq!(timeline.flush_lsn(), kept);
     drop(timeline);
     assert_eq!(world.open().only().unwrap().flush_lsn(), kept);
+}
+
+/// It was taken for the one that the next record links back to, and all that the next proposer sent was refused.
+#[test]
+fn a_record_that_is_cut_before_what_pads_it_is_forgotten() {
+    for ends_segment in [false, true] {
+        let mut world = World::new();
+        let timeline = world.led();
+        let kept = world.append(&timeline, 1000).unwrap();
+        let mut next = world.generator.clone();
+        let bytes = if ends_segment { next.switch() } else { next.record(10) };
+        // Whole, but what follows it up to the boundary is still to come.
+        let length = if ends_segment { 4096 } else { bytes.len() - 1 };
+        let append = |term, bytes: &[u8]| {
+            let length = bytes.len() as u64;
+            let append = Append {
+                term: Term(term),
+                start: kept,
+                length,
+                record_end: kept,
+                commit_lsn: kept,
+            };
+            let mut batch = timeline.batch();
+            assert_eq!(batch.append(&append, bytes).unwrap(), None);
+            batch.finish().unwrap()
+        };
+        append(1, &bytes[..length]);
+        assert_eq!(timeline.flush_lsn(), kept);
+        vote(&timeline, 2).unwrap();
+        let entry = |term, lsn| TermStart { term: Term(term), lsn };
+        let history = TermHistory::new(vec![entry(1, START), entry(2, kept)]).unwrap();
+        timeline.elected(&Elected { term: Term(2), history }).unwrap();
+        let bytes = world.generator.record(100);
+        append(2, &bytes);
+        assert_eq!(timeline.flush_lsn(), world.generator.at);
+    }
 }
 
 #[test]
