@@ -7,9 +7,9 @@
 //!
 //! That holds for a torn end only. Where the first record that is not valid was durable before,
 //! the log is damaged, and nothing of it is counted or removed. Two things tell the two apart:
-//! what was noted as durable, and that a sector which did not reach the disk is still zero, as
-//! segments are made of zeros. What can be either is taken for a torn end: a record that is whole,
-//! without a zero sector, and wrong, can't.
+//! what was noted as durable, and that a sector which did not reach the disk ends with zeros, as
+//! segments are made of zeros and are filled from their beginning. What can be either is taken for
+//! a torn end: a record that is whole, without a sector that ends so, and wrong, can't.
 
 use std::sync::Arc;
 
@@ -25,9 +25,6 @@ const READ_CHUNK: usize = 256 << 10;
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: u64 = 512;
-
-/// What the system writes back at once, in bytes.
-const CACHE_PAGE: u64 = 4096;
 
 /// The durable log as found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,24 +90,22 @@ pub fn recover(
 fn evidence_of_more(files: &SegmentFiles, end: Lsn) -> Result<Option<String>, StorageError> {
     let Some(last) = last_written(files, end)? else { return Ok(None) };
     let mut reader = SectorReader::default();
+    // Of this record only: what comes after it says nothing.
+    let until = record_end(files, end, &mut reader)?.unwrap_or(last + 1);
+    if until > last + 1 {
+        return Ok(None);
+    }
     let mut at = end;
-    while at <= last {
-        let next = Lsn((at.0 / SECTOR + 1) * SECTOR);
-        let sector = reader.read(files, at, next)?;
-        if sector.iter().all(|&byte| byte == 0) {
-            // It may not have reached the disk; or a long record has zeros there and is not whole; or a cut was under
-            // way that puts zeros over what was cut off.
-            return Ok(None);
-        }
-        if next.0.is_multiple_of(CACHE_PAGE) && next <= last && sector.last() == Some(&0) {
-            // The page's rest may have been written later, and that write may not have reached the disk.
+    while at < until {
+        let next = Lsn((at.0 / SECTOR + 1) * SECTOR).min(until);
+        // It may not have reached the disk, or not since there was less in it; or a long record has zeros there and is not
+        // whole; or a cut was under way that puts zeros over what was cut off.
+        if reader.read(files, at, next)?.last() == Some(&0) {
             return Ok(None);
         }
         at = next;
     }
-    // All that was written is there. It may just not be all of the record.
-    let whole = record_end(files, end, &mut reader)?.is_none_or(|end| last.0 + 1 >= end.0);
-    Ok(whole.then(|| "where a record is whole but not right".to_owned()))
+    Ok(Some("where a record is whole but not right".to_owned()))
 }
 
 /// The last byte at or after `end` that is not zero.
