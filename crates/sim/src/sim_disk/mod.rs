@@ -38,8 +38,8 @@ struct State {
     /// How often it was started: files that were opened before are of no use.
     life: u64,
     operations: u64,
-    /// After so many operations the power is gone.
-    power_until: Option<u64>,
+    /// After so many operations nothing is done any more.
+    stops_at: Option<u64>,
     /// That many syncs from now on, one fails.
     failing_sync: Option<u64>,
     is_full: bool,
@@ -57,16 +57,16 @@ fn failed(why: &str) -> io::Error {
 }
 
 impl State {
-    fn check_power(&self) -> io::Result<()> {
-        match self.power_until.is_some_and(|until| self.operations >= until) {
-            true => Err(failed("the power is gone")),
+    fn check_stopped(&self) -> io::Result<()> {
+        match self.stops_at.is_some_and(|until| self.operations >= until) {
+            true => Err(failed("the power is gone, or the process")),
             false => Ok(()),
         }
     }
 
     /// Something that changes what is there.
     fn operate(&mut self) -> io::Result<()> {
-        self.check_power()?;
+        self.check_stopped()?;
         self.operations += 1;
         Ok(())
     }
@@ -110,23 +110,23 @@ impl SimDisk {
             names: Names::new(),
             life: 0,
             operations: 0,
-            power_until: None,
+            stops_at: None,
             failing_sync: None,
             is_full: false,
         };
         SimDisk { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// The power goes in the middle of what is done: so many operations are done, and all later ones fail, until
-    /// [`SimDisk::lose_power`] says what is left.
-    pub fn cut_power_after(&self, operations: u64) {
+    /// The power goes, or the process ends, in the middle of what is done: so many operations are done, and all later ones
+    /// fail, until [`SimDisk::lose_power`] or [`SimDisk::end_process`] says what is left.
+    pub fn stop_after(&self, operations: u64) {
         let mut state = self.state.lock();
-        state.power_until = Some(state.operations + operations);
+        state.stops_at = Some(state.operations + operations);
     }
 
-    /// Whether the power is gone.
-    pub fn is_off(&self) -> bool {
-        self.state.lock().check_power().is_err()
+    /// Whether it has stopped.
+    pub fn has_stopped(&self) -> bool {
+        self.state.lock().check_stopped().is_err()
     }
 
     /// So many syncs of contents are done, and then one fails.
@@ -151,7 +151,9 @@ impl SimDisk {
 
     /// Everybody who had files open is gone, and the system goes on.
     pub fn end_process(&self) {
-        self.state.lock().life += 1;
+        let mut state = self.state.lock();
+        state.life += 1;
+        state.stops_at = None;
     }
 
     /// The power is gone, and comes back. Files that were open are of no use from now on.
@@ -165,7 +167,7 @@ impl SimDisk {
         }
         names.lose_power(rng);
         state.life += 1;
-        state.power_until = None;
+        state.stops_at = None;
         state.failing_sync = None;
     }
 
@@ -216,7 +218,7 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
         self.with(|state, index| {
-            state.check_power()?;
+            state.check_stopped()?;
             Ok(state.files[index].read(buffer, position))
         })
     }
@@ -246,7 +248,7 @@ impl DiskFile for SimFile {
 
     fn evict(&self) -> io::Result<()> {
         self.with(|state, index| {
-            state.check_power()?;
+            state.check_stopped()?;
             state.files[index].evict();
             Ok(())
         })
@@ -266,7 +268,7 @@ impl Disk for SimDisk {
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.state.lock();
-        state.check_power()?;
+        state.check_stopped()?;
         Ok(self.handle(state.names.file(path)?, state.life))
     }
 
@@ -278,7 +280,7 @@ impl Disk for SimDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
-        state.check_power()?;
+        state.check_stopped()?;
         state.names.remove(path)?;
         state.operate()
     }
@@ -299,7 +301,7 @@ impl Disk for SimDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let state = self.state.lock();
-        state.check_power()?;
+        state.check_stopped()?;
         state.names.list(path)
     }
 }

@@ -116,9 +116,9 @@ fn a_file_that_is_replaced_is_the_old_or_the_new_one() {
         let found = outcomes(50, |seed| {
             let disk = disk(seed);
             replace_file(&disk, &path("control"), b"old").unwrap();
-            disk.cut_power_after(operations);
+            disk.stop_after(operations);
             let done = replace_file(&disk, &path("control"), b"newer").is_ok();
-            assert_eq!(disk.is_off(), operations <= 5);
+            assert_eq!(disk.has_stopped(), operations <= 5);
             disk.lose_power();
             (done, disk.read_all(&path("control")).unwrap())
         });
