@@ -605,6 +605,32 @@ fn l6_a_sector_that_has_only_its_beginning_is_a_torn_end() {
     assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
 }
 
+#[test]
+fn l6_a_page_of_which_only_the_header_came_is_a_torn_end() {
+    for header in [5, 24] {
+        let mut world = World::new();
+        let timeline = world.led();
+        // Up to the end of a page.
+        world.append(&timeline, 1000).unwrap();
+        let left = (8192 - world.generator.at.page_offset()) as usize;
+        let whole = world.append(&timeline, left - 29).unwrap();
+        assert_eq!(whole.page_offset(), 0);
+        let next = world.generator.record(1000);
+        let append = Append {
+            term: Term(1),
+            start: whole,
+            length: header,
+            record_end: whole,
+            commit_lsn: whole,
+        };
+        let mut batch = timeline.batch();
+        batch.append(&append, &next[..header as usize]).unwrap();
+        batch.finish().unwrap();
+        drop(timeline);
+        assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
+    }
+}
+
 /// What looks like a torn write and was acknowledged: only the note can tell.
 #[test]
 fn l6_zeros_in_what_was_noted_are_damage() {

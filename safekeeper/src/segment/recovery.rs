@@ -26,6 +26,9 @@ const READ_CHUNK: usize = 256 << 10;
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: u64 = 512;
 
+/// Bytes that are compared at once.
+const CACHE_LINE: usize = 64;
+
 /// The durable log as found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecoveredLog {
@@ -90,11 +93,13 @@ pub fn recover(
 fn evidence_of_more(files: &SegmentFiles, end: Lsn) -> Result<Option<String>, StorageError> {
     let Some(last) = last_written(files, end)? else { return Ok(None) };
     let mut reader = SectorReader::default();
-    // Of this record only: what comes after it says nothing.
-    let until = record_end(files, end, &mut reader)?.unwrap_or(last + 1);
-    if until > last + 1 {
-        return Ok(None);
-    }
+    let until = match record_end(files, end, &mut reader)? {
+        Some(until) if until > last + 1 => return Ok(None),
+        // Of this record only: what comes after it says nothing.
+        Some(until) => until,
+        // Not even its length is there. A page's header may be, or a part of that.
+        None => Lsn((last.0 / SECTOR + 1) * SECTOR),
+    };
     let mut at = end;
     while at < until {
         let next = Lsn((at.0 / SECTOR + 1) * SECTOR).min(until);
@@ -124,7 +129,7 @@ fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageEr
             let part = &mut buffer[..(upper - lower) as usize];
             let path = files.path(number);
             file.read_at(part, lower).map_err(StorageError::wrap("read", &path))?;
-            if let Some(found) = part.iter().rposition(|&byte| byte != 0) {
+            if let Some(found) = last_nonzero(part) {
                 let lsn = start + lower + found as u64;
                 return Ok((lsn >= end).then_some(lsn));
             }
@@ -132,6 +137,19 @@ fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageEr
         }
     }
     Ok(None)
+}
+
+/// Where the last byte is that is not zero. Most of what is looked at is zero: many bytes at once, not each.
+fn last_nonzero(bytes: &[u8]) -> Option<usize> {
+    let mut end = bytes.len();
+    for chunk in bytes.rchunks(CACHE_LINE) {
+        if chunk != &[0; CACHE_LINE][..chunk.len()] {
+            let found = chunk.iter().rposition(|&byte| byte != 0)?;
+            return Some(end - chunk.len() + found);
+        }
+        end -= chunk.len();
+    }
+    None
 }
 
 /// Where the record that starts at the boundary `start` would end, by its own word; `None` if it
@@ -258,7 +276,7 @@ fn clear_after(files: &SegmentFiles, end: Lsn) -> Result<u64, StorageError> {
     let mut rest = vec![0; (size - end.segment_offset(size)) as usize];
     let offset = end.segment_offset(size);
     file.read_at(&mut rest, offset).map_err(StorageError::wrap("read", &path))?;
-    let Some(garbage) = rest.iter().rposition(|&byte| byte != 0) else { return Ok(removed * size) };
+    let Some(garbage) = last_nonzero(&rest) else { return Ok(removed * size) };
     rest[..=garbage].fill(0);
     file.write_at(&rest[..=garbage], offset).map_err(StorageError::wrap("clear", &path))?;
     file.sync_data().map_err(StorageError::unsynced("sync", &path))?;
