@@ -43,10 +43,8 @@ pub enum Lie {
     StaleAppendTaken,
     /// A vote leaves out a term that wrote nothing.
     VoteForgetsTerm,
-    /// A safekeeper votes for whoever asks, without asking its timeline, if it has the term that it was asked for.
+    /// A safekeeper votes for whoever asks in a term, also if it has voted for another one.
     VoteTwice,
-    /// What is copied from a peer counts before it is synced.
-    CopyCountsUnsynced,
     /// What a peer has is taken for committed.
     CopyBeyondCommit,
     /// A segment counts as archived before it is.
@@ -55,13 +53,13 @@ pub enum Lie {
     AckCountsTwice,
     /// A compute goes on a connection after bytes on it were lost.
     LossWithinConnection,
-    /// A compute begins where its first voter's log ends.
-    FirstVoterIsDonor,
+    /// A compute goes on with the log of a certain voter, whatever the others have.
+    DonorIsFixed,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 21] = [
+    pub const ALL: [Lie; 20] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -77,12 +75,11 @@ impl Lie {
         Lie::StaleAppendTaken,
         Lie::VoteForgetsTerm,
         Lie::VoteTwice,
-        Lie::CopyCountsUnsynced,
         Lie::CopyBeyondCommit,
         Lie::TrimBeforeArchive,
         Lie::AckCountsTwice,
         Lie::LossWithinConnection,
-        Lie::FirstVoterIsDonor,
+        Lie::DonorIsFixed,
     ];
 }
 

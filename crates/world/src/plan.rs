@@ -66,20 +66,20 @@ impl Plan {
             .collect();
         troubles.sort_by_key(|&(at, _)| at);
         let most_to_boundary = if rng.one_in(3) { 60_000 } else { 1500 };
-        let switches = rng.one_in(3);
-        // The rest of a segment comes as a few messages, not thousands.
-        let chunks = if switches {
-            [16 << 10, 64 << 10, 200_000, 1 << 20]
-        } else {
-            [200, 1000, 5000, 64 << 10]
+        let switches = rng.one_in(4);
+        let record = [100, 600, 3000, 20_000][rng.index(4)];
+        // Several of them to a large record, or the other way round; and the rest of a segment is not thousands of them.
+        let chunk = match switches {
+            true => [16 << 10, 64 << 10, 200_000, 1 << 20][rng.index(4)],
+            false => [record / 4 + 50, record, 8 * record, 64 << 10][rng.index(4)],
         };
         Plan {
             seed,
             nodes,
             computes,
             bytes_to_boundary: beside_headers(8 * rng.between(1, most_to_boundary)),
-            chunk: chunks[rng.index(4)],
-            record: [100, 600, 3000, 20_000][rng.index(4)],
+            chunk: chunk as usize,
+            record,
             switches,
             quiet_at,
             troubles,

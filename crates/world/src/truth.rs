@@ -24,6 +24,8 @@ pub struct Truth {
     /// All that was ever committed, from the timeline's start on, and which term wrote it.
     bytes: Vec<u8>,
     history: TermHistory,
+    /// How far that was known of each term.
+    known: BTreeMap<Term, Lsn>,
     /// Full segments in object storage, without what is before the timeline's start.
     archive: BTreeMap<u64, Vec<u8>>,
 }
@@ -35,6 +37,7 @@ impl Truth {
             terms: BTreeMap::new(),
             bytes: Vec::new(),
             history: TermHistory::default(),
+            known: BTreeMap::new(),
             archive: BTreeMap::new(),
         }
     }
@@ -51,7 +54,7 @@ impl Truth {
         self.bytes.get(range)
     }
 
-    /// Somebody won a term: nobody else did, and all that was committed is in his log.
+    /// Somebody won a term: nobody else did, and all that was committed in earlier ones is in his log.
     pub fn elected(
         &mut self,
         compute: usize,
@@ -62,11 +65,13 @@ impl Truth {
         if let Some(other) = self.terms.get(&term) {
             return Err(format!("computes {} and {compute} both won term {term}", other.compute));
         }
-        let end = self.end();
+        // Who wins late, when a later term has begun, is fenced wherever he could do harm.
+        let before = self.known.range(..term).map(|(_, lsn)| *lsn).max();
+        let end = before.unwrap_or(self.start);
         if start < end {
             return Err(format!("term {term} starts at {start}, before {end}, which is committed"));
         }
-        if history.up_to(end) != self.history {
+        if history.up_to(end) != self.history.up_to(end) {
             return Err(format!(
                 "the log of term {term} is not what is committed: {history:?}, {:?}",
                 self.history
@@ -96,6 +101,8 @@ impl Truth {
                 "{lsn} of term {term} is committed, and other bytes before {known} are too"
             ));
         }
+        let of_term = self.known.entry(term).or_insert(lsn);
+        *of_term = lsn.max(*of_term);
         if lsn <= end {
             return Ok(());
         }
@@ -142,13 +149,12 @@ impl Truth {
                 self.end()
             ));
         };
-        match bytes.iter().zip(committed).position(|(found, right)| found != right) {
-            Some(place) => Err(format!(
-                "{who} serves at {} another byte than is committed",
-                from + place as u64
-            )),
-            None => Ok(()),
+        if bytes == committed {
+            return Ok(());
         }
+        let place = bytes.iter().zip(committed).position(|(found, right)| found != right);
+        let at = from + place.unwrap_or_default() as u64;
+        Err(format!("{who} serves at {at} another byte than is committed"))
     }
 
     /// Stores a segment, unless one is there, which has to be the same.

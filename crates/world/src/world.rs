@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Lsn, Term, TimelineId, TimelineParameters};
 use pgstrata_quorum::{
-    Append, Chain, Configuration, Holding, PeerRange, Phase, Proposer, ProposerOutput, Refusal,
-    provable_commit,
+    Append, Chain, Configuration, Holding, PeerRange, Proposer, ProposerOutput, Refusal,
+    TermHistory, provable_commit,
 };
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, Missing};
@@ -79,6 +79,20 @@ pub struct Outcome {
     pub trace: Vec<String>,
 }
 
+impl Outcome {
+    /// Counts another run's figures too.
+    pub fn add(&mut self, other: &Outcome) {
+        self.events += other.events;
+        self.simulated_us += other.simulated_us;
+        self.elections += other.elections;
+        self.crashes += other.crashes;
+        self.copies += other.copies;
+        self.archived += other.archived;
+        self.trimmed += other.trimmed;
+        self.committed_bytes += other.committed_bytes;
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct World {
@@ -149,7 +163,9 @@ impl World {
             world.after(BACKGROUND, Event::Background(node));
         }
         for compute in 0..plan.computes {
-            let at = compute as u64 * world.rng.below(plan.quiet_at);
+            // Often at once.
+            let most = if world.rng.one_in(3) { 300 } else { plan.quiet_at };
+            let at = compute as u64 * world.rng.below(most);
             world.at(at, Event::Begin(compute));
         }
         world.at(plan.quiet_at, Event::Quiet);
@@ -503,11 +519,13 @@ impl World {
             return Ok(());
         }
         for node in 0..self.nodes.len() {
-            let link = &self.computes[compute].links[node];
+            let link = &mut self.computes[compute].links[node];
+            // Whoever was asked may be gone.
+            link.refills = false;
             match link.connection {
                 None => self.connect(compute, node),
                 Some(_) if self.now > link.last_heard + DEAD_AFTER => {
-                    self.disconnect(compute, node);
+                    self.disconnect(compute, node)
                 }
                 Some(_) => self.send(compute, node, Request::Ping),
             }
@@ -676,7 +694,7 @@ impl World {
                 let size = self.rng.below(if is_large { 30_000 } else { self.plan.record });
                 bytes.extend(generator.record(size as usize));
             }
-            if self.plan.switches && self.rng.one_in(12) && written < MOST_WAL {
+            if self.plan.switches && self.rng.one_in(25) && written < MOST_WAL {
                 bytes.extend(generator.switch());
             }
             one.log.extend_from_slice(&bytes);
@@ -704,7 +722,11 @@ impl World {
         match reply {
             Reply::Greeting { promised } => self
                 .drive(compute, |proposer, outputs| proposer.connected(member, promised, outputs)),
-            Reply::Vote(vote) => {
+            Reply::Vote(mut vote) => {
+                if self.lie == Some(Lie::DonorIsFixed) && node > 0 {
+                    vote.flush_lsn = self.parameters.start_lsn;
+                    vote.history = TermHistory::default();
+                }
                 self.drive(compute, |proposer, outputs| proposer.vote(member, vote, outputs))
             }
             Reply::Ack(ack) => {
@@ -1166,11 +1188,6 @@ impl World {
             Err(error) => self.log(|| format!("safekeeper {}: {error}", index + 1)),
         }
         self.settle(index)
-    }
-
-    /// How far a compute is that has won.
-    pub fn phase(&self, compute: usize) -> Option<Phase> {
-        self.computes[compute].proposer.as_ref().map(Proposer::phase)
     }
 }
 
