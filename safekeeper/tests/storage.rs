@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
 use pgstrata_blob::{Location, Store};
+use pgstrata_env::Disk;
 use pgstrata_format::registration::Registration;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 use pgstrata_listen::Security;
@@ -17,12 +18,12 @@ use pgstrata_quorum::{
 };
 use pgstrata_safekeeper::decisions::Decisions;
 use pgstrata_safekeeper::latch::Latch;
-use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
+use pgstrata_safekeeper::segment::{FlushedNote, Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
 use pgstrata_safekeeper::timelines::{Greeted, Timelines, TimelinesContext};
 use pgstrata_safekeeper::wal;
-use pgstrata_sim::{Fail, FaultyDisk};
+use pgstrata_sim::{Fail, FaultyDisk, SimDisk};
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
@@ -628,6 +629,32 @@ fn l6_a_page_of_which_only_the_header_came_is_a_torn_end() {
         batch.finish().unwrap();
         drop(timeline);
         assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
+    }
+}
+
+#[test]
+fn l6_a_note_that_was_lowered_and_not_synced_does_not_come_back() {
+    let directory = Path::new("/timeline");
+    for seed in 0..40 {
+        let disk = SimDisk::new(seed);
+        let open = || FlushedNote::open(&disk, directory).unwrap();
+        disk.create_directory(directory).unwrap();
+        disk.sync_directory(Path::new("/")).unwrap();
+        let mut note = open();
+        disk.sync_directory(directory).unwrap();
+        note.raise(Lsn(2000)).unwrap();
+        note.sync().unwrap();
+        // Lowered for a cut, but the process ends before it is synced, or that fails.
+        match seed % 2 {
+            0 => disk.stop_after(1),
+            _ => disk.fail_sync_after(0),
+        }
+        note.lower(Lsn(1000)).unwrap_err();
+        disk.end_process();
+        // The next one cuts.
+        open().lower(Lsn(1000)).unwrap();
+        disk.lose_power();
+        assert_eq!(open().lsn(), Lsn(1000), "seed {seed}");
     }
 }
 
