@@ -26,11 +26,11 @@ impl Rng {
 
     /// Numbers of their own, which do not change if others are drawn more or less often.
     pub fn fork(&mut self) -> Rng {
-        Rng::new(self.next())
+        Rng::new(self.bits())
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         let [a, b, c, d] = self.state;
         let result = a.wrapping_add(d).rotate_left(23).wrapping_add(a);
         let (c, d) = (c ^ a, d ^ b);
@@ -41,7 +41,7 @@ impl Rng {
     /// One of `0..bound`, which is not empty. Not quite even, by 2^-32 at most.
     pub fn below(&mut self, bound: u64) -> u64 {
         debug_assert!(bound > 0 && bound <= 1 << 32);
-        ((self.next() >> 32) * bound) >> 32
+        ((self.bits() >> 32) * bound) >> 32
     }
 
     /// One of these, both included.
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(splitmix64(&mut mix), 0x6E78_9E6A_A1B9_65F4);
         let mut rng = Rng { state: [1, 2, 3, 4] };
         assert_eq!(
-            [rng.next(), rng.next(), rng.next()],
+            [rng.bits(), rng.bits(), rng.bits()],
             [41_943_041, 58_720_359, 3_588_806_011_781_223]
         );
     }

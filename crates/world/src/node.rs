@@ -110,7 +110,7 @@ impl Node {
             let context = self.context();
             match Timeline::create(&context, &self.directory, founded, &[]) {
                 Ok(timeline) => self.timeline = Some(Arc::new(timeline)),
-                Err(error) if matches!(error, StorageError::DiskFull { .. }) => {}
+                Err(StorageError::DiskFull { .. }) => {}
                 // As `Timelines::create` does.
                 Err(error) => self.latch.throw(&error.to_string()),
             }

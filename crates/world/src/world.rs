@@ -126,12 +126,12 @@ fn is_in(bits: u8, index: usize) -> bool {
 impl World {
     /// The world of a plan, in which somebody may have made a mistake.
     pub fn new(plan: &Plan, lie: Option<Lie>, traces: bool) -> World {
-        let mut rng = Rng::new(plan.seed ^ 0x5EED_0F_7E57);
+        let mut rng = Rng::new(plan.seed ^ 0x005E_ED0F_7E57);
         let start = Lsn(3 * SEGMENT_SIZE - plan.bytes_to_boundary);
         let parameters =
             TimelineParameters { ancestor: Some(TimelineId([0x33; 16])), ..parameters(start) };
         let nodes: Vec<Node> =
-            (0..plan.nodes).map(|index| Node::new(index, rng.next(), lie)).collect();
+            (0..plan.nodes).map(|index| Node::new(index, rng.bits(), lie)).collect();
         let members = nodes.iter().map(|node| node.member).collect();
         let chain = Chain::found(members).expect("a few members, each once");
         let computes = (0..plan.computes).map(|index| Compute::new(index, plan.nodes)).collect();

@@ -73,9 +73,8 @@ fn a_mistake_in_disks_or_drivers_is_found() {
 }
 
 /// And in how many seeds.
-const FOUND: [(Lie, u64); 18] = [
-    (Lie::VoteTwice, 1000),
-    (Lie::NoteNotLowered, 400),
+const FOUND: [(Lie, u64); 17] = [
+    (Lie::CopyBeyondCommit, 300),
     (Lie::WalUnsynced, 20),
     (Lie::SegmentNameUnsynced, 20),
     (Lie::SegmentUnsynced, 20),
@@ -87,7 +86,7 @@ const FOUND: [(Lie, u64); 18] = [
     (Lie::CacheBelieved, 100),
     (Lie::SyncRetried, 20),
     (Lie::StaleAppendTaken, 20),
-    (Lie::CopyBeyondCommit, 100),
+    (Lie::VoteTwice, 20),
     (Lie::TrimBeforeArchive, 20),
     (Lie::AckCountsTwice, 20),
     (Lie::LossWithinConnection, 50),
