@@ -2,10 +2,12 @@
 
 # One after the other, whatever MAKEFLAGS say: each step needs the one before.
 .NOTPARALLEL:
-.PHONY: all build deps test-deps demo test test-all test-compose bench fuzz mutants lint clean
+.PHONY: all build deps test-deps demo test test-all test-compose bench fuzz sim mutants lint clean
 # Where rustup puts cargo: 'make deps' may have installed it just now.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 FUZZ_SECONDS ?= 60
+SEEDS ?= 10000
+FROM ?= 0
 # What a user runs, and nothing that only tests need.
 PROGRAMS = --package pgstrata-cli --package pgstrata-safekeeper --package pgstrata-pageserver \
   --package pgstrata-storage-broker --package pgstrata-compute-shim --package pgstrata-preload
@@ -52,6 +54,10 @@ test-all: test-deps lint
 # Each target for a while; a crash fails.
 fuzz:
 	scripts/fuzz $(FUZZ_SECONDS)
+
+# Safekeepers, computes, disks and network in one thread, so many times; what fails is shown.
+sim: deps
+	cargo run --locked --release --package pgstrata-world --example world -- seeds=$(SEEDS) from=$(FROM)
 
 # What the tests of redo notice of mistakes in it: docs/redo-mutants.md.
 mutants: deps

@@ -132,11 +132,11 @@ fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
 async fn status(State(state): State<HttpState>) -> Json<http::Status> {
     let timelines = state.timelines.all();
     let damaged = state.timelines.damaged().into_iter();
-    let space = &state.timelines.context().space;
+    let space = &state.timelines.context().shared.space;
     let look = space.last();
     Json(http::Status {
-        id: state.timelines.context().own.node.0,
-        incarnation: state.timelines.context().own.incarnation.to_string(),
+        id: state.timelines.context().shared.own.node.0,
+        incarnation: state.timelines.context().shared.own.incarnation.to_string(),
         zone: state.zone.to_string(),
         free_bytes: look.at.map(|_| look.space.free),
         disk_state: Some(match look.state() {
@@ -205,7 +205,15 @@ async fn steer(
 }
 
 async fn ready(State(state): State<HttpState>) -> Ready {
-    Ready(state.timelines.context().latch.reason().map_or(Ok(()), |reason| Err(reason.to_string())))
+    Ready(
+        state
+            .timelines
+            .context()
+            .shared
+            .latch
+            .reason()
+            .map_or(Ok(()), |reason| Err(reason.to_string())),
+    )
 }
 
 async fn shown_metrics(State(state): State<HttpState>) -> Result<Metrics, Refusal> {

@@ -105,13 +105,13 @@ fn chosen(ranks: &[Option<u8>]) -> Vec<usize> {
 pub fn text(timelines: &Timelines, lags: &Lags) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
     let context = timelines.context();
-    context.meters.register(&registry)?;
-    register_space(&registry, &context.space)?;
+    context.shared.meters.register(&registry)?;
+    register_space(&registry, &context.shared.space)?;
     let lags = lags.last();
     let row = |timeline: Arc<Timeline>| {
         let key = (timeline.parameters().tenant, timeline.parameters().timeline);
         let lags = lags.get(&key).cloned().unwrap_or_default();
-        let own = lags.iter().find(|lag| lag.node == context.own.node);
+        let own = lags.iter().find(|lag| lag.node == context.shared.own.node);
         Row {
             marks: timeline.marks(),
             behind: own.map_or(0, |lag| lag.bytes).max(timeline.catch_up_bytes()),

@@ -26,7 +26,7 @@ use crate::pg::PgState;
 use crate::segment::Preparer;
 use crate::steward::Steward;
 use crate::timeline::OpenContext;
-use crate::timelines::Timelines;
+use crate::timelines::{Timelines, TimelinesContext};
 use crate::{http, identity, pg, wal};
 
 /// Longest name of a zone that the broker takes, in bytes.
@@ -65,19 +65,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let store = open_store(&args)?;
     let decisions = Decisions::new(store.clone(), runtime.handle().clone());
     let preparer = Preparer::start(latch.clone()).context("can't start a thread")?;
-    let space = DiskSpace::new(Arc::clone(&disk), &args.dir, args.space);
-    let context = OpenContext {
+    let files: Arc<dyn Disk> = disk;
+    let shared = OpenContext {
         own,
-        has_list: identity.has_list,
-        decisions: decisions.clone(),
-        met,
-        disk,
+        disk: Arc::clone(&files),
         preparer,
         latch: latch.clone(),
-        space,
+        space: DiskSpace::new(Arc::clone(&files), &args.dir, args.space),
         meters: Meters::new().context("can't count")?,
     };
-    let files = Arc::clone(&context.disk);
+    let context =
+        TimelinesContext { shared, decisions: decisions.clone(), met, has_list: identity.has_list };
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
     if !identity.has_list {
         identity::write(files.as_ref(), &args.dir, own)?;

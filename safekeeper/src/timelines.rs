@@ -1,6 +1,6 @@
 //! All timelines of this safekeeper, by name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use pgstrata_ids::{Incarnation, NodeId, TenantId, TimelineId, TimelineParameters
 use pgstrata_quorum::{Configuration, Refusal};
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
+use crate::decisions::Decisions;
 use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
 use crate::timeline::{KEEP, OpenContext, Timeline};
@@ -38,10 +39,23 @@ enum Slot {
     Damaged(String),
 }
 
+/// What all timelines of this process are opened with.
+#[derive(Clone, Debug)]
+pub struct TimelinesContext {
+    /// What each of them shares.
+    pub shared: OpenContext,
+    /// Where it is decided who the members are.
+    pub decisions: Decisions,
+    /// Which life of its directory each safekeeper was in that was met before quorums said so.
+    pub met: Arc<BTreeMap<NodeId, Incarnation>>,
+    /// Whether the directory must have a list of timelines.
+    pub has_list: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Timelines {
-    context: OpenContext,
+    context: TimelinesContext,
     directory: PathBuf,
     slots: RwLock<HashMap<TimelineKey, Slot>>,
     creating: Mutex<()>,
@@ -64,8 +78,8 @@ fn check_parameters(
 
 impl Timelines {
     /// Opens everything in `directory`.
-    pub fn open(context: OpenContext, directory: &Path) -> Result<Timelines, StorageError> {
-        let ledger = Ledger::open(Arc::clone(&context.disk), directory, context.has_list)?;
+    pub fn open(context: TimelinesContext, directory: &Path) -> Result<Timelines, StorageError> {
+        let ledger = Ledger::open(Arc::clone(&context.shared.disk), directory, context.has_list)?;
         let timelines = Timelines {
             context,
             directory: directory.to_owned(),
@@ -109,13 +123,13 @@ impl Timelines {
     }
 
     fn names<T: std::str::FromStr>(&self, directory: &Path) -> Result<Vec<T>, StorageError> {
-        let names = self.context.disk.list(directory);
+        let names = self.context.shared.disk.list(directory);
         let names = names.map_err(StorageError::wrap("list", directory))?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     fn open_one(&self, key: TimelineKey, directory: &Path) -> Result<(), StorageError> {
-        let names = self.context.disk.list(directory);
+        let names = self.context.shared.disk.list(directory);
         let names = names.map_err(StorageError::wrap("list", directory))?;
         if !names.iter().any(|name| name == "control") {
             let has_wal = names.iter().any(|name| name.len() == 24);
@@ -124,7 +138,7 @@ impl Timelines {
                 return Ok(());
             }
         }
-        let slot = match Timeline::open(&self.context, directory) {
+        let slot = match Timeline::open(&self.context.shared, directory) {
             Ok(opened) if opened.timeline.is_left() && names.iter().any(|name| name == KEEP) => {
                 let text = format!(
                     "the members of this timeline went on without this safekeeper: what it has and they lack is in {}. \
@@ -161,7 +175,7 @@ impl Timelines {
 
     /// Removes what a crash left of what was being removed.
     fn remove_left(&self, of_tenant: &Path) -> Result<(), StorageError> {
-        let names = self.context.disk.list(of_tenant);
+        let names = self.context.shared.disk.list(of_tenant);
         for name in names.map_err(StorageError::wrap("list", of_tenant))? {
             let left = of_tenant.join(&name);
             if name.ends_with(".left")
@@ -179,7 +193,7 @@ impl Timelines {
         self.ledger.remove(key)?;
         // Under a name that is no timeline's, so that a crash leaves nothing that could be taken for one.
         let left = directory.with_extension("left");
-        let disk = self.context.disk.as_ref();
+        let disk = self.context.shared.disk.as_ref();
         disk.rename(directory, &left).map_err(StorageError::wrap("rename", directory))?;
         if let Some(above) = directory.parent() {
             disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
@@ -191,7 +205,7 @@ impl Timelines {
     }
 
     /// Who we are.
-    pub fn context(&self) -> &OpenContext {
+    pub fn context(&self) -> &TimelinesContext {
         &self.context
     }
 
@@ -248,7 +262,7 @@ impl Timelines {
                     return Ok(Greeted::NotFounded(None));
                 };
                 check_parameters(&decided.parameters, parameters)?;
-                if !decided.chain.newest().contains(self.context.own) {
+                if !decided.chain.newest().contains(self.context.shared.own) {
                     return Ok(Greeted::Elsewhere(Arc::new(decided.chain.newest().clone())));
                 }
                 let timeline = self.create(&decided, &greeting.addresses)?;
@@ -272,7 +286,7 @@ impl Timelines {
         if !configuration.is_known() {
             return Ok(Greeted::NotFounded(Some(configuration)));
         }
-        if !configuration.contains(self.context.own) {
+        if !configuration.contains(self.context.shared.own) {
             return Ok(Greeted::Elsewhere(configuration));
         }
         if !greeting.addresses.is_empty() {
@@ -288,7 +302,7 @@ impl Timelines {
             Err(RefusedReason::UnknownTimeline) => {
                 let decided = self.context.decisions.read(key)?;
                 let decided = decided.ok_or(RefusedReason::UnknownTimeline)?;
-                if !decided.chain.newest().contains(self.context.own) {
+                if !decided.chain.newest().contains(self.context.shared.own) {
                     return Err(RefusedReason::UnknownTimeline);
                 }
                 let timeline = self.create(&decided, &[])?;
@@ -323,7 +337,9 @@ impl Timelines {
             self.check_first(&own, decided)?;
         }
         let newest = decided.chain.newest();
-        if !newest.contains(self.context.own) && !decided.chain.shows_leaving(self.context.own) {
+        if !newest.contains(self.context.shared.own)
+            && !decided.chain.shows_leaving(self.context.shared.own)
+        {
             // Others went on without its word, and may lack what it has.
             timeline.keep().map_err(|error| RefusedReason::Storage(error.to_string()))?;
         }
@@ -410,7 +426,8 @@ impl Timelines {
     ) -> Result<Arc<Timeline>, RefusedReason> {
         let key = (decided.parameters.tenant, decided.parameters.timeline);
         // Unless it came in later, with nothing: a first member had a copy.
-        let came_later = |configuration: &Configuration| !configuration.contains(self.context.own);
+        let came_later =
+            |configuration: &Configuration| !configuration.contains(self.context.shared.own);
         if decided.is_older && !decided.chain.configurations().iter().any(came_later) {
             return Err(RefusedReason::Storage(format!(
                 "timeline {} was here before its members were written down, and its directory is gone: what this \
@@ -429,12 +446,12 @@ impl Timelines {
             )));
         }
         let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());
-        let created = Timeline::create(&self.context, &directory, decided, addresses);
+        let created = Timeline::create(&self.context.shared, &directory, decided, addresses);
         // Before it promises anything: from now on it is never begun anew.
         let created = created.and_then(|timeline| self.ledger.add([key]).map(|()| timeline));
         let created = created.inspect_err(|error| {
             if !matches!(error, StorageError::DiskFull { .. }) {
-                self.context.latch.throw(&error.to_string());
+                self.context.shared.latch.throw(&error.to_string());
             }
         });
         let timeline =

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
 use pgstrata_blob::{Location, Store};
+use pgstrata_env::Disk;
 use pgstrata_format::registration::Registration;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 use pgstrata_listen::Security;
@@ -19,12 +20,12 @@ use pgstrata_safekeeper::decisions::Decisions;
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace, DiskState};
 use pgstrata_safekeeper::latch::Latch;
 use pgstrata_safekeeper::meters::Meters;
-use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
+use pgstrata_safekeeper::segment::{FlushedNote, Preparer, SegmentFiles};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
-use pgstrata_safekeeper::timelines::{Greeted, Timelines};
+use pgstrata_safekeeper::timelines::{Greeted, Timelines, TimelinesContext};
 use pgstrata_safekeeper::wal;
-use pgstrata_sim::{Fail, FaultyDisk};
+use pgstrata_sim::{Fail, FaultyDisk, SimDisk};
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
@@ -84,16 +85,19 @@ impl World {
         wait_until("the end of who had the directory", || before.strong_count() == 0);
         let space = DiskSpace::new(disk.clone(), self.directory.path(), self.arguments);
         *self.space.lock().unwrap() = Some(space.clone());
-        let context = OpenContext {
+        let shared = OpenContext {
             own: OWN,
-            decisions: self.decisions(),
-            met: Arc::default(),
-            has_list: false,
             disk,
             preparer: Preparer::start(self.latch.clone()).unwrap(),
             latch: self.latch.clone(),
             space,
             meters: Meters::new().unwrap(),
+        };
+        let context = TimelinesContext {
+            shared,
+            decisions: self.decisions(),
+            met: Arc::default(),
+            has_list: false,
         };
         Timelines::open(context, self.directory.path()).unwrap()
     }
@@ -830,6 +834,84 @@ fn l6_what_a_crash_leaves_of_a_write_is_a_torn_end() {
     }
 }
 
+#[test]
+fn l6_a_sector_that_has_only_its_beginning_is_a_torn_end() {
+    use std::os::unix::fs::FileExt;
+    let mut world = World::new();
+    let timeline = world.led();
+    let whole = world.append(&timeline, 1000).unwrap();
+    // The first part of a record was synced, with what came before it.
+    let torn = world.generator.record(1500);
+    let append = |start: Lsn, length: usize| {
+        let length = length as u64;
+        Append { term: Term(1), start, length, record_end: whole, commit_lsn: whole }
+    };
+    timeline.batch().append(&append(whole, 100), &torn[..100]).unwrap();
+    let mut batch = timeline.batch();
+    batch.append(&append(whole + 100, torn.len() - 100), &torn[100..]).unwrap();
+    drop(batch);
+    drop(timeline);
+    // Of the rest only the first sector did not reach the disk.
+    let segment = world.timeline_directory().join(parameters(START).segment_name(1));
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    let from = whole + 100 - START;
+    file.write_all_at(&vec![0; (from.next_multiple_of(512) - from) as usize], from).unwrap();
+    forget_note(&world);
+    assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
+}
+
+#[test]
+fn l6_a_page_of_which_only_the_header_came_is_a_torn_end() {
+    for header in [5, 24] {
+        let mut world = World::new();
+        let timeline = world.led();
+        // Up to the end of a page.
+        world.append(&timeline, 1000).unwrap();
+        let left = (8192 - world.generator.at.page_offset()) as usize;
+        let whole = world.append(&timeline, left - 29).unwrap();
+        assert_eq!(whole.page_offset(), 0);
+        let next = world.generator.record(1000);
+        let append = Append {
+            term: Term(1),
+            start: whole,
+            length: header,
+            record_end: whole,
+            commit_lsn: whole,
+        };
+        let mut batch = timeline.batch();
+        batch.append(&append, &next[..header as usize]).unwrap();
+        batch.finish().unwrap();
+        drop(timeline);
+        assert_eq!(world.open().only().unwrap().flush_lsn(), whole);
+    }
+}
+
+#[test]
+fn l6_a_note_that_was_lowered_and_not_synced_does_not_come_back() {
+    let directory = Path::new("/timeline");
+    for seed in 0..40 {
+        let disk = SimDisk::new(seed);
+        let open = || FlushedNote::open(&disk, directory).unwrap();
+        disk.create_directory(directory).unwrap();
+        disk.sync_directory(Path::new("/")).unwrap();
+        let mut note = open();
+        disk.sync_directory(directory).unwrap();
+        note.raise(Lsn(2000)).unwrap();
+        note.sync().unwrap();
+        // Lowered for a cut, but the process ends before it is synced, or that fails.
+        match seed % 2 {
+            0 => disk.stop_after(1),
+            _ => disk.fail_sync_after(0),
+        }
+        note.lower(Lsn(1000)).unwrap_err();
+        disk.end_process();
+        // The next one cuts.
+        open().lower(Lsn(1000)).unwrap();
+        disk.lose_power();
+        assert_eq!(open().lsn(), Lsn(1000), "seed {seed}");
+    }
+}
+
 /// What looks like a torn write and was acknowledged: only the note can tell.
 #[test]
 fn l6_zeros_in_what_was_noted_are_damage() {
@@ -926,6 +1008,42 @@ fn l6_a_cut_is_no_damage() {
     assert_eq!(timeline.flush_lsn(), kept);
     drop(timeline);
     assert_eq!(world.open().only().unwrap().flush_lsn(), kept);
+}
+
+/// It was taken for the one that the next record links back to, and all that the next proposer sent was refused.
+#[test]
+fn a_record_that_is_cut_before_what_pads_it_is_forgotten() {
+    for ends_segment in [false, true] {
+        let mut world = World::new();
+        let timeline = world.led();
+        let kept = world.append(&timeline, 1000).unwrap();
+        let mut next = world.generator.clone();
+        let bytes = if ends_segment { next.switch() } else { next.record(10) };
+        // Whole, but what follows it up to the boundary is still to come.
+        let length = if ends_segment { 4096 } else { bytes.len() - 1 };
+        let append = |term, bytes: &[u8]| {
+            let length = bytes.len() as u64;
+            let append = Append {
+                term: Term(term),
+                start: kept,
+                length,
+                record_end: kept,
+                commit_lsn: kept,
+            };
+            let mut batch = timeline.batch();
+            assert_eq!(batch.append(&append, bytes).unwrap(), None);
+            batch.finish().unwrap()
+        };
+        append(1, &bytes[..length]);
+        assert_eq!(timeline.flush_lsn(), kept);
+        vote(&timeline, 2).unwrap();
+        let entry = |term, lsn| TermStart { term: Term(term), lsn };
+        let history = TermHistory::new(vec![entry(1, START), entry(2, kept)]).unwrap();
+        timeline.elected(&Elected { term: Term(2), history }).unwrap();
+        let bytes = world.generator.record(100);
+        append(2, &bytes);
+        assert_eq!(timeline.flush_lsn(), world.generator.at);
+    }
 }
 
 #[test]

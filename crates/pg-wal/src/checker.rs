@@ -53,7 +53,10 @@ pub struct WalChecker {
     synced: bool,
 
     position: Lsn,
+    /// Before `position`.
     last_record: Option<Lsn>,
+    /// The last that is whole, though what pads it, and with it the boundary, may be still to come.
+    link: Option<Lsn>,
     failed: Option<WalError>,
 }
 
@@ -76,6 +79,7 @@ impl WalChecker {
             synced: start.page_offset() != 0,
             position: start,
             last_record: None,
+            link: None,
             failed: (start > Lsn(1 << 62)).then(|| WalErrorKind::BadStart.at(start)),
         }
     }
@@ -89,6 +93,7 @@ impl WalChecker {
     /// Also checks that the first record's back link is `prev`. The start is then a record boundary.
     pub fn with_prev(mut self, prev: Lsn) -> WalChecker {
         self.last_record = Some(prev);
+        self.link = Some(prev);
         self.at_boundary()
     }
 
@@ -109,7 +114,7 @@ impl WalChecker {
         self.position
     }
 
-    /// The start of the last checked record, which is the next record's back link.
+    /// The start of the last checked record before [`WalChecker::position`]: the back link of a record there.
     pub fn last_record(&self) -> Option<Lsn> {
         self.last_record
     }
@@ -145,6 +150,7 @@ impl WalChecker {
         self.cursor = self.cursor + count as u64;
         if self.pending == Some(self.cursor) {
             self.position = self.cursor;
+            self.last_record = self.link;
             self.pending = None;
         }
         count
@@ -318,7 +324,7 @@ impl WalChecker {
     fn check_header(&self, partial: &Partial) -> Result<(), WalError> {
         let (start, header) = (partial.start, &partial.prefix);
         let found = Lsn(u64::from_le_bytes(word(header, 8)));
-        match self.last_record {
+        match self.link {
             Some(expected) if found != expected => {
                 return Err(WalErrorKind::PreviousLink { expected, found }.at(start));
             }
@@ -362,7 +368,7 @@ impl WalChecker {
             end = Lsn(end.0.next_multiple_of(self.segment_size));
         }
         self.discard_until = end;
-        self.last_record = Some(partial.start);
+        self.link = Some(partial.start);
         self.overwritten = None;
         self.pending = Some(end);
         self.advance(0);

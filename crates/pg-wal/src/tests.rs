@@ -172,11 +172,11 @@ proptest! {
             if rest.is_empty() { break; }
         }
         prop_assert_eq!(checked, decoded);
-        prop_assert_eq!(checker.last_record(), decoder.last_record());
         // The decoder names an end whose padding it has not seen.
         prop_assert!(checker.position() <= decoder.position());
         if checker.feed_position() >= decoder.position() {
             prop_assert_eq!(checker.position(), decoder.position());
+            prop_assert_eq!(checker.last_record(), decoder.last_record());
         }
         if checked.is_ok() {
             prop_assert_eq!(checker.feed_position(), start + bytes.len() as u64);

@@ -102,7 +102,7 @@ impl State {
 /// that have the next segment; after it each of the others, if nothing comes of it. Two that see
 /// it differently do no harm.
 fn is_uploader(background: &Background, timeline: &Timeline, waited: Duration) -> bool {
-    let own = background.timelines.context().own.node;
+    let own = background.timelines.context().shared.own.node;
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
     let wanted = timeline.marks().archived_lsn;

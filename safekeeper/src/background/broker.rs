@@ -22,7 +22,7 @@ pub fn run(background: &Background, url: &str) {
 
 fn publication(background: &Background) -> Publication {
     Publication {
-        node: background.timelines.context().own.node.0,
+        node: background.timelines.context().shared.own.node.0,
         role: Role::Safekeeper,
         zone: background.zone.clone(),
         addresses: background.addresses.clone(),

@@ -2,7 +2,7 @@
 //! it is not its own.
 //!
 //! Only committed WAL is copied. What is committed is what another member knows to be, or what
-//! the members' logs together prove.
+//! the members' logs together prove: `timeline/peers.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::bail;
 use pgstrata_ids::{Lsn, NodeId, Term};
-use pgstrata_quorum::{Holding, PeerRange, provable_commit};
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::safekeeper::{Message, Status};
 use tokio::runtime::Handle;
@@ -18,7 +17,7 @@ use tokio::runtime::Handle;
 use super::{Background, INTERVAL};
 use crate::archive::ArchiveReader;
 use crate::storage_error::StorageError;
-use crate::timeline::{Answer, Timeline};
+use crate::timeline::{Answer, Missing, Timeline};
 use crate::timelines::TimelineKey;
 
 /// Longest wait for a peer.
@@ -107,43 +106,17 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
         let learned = background.timelines.learn(timeline);
         learned.map_err(|reason| anyhow::anyhow!("{reason}"))?;
     }
-    // By what it says itself in one moment: members may change meanwhile.
-    let (own, configuration) = timeline.holding()?;
-    let holding = |status: &Status| Holding {
-        member: status.member,
-        flush_lsn: status.flush_lsn,
-        history: status.history.clone(),
-    };
-    let mut holdings: Vec<Holding> = peers.iter().map(|peer| holding(&peer.status)).collect();
-    holdings.push(own);
-    if let Some((term, lsn)) = provable_commit(&configuration, &holdings) {
-        timeline.learn_commit(term, lsn)?;
-    }
-    let Some(best) = peers.iter_mut().max_by_key(|peer| peer.status.commit_lsn) else {
-        return Ok(0);
-    };
-    let own_history = timeline.history();
-    let target = best.status.commit_lsn;
-    if target > timeline.flush_lsn() {
-        let missing = target.saturating_sub(timeline.flush_lsn());
-        timeline.note_catch_up(target);
-        copy(background, timeline, best, target, handle)?;
-        return Ok(missing);
-    }
-    // All of it is here; the other knows that it is committed, and of which term it is.
-    let history = &best.status.history;
-    let start_lsn = timeline.parameters().start_lsn;
-    let agreed = own_history.divergence(target, history, target, start_lsn);
-    if target > timeline.commit_lsn() && agreed == target {
-        let last = own_history.last().map_or(Term(0), |last| last.term);
-        timeline.learn_commit(last, target)?;
-    }
-    Ok(0)
+    let statuses: Vec<Status> = peers.iter().map(|peer| peer.status.clone()).collect();
+    let Some(missing) = timeline.conclude(&statuses)? else { return Ok(0) };
+    let length = missing.target.saturating_sub(timeline.flush_lsn());
+    timeline.note_catch_up(missing.target);
+    copy(background, timeline, &mut peers[missing.peer], &missing, handle)?;
+    Ok(length)
 }
 
 fn ask_peers(background: &Background, timeline: &Timeline) -> Vec<Peer> {
     let parameters = timeline.parameters();
-    let own = background.timelines.context().own.node;
+    let own = background.timelines.context().shared.own.node;
     let hints = timeline.marks().addresses;
     let address = |node: NodeId| {
         let hint = || hints.iter().find(|(other, _)| *other == node).map(|(_, text)| text.clone());
@@ -171,14 +144,11 @@ fn copy(
     background: &Background,
     timeline: &Arc<Timeline>,
     peer: &mut Peer,
-    target: Lsn,
+    missing: &Missing,
     handle: &Handle,
 ) -> anyhow::Result<()> {
     let parameters = timeline.parameters();
-    let (own, theirs) = (timeline.history(), &peer.status.history);
-    // Where entries were merged and none is shared, both have what is committed here.
-    let base = timeline.commit_lsn();
-    let divergence = own.divergence(timeline.flush_lsn(), theirs, target, base);
+    let (divergence, target) = (missing.from, missing.target);
     let mut archive = background.archive.clone().map(ArchiveReader::new);
     let mut at = divergence;
     while at < target {
@@ -187,7 +157,7 @@ fn copy(
             return Ok(());
         }
         // Before it is read, for nothing, and on this thread, which holds nothing.
-        let space = &background.timelines.context().space;
+        let space = &background.timelines.context().shared.space;
         space.check(timeline.files().directory())?;
         space.pause(CHUNK);
         let to = target.min(at + CHUNK);
@@ -205,12 +175,7 @@ fn copy(
         if bytes.is_empty() {
             bail!("safekeeper {} gave no WAL at {at}", peer.status.member.node);
         }
-        let range = PeerRange {
-            history: peer.status.history.clone(),
-            commit_lsn: target,
-            start: at,
-            length: bytes.len() as u64,
-        };
+        let range = missing.range(&peer.status, at, bytes.len());
         at = at + bytes.len() as u64;
         let answer: Answer = timeline.peer_range(&range, &bytes)?;
         if let Some(Message::Refused(reason)) = answer {

@@ -62,7 +62,7 @@ impl Lags {
     /// Looks at all timelines. Of many this takes a while, and nobody waits for it.
     pub fn look(&self, timelines: &Timelines, known: &Known) {
         let (before, now) = (self.last(), Instant::now());
-        let own = timelines.context().own.node;
+        let own = timelines.context().shared.own.node;
         let all = timelines.all();
         let mut lags = HashMap::with_capacity(all.len());
         for timeline in all.iter().filter(|timeline| !timeline.is_left()) {

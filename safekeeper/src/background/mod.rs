@@ -51,7 +51,7 @@ impl Background {
             let talk = move || broker::run(&background, &url);
             std::thread::Builder::new().name("broker".into()).spawn(talk)?;
         }
-        self.timelines.context().space.keep_looking()?;
+        self.timelines.context().shared.space.keep_looking()?;
         let background = self.clone();
         let look = move || {
             loop {

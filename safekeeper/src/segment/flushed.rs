@@ -34,6 +34,10 @@ impl FlushedNote {
             other => other,
         };
         let file = file.map_err(StorageError::wrap("open", &path))?;
+        // Whoever had it before may have ended, or failed, before what is read here was durable: it would not be lowered
+        // again before a cut, and could come back as it was after that.
+        file.sync_all().map_err(StorageError::unsynced("sync", &path))?;
+        file.evict().map_err(StorageError::wrap("evict", &path))?;
         let mut bytes = [0; FLUSHED_SIZE];
         let count = file.read_at(&mut bytes, 0).map_err(StorageError::wrap("read", &path))?;
         let size = file.size().map_err(StorageError::wrap("measure", &path))?;

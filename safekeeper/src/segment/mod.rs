@@ -211,18 +211,23 @@ impl SegmentFiles {
     }
 }
 
-/// Makes segments ahead of their use, on a thread of its own.
+/// Asks for segments ahead of their use.
 #[derive(Clone, Debug)]
 pub struct Preparer(SyncSender<(Weak<SegmentFiles>, u64)>);
 
 impl Preparer {
-    /// Starts the thread; it ends when the last handle is dropped. A failed write or sync throws
-    /// `latch`; no segment is begun once it is thrown.
+    /// Starts a thread that makes them; it ends when the last handle is dropped.
     pub fn start(latch: Latch) -> std::io::Result<Preparer> {
-        let (sender, receiver) = sync_channel(PREPARE_QUEUE);
-        let run = move || prepare(&receiver, &latch);
-        std::thread::Builder::new().name("segments".into()).spawn(run)?;
-        Ok(Preparer(sender))
+        let (preparer, preparations) = Preparer::queue(latch);
+        std::thread::Builder::new().name("segments".into()).spawn(move || preparations.run())?;
+        Ok(preparer)
+    }
+
+    /// The same without the thread: whoever has the other end makes them. A failed write or sync throws `latch`; no
+    /// segment is begun once it is thrown.
+    pub fn queue(latch: Latch) -> (Preparer, Preparations) {
+        let (sender, requests) = sync_channel(PREPARE_QUEUE);
+        (Preparer(sender), Preparations { requests, latch })
     }
 
     /// Makes segment `number` soon. A full queue is no harm: the writer makes it then.
@@ -231,11 +236,36 @@ impl Preparer {
     }
 }
 
-fn prepare(requests: &Receiver<(Weak<SegmentFiles>, u64)>, latch: &Latch) {
-    for (files, number) in requests {
-        let Some(files) = files.upgrade() else { continue };
-        if latch.reason().is_some() {
-            continue;
+/// Segments that are to be made; see [`Preparer::queue`].
+#[derive(Debug)]
+pub struct Preparations {
+    requests: Receiver<(Weak<SegmentFiles>, u64)>,
+    latch: Latch,
+}
+
+impl Preparations {
+    /// Makes what is asked for, until nobody is left who could ask.
+    fn run(self) {
+        for (files, number) in &self.requests {
+            self.make(&files, number);
+        }
+    }
+
+    /// Makes what was asked for first. False if there is nothing.
+    pub fn step(&self) -> bool {
+        match self.requests.try_recv() {
+            Ok((files, number)) => {
+                self.make(&files, number);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn make(&self, files: &Weak<SegmentFiles>, number: u64) {
+        let Some(files) = files.upgrade() else { return };
+        if self.latch.reason().is_some() {
+            return;
         }
         match files.open_or_make(number) {
             Ok(_) => {}
@@ -247,7 +277,7 @@ fn prepare(requests: &Receiver<(Weak<SegmentFiles>, u64)>, latch: &Latch) {
                 tracing::warn!(%error, "a WAL segment could not be made ahead of its use");
             }
             // Made again, the segment could seem to be well on a disk that drops what it is given.
-            Err(error) => latch.throw(&error.to_string()),
+            Err(error) => self.latch.throw(&error.to_string()),
         }
     }
 }

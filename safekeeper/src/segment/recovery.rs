@@ -7,9 +7,9 @@
 //!
 //! That holds for a torn end only. Where the first record that is not valid was durable before,
 //! the log is damaged, and nothing of it is counted or removed. Two things tell the two apart:
-//! what was noted as durable, and that a sector which did not reach the disk is still zero, as
-//! segments are made of zeros. What can be either is taken for a torn end: a record that is whole,
-//! without a zero sector, and wrong, can't.
+//! what was noted as durable, and that a sector which did not reach the disk ends with zeros, as
+//! segments are made of zeros and are filled from their beginning. What can be either is taken for
+//! a torn end: a record that is whole, without a sector that ends so, and wrong, can't.
 
 use std::sync::Arc;
 
@@ -26,8 +26,8 @@ const READ_CHUNK: usize = 256 << 10;
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: u64 = 512;
 
-/// What the system writes back at once, in bytes.
-const CACHE_PAGE: u64 = 4096;
+/// Bytes that are compared at once.
+const CACHE_LINE: usize = 64;
 
 /// The durable log as found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,24 +93,24 @@ pub fn recover(
 fn evidence_of_more(files: &SegmentFiles, end: Lsn) -> Result<Option<String>, StorageError> {
     let Some(last) = last_written(files, end)? else { return Ok(None) };
     let mut reader = SectorReader::default();
+    let until = match record_end(files, end, &mut reader)? {
+        Some(until) if until > last + 1 => return Ok(None),
+        // Of this record only: what comes after it says nothing.
+        Some(until) => until,
+        // Not even its length is there. A page's header may be, or a part of that.
+        None => Lsn((last.0 / SECTOR + 1) * SECTOR),
+    };
     let mut at = end;
-    while at <= last {
-        let next = Lsn((at.0 / SECTOR + 1) * SECTOR);
-        let sector = reader.read(files, at, next)?;
-        if sector.iter().all(|&byte| byte == 0) {
-            // It may not have reached the disk; or a long record has zeros there and is not whole; or a cut was under
-            // way that puts zeros over what was cut off.
-            return Ok(None);
-        }
-        if next.0.is_multiple_of(CACHE_PAGE) && next <= last && sector.last() == Some(&0) {
-            // The page's rest may have been written later, and that write may not have reached the disk.
+    while at < until {
+        let next = Lsn((at.0 / SECTOR + 1) * SECTOR).min(until);
+        // It may not have reached the disk, or not since there was less in it; or a long record has zeros there and is not
+        // whole; or a cut was under way that puts zeros over what was cut off.
+        if reader.read(files, at, next)?.last() == Some(&0) {
             return Ok(None);
         }
         at = next;
     }
-    // All that was written is there. It may just not be all of the record.
-    let whole = record_end(files, end, &mut reader)?.is_none_or(|end| last.0 + 1 >= end.0);
-    Ok(whole.then(|| "where a record is whole but not right".to_owned()))
+    Ok(Some("where a record is whole but not right".to_owned()))
 }
 
 /// The last byte at or after `end` that is not zero.
@@ -129,7 +129,7 @@ fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageEr
             let part = &mut buffer[..(upper - lower) as usize];
             let path = files.path(number);
             file.read_at(part, lower).map_err(StorageError::wrap("read", &path))?;
-            if let Some(found) = part.iter().rposition(|&byte| byte != 0) {
+            if let Some(found) = last_nonzero(part) {
                 let lsn = start + lower + found as u64;
                 return Ok((lsn >= end).then_some(lsn));
             }
@@ -137,6 +137,19 @@ fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageEr
         }
     }
     Ok(None)
+}
+
+/// Where the last byte is that is not zero. Most of what is looked at is zero: many bytes at once, not each.
+fn last_nonzero(bytes: &[u8]) -> Option<usize> {
+    let mut end = bytes.len();
+    for chunk in bytes.rchunks(CACHE_LINE) {
+        if chunk != &[0; CACHE_LINE][..chunk.len()] {
+            let found = chunk.iter().rposition(|&byte| byte != 0)?;
+            return Some(end - chunk.len() + found);
+        }
+        end -= chunk.len();
+    }
+    None
 }
 
 /// Where the record that starts at the boundary `start` would end, by its own word; `None` if it
@@ -263,7 +276,7 @@ fn clear_after(files: &SegmentFiles, end: Lsn) -> Result<u64, StorageError> {
     let mut rest = vec![0; (size - end.segment_offset(size)) as usize];
     let offset = end.segment_offset(size);
     file.read_at(&mut rest, offset).map_err(StorageError::wrap("read", &path))?;
-    let Some(garbage) = rest.iter().rposition(|&byte| byte != 0) else { return Ok(removed * size) };
+    let Some(garbage) = last_nonzero(&rest) else { return Ok(removed * size) };
     rest[..=garbage].fill(0);
     file.write_at(&rest[..=garbage], offset).map_err(StorageError::wrap("clear", &path))?;
     file.sync_data().map_err(StorageError::unsynced("sync", &path))?;

@@ -6,6 +6,8 @@
 
 mod core;
 mod open;
+mod peers;
+mod reading;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -23,6 +25,8 @@ use tokio::sync::watch;
 use self::core::Core;
 pub use self::core::{Answer, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened};
+pub use self::peers::Missing;
+pub use self::reading::Reading;
 use crate::checked_segment::Trouble;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;

@@ -1,6 +1,5 @@
 //! Creating a timeline, and opening one after a restart.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -9,14 +8,13 @@ use parking_lot::{Mutex, RwLock};
 use pgstrata_env::Disk;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_format::safekeeper::TimelineControl;
-use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
+use pgstrata_ids::{Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{Acceptor, ControlState};
 use tokio::sync::watch;
 
 use super::core::Core;
 use super::{Marks, Timeline};
 use crate::checked_segment::checker_after;
-use crate::decisions::Decisions;
 use crate::disk_space::DiskSpace;
 use crate::latch::Latch;
 use crate::meters::Meters;
@@ -31,12 +29,6 @@ const MAX_CONTROL_SIZE: u64 = 4 << 20;
 pub struct OpenContext {
     /// Who we are.
     pub own: Member,
-    /// Where it is decided who the members are.
-    pub decisions: Decisions,
-    /// Which life of its directory each safekeeper was in that was met before quorums said so.
-    pub met: Arc<BTreeMap<NodeId, Incarnation>>,
-    /// Whether the directory must have a list of timelines.
-    pub has_list: bool,
     /// Where files are kept.
     pub disk: Arc<dyn Disk>,
     /// Makes segments ahead of their use.

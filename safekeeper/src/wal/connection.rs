@@ -176,7 +176,7 @@ impl Connection {
     /// False if the next frame isn't whole yet.
     fn serve_appends(&mut self, input: &mut FrameBuffer) -> anyhow::Result<bool> {
         let timeline = self.led()?;
-        let space = &self.timelines.context().space;
+        let space = &self.timelines.context().shared.space;
         // Before anything is held, so that others go on with the timeline meanwhile. Once for what is answered together,
         // and not for each piece of a long append that comes.
         if space.has_pauses() && input.next()?.is_some() {
@@ -195,7 +195,7 @@ impl Connection {
             taken += 1;
             if !matches!(refusal, Ok(None)) {
                 drop(batch);
-                self.timelines.context().meters.refused(&refusal);
+                self.timelines.context().shared.meters.refused(&refusal);
                 self.answer(refusal)?;
                 return Ok(true);
             }
@@ -297,7 +297,7 @@ impl Connection {
         self.is_compute = false;
         // Given back after the new one was counted: it is not gone in between.
         let before = self.compute.take();
-        let own = self.timelines.context().own;
+        let own = self.timelines.context().shared.own;
         let mut reply = GreetingReply {
             node: own.node,
             incarnation: own.incarnation,
@@ -357,45 +357,20 @@ impl Connection {
     /// Sends `[from, to)` as far as it is here, then an empty chunk.
     fn read_wal(&mut self, from: Lsn, to: Lsn, term: Term) -> anyhow::Result<()> {
         let timeline = self.timeline()?;
-        let available_lsn = timeline.marks().available_lsn;
-        if from < available_lsn {
-            return self.refuse(RefusedReason::Unavailable(format!(
-                "WAL before {available_lsn} is no longer on this safekeeper; it is in object storage"
-            )));
-        }
-        let mut reader = timeline.reader();
+        let mut reading = match timeline.read_range(from, to, term) {
+            Ok(reading) => reading,
+            Err(reason) => return self.refuse(reason),
+        };
         let mut buffer = vec![0; READ_CHUNK];
-        let mut at = from;
-        while at < to {
-            let end = match term {
-                Term(0) => timeline.commit_lsn().min(to),
-                _ => timeline.flush_lsn().min(to),
-            };
-            if at >= end {
-                break;
+        loop {
+            let at = reading.at();
+            match reading.next(&mut buffer) {
+                Ok(count) => self.send(&Message::WalChunk(at, &buffer[..count]))?,
+                Err(reason) => return self.refuse(reason),
             }
-            let want = buffer.len().min((end.0 - at.0) as usize);
-            let count = match reader.read(at, &mut buffer[..want]) {
-                Ok(0) => return self.refuse(RefusedReason::Unavailable(missing(at))),
-                Ok(count) => count,
-                Err(error) => {
-                    return self.refuse(RefusedReason::Storage(error.to_string()));
-                }
-            };
-            // Only a newer proposer removes durable bytes, and it is promised its term first.
-            if at + count as u64 > timeline.commit_lsn() && timeline.term() != term {
-                return self.refuse(RefusedReason::Unavailable(format!(
-                    "WAL at {at} isn't committed, and term {} now decides about it",
-                    timeline.term()
-                )));
+            if reading.at() == at {
+                return Ok(());
             }
-            self.send(&Message::WalChunk(at, &buffer[..count]))?;
-            at = at + count as u64;
         }
-        self.send(&Message::WalChunk(at, &[]))
     }
-}
-
-fn missing(at: Lsn) -> String {
-    format!("the segment of {at} is no longer on this safekeeper")
 }

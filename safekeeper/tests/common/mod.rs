@@ -5,4 +5,4 @@
 pub mod broker;
 pub mod cluster;
 pub mod source;
-pub mod wal;
+pub use pgstrata_sim::wal;

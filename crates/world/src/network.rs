@@ -1,0 +1,62 @@
+//! Connections between computes and safekeepers: what is sent comes in order, late, or, once the connection is gone, never.
+
+use std::collections::VecDeque;
+
+use pgstrata_ids::{Lsn, Term};
+use pgstrata_quorum::{Ack, Append, Elected, Vote, VoteRequest};
+use pgstrata_safekeeper::timeline::{ComputeConnected, ProposerConnected};
+use pgstrata_wire::safekeeper::RefusedReason;
+
+use crate::plan::Time;
+
+/// From a compute.
+#[derive(Clone, Debug)]
+pub enum Request {
+    Greet,
+    Vote(VoteRequest),
+    Elected(Elected),
+    Append(Append, Vec<u8>),
+    Ping,
+    LastRecord(Lsn),
+    /// WAL for another safekeeper. In reality it goes over a connection of its own.
+    Read {
+        from: Lsn,
+        to: Lsn,
+        term: Term,
+        target: usize,
+        connection: usize,
+    },
+}
+
+/// From a safekeeper.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    Greeting { promised: Term },
+    Vote(Vote),
+    Ack(Ack),
+    Refused(RefusedReason),
+    LastRecord(Option<Lsn>),
+    Read { from: Lsn, bytes: Vec<u8>, target: usize, connection: usize },
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    pub compute: usize,
+    pub node: usize,
+    pub node_life: u64,
+    /// Nothing comes through any more, whether or not anybody knows.
+    pub is_dead: bool,
+    /// Its compute has closed it.
+    pub is_left: bool,
+    /// When the last message in either direction arrives, at the earliest.
+    pub to_node: Time,
+    pub to_compute: Time,
+    /// When the safekeeper heard something last.
+    pub heard: Time,
+    /// What has arrived and was not looked at.
+    pub inbox: VecDeque<Request>,
+    pub is_served: bool,
+    pub proposer: Option<ProposerConnected>,
+    pub greeted: Option<ComputeConnected>,
+}

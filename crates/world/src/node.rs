@@ -1,0 +1,320 @@
+//! One safekeeper: the shipped timeline on a simulated disk, and what it may never go back on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pgstrata_env::Disk;
+use pgstrata_format::quorum::Quorum;
+use pgstrata_format::safekeeper::TimelineControl;
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
+use pgstrata_quorum::{ProposerId, TermHistory};
+use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
+use pgstrata_safekeeper::latch::Latch;
+use pgstrata_safekeeper::meters::Meters;
+use pgstrata_safekeeper::segment::{Preparations, Preparer};
+use pgstrata_safekeeper::storage_error::StorageError;
+use pgstrata_safekeeper::timeline::{OpenContext, Timeline};
+use pgstrata_sim::SimDisk;
+
+use crate::lies::{Lie, LyingDisk};
+use crate::truth::{Checked, Truth};
+
+/// What it said, durably: after a crash it has to have it.
+#[derive(Clone, Debug, Default)]
+struct Promised {
+    term: Term,
+    voted_for: Option<ProposerId>,
+    configuration: u64,
+    flush_lsn: Lsn,
+    history: TermHistory,
+}
+
+/// What an operation that was cut short may have left otherwise.
+#[derive(Clone, Debug)]
+struct Underway {
+    /// How much of the log may be gone.
+    floor: Lsn,
+    /// Whose the log may be by now.
+    history: TermHistory,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    pub member: Member,
+    pub disk: SimDisk,
+    lie: Option<Lie>,
+    directory: PathBuf,
+    /// How often it was started.
+    pub life: u64,
+    pub is_up: bool,
+    /// The power, or the process, ends in the middle of something.
+    pub is_doomed: bool,
+    pub loses_power: bool,
+    pub back_after: u64,
+    pub timeline: Option<Arc<Timeline>>,
+    preparations: Option<Preparations>,
+    latch: Latch,
+    /// Whether anybody was told that it has the timeline.
+    is_known: bool,
+    promised: Promised,
+    underway: Option<Underway>,
+    /// Served bytes up to here were compared.
+    compared: Lsn,
+}
+
+impl Node {
+    pub fn new(index: usize, seed: u64, lie: Option<Lie>) -> Node {
+        let number = index as u8 + 1;
+        let disk = SimDisk::new(seed);
+        let directory = PathBuf::from("/safekeeper/tenant/timeline");
+        // What is there before: the safekeeper's own directory.
+        let made = disk.create_directory(Path::new("/safekeeper"));
+        made.and_then(|()| disk.sync_directory(Path::new("/")))
+            .expect("an empty disk that is well");
+        let member = Member { node: NodeId(number.into()), incarnation: Incarnation([number; 16]) };
+        Node {
+            name: format!("safekeeper {number}"),
+            member,
+            disk,
+            lie,
+            directory,
+            life: 0,
+            is_up: true,
+            is_doomed: false,
+            loses_power: false,
+            back_after: 0,
+            timeline: None,
+            preparations: None,
+            latch: Latch::default(),
+            is_known: false,
+            promised: Promised::default(),
+            underway: None,
+            compared: Lsn::INVALID,
+        }
+    }
+
+    fn context(&mut self) -> OpenContext {
+        self.latch = Latch::default();
+        let (preparer, preparations) = Preparer::queue(self.latch.clone());
+        self.preparations = Some(preparations);
+        let disk: Arc<dyn Disk> = match self.lie {
+            Some(lie) => Arc::new(LyingDisk::new(self.disk.clone(), lie)),
+            None => Arc::new(self.disk.clone()),
+        };
+        OpenContext {
+            own: self.member,
+            preparer,
+            latch: self.latch.clone(),
+            space: DiskSpace::new(Arc::clone(&disk), &self.directory, DiskArguments::default()),
+            disk,
+            // Its names are names that metrics may have.
+            meters: Meters::new().unwrap_or_else(|error| unreachable!("{error}")),
+        }
+    }
+
+    /// Creates the timeline if it never was here. True if it is there then.
+    pub fn create(&mut self, founded: &Quorum) -> bool {
+        if self.timeline.is_none() {
+            let context = self.context();
+            match Timeline::create(&context, &self.directory, founded, &[]) {
+                Ok(timeline) => self.timeline = Some(Arc::new(timeline)),
+                Err(StorageError::DiskFull { .. }) => {}
+                // As `Timelines::create` does.
+                Err(error) => self.latch.throw(&error.to_string()),
+            }
+        }
+        if let Some(timeline) = self.timeline.clone().filter(|_| !self.is_known) {
+            self.is_known = true;
+            self.compared = timeline.parameters().start_lsn;
+            self.promise(&timeline, None);
+        }
+        self.timeline.is_some()
+    }
+
+    /// Whether it can't go on as it is: the process ends then.
+    pub fn is_finished(&self) -> bool {
+        self.disk.has_stopped() || self.latch.reason().is_some()
+    }
+
+    pub fn latch_reason(&self) -> Option<String> {
+        self.latch.reason()
+    }
+
+    /// Makes segments that were asked for.
+    pub fn prepare(&mut self) -> bool {
+        self.preparations.as_ref().is_some_and(Preparations::step)
+    }
+
+    /// An operation that may change the log begins: up to where the own one lasts whatever comes, and what may be the
+    /// history then.
+    pub fn begin(&mut self, history: &TermHistory, end: Lsn) {
+        let Some(timeline) = &self.timeline else { return };
+        let own = &self.promised;
+        let shared = own.history.divergence(own.flush_lsn, history, end, timeline.commit_lsn());
+        self.underway =
+            Some(Underway { floor: shared.min(own.flush_lsn), history: history.clone() });
+    }
+
+    /// It is done, and answered: what it says by now is promised.
+    pub fn promise(&mut self, timeline: &Timeline, voted_for: Option<ProposerId>) {
+        let Ok((holding, configuration)) = timeline.holding() else { return };
+        let term = timeline.term();
+        let voted_for = match term > self.promised.term {
+            true => voted_for,
+            false => voted_for.or(self.promised.voted_for),
+        };
+        self.promised = Promised {
+            term,
+            voted_for,
+            configuration: configuration.number(),
+            flush_lsn: holding.flush_lsn,
+            history: holding.history,
+        };
+        self.underway = None;
+    }
+
+    /// The process is gone, and what it had not made durable, as far as that is how it ends.
+    pub fn end(&mut self, loses_power: bool) {
+        self.timeline = None;
+        self.preparations = None;
+        match loses_power {
+            true => self.disk.lose_power(),
+            false => self.disk.end_process(),
+        }
+        self.is_up = false;
+        self.is_doomed = false;
+        self.life += 1;
+    }
+
+    /// Starts again, and looks at what it has.
+    pub fn start(&mut self, truth: &Truth) -> Checked {
+        self.is_up = true;
+        self.latch = Latch::default();
+        let names = self.disk.list(&self.directory).unwrap_or_default();
+        if !names.iter().any(|name| name == "control") {
+            return match self.is_known {
+                true => Err(format!("{} has lost the timeline: {names:?}", self.name)),
+                false => Ok(()),
+            };
+        }
+        let context = self.context();
+        let opened = match Timeline::open(&context, &self.directory) {
+            Ok(opened) => opened,
+            // Of a full disk, or of a disk that fails.
+            Err(StorageError::DiskFull { .. } | StorageError::Failed { .. }) => {
+                self.latch.throw("it can't be opened now");
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(format!(
+                    "{} refuses what it has, and nothing rotted: {error}",
+                    self.name
+                ));
+            }
+        };
+        let timeline = Arc::new(opened.timeline);
+        self.check_promises(&timeline)?;
+        self.timeline = Some(Arc::clone(&timeline));
+        // Founded, but nobody was told.
+        self.is_known = true;
+        let voted_for = self.promised.voted_for.filter(|_| timeline.term() == self.promised.term);
+        self.promise(&timeline, voted_for);
+        self.compared = timeline.marks().available_lsn;
+        self.check(truth)
+    }
+
+    fn check_promises(&self, timeline: &Timeline) -> Checked {
+        let (name, before) = (&self.name, &self.promised);
+        let control = self.control()?;
+        let term = timeline.term();
+        if term < before.term {
+            return Err(format!("{name} promised term {}, and is back at {term}", before.term));
+        }
+        if term == before.term
+            && before.voted_for.is_some()
+            && control.state.voted_for != before.voted_for
+        {
+            return Err(format!("{name} forgot whom it voted for in term {term}"));
+        }
+        if timeline.configuration_number() < before.configuration {
+            return Err(format!("{name} forgot configuration {}", before.configuration));
+        }
+        let flush_lsn = timeline.flush_lsn();
+        let floor = self.underway.as_ref().map_or(before.flush_lsn, |underway| underway.floor);
+        if flush_lsn < floor.min(before.flush_lsn) {
+            return Err(format!("{name} acknowledged {floor}, and its log ends at {flush_lsn}"));
+        }
+        let history = timeline.history();
+        let is_new = |underway: &Underway| underway.history == history;
+        if history != before.history && !self.underway.as_ref().is_some_and(is_new) {
+            return Err(format!(
+                "{name} had the history {:?}, and has {history:?}",
+                before.history
+            ));
+        }
+        Ok(())
+    }
+
+    fn control(&self) -> Checked<TimelineControl> {
+        let bytes = self.disk.read_all(&self.directory.join("control"));
+        let bytes = bytes.map_err(|error| format!("{}: {error}", self.name))?;
+        TimelineControl::decode(&bytes, self.member.node)
+            .map_err(|error| format!("the control file of {}: {error}", self.name))
+    }
+
+    /// What it serves as committed is that, as far as it was not looked at before.
+    pub fn check(&mut self, truth: &Truth) -> Checked {
+        let Some(timeline) = &self.timeline else { return Ok(()) };
+        let available_lsn = timeline.marks().available_lsn;
+        let commit_lsn = timeline.commit_lsn();
+        let from = self.compared.max(available_lsn);
+        // A failed write leaves positions that nobody is told of.
+        if from >= commit_lsn || self.is_finished() {
+            return Ok(());
+        }
+        self.compare(timeline, from, commit_lsn, truth)?;
+        self.compared = commit_lsn;
+        Ok(())
+    }
+
+    /// All that it has.
+    pub fn check_all(&mut self, truth: &Truth) -> Checked {
+        self.compared = Lsn::INVALID;
+        self.check(truth)
+    }
+
+    fn compare(&self, timeline: &Timeline, from: Lsn, to: Lsn, truth: &Truth) -> Checked {
+        let mut reader = timeline.reader();
+        let mut at = from;
+        let mut buffer = vec![0; (to - from).min(64 << 10) as usize];
+        while at < to {
+            let want = buffer.len().min((to - at) as usize);
+            let count = reader.read(at, &mut buffer[..want]);
+            let count = count.map_err(|error| format!("{}: {error}", self.name))?;
+            if count == 0 {
+                return Err(format!("{} lacks {at}, which it says it has", self.name));
+            }
+            truth.check_served(&self.name, at, &buffer[..count])?;
+            at = at + count as u64;
+        }
+        Ok(())
+    }
+
+    /// The committed bytes of one of its segments.
+    pub fn segment(&self, timeline: &Timeline, number: u64) -> Option<Vec<u8>> {
+        let size = timeline.files().segment_size();
+        let from = Lsn(number * size).max(timeline.parameters().start_lsn);
+        let mut bytes = vec![0; ((number + 1) * size - from.0) as usize];
+        let mut reader = timeline.reader();
+        let mut done = 0;
+        while done < bytes.len() {
+            match reader.read(from + done as u64, &mut bytes[done..]) {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => done += count,
+            }
+        }
+        Some(bytes)
+    }
+}

@@ -1,0 +1,117 @@
+//! What a seed means: how large the world is, and what goes wrong in it, and when.
+
+use pgstrata_ids::PAGE_SIZE;
+use pgstrata_sim::Rng;
+
+/// Simulated time, in microseconds.
+pub type Time = u64;
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A safekeeper ends, after so many operations on its disk, in the middle of whatever it does then; and comes back.
+    Crash { node: usize, after: u64, loses_power: bool, back_after: Time },
+    /// The same for all of them at once.
+    CrashAll { loses_power: bool, back_after: Time },
+    /// Nothing gets from these safekeepers (bits) to others and to these computes (bits), for a while.
+    Partition { nodes: u8, computes: u8, lasts: Time },
+    /// A connection breaks. Its compute hears of it, or not.
+    Break { compute: usize, node: usize, is_heard: bool },
+    /// A compute ends, and another one takes its place.
+    Kill { compute: usize, back_after: Time },
+    /// A sync fails, and tells so.
+    SyncFails { node: usize, after: u64 },
+    /// A disk is full for a while.
+    Full { node: usize, lasts: Time },
+    /// Messages take much longer for a while.
+    Slow { node: usize, lasts: Time },
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub seed: u64,
+    /// Safekeepers.
+    pub nodes: usize,
+    pub computes: usize,
+    /// Where in its first segment the timeline begins: it is a branch, so that a boundary is near.
+    pub bytes_to_boundary: u64,
+    /// Most WAL in one message, in bytes.
+    pub chunk: usize,
+    /// Largest ordinary record, in bytes.
+    pub record: u64,
+    /// Whether segments are ended before they are full, and removed once they are archived.
+    pub switches: bool,
+    /// When nothing goes wrong any more.
+    pub quiet_at: Time,
+    /// By when.
+    pub troubles: Vec<(Time, Trouble)>,
+}
+
+const MS: Time = 1000;
+
+impl Plan {
+    /// That of a seed.
+    pub fn new(seed: u64) -> Plan {
+        let mut rng = Rng::new(seed);
+        let nodes = if rng.one_in(6) { 5 } else { 3 };
+        let computes = rng.between(1, 2) as usize;
+        let quiet_at = rng.between(150, 700) * MS;
+        let count = rng.between(1, 10);
+        let mut troubles: Vec<(Time, Trouble)> = (0..count)
+            .map(|_| {
+                let at = rng.between(1, quiet_at / MS) * MS;
+                (at, trouble(&mut rng, nodes, computes))
+            })
+            .collect();
+        troubles.sort_by_key(|&(at, _)| at);
+        let most_to_boundary = if rng.one_in(3) { 60_000 } else { 1500 };
+        let switches = rng.one_in(4);
+        let record = [100, 600, 3000, 20_000][rng.index(4)];
+        // Several of them to a large record, or the other way round; and the rest of a segment is not thousands of them.
+        let chunk = match switches {
+            true => [16 << 10, 64 << 10, 200_000, 1 << 20][rng.index(4)],
+            false => [record / 4 + 50, record, 8 * record, 64 << 10][rng.index(4)],
+        };
+        Plan {
+            seed,
+            nodes,
+            computes,
+            bytes_to_boundary: beside_headers(8 * rng.between(1, most_to_boundary)),
+            chunk: chunk as usize,
+            record,
+            switches,
+            quiet_at,
+            troubles,
+        }
+    }
+}
+
+/// No record begins in a page's header.
+fn beside_headers(bytes_to_boundary: u64) -> u64 {
+    let page = PAGE_SIZE as u64;
+    let offset = (page - bytes_to_boundary % page) % page;
+    bytes_to_boundary + if (1..40).contains(&offset) { offset } else { 0 }
+}
+
+fn trouble(rng: &mut Rng, nodes: usize, computes: usize) -> Trouble {
+    let (node, compute) = (rng.index(nodes), rng.index(computes));
+    let back_after = if rng.one_in(3) { rng.between(50, 300) } else { rng.between(1, 30) } * MS;
+    match rng.below(20) {
+        0..8 => {
+            let after = if rng.one_in(4) { 0 } else { rng.below(40) };
+            Trouble::Crash { node, after, loses_power: !rng.one_in(4), back_after }
+        }
+        8..10 => Trouble::CrashAll { loses_power: !rng.one_in(4), back_after },
+        10..12 => Trouble::Partition {
+            nodes: rng.below(1 << nodes) as u8,
+            computes: rng.below(1 << computes) as u8,
+            lasts: rng.between(5, 150) * MS,
+        },
+        12..14 => Trouble::Break { compute, node, is_heard: rng.one_in(2) },
+        14..16 => Trouble::Kill { compute, back_after },
+        16..18 => Trouble::SyncFails { node, after: rng.below(10) },
+        18 => Trouble::Full { node, lasts: rng.between(5, 100) * MS },
+        _ => Trouble::Slow { node, lasts: rng.between(5, 100) * MS },
+    }
+}

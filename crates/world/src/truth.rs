@@ -1,0 +1,187 @@
+//! What is true of the whole cluster, which nobody in it can know: who won which term, what each wrote, what is committed.
+
+use std::collections::BTreeMap;
+
+use pgstrata_ids::{Lsn, Term};
+use pgstrata_quorum::TermHistory;
+
+/// Why a run failed: what must never be was.
+pub type Checked<T = ()> = Result<T, String>;
+
+#[derive(Debug)]
+struct TermLog {
+    compute: usize,
+    start: Lsn,
+    history: TermHistory,
+    bytes: Vec<u8>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Truth {
+    start: Lsn,
+    terms: BTreeMap<Term, TermLog>,
+    /// All that was ever committed, from the timeline's start on, and which term wrote it.
+    bytes: Vec<u8>,
+    history: TermHistory,
+    /// How far that was known of each term.
+    known: BTreeMap<Term, Lsn>,
+    /// Full segments in object storage, without what is before the timeline's start.
+    archive: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Truth {
+    pub fn new(start: Lsn) -> Truth {
+        Truth {
+            start,
+            terms: BTreeMap::new(),
+            bytes: Vec::new(),
+            history: TermHistory::default(),
+            known: BTreeMap::new(),
+            archive: BTreeMap::new(),
+        }
+    }
+
+    /// The end of what is committed.
+    pub fn end(&self) -> Lsn {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// Committed bytes.
+    pub fn committed_bytes(&self, from: Lsn, to: Lsn) -> Option<&[u8]> {
+        let range =
+            from.0.checked_sub(self.start.0)? as usize..to.0.checked_sub(self.start.0)? as usize;
+        self.bytes.get(range)
+    }
+
+    /// Somebody won a term: nobody else did, and all that was committed in earlier ones is in his log.
+    pub fn elected(
+        &mut self,
+        compute: usize,
+        term: Term,
+        start: Lsn,
+        history: &TermHistory,
+    ) -> Checked {
+        if let Some(other) = self.terms.get(&term) {
+            return Err(format!("computes {} and {compute} both won term {term}", other.compute));
+        }
+        // Who wins late, when a later term has begun, is fenced wherever he could do harm.
+        let before = self.known.range(..term).map(|(_, lsn)| *lsn).max();
+        let end = before.unwrap_or(self.start);
+        if start < end {
+            return Err(format!("term {term} starts at {start}, before {end}, which is committed"));
+        }
+        if history.up_to(end) != self.history.up_to(end) {
+            return Err(format!(
+                "the log of term {term} is not what is committed: {history:?}, {:?}",
+                self.history
+            ));
+        }
+        let log = TermLog { compute, start, history: history.clone(), bytes: Vec::new() };
+        self.terms.insert(term, log);
+        Ok(())
+    }
+
+    /// The winner of a term goes on with its log.
+    pub fn wrote(&mut self, term: Term, bytes: &[u8]) {
+        if let Some(log) = self.terms.get_mut(&term) {
+            log.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// The log of `term` is known to be committed up to `lsn`.
+    pub fn committed(&mut self, term: Term, lsn: Lsn) -> Checked {
+        let Some(log) = self.terms.get(&term) else {
+            return Err(format!("{lsn} of term {term}, which nobody won, is committed"));
+        };
+        let end = self.end();
+        let known = end.min(lsn);
+        if log.history.up_to(known) != self.history.up_to(known) {
+            return Err(format!(
+                "{lsn} of term {term} is committed, and other bytes before {known} are too"
+            ));
+        }
+        let of_term = self.known.entry(term).or_insert(lsn);
+        *of_term = lsn.max(*of_term);
+        if lsn <= end {
+            return Ok(());
+        }
+        let history = log.history.up_to(lsn);
+        for (later, other) in self.terms.range(Term(term.0 + 1)..) {
+            if other.start < lsn || other.history.up_to(lsn) != history {
+                return Err(format!(
+                    "{lsn} of term {term} is committed, but term {later} was won without it"
+                ));
+            }
+        }
+        let mut more = Vec::new();
+        let entries = history.entries();
+        for (index, entry) in entries.iter().enumerate() {
+            let to = entries.get(index + 1).map_or(lsn, |next| next.lsn);
+            let from = entry.lsn.max(end);
+            if from >= to {
+                continue;
+            }
+            let written = self.terms.get(&entry.term).and_then(|log| {
+                let offset =
+                    |lsn: Lsn| lsn.0.checked_sub(log.start.0).map(|offset| offset as usize);
+                log.bytes.get(offset(from)?..offset(to)?)
+            });
+            let Some(written) = written else {
+                return Err(format!(
+                    "{from} to {to} of term {} was never written, and is committed",
+                    entry.term
+                ));
+            };
+            more.extend_from_slice(written);
+        }
+        self.bytes.extend_from_slice(&more);
+        self.history = history;
+        Ok(())
+    }
+
+    /// Somebody reads this as committed.
+    pub fn check_served(&self, who: &str, from: Lsn, bytes: &[u8]) -> Checked {
+        let to = from + bytes.len() as u64;
+        let Some(committed) = self.committed_bytes(from, to) else {
+            return Err(format!(
+                "{who} serves {from} to {to} as committed, but {} is the end of that",
+                self.end()
+            ));
+        };
+        if bytes == committed {
+            return Ok(());
+        }
+        let place = bytes.iter().zip(committed).position(|(found, right)| found != right);
+        let at = from + place.unwrap_or_default() as u64;
+        Err(format!("{who} serves at {at} another byte than is committed"))
+    }
+
+    /// Stores a segment, unless one is there, which has to be the same.
+    pub fn archive(&mut self, who: &str, number: u64, bytes: Vec<u8>) -> Checked {
+        match self.archive.get(&number) {
+            Some(found) if *found != bytes => {
+                Err(format!("{who} has another segment {number} than is archived"))
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.archive.insert(number, bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads archived bytes, to the end of the segment at most; empty if there are none.
+    pub fn archived(&self, from: Lsn, to: Lsn, segment_size: u64) -> &[u8] {
+        let number = from.segment_number(segment_size);
+        let first = Lsn(number * segment_size).max(self.start);
+        let Some(segment) = self.archive.get(&number) else { return &[] };
+        let until = ((to.0 - first.0) as usize).min(segment.len());
+        segment.get((from.0 - first.0) as usize..until).unwrap_or_default()
+    }
+
+    /// Whether a segment is archived.
+    pub fn is_archived(&self, number: u64) -> bool {
+        self.archive.contains_key(&number)
+    }
+}

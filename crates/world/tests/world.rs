@@ -1,0 +1,94 @@
+//! Seeds that are run each time, and mistakes that have to be found.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pgstrata_world::{Lie, Outcome, Plan, run};
+
+/// Seeds of each run of the tests.
+const SEEDS: u64 = 200;
+
+fn seed(seed: u64) -> Outcome {
+    run(&Plan::new(seed), None, false)
+}
+
+/// Calls for each of these numbers, on all cores.
+fn each(numbers: u64, act: impl Fn(u64) + Sync) {
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= numbers {
+                        return;
+                    }
+                    act(number);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn what_is_committed_stays_whatever_goes_wrong() {
+    let sum = std::sync::Mutex::new(Outcome::default());
+    each(SEEDS, |number| {
+        let outcome = seed(number);
+        assert_eq!(outcome.violation, None, "seed {number}");
+        sum.lock().unwrap().add(&outcome);
+    });
+    // It is no use if nothing happens.
+    let sum = sum.into_inner().unwrap();
+    let each_has = [sum.elections, sum.crashes, sum.copies, sum.archived, sum.trimmed];
+    assert!(each_has.iter().all(|&count| count > SEEDS), "{sum:?}");
+}
+
+#[test]
+fn a_seed_is_the_same_world_each_time() {
+    for number in 0..10 {
+        let again = || run(&Plan::new(number), None, true);
+        assert_eq!(again(), again(), "seed {number}");
+    }
+}
+
+/// Each of these failed once: what was wrong is said in the change that mended it.
+#[test]
+fn what_once_failed_does_not_fail_again() {
+    for number in REGRESSIONS {
+        assert_eq!(seed(number).violation, None, "seed {number}");
+    }
+}
+
+/// Of the plans as they are now.
+const REGRESSIONS: [u64; 2] = [191, 3925];
+
+#[test]
+fn a_mistake_in_disks_or_drivers_is_found() {
+    each(FOUND.len() as u64, |index| {
+        let (lie, within) = FOUND[index as usize];
+        let found =
+            (0..within).any(|number| run(&Plan::new(number), Some(lie), false).violation.is_some());
+        assert!(found, "{lie:?} is not found in {within} seeds");
+    });
+}
+
+/// And in how many seeds.
+const FOUND: [(Lie, u64); 17] = [
+    (Lie::CopyBeyondCommit, 300),
+    (Lie::WalUnsynced, 20),
+    (Lie::SegmentNameUnsynced, 20),
+    (Lie::SegmentUnsynced, 20),
+    (Lie::ControlUnsynced, 20),
+    (Lie::ControlNameUnsynced, 20),
+    (Lie::CutNotZeroed, 100),
+    (Lie::CutUnsynced, 100),
+    (Lie::NoteAhead, 20),
+    (Lie::CacheBelieved, 100),
+    (Lie::SyncRetried, 20),
+    (Lie::StaleAppendTaken, 20),
+    (Lie::VoteTwice, 20),
+    (Lie::TrimBeforeArchive, 20),
+    (Lie::AckCountsTwice, 20),
+    (Lie::LossWithinConnection, 50),
+    (Lie::DonorIsFixed, 20),
+];
