@@ -301,13 +301,10 @@ pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result
             status.filter(|said| said.id == member.id && said.incarnation == member.incarnation);
         its.next()?.timelines.iter().find(|one| (one.tenant_id, one.timeline_id) == key)
     };
-    let groups = [&quorum.members, &quorum.incoming];
-    let is_whole = groups.into_iter().all(|group| {
-        let answering = group.iter().filter(|member| of(member).is_some()).count();
-        group.is_empty() || answering > group.len() / 2
-    });
+    // A change that is under way can be undone by those who were members before it.
+    let answering = quorum.members.iter().filter(|member| of(member).is_some()).count();
     ensure!(
-        !is_whole,
+        answering <= quorum.members.len() / 2,
         "a majority of the safekeepers of branch '{name}' answers: nothing needs to be given up. 'pgstrata safekeeper replace \
          ID' puts another one in the place of one that is gone"
     );
@@ -318,12 +315,13 @@ pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result
         members().filter(|member| of(member).is_none()).map(|member| member.id).collect();
     let text = |ids: &BTreeSet<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     ensure!(!survivors.is_empty(), "none of the safekeepers of branch '{name}' answers");
-    let end = members().filter_map(of).map(|one| one.flush_lsn).max().unwrap_or_default();
-    // Its pages are made of what was committed: WAL that goes on before there would not fit them.
+    // What is beyond may be of a compute that committed nothing.
+    let end = members().filter_map(of).map(|one| one.commit_lsn).max().unwrap_or_default();
+    // Its pages are made of what was committed: other WAL before there would not fit them.
     ensure!(
         row.last_record_lsn <= end,
-        "the page server has branch '{name}' up to {}, and no safekeeper that is left has more than {end}: 'pgstrata branch \
-         create NAME --from {name}' makes a branch that has all of it",
+        "the page server has branch '{name}' up to {}, and no safekeeper that is left knows more than {end} to be committed: \
+         'pgstrata branch create NAME --from {name}' makes a branch that has all of it",
         row.last_record_lsn
     );
     let line = format!(
@@ -344,7 +342,13 @@ pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result
         ("survivors", &survivors),
         ("after", &after),
     ];
-    let _: Change = first.service.post("/v1/recover", &query, &[])?;
+    let begun: Change = first.service.post("/v1/recover", &query, &[])?;
+    // Where there are several, the one that has most of it decides until all have it.
+    let number = begun.quorum.map_or(quorum.number, |quorum| quorum.number);
+    let nodes: Vec<u64> = survivors.split(',').filter_map(|id| id.parse().ok()).collect();
+    let able: Vec<&Service> =
+        seen.iter().filter(|one| nodes.contains(&one.node.0)).map(|one| &one.service).collect();
+    one(&able, key, &nodes, (true, number), (&AtomicUsize::new(0), 1))?;
     out::line(&line)?;
     out::line(&format!(
         "it goes on with {survivors} alone: 'pgstrata safekeeper remove' forgets the lost ones, and 'pgstrata safekeeper add' \
@@ -529,6 +533,11 @@ fn done_adding(id: u64, count: usize, json: bool) -> Result<()> {
 
 fn remove(services: &dyn Services, id: u64, force: bool) -> Result<()> {
     let without = |quorum: &Quorum| {
+        let is_member = quorum.members.iter().any(|member| member.id == id);
+        if !is_member && quorum.incoming.iter().any(|member| member.id == id) {
+            // It is about to come: those go on who were there before.
+            return Ok(quorum.members.iter().map(|member| member.id).collect());
+        }
         let nodes = replaced(quorum, id, None);
         ensure!(!nodes.is_empty(), "safekeeper {id} is the only one that keeps a branch");
         Ok(nodes)

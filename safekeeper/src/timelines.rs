@@ -326,6 +326,26 @@ impl Timelines {
         }
     }
 
+    /// Refuses to be a member again with a log that others went on without: it may have what was given up.
+    fn refuse_given_up(
+        &self,
+        timeline: &Timeline,
+        before: &Configuration,
+        decided: &Quorum,
+    ) -> Result<(), RefusedReason> {
+        let member = self.context.shared.own;
+        let first = &decided.chain.configurations()[0];
+        let was_left_out =
+            before.contains(member) && before.number() < first.number() && !first.contains(member);
+        let kept = timeline.is_kept().map_err(|error| RefusedReason::Storage(error.to_string()))?;
+        if !was_left_out && !kept {
+            return Ok(());
+        }
+        let text = "the members of this timeline went on without this safekeeper, which may have what they lack: it \
+                    becomes one again only with a new directory";
+        Err(RefusedReason::Storage(text.into()))
+    }
+
     fn take(&self, timeline: &Timeline, decided: &Quorum) -> Result<(), RefusedReason> {
         check_parameters(timeline.parameters(), &decided.parameters)?;
         let own = timeline.configuration();
@@ -337,6 +357,9 @@ impl Timelines {
             self.check_first(&own, decided)?;
         }
         let newest = decided.chain.newest();
+        if newest.contains(self.context.shared.own) {
+            self.refuse_given_up(timeline, &own, decided)?;
+        }
         if !newest.contains(self.context.shared.own)
             && !decided.chain.shows_leaving(self.context.shared.own)
         {

@@ -30,6 +30,33 @@ fn a_safekeeper_catches_up_from_its_peers_without_a_compute() {
     assert!(cluster.nodes[2].read_all(first, end) == writer.bytes());
 }
 
+/// What a member has that came to nothing is cut, however much of it there is, and what is committed is copied.
+#[test]
+fn a_tail_that_came_to_nothing_is_replaced_without_a_compute() {
+    let mut cluster = Cluster::start(3);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let shared = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("flush_lsn", shared, LONG);
+    for node in &mut cluster.nodes[..2] {
+        node.kill();
+    }
+    let tail = writer.write(50, 1000);
+    cluster.nodes[2].wait_lsn("flush_lsn", tail, LONG);
+    cluster.nodes[2].kill();
+    drop(proposing);
+    cluster.nodes[0].start();
+    cluster.nodes[1].start();
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(10, 700);
+    assert!(end < tail);
+    let end = writer.commit(200, 10_000);
+    proposing.stop().unwrap();
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_lsn("commit_lsn", end, LONG);
+    assert!(cluster.nodes[2].read_all(first, end) == writer.bytes());
+}
+
 #[test]
 fn after_a_restart_of_all_everything_committed_is_served_without_a_compute() {
     let mut cluster = Cluster::start(3);

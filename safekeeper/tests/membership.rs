@@ -557,6 +557,99 @@ fn nothing_is_begun_that_could_not_go_on() {
 }
 
 #[test]
+fn a_removal_that_can_not_end_is_not_begun_and_can_be_undone() {
+    let mut cluster = Cluster::start(3);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    writer.commit(10, 1000);
+    cluster.nodes[1].kill();
+    let (status, answer) = ask(&cluster, 1, "1,2", 1);
+    assert!(status == 503 && answer.contains("no majority of the members after"), "{answer}");
+    cluster.nodes[1].start();
+    // It dies after the change has begun.
+    let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[1, 2])).unwrap());
+    for id in [1, 2, 3] {
+        learn(&cluster, id, joint);
+    }
+    writer.commit(10, 1000);
+    cluster.nodes[1].kill();
+    let (status, answer) = ask(&cluster, 1, "1,2,3", joint);
+    assert!(status == 200 && answer.contains("done"), "{status} {answer}");
+    assert_eq!(steps(&cluster).last().unwrap(), &(vec![1, 2, 3], vec![]));
+    let end = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, PATIENCE);
+    proposing.stop().unwrap();
+}
+
+/// Asks for those who are left to go on alone.
+fn recover(cluster: &Cluster, by: u64, survivors: &str, after: u64) -> (u16, String) {
+    let parameters = parameters(START);
+    let path = format!(
+        "/v1/recover?tenant_id={}&timeline_id={}&survivors={survivors}&after={after}",
+        parameters.tenant, parameters.timeline
+    );
+    let (status, answer) = cluster.nodes[by as usize - 1].post(&path);
+    (status, answer.to_string())
+}
+
+#[test]
+fn of_who_is_left_the_one_with_most_decides_until_all_have_it() {
+    let mut cluster = Cluster::start(6);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3, 4, 5]);
+    let first = proposing.commit_lsn();
+    writer.commit(10, 1000);
+    let (status, answer) = recover(&cluster, 1, "1,2", 1);
+    assert!(status == 409 && answer.contains("nothing needs to be given up"), "{answer}");
+    // The second lacks what the others have; then three are lost, and one whose change had only begun is left.
+    cluster.nodes[1].kill();
+    let end = writer.commit(10, 1000);
+    cluster.nodes[0].wait_lsn("commit_lsn", end, PATIENCE);
+    let next = [1, 2, 3, 4, 6];
+    let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &next)).unwrap());
+    drop(proposing);
+    for lost in [2, 3, 4] {
+        cluster.nodes[lost].kill();
+    }
+    cluster.nodes[1].start();
+    // They know nothing of the change yet: they are told, and it is looked at again.
+    let (status, answer) = recover(&cluster, 1, "1,2,6", 1);
+    assert!(status == 409 && answer.contains("look again"), "{answer}");
+    learn(&cluster, 6, joint);
+    assert_eq!(cluster.nodes[0].status()["timelines"][0]["quorum"]["number"], joint);
+    let (status, answer) = recover(&cluster, 1, "1,2", joint);
+    assert!(status == 409 && answer.contains("others answer than was said"), "{answer}");
+    let (status, answer) = recover(&cluster, 1, "1,2,6", joint);
+    assert_eq!(status, 200, "{answer}");
+    let mut after = group(&cluster, &[1, 2, 6]);
+    after.sort_unstable_by_key(|member| member.node);
+    let newest = decided(&cluster).chain.newest().clone();
+    let mut incoming = newest.incoming().to_vec();
+    incoming.sort_unstable_by_key(|member| member.node);
+    // The second may have got it from the first by then.
+    assert!(newest.members().len() == 1 && newest.members()[0] != member(&cluster, 6));
+    assert_eq!((newest.number(), incoming), (joint + 1, after));
+    change(&cluster, 1, "1,2,6");
+    // Nothing depends on the one that had most any more.
+    cluster.nodes[0].kill();
+    let mut config = cluster.config(&parameters(START));
+    config.safekeepers_to_ask = [2, 6].map(NodeId).to_vec();
+    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
+    cluster.nodes[5].wait_lsn("flush_lsn", end, PATIENCE);
+    assert!(cluster.nodes[1].read_all(first, end) == writer.bytes());
+    // One that was given up comes back: it is no member, keeps what it has, and doesn't become one with it.
+    cluster.nodes[2].start();
+    wait_until("told", || {
+        cluster.nodes[2].status()["timelines"][0]["quorum"]["number"] != joint - 1
+    });
+    let third = cluster.nodes[2].dir.join(parameters(START).tenant.to_string());
+    assert!(third.join(parameters(START).timeline.to_string()).join("keep").exists());
+    let (status, _) = ask(&cluster, 2, "2,3,6", 0);
+    assert_eq!(status, 200);
+    let (status, answer) = ask(&cluster, 2, "2,3,6", 0);
+    assert!(answer.contains("only with a new directory"), "{status} {answer}");
+    change(&cluster, 2, "2,6");
+}
+
+#[test]
 fn two_commands_do_not_undo_each_other() {
     let cluster = Cluster::start(5);
     let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
@@ -567,7 +660,10 @@ fn two_commands_do_not_undo_each_other() {
     assert!(status == 409 && answer.contains("1, 2, 4 (configuration 2)"), "{status} {answer}");
     assert_eq!(steps(&cluster).len(), 2);
     // Who thinks it out again hears of it.
-    assert_eq!(cluster.nodes[2].status()["timelines"][0]["quorum"]["number"], joint);
+    let knows = |node: &common::cluster::Node| {
+        node.status()["timelines"][0]["quorum"]["number"].as_u64() == Some(joint)
+    };
+    assert_eq!(cluster.nodes[..3].iter().filter(|node| knows(node)).count(), 1);
     change(&cluster, 1, "1,2,4");
     let (status, _) = ask(&cluster, 1, "1,2,5", 1);
     assert_eq!((status, steps(&cluster).len()), (409, 3));

@@ -127,9 +127,14 @@ impl Chain {
     }
 
     /// The chain that begins anew with who is left of the members, against the word of nobody else: what only the others had is
-    /// given up. Never without an operator who says that they are gone for good.
-    pub fn recovered(&self, survivors: Vec<Member>) -> Result<Chain, ChainError> {
-        let next = Configuration::new(self.newest().number().saturating_add(1), survivors)?;
+    /// given up. Never without an operator who says that they are gone for good. The one that has `most` decides until all
+    /// have that: a majority of the others could elect without it.
+    pub fn recovered(&self, most: Member, survivors: Vec<Member>) -> Result<Chain, ChainError> {
+        let number = self.newest().number().saturating_add(1);
+        let next = match survivors == [most] {
+            true => Configuration::new(number, survivors)?,
+            false => Configuration::joint(number, vec![most], survivors)?,
+        };
         Chain::of(vec![next])
     }
 
@@ -207,11 +212,15 @@ mod tests {
     fn who_is_left_begins_anew() {
         let old = Chain::found(group(&[1, 2, 3])).unwrap();
         let joint = old.change_to(group(&[1, 2, 4])).unwrap();
-        let recovered = joint.recovered(group(&[2])).unwrap();
+        let most = group(&[2])[0];
+        let recovered = joint.recovered(most, group(&[2])).unwrap();
         assert_eq!(recovered.configurations(), [Configuration::new(3, group(&[2])).unwrap()]);
         assert_eq!(Chain::of(recovered.configurations().to_vec()), Ok(recovered.clone()));
         assert!(recovered.goes_on_from(old.newest()) && recovered.goes_on_from(joint.newest()));
-        assert!(joint.recovered(Vec::new()).is_err());
+        let two = joint.recovered(most, group(&[1, 2])).unwrap();
+        let first = Configuration::joint(3, group(&[2]), group(&[1, 2])).unwrap();
+        assert_eq!(two.newest(), &first);
+        assert_eq!(Chain::of(two.configurations().to_vec()), Ok(two));
         let ended = joint.change_ended().unwrap();
         let leaves = |chain: &Chain, node| chain.shows_leaving(group(&[node])[0]);
         assert!(leaves(&ended, 3) && !leaves(&ended, 2) && !leaves(&ended, 4));

@@ -105,6 +105,10 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
     if newest > Some(timeline.configuration().number()) {
         let learned = background.timelines.learn(timeline);
         learned.map_err(|reason| anyhow::anyhow!("{reason}"))?;
+        if timeline.is_left() {
+            // What is here may be kept because the others lack it.
+            return Ok(0);
+        }
     }
     let statuses: Vec<Status> = peers.iter().map(|peer| peer.status.clone()).collect();
     let Some(missing) = timeline.conclude(&statuses)? else { return Ok(0) };
@@ -149,10 +153,12 @@ fn copy(
 ) -> anyhow::Result<()> {
     let parameters = timeline.parameters();
     let (divergence, target) = (missing.from, missing.target);
+    // Beyond where they part it may be cut.
+    let begun = timeline.flush_lsn();
     let mut archive = background.archive.clone().map(ArchiveReader::new);
     let mut at = divergence;
     while at < target {
-        if timeline.flush_lsn() > at {
+        if timeline.flush_lsn() > at.max(begun) {
             // A proposer sends what is missing.
             return Ok(());
         }

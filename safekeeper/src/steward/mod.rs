@@ -102,8 +102,8 @@ impl Steward {
             };
             let newest = quorum.chain.newest();
             self.refuse_others(key, &quorum.chain, wish)?;
-            let is_unwanted =
-                |member: &Member| is_newcomer(newest, *member) && !nodes.contains(&member.node);
+            let is_asked_for = newest.incoming().len() == nodes.len()
+                && newest.incoming().iter().all(|member| nodes.contains(&member.node));
             let next = if newest.incoming().is_empty() {
                 match quorum.chain.change_to(self.wanted(newest, nodes)?) {
                     Err(ChainError::NoChange) => return self.finish(key, &quorum.chain),
@@ -116,14 +116,16 @@ impl Steward {
                         next
                     }
                 }
-            } else if let Some(member) = newest.all().find(is_unwanted) {
-                undone(key, &quorum.chain, member.node, "is not wanted any more")?
+            } else if !is_asked_for {
+                // It may never end, and begins again with what is asked for now.
+                undone(key, &quorum.chain, "others are asked for")?
             } else {
                 match self.prepare(key, newest)? {
                     Prepared::Waits(change) => return Ok(change),
                     Prepared::IsReady => quorum.chain.change_ended().map_err(later)?,
                     Prepared::IsLost(node) => {
-                        undone(key, &quorum.chain, node, "has another directory by now")?
+                        let why = format!("safekeeper {node} has another directory by now");
+                        undone(key, &quorum.chain, &why)?
                     }
                 }
             };
@@ -150,15 +152,27 @@ impl Steward {
         };
         let newest = quorum.chain.newest();
         if newest.number() != after {
+            // Who is left may never have heard of it.
+            self.ask(key, newest, &|_| true, Some(newest.number()));
             let text = "the members were changed meanwhile: look again";
             return Err(Trouble::Conflict(format!("{text} (configuration {})", newest.number())));
         }
         let (heard, _) = self.ask(key, newest, &|_| true, None);
         let members: Vec<Member> = heard.iter().map(|one| one.member).collect();
-        if newest.is_quorum(|member| members.contains(&member)) {
+        // Where a change is under way it can be undone: those before it are enough.
+        let before =
+            Configuration::new(newest.number(), newest.members().to_vec()).map_err(later)?;
+        if before.is_quorum(|member| members.contains(&member)) {
             let text = "a majority of the members answers: nothing needs to be given up";
             return Err(Trouble::Conflict(text.into()));
         }
+        let most = heard.iter().max_by_key(|one| {
+            let reached = one.status.history.reached_by(one.status.flush_lsn);
+            (reached.last().map(|last| last.term), one.status.flush_lsn)
+        });
+        let Some(most) = most.map(|one| one.member) else {
+            return Err(Trouble::Conflict("no member answers".into()));
+        };
         let answers: Vec<String> = members.iter().map(|member| member.node.to_string()).collect();
         let answers = answers.join(", ");
         let are_these = members.len() == survivors.len()
@@ -167,7 +181,7 @@ impl Steward {
             let text = format!("others answer than was said: look again (these do: {answers})");
             return Err(Trouble::Conflict(text));
         }
-        let chain = quorum.chain.recovered(members).map_err(later)?;
+        let chain = quorum.chain.recovered(most, members).map_err(later)?;
         let decided = pgstrata_format::quorum::Quorum { chain, ..quorum };
         match self.decisions.swap(key, &version, &decided).map_err(later)? {
             Swapped::Yes => {}
@@ -222,17 +236,35 @@ impl Steward {
                 && incoming.all(|node| wish.nodes.contains(&node));
             one.number() > wish.after && !one.incoming().is_empty() && !same
         };
-        let of_others = chain.configurations().iter().find(goes_elsewhere);
+        let first = &chain.configurations()[0];
+        // Or the chain has begun anew, without some of those who were counted on.
+        let begins_later = Some(first).filter(|first| first.number() > wish.after);
+        let of_others = chain.configurations().iter().find(goes_elsewhere).or(begins_later);
         let Some(of_others) = of_others.filter(|_| wish.after > 0) else { return Ok(()) };
-        // Whoever thinks it out again is to hear of it; some may not have.
-        self.ask(key, chain.newest(), &|_| true, Some(chain.newest().number()));
-        let members: Vec<String> =
-            of_others.incoming().iter().map(|member| member.node.to_string()).collect();
+        self.tell_one(key, chain.newest());
+        let group = match of_others.incoming() {
+            [] => of_others.members(),
+            incoming => incoming,
+        };
+        let members: Vec<String> = group.iter().map(|member| member.node.to_string()).collect();
         Err(Trouble::Conflict(format!(
             "another command changes the members to {} (configuration {}): give this one again if it is still wanted",
             members.join(", "),
             of_others.number()
         )))
+    }
+
+    /// Has somebody know the newest configuration, so that whoever looks again hears of it. Only one: a compute takes it when
+    /// a quorum tells of it, which is to be when the newcomers are close.
+    fn tell_one(&self, key: TimelineKey, newest: &Configuration) {
+        let (heard, _) = self.ask(key, newest, &|_| true, None);
+        let knows = |one: &Heard| one.status.configuration.number() >= newest.number();
+        if heard.iter().any(knows) {
+            return;
+        }
+        if let Some(one) = heard.first() {
+            self.ask(key, newest, &|member| *member == one.member, Some(newest.number()));
+        }
     }
 
     /// Refuses to begin what could not go on: that is left again only by those who don't answer now.
@@ -242,6 +274,17 @@ impl Steward {
         if !before.is_quorum(|member| heard.iter().any(|one| one.member == member)) {
             let text = format!(
                 "no majority of the members before the change answers: {}",
+                silent.join("; ")
+            );
+            return Err(Trouble::Later(text));
+        }
+        let after = Configuration::new(joint.number(), joint.incoming().to_vec()).map_err(later)?;
+        let answers = |member: Member| {
+            is_newcomer(joint, member) || heard.iter().any(|one| one.member == member)
+        };
+        if !after.is_quorum(answers) {
+            let text = format!(
+                "no majority of the members after the change answers: {}",
                 silent.join("; ")
             );
             return Err(Trouble::Later(text));
@@ -416,9 +459,9 @@ fn is_newcomer(joint: &Configuration, member: Member) -> bool {
     !joint.members().contains(&member)
 }
 
-/// The chain in which the members before the change go on, since a newcomer will not come.
-fn undone(key: TimelineKey, chain: &Chain, newcomer: NodeId, why: &str) -> Result<Chain, Trouble> {
-    tracing::info!(timeline = %key.1, %newcomer, why, "a change of members is undone");
+/// The chain in which the members before the change go on.
+fn undone(key: TimelineKey, chain: &Chain, why: &str) -> Result<Chain, Trouble> {
+    tracing::info!(timeline = %key.1, why, "a change of members is undone");
     chain.change_undone().map_err(later)
 }
 

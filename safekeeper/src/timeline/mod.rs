@@ -19,7 +19,7 @@ use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{
     Append, Configuration, Elected, Holding, PeerRange, TermHistory, VoteRequest,
 };
-use pgstrata_wire::safekeeper::Status;
+use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
 use tokio::sync::watch;
 
 use self::core::Core;
@@ -245,10 +245,15 @@ impl Timeline {
         core.reserve(&append)?;
         let mut answer =
             core.promise(payload, |acceptor, outputs| acceptor.peer_range(range, outputs))?;
+        if answer.is_none() && range.start > core.acceptor.write_lsn() {
+            let text = format!("the log ends before {} by now", range.start);
+            return Ok(Some(Message::Refused(RefusedReason::Unavailable(text))));
+        }
         // All of it is committed, and so is what is whole of it by now: the next piece may come after a restart.
         let whole = core.checker.position();
         if answer.is_none() && whole > core.acceptor.boundary_lsn() && whole < range.commit_lsn {
-            let history = range.history.up_to(whole);
+            // The own one, which agrees by now: what is merged in it may not be in the peer's.
+            let history = core.acceptor.history().up_to(whole);
             let so_far = PeerRange { history, commit_lsn: whole, start: whole, length: 0 };
             answer =
                 core.promise(&[], |acceptor, outputs| acceptor.peer_range(&so_far, outputs))?;
@@ -338,6 +343,17 @@ impl Timeline {
     /// The number of the configuration: it is asked for with each batch of appends.
     pub fn configuration_number(&self) -> u64 {
         self.configuration_number.load(Ordering::Acquire)
+    }
+
+    /// Whether that was noted.
+    pub fn is_kept(&self) -> Result<bool, StorageError> {
+        let path = self.files.directory().join(KEEP);
+        let disk = Arc::clone(&self.core.lock().disk);
+        match disk.open(&path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(StorageError::wrap("open", &path)(error)),
+        }
     }
 
     /// Notes durably that what is here is not removed, even if others keep the timeline.
