@@ -53,6 +53,9 @@ def good(parameter, operation):
         # Those that they have, and those that there are not: who keeps the WAL meanwhile is another test's.
         "nodes": ["1,2,3", "3,1,2", "1,2,9", "x", ","],
         "force": ["true", "false"],
+        "after": [0, 1, 2, 1 << 40],
+        # All of them are there: nothing is to be given up.
+        "survivors": ["1", "1,2", "2,9", "x"],
     }
     if parameter in ("to", "name"):
         return new_name() if parameter == "to" else a_name(operation)
