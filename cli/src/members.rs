@@ -343,6 +343,11 @@ pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result
         ("after", &after),
     ];
     let begun: Change = first.service.post("/v1/recover", &query, &[])?;
+    ensure!(
+        begun.waits_for.is_empty(),
+        "it is decided, but not everybody who is left has heard of it ({}): give the command again",
+        begun.waits_for
+    );
     // Where there are several, the one that has most of it decides until all have it.
     let number = begun.quorum.map_or(quorum.number, |quorum| quorum.number);
     let nodes: Vec<u64> = survivors.split(',').filter_map(|id| id.parse().ok()).collect();

@@ -189,7 +189,12 @@ impl Steward {
         }
         let number = decided.chain.newest().number();
         tracing::warn!(timeline = %key.1, number, survivors = answers, "who is left goes on alone");
-        self.finish(key, &decided.chain)
+        let told = self.finish(key, &decided.chain)?;
+        Ok(match decided.chain.newest().incoming().is_empty() {
+            true => told,
+            // The one that has most decides with them until they have it too.
+            false => Change { step: Step::CatchingUp, ..told },
+        })
     }
 
     /// These nodes, each in the life in which it is a member, unless its directory is another one by now.

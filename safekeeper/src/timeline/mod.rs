@@ -247,7 +247,7 @@ impl Timeline {
             core.promise(payload, |acceptor, outputs| acceptor.peer_range(range, outputs))?;
         if answer.is_none() && range.start > core.acceptor.write_lsn() {
             let text = format!("the log ends before {} by now", range.start);
-            return Ok(Some(Message::Refused(RefusedReason::Unavailable(text))));
+            answer = Some(Message::Refused(RefusedReason::Unavailable(text)));
         }
         // All of it is committed, and so is what is whole of it by now: the next piece may come after a restart.
         let whole = core.checker.position();

@@ -1,4 +1,4 @@
-//! What follows for a timeline from what its peers say of theirs, while no proposer runs.
+//! What follows for a timeline from what its peers say of theirs.
 
 use pgstrata_ids::{Lsn, Term};
 use pgstrata_quorum::{Holding, PeerRange, provable_commit};

@@ -1,0 +1,226 @@
+//! What safekeepers do by themselves: notes, archive, removal, catching up.
+
+use super::*;
+
+impl World {
+    pub(super) fn background(&mut self, index: usize) -> Checked {
+        let delay = BACKGROUND + self.rng.below(BACKGROUND);
+        self.after(delay, Event::Background(index));
+        for connection in self.connections.iter_mut().filter(|one| one.node == index) {
+            if self.now > connection.heard + 2 * DEAD_AFTER {
+                connection.proposer = None;
+                connection.greeted = None;
+            }
+        }
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        // As `background::write_down` does.
+        let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
+        let appended = timeline.has_appended_lately();
+        let noted = if appended { timeline.note_flushed() } else { Ok(()) };
+        let far = behind >= timeline.files().segment_size();
+        let noted = noted.and_then(|()| match far || !appended {
+            true => timeline.checkpoint(),
+            false => Ok(()),
+        });
+        if let Err(error) = noted {
+            self.log(|| format!("safekeeper {}: {error}", index + 1));
+        }
+        self.settle(index)?;
+        if self.nodes[index].timeline.is_some() {
+            self.archive(index)?;
+            self.settle(index)?;
+        }
+        if self.nodes[index].timeline.is_some() && !timeline.has_proposer() && !self.copying[index]
+        {
+            self.ask_peers(index);
+        }
+        Ok(())
+    }
+
+    /// Stores the next full segment, and removes those that nobody needs.
+    pub(super) fn archive(&mut self, index: usize) -> Checked {
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        let (from, commit_lsn) = (timeline.marks().archived_lsn, timeline.commit_lsn());
+        let size = timeline.files().segment_size();
+        let to = from.segment_start(size) + size;
+        if to <= commit_lsn {
+            let number = from.segment_number(size);
+            let name = self.nodes[index].name.clone();
+            let found = self.nodes[index].segment(&timeline, number);
+            match found {
+                _ if self.lie == Some(Lie::TrimBeforeArchive) => timeline.note_archived(to),
+                Some(bytes) => {
+                    let from = Lsn(number * size).max(self.parameters.start_lsn);
+                    self.truth.check_served(&name, from, &bytes)?;
+                    self.truth.archive(&name, number, bytes)?;
+                    timeline.note_archived(to);
+                    self.outcome.archived += 1;
+                }
+                None => {
+                    return Err(format!("{name} lacks segment {number}, which is not archived"));
+                }
+            }
+        }
+        let consistent =
+            commit_lsn.0 - self.rng.below(40_000).min(commit_lsn.0 - self.parameters.start_lsn.0);
+        timeline.note_consistent(Lsn(consistent));
+        let trimmed = timeline.trim();
+        if let Ok(count @ 1..) = trimmed {
+            self.outcome.trimmed += count;
+            self.log(|| format!("safekeeper {} removes {count} segments", index + 1));
+        }
+        let available = timeline.marks().available_lsn;
+        let first = self.parameters.start_lsn.segment_number(size);
+        match (first..available.segment_number(size))
+            .find(|&number| !self.truth.is_archived(number))
+        {
+            Some(number) => Err(format!(
+                "safekeeper {} removes segment {number}, which is not archived",
+                index + 1
+            )),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn ask_peers(&mut self, index: usize) {
+        let mut statuses = Vec::new();
+        for peer in 0..self.nodes.len() {
+            if peer == index || self.is_cut_between(peer, index) {
+                continue;
+            }
+            let Some(timeline) = &self.nodes[peer].timeline else { continue };
+            let Ok(mut status) = timeline.status() else { continue };
+            if self.lie == Some(Lie::CopyBeyondCommit) {
+                status.commit_lsn = status.flush_lsn;
+            }
+            statuses.push((peer, status));
+        }
+        if !statuses.is_empty() {
+            self.copying[index] = true;
+            let (delay, life) = (self.delay(index), self.nodes[index].life);
+            self.after(delay, Event::Conclude { node: index, life, statuses });
+        }
+    }
+
+    /// As `background::catch_up` does.
+    pub(super) fn conclude(
+        &mut self,
+        index: usize,
+        life: u64,
+        asked: &[(usize, Status)],
+    ) -> Checked {
+        let timeline =
+            self.nodes[index].timeline.clone().filter(|_| self.nodes[index].life == life);
+        let Some(timeline) = timeline else { return Ok(()) };
+        self.copying[index] = false;
+        let statuses: Vec<Status> = asked.iter().map(|(_, status)| status.clone()).collect();
+        self.note_proof(&timeline.holding().ok(), &statuses)?;
+        let missing = match timeline.conclude(&statuses) {
+            Ok(missing) => missing,
+            Err(error) => {
+                self.log(|| format!("safekeeper {}: {error}", index + 1));
+                return self.settle(index);
+            }
+        };
+        self.settle(index)?;
+        if let Some(missing) = missing {
+            let (peer, status) = asked[missing.peer].clone();
+            self.log(|| {
+                format!(
+                    "safekeeper {} lacks {} to {} of {}",
+                    index + 1,
+                    missing.from,
+                    missing.target,
+                    peer + 1
+                )
+            });
+            self.copying[index] = true;
+            let (delay, at) = (self.delay(index), missing.from);
+            let status = Box::new(status);
+            self.after(delay, Event::Copy { node: index, life, peer, status, missing, at });
+        }
+        Ok(())
+    }
+
+    /// What the logs prove is committed, whether or not a compute ever heard of it.
+    pub(super) fn note_proof(
+        &mut self,
+        own: &Option<(Holding, Configuration)>,
+        peers: &[Status],
+    ) -> Checked {
+        let Some((own, configuration)) = own else { return Ok(()) };
+        let mut holdings = vec![own.clone()];
+        holdings.extend(peers.iter().map(|status| Holding {
+            member: status.member,
+            flush_lsn: status.flush_lsn,
+            history: status.history.clone(),
+        }));
+        match provable_commit(configuration, &holdings) {
+            Some((term, lsn)) => self.truth.committed(term, lsn),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn copy(
+        &mut self,
+        index: usize,
+        life: u64,
+        peer: usize,
+        status: Box<Status>,
+        missing: Missing,
+        at: Lsn,
+    ) -> Checked {
+        let timeline =
+            self.nodes[index].timeline.clone().filter(|_| self.nodes[index].life == life);
+        let Some(timeline) = timeline else { return Ok(()) };
+        self.copying[index] = false;
+        if timeline.has_proposer() || self.is_cut_between(peer, index) {
+            return Ok(());
+        }
+        let to = missing.target.min(at + (self.plan.chunk as u64).max(4096));
+        let bytes = match at < status.available_lsn {
+            true => self.truth.archived(at, to, SEGMENT_SIZE).to_vec(),
+            false => {
+                let Some(donor) = self.nodes[peer].timeline.clone() else { return Ok(()) };
+                let mut bytes = vec![0; (to - at) as usize];
+                let term = Term(0);
+                let read =
+                    donor.read_range(at, to, term).and_then(|mut reading| reading.next(&mut bytes));
+                bytes.truncate(read.unwrap_or(0));
+                bytes
+            }
+        };
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let range = missing.range(&status, at, bytes.len());
+        let next = at + bytes.len() as u64;
+        let is_last = next >= missing.target;
+        self.take(index, &range, &bytes)?;
+        if self.nodes[index].life == life && !is_last {
+            self.copying[index] = true;
+            let delay = self.delay(index);
+            self.after(delay, Event::Copy { node: index, life, peer, status, missing, at: next });
+        }
+        Ok(())
+    }
+
+    pub(super) fn take(&mut self, index: usize, range: &PeerRange, bytes: &[u8]) -> Checked {
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        self.nodes[index].begin(&range.history.up_to(range.commit_lsn), range.commit_lsn);
+        let answer = timeline.peer_range(range, bytes);
+        self.outcome.copies += 1;
+        match answer {
+            Ok(answer) => {
+                if let Some(Message::Refused(reason)) = &answer {
+                    // A proposer that came meanwhile may have led it elsewhere, with all that is committed.
+                    self.log(|| format!("safekeeper {} doesn't take that: {reason}", index + 1));
+                }
+                self.nodes[index].promise(&timeline, None);
+                self.prepare(index);
+            }
+            Err(error) => self.log(|| format!("safekeeper {}: {error}", index + 1)),
+        }
+        self.settle(index)
+    }
+}

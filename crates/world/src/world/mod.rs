@@ -1,0 +1,279 @@
+//! Everything, one event after the other.
+
+mod alone;
+mod computes;
+mod safekeepers;
+mod trouble;
+mod wires;
+
+use std::collections::BTreeMap;
+
+use pgstrata_format::quorum::Quorum;
+use pgstrata_ids::{Lsn, Term, TimelineId, TimelineParameters};
+use pgstrata_quorum::{
+    Append, Chain, Configuration, Holding, PeerRange, Proposer, ProposerOutput, Refusal,
+    TermHistory, provable_commit,
+};
+use pgstrata_safekeeper::storage_error::StorageError;
+use pgstrata_safekeeper::timeline::{Answer, Missing};
+use pgstrata_sim::Rng;
+use pgstrata_sim::wal::{SEGMENT_SIZE, WalGenerator, parameters};
+use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
+
+use crate::compute::Compute;
+use crate::lies::Lie;
+use crate::network::{Connection, Reply, Request};
+use crate::node::Node;
+use crate::plan::{Plan, Time, Trouble};
+use crate::truth::{Checked, Truth};
+
+/// How often a compute looks after its connections.
+const TICK: Time = 8_000;
+
+/// Silence after which an end takes a connection for dead.
+const DEAD_AFTER: Time = 30_000;
+
+/// How often a safekeeper does what nobody asks it to.
+const BACKGROUND: Time = 15_000;
+
+/// Something new must be committed so long after nothing goes wrong any more.
+const PATIENCE: Time = 2_000_000;
+
+/// WAL that a compute writes before it waits for some to be committed, in bytes.
+const MOST_PENDING: u64 = 256 << 10;
+
+/// WAL of one run, in bytes.
+const MOST_WAL: u64 = 3 << 20;
+
+/// Events of one run: many times as many as there ever were.
+const MOST_EVENTS: u64 = 100_000;
+
+#[derive(Debug)]
+enum Event {
+    Begin(usize),
+    Tick(usize, u64),
+    Write(usize, u64),
+    Arrive(usize, Request),
+    Serve(usize),
+    Answer(usize, Reply),
+    Prepare(usize, u64),
+    Background(usize),
+    Conclude { node: usize, life: u64, statuses: Vec<(usize, Status)> },
+    Copy { node: usize, life: u64, peer: usize, status: Box<Status>, missing: Missing, at: Lsn },
+    Crash { node: usize, life: u64 },
+    Start(usize),
+    Trouble(usize),
+    Heal(usize),
+    SpaceAgain(usize),
+    Quiet,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What must never be, if it was.
+    pub violation: Option<String>,
+    pub events: u64,
+    pub simulated_us: Time,
+    pub elections: u64,
+    pub crashes: u64,
+    pub copies: u64,
+    pub archived: u64,
+    pub trimmed: u64,
+    pub committed_bytes: u64,
+    /// What happened, if that was asked for.
+    pub trace: Vec<String>,
+}
+
+impl Outcome {
+    /// Counts another run's figures too.
+    pub fn add(&mut self, other: &Outcome) {
+        self.events += other.events;
+        self.simulated_us += other.simulated_us;
+        self.elections += other.elections;
+        self.crashes += other.crashes;
+        self.copies += other.copies;
+        self.archived += other.archived;
+        self.trimmed += other.trimmed;
+        self.committed_bytes += other.committed_bytes;
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct World {
+    plan: Plan,
+    lie: Option<Lie>,
+    rng: Rng,
+    now: Time,
+    queue: BTreeMap<(Time, u64), Event>,
+    sequence: u64,
+    nodes: Vec<Node>,
+    computes: Vec<Compute>,
+    connections: Vec<Connection>,
+    truth: Truth,
+    parameters: TimelineParameters,
+    quorum: Quorum,
+    /// Nothing goes wrong any more; something new is to be committed beyond this.
+    quiet: Option<(Time, Lsn)>,
+    /// By number of the trouble: who can't reach whom.
+    cut: BTreeMap<usize, (u8, u8)>,
+    slow_until: Vec<Time>,
+    preparing: Vec<bool>,
+    copying: Vec<bool>,
+    traces: bool,
+    outcome: Outcome,
+}
+
+fn is_in(bits: u8, index: usize) -> bool {
+    bits & (1 << index) != 0
+}
+
+impl World {
+    /// The world of a plan, in which somebody may have made a mistake.
+    pub fn new(plan: &Plan, lie: Option<Lie>, traces: bool) -> World {
+        let mut rng = Rng::new(plan.seed ^ 0x005E_ED0F_7E57);
+        let start = Lsn(3 * SEGMENT_SIZE - plan.bytes_to_boundary);
+        let parameters =
+            TimelineParameters { ancestor: Some(TimelineId([0x33; 16])), ..parameters(start) };
+        let nodes: Vec<Node> =
+            (0..plan.nodes).map(|index| Node::new(index, rng.bits(), lie)).collect();
+        let members = nodes.iter().map(|node| node.member).collect();
+        let chain = Chain::found(members).expect("a few members, each once");
+        let computes = (0..plan.computes).map(|index| Compute::new(index, plan.nodes)).collect();
+        let mut world = World {
+            plan: plan.clone(),
+            lie,
+            rng,
+            now: 0,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            slow_until: vec![0; nodes.len()],
+            preparing: vec![false; nodes.len()],
+            copying: vec![false; nodes.len()],
+            nodes,
+            computes,
+            connections: Vec::new(),
+            truth: Truth::new(start),
+            quorum: Quorum { parameters: parameters.clone(), chain, is_older: false },
+            parameters,
+            quiet: None,
+            cut: BTreeMap::new(),
+            traces,
+            outcome: Outcome::default(),
+        };
+        for (index, &(at, _)) in plan.troubles.iter().enumerate() {
+            world.at(at, Event::Trouble(index));
+        }
+        for node in 0..plan.nodes {
+            world.after(BACKGROUND, Event::Background(node));
+        }
+        for compute in 0..plan.computes {
+            // Often at once.
+            let most = if world.rng.one_in(3) { 300 } else { plan.quiet_at };
+            let at = compute as u64 * world.rng.below(most);
+            world.at(at, Event::Begin(compute));
+        }
+        world.at(plan.quiet_at, Event::Quiet);
+        world
+    }
+
+    /// Runs it to its end.
+    pub fn run(mut self) -> Outcome {
+        let violation = self.go_on().err();
+        // Connections hold on to timelines.
+        self.connections.clear();
+        self.outcome.violation = violation;
+        self.outcome.simulated_us = self.now;
+        self.outcome.committed_bytes = self.truth.end() - self.parameters.start_lsn;
+        self.outcome
+    }
+
+    fn go_on(&mut self) -> Checked {
+        loop {
+            let Some(((at, _), event)) = self.queue.pop_first() else {
+                return Err("nothing happens any more".into());
+            };
+            self.now = at;
+            self.outcome.events += 1;
+            if self.outcome.events > MOST_EVENTS {
+                return Err("no end comes".into());
+            }
+            self.handle(event)?;
+            if let Some((since, end)) = self.quiet {
+                if self.truth.end() > end && self.nodes.iter().all(|node| node.timeline.is_some()) {
+                    return self.finish();
+                }
+                if self.now > since + PATIENCE {
+                    return Err(format!(
+                        "nothing is committed beyond {} although all is well",
+                        self.truth.end()
+                    ));
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Checked {
+        self.nodes.iter_mut().try_for_each(|node| node.check_all(&self.truth))
+    }
+
+    fn at(&mut self, at: Time, event: Event) {
+        self.queue.insert((at.max(self.now), self.sequence), event);
+        self.sequence += 1;
+    }
+
+    fn after(&mut self, delay: Time, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    fn log(&mut self, text: impl FnOnce() -> String) {
+        if self.traces {
+            let line = format!("{:>9.3} ms  {}", self.now as f64 / 1000.0, text());
+            self.outcome.trace.push(line);
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Checked {
+        match event {
+            Event::Begin(compute) => self.begin(compute),
+            Event::Tick(compute, life) => return self.tick(compute, life),
+            Event::Write(compute, life) => self.write(compute, life),
+            Event::Arrive(connection, request) => self.arrive(connection, request),
+            Event::Serve(connection) => return self.serve(connection),
+            Event::Answer(connection, reply) => return self.answer(connection, reply),
+            Event::Prepare(node, life) => {
+                self.preparing[node] = false;
+                if self.nodes[node].life == life && self.nodes[node].prepare() {
+                    self.log(|| format!("safekeeper {} makes a segment ahead", node + 1));
+                    self.prepare(node);
+                }
+                return self.settle(node);
+            }
+            Event::Background(node) => return self.background(node),
+            Event::Conclude { node, life, statuses } => {
+                return self.conclude(node, life, &statuses);
+            }
+            Event::Copy { node, life, peer, status, missing, at } => {
+                return self.copy(node, life, peer, status, missing, at);
+            }
+            Event::Crash { node, life } => {
+                if self.nodes[node].life == life && self.nodes[node].is_up {
+                    self.crash(node);
+                }
+            }
+            Event::Start(node) => return self.start(node),
+            Event::Trouble(index) => self.trouble(index),
+            Event::Heal(index) => {
+                self.cut.remove(&index);
+            }
+            Event::SpaceAgain(node) => self.nodes[node].disk.set_full(false),
+            Event::Quiet => self.be_quiet(),
+        }
+        Ok(())
+    }
+}
+
+fn generator(parameters: &TimelineParameters, at: Lsn, prev: Lsn, term: Term) -> WalGenerator {
+    WalGenerator::new(parameters.clone(), at, prev).numbered(term.0)
+}

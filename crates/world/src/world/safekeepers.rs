@@ -1,0 +1,210 @@
+//! Safekeepers, as they answer.
+
+use super::*;
+
+impl World {
+    pub(super) fn arrive(&mut self, index: usize, request: Request) {
+        let delay = if self.rng.one_in(4) { self.rng.below(2000) } else { 0 };
+        let connection = &mut self.connections[index];
+        let node = &self.nodes[connection.node];
+        if (connection.is_dead && self.lie != Some(Lie::LossWithinConnection))
+            || node.life != connection.node_life
+        {
+            connection.is_dead = true;
+            return;
+        }
+        connection.heard = self.now;
+        connection.inbox.push_back(request);
+        if !std::mem::replace(&mut connection.is_served, true) {
+            self.after(delay, Event::Serve(index));
+        }
+    }
+
+    /// Looks at all that has arrived, as the connection's thread does.
+    pub(super) fn serve(&mut self, index: usize) -> Checked {
+        self.connections[index].is_served = false;
+        while let Some(request) = self.connections[index].inbox.pop_front() {
+            let node = self.connections[index].node;
+            if self.nodes[node].life != self.connections[index].node_life {
+                return Ok(());
+            }
+            let goes_on = match request {
+                Request::Append(..) | Request::Ping => self.serve_appends(index, node, request)?,
+                other => self.serve_one(index, node, other)?,
+            };
+            self.settle(node)?;
+            if !goes_on {
+                self.hang_up(index);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn hang_up(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        connection.inbox.clear();
+        connection.proposer = None;
+        connection.greeted = None;
+        // What was sent last still arrives.
+        connection.node_life = u64::MAX;
+    }
+
+    pub(super) fn serve_appends(
+        &mut self,
+        index: usize,
+        node: usize,
+        first: Request,
+    ) -> Checked<bool> {
+        let Some(timeline) = self.nodes[node].timeline.clone() else { return Ok(false) };
+        if self.connections[index].greeted.is_none() {
+            return Ok(false);
+        }
+        let lie = self.lie;
+        let mut batch = timeline.batch();
+        let mut refusal: Result<Answer, StorageError> = Ok(None);
+        let mut next = Some(first);
+        while let Some(request) = next.take() {
+            if let Request::Append(mut append, bytes) = request {
+                if lie == Some(Lie::StaleAppendTaken) {
+                    append.term = timeline.term();
+                }
+                refusal = batch.append(&append, &bytes);
+                if !matches!(refusal, Ok(None)) {
+                    break;
+                }
+            }
+            let inbox = &mut self.connections[index].inbox;
+            if matches!(inbox.front(), Some(Request::Append(..) | Request::Ping)) {
+                next = inbox.pop_front();
+            }
+        }
+        if !matches!(refusal, Ok(None)) {
+            drop(batch);
+            return self.give(index, node, refusal);
+        }
+        let answer = batch.finish();
+        self.prepare(node);
+        if answer.is_ok() {
+            self.nodes[node].promise(&timeline, None);
+        }
+        let goes_on = self.give(index, node, answer);
+        timeline.wake_readers();
+        goes_on
+    }
+
+    /// Sends an answer, if the node is still there to do so. False if it ends the connection.
+    pub(super) fn give(
+        &mut self,
+        index: usize,
+        node: usize,
+        answer: Result<Answer, StorageError>,
+    ) -> Checked<bool> {
+        let message = match answer {
+            Ok(None) => return Ok(true),
+            Ok(Some(message)) => message,
+            Err(error) => {
+                let text = error.to_string();
+                self.log(|| format!("safekeeper {}: {text}", node + 1));
+                Message::Refused(RefusedReason::Storage(text))
+            }
+        };
+        if self.nodes[node].disk.has_stopped() {
+            return Ok(false);
+        }
+        let reply = match message {
+            Message::Vote(vote) => Reply::Vote(vote),
+            Message::Ack(ack) => Reply::Ack(ack),
+            Message::Refused(reason) => {
+                self.check_refusal(node, &reason)?;
+                Reply::Refused(reason)
+            }
+            other => return Err(format!("safekeeper {} answers {other:?}", node + 1)),
+        };
+        let goes_on = !matches!(reply, Reply::Refused(_));
+        self.reply(index, reply);
+        Ok(goes_on)
+    }
+
+    /// Some refusals say that what must never be was.
+    pub(super) fn check_refusal(&mut self, node: usize, reason: &RefusedReason) -> Checked {
+        self.log(|| format!("safekeeper {} refuses: {reason}", node + 1));
+        match reason {
+            RefusedReason::Quorum(Refusal::Fenced { .. }) | RefusedReason::Storage(_) => Ok(()),
+            other => Err(format!("safekeeper {} refuses: {other}", node + 1)),
+        }
+    }
+
+    pub(super) fn serve_one(
+        &mut self,
+        index: usize,
+        node: usize,
+        request: Request,
+    ) -> Checked<bool> {
+        if let Request::Greet = request {
+            if !self.nodes[node].create(&self.quorum) || self.nodes[node].is_finished() {
+                return Ok(false);
+            }
+            let Some(timeline) = &self.nodes[node].timeline else { return Ok(false) };
+            self.connections[index].greeted = Some(timeline.compute_connected());
+            let promised = timeline.term();
+            self.reply(index, Reply::Greeting { promised });
+            return Ok(true);
+        }
+        let Some(timeline) = self.nodes[node].timeline.clone() else { return Ok(false) };
+        match request {
+            Request::Vote(request) => {
+                let mut answer = timeline.vote(&request);
+                let mut voted_for = None;
+                if let Ok(Some(Message::Vote(vote))) = &mut answer {
+                    if self.lie == Some(Lie::VoteForgetsTerm) {
+                        vote.history = vote.history.up_to(vote.flush_lsn);
+                    }
+                    if self.lie == Some(Lie::VoteTwice) && vote.term == request.term {
+                        vote.granted = true;
+                    }
+                    let (granted, flush_lsn) = (vote.granted, vote.flush_lsn);
+                    self.log(|| {
+                        format!(
+                            "safekeeper {} votes in term {}: {granted}, {flush_lsn}",
+                            node + 1,
+                            request.term
+                        )
+                    });
+                    voted_for = granted.then_some(request.proposer);
+                }
+                if answer.is_ok() {
+                    self.nodes[node].promise(&timeline, voted_for);
+                }
+                self.give(index, node, answer)
+            }
+            Request::Elected(elected) => {
+                self.nodes[node].begin(&elected.history, Lsn::MAX);
+                let answer = timeline.elected(&elected);
+                self.prepare(node);
+                if answer.is_ok() {
+                    self.nodes[node].promise(&timeline, None);
+                }
+                self.connections[index].proposer = Some(timeline.proposer_connected());
+                self.give(index, node, answer)
+            }
+            Request::LastRecord(end) => {
+                let found = match end <= timeline.flush_lsn() {
+                    true => timeline.last_record_before(end).ok().flatten(),
+                    false => None,
+                };
+                self.reply(index, Reply::LastRecord(found));
+                Ok(true)
+            }
+            Request::Read { from, to, term, target, connection } => {
+                let mut bytes = vec![0; self.plan.chunk.max(4096)];
+                let read = timeline.read_range(from, to, term);
+                let count = read.and_then(|mut reading| reading.next(&mut bytes));
+                bytes.truncate(count.unwrap_or(0));
+                self.reply(index, Reply::Read { from, bytes, target, connection });
+                Ok(true)
+            }
+            Request::Greet | Request::Append(..) | Request::Ping => Ok(true),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What goes wrong.
+
+use super::*;
+
+impl World {
+    pub(super) fn trouble(&mut self, index: usize) {
+        if self.quiet.is_some() {
+            return;
+        }
+        let trouble = self.plan.troubles[index].1;
+        self.log(|| format!("TROUBLE {trouble:?}"));
+        match trouble {
+            Trouble::Crash { node, after, loses_power, back_after } => {
+                self.doom(node, after, loses_power, back_after);
+            }
+            Trouble::CrashAll { loses_power, back_after } => {
+                for node in 0..self.nodes.len() {
+                    let back_after = back_after + self.rng.below(back_after);
+                    self.doom(node, 0, loses_power, back_after);
+                }
+            }
+            Trouble::Partition { nodes, computes, lasts } => {
+                self.cut.insert(index, (nodes, computes));
+                self.after(lasts, Event::Heal(index));
+            }
+            Trouble::Break { compute, node, is_heard } => {
+                if let Some(connection) = self.computes[compute].links[node].connection {
+                    self.connections[connection].is_dead = true;
+                    if is_heard {
+                        self.disconnect(compute, node);
+                    }
+                }
+            }
+            Trouble::Kill { compute, back_after } => {
+                if self.computes[compute].proposer.is_some() {
+                    self.end_compute(compute, back_after);
+                }
+            }
+            Trouble::SyncFails { node, after } => self.nodes[node].disk.fail_sync_after(after),
+            Trouble::Full { node, lasts } => {
+                self.nodes[node].disk.set_full(true);
+                self.after(lasts, Event::SpaceAgain(node));
+            }
+            Trouble::Slow { node, lasts } => self.slow_until[node] = self.now + lasts,
+        }
+    }
+
+    /// The node ends after so many operations on its disk, or a little later if it has nothing to do.
+    pub(super) fn doom(&mut self, index: usize, after: u64, loses_power: bool, back_after: Time) {
+        let node = &mut self.nodes[index];
+        if !node.is_up || node.is_doomed {
+            return;
+        }
+        (node.is_doomed, node.loses_power, node.back_after) = (true, loses_power, back_after);
+        node.disk.stop_after(after);
+        let life = node.life;
+        match after {
+            0 => self.crash(index),
+            _ => self.after(20_000, Event::Crash { node: index, life }),
+        }
+    }
+
+    pub(super) fn crash(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let (loses_power, back_after) = match node.is_doomed {
+            true => (node.loses_power, node.back_after),
+            // Its latch was thrown.
+            false => (false, 2_000),
+        };
+        for connection in self.connections.iter_mut().filter(|one| one.node == index) {
+            connection.is_dead = true;
+            connection.proposer = None;
+            connection.greeted = None;
+        }
+        self.outcome.crashes += 1;
+        self.nodes[index].end(loses_power);
+        self.log(|| {
+            let how = if loses_power { "loses power" } else { "ends" };
+            format!("safekeeper {} {how}", index + 1)
+        });
+        self.after(back_after, Event::Start(index));
+    }
+
+    pub(super) fn start(&mut self, index: usize) -> Checked {
+        self.nodes[index].start(&self.truth)?;
+        self.copying[index] = false;
+        let node = &self.nodes[index];
+        let text = node.timeline.as_ref().map(|timeline| {
+            format!(
+                "term {} flush {} commit {}",
+                timeline.term(),
+                timeline.flush_lsn(),
+                timeline.commit_lsn()
+            )
+        });
+        self.log(|| format!("safekeeper {} starts: {}", index + 1, text.unwrap_or_default()));
+        self.settle(index)
+    }
+
+    /// From now on nothing goes wrong.
+    pub(super) fn be_quiet(&mut self) {
+        self.log(|| "nothing goes wrong any more".into());
+        self.quiet = Some((self.now, self.truth.end()));
+        self.cut.clear();
+        for index in 0..self.nodes.len() {
+            self.slow_until[index] = 0;
+            self.nodes[index].disk.set_full(false);
+            if self.nodes[index].is_up {
+                if self.nodes[index].is_doomed {
+                    self.crash(index);
+                }
+                self.nodes[index].disk.fail_sync_after(u64::MAX);
+            }
+        }
+        for compute in 1..self.computes.len() {
+            self.end_compute(compute, 0);
+        }
+        if self.computes[0].proposer.is_none() {
+            self.after(1000, Event::Begin(0));
+        }
+    }
+
+    /// After anything that a node did: whether it can go on, and whether what it says is true.
+    pub(super) fn settle(&mut self, index: usize) -> Checked {
+        if self.nodes[index].is_up && self.nodes[index].is_finished() {
+            let reason = self.nodes[index].latch_reason();
+            self.log(|| format!("safekeeper {} can't go on: {reason:?}", index + 1));
+            self.crash(index);
+            return Ok(());
+        }
+        self.nodes[index].check(&self.truth)
+    }
+
+    pub(super) fn prepare(&mut self, node: usize) {
+        if !std::mem::replace(&mut self.preparing[node], true) {
+            let (delay, life) = (self.rng.between(100, 3000), self.nodes[node].life);
+            self.after(delay, Event::Prepare(node, life));
+        }
+    }
+}
