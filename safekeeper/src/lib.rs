@@ -25,3 +25,4 @@ pub mod storage_error;
 pub mod timeline;
 pub mod timelines;
 pub mod wal;
+pub mod wanted;

@@ -14,6 +14,7 @@ use crate::decisions::Decisions;
 use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
 use crate::timeline::{KEEP, OpenContext, Timeline};
+use crate::wanted::Wanted;
 
 /// Most timelines of one safekeeper.
 pub const MAX_TIMELINES: usize = 10_000;
@@ -60,6 +61,7 @@ pub struct Timelines {
     slots: RwLock<HashMap<TimelineKey, Slot>>,
     creating: Mutex<()>,
     ledger: Ledger,
+    wanted: Wanted,
 }
 
 /// Refuses what is another timeline of the same name.
@@ -86,6 +88,7 @@ impl Timelines {
             slots: RwLock::default(),
             creating: Mutex::new(()),
             ledger,
+            wanted: Wanted::default(),
         };
         for tenant in timelines.names::<TenantId>(directory)? {
             let of_tenant = directory.join(tenant.to_string());
@@ -207,6 +210,11 @@ impl Timelines {
     /// Who we are.
     pub fn context(&self) -> &TimelinesContext {
         &self.context
+    }
+
+    /// Those of which a proposer waits for what its term began with.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
     }
 
     /// All that can be served.

@@ -20,9 +20,8 @@ use super::config::{
 };
 use super::connection::{Connection, MAX_QUEUED};
 use super::dialing::Dialer;
-use super::link::Link;
+use super::link::{Link, PING_AFTER};
 use super::poller::{Poller, Ready};
-use super::refill::{Refill, Refilled};
 
 /// How long a commit LSN may wait for an append to travel with.
 const COMMIT_DELAY: Duration = Duration::from_millis(1);
@@ -33,19 +32,18 @@ const MAX_WAIT: Duration = Duration::from_millis(250);
 /// Bytes queued for a lagging member before it gets no more old WAL.
 const MAX_CATCH_UP_QUEUED: usize = 2 << 20;
 
-/// First and longest pause after a donor could not be read.
-const REFILL_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often a member is asked how far it is that has to get from others what is not ours to send.
+const PULL_PING: Duration = Duration::from_millis(10);
 
 /// Seconds after which a commit that waits is a problem.
 const STALLED_AFTER: u64 = 5;
 
-const REFILL_TOKEN: u64 = u64::MAX;
 /// The token of the source's wake-up: it only ends the wait.
-pub const WAKE_TOKEN: u64 = u64::MAX - 1;
+pub const WAKE_TOKEN: u64 = u64::MAX;
 /// The token of the stop signal: so does it.
-pub const STOP_TOKEN: u64 = u64::MAX - 2;
+pub const STOP_TOKEN: u64 = u64::MAX - 1;
 /// The token of connections that were made: they are taken in the next turn.
-const DIAL_TOKEN: u64 = u64::MAX - 3;
+const DIAL_TOKEN: u64 = u64::MAX - 2;
 
 /// See the module.
 #[derive(Debug)]
@@ -84,12 +82,6 @@ pub struct Driver {
     commit_changed_at: Instant,
     /// When the log grew after everything in it was committed.
     appended_at: Instant,
-    refill: Option<Refill>,
-    refill_after: Instant,
-    refill_pause: Duration,
-    /// Why no donor could be read, as it was said last.
-    refill_error: String,
-    donor_turn: usize,
     busy: bool,
 }
 
@@ -163,11 +155,6 @@ impl Driver {
             commit_lsn: Lsn::INVALID,
             commit_changed_at: now,
             appended_at: now,
-            refill: None,
-            refill_after: now,
-            refill_pause: REFILL_PAUSE.0,
-            refill_error: String::new(),
-            donor_turn: 0,
             busy: false,
         })
     }
@@ -332,7 +319,9 @@ impl Driver {
         self.busy = false;
         for index in 0..self.links.len() {
             let sent = self.send(index, &mut source);
-            let sent = sent.and_then(|()| self.links[index].keep_alive(now, &self.greeting));
+            let ping_after = if self.links[index].pulls { PULL_PING } else { PING_AFTER };
+            let link = &mut self.links[index];
+            let sent = sent.and_then(|()| link.keep_alive(now, ping_after, &self.greeting));
             let link = &mut self.links[index];
             if let Err(error) = sent.and_then(|()| link.flush(index as u64, &self.poller)) {
                 // It may have said why before it closed the connection.
@@ -342,7 +331,6 @@ impl Driver {
             }
         }
         self.drop_what_all_have();
-        self.keep_refilling(now);
         let wait = self.waiting_time(now, wait);
         let mut ready = std::mem::take(&mut self.ready);
         let waited = self.poller.wait(wait, &mut ready);
@@ -361,6 +349,9 @@ impl Driver {
         let mut wait = wait.min(MAX_WAIT);
         if self.links.iter().any(|link| self.is_behind_on_commit(link)) {
             wait = wait.min(COMMIT_DELAY);
+        }
+        if self.links.iter().any(|link| link.pulls && link.connection.is_some()) {
+            wait = wait.min(PULL_PING);
         }
         let retries = self.links.iter().filter_map(Link::retry_at);
         let retry = retries.min().map(|at| at.saturating_duration_since(now));
@@ -422,7 +413,7 @@ impl Driver {
         self.catch_up(index, source)
     }
 
-    /// Queues one piece of WAL that is no longer in memory, if the source still has it.
+    /// Queues one piece of WAL that is no longer in memory, if the source still has it. Else the member pulls it from others.
     fn catch_up(
         &mut self,
         index: usize,
@@ -432,12 +423,12 @@ impl Driver {
         let (Some(next), Some(connection)) = (link.next_lsn, &mut link.connection) else {
             return Ok(());
         };
-        if link.needs_peer || connection.queued() >= MAX_CATCH_UP_QUEUED {
+        if link.pulls || connection.queued() >= MAX_CATCH_UP_QUEUED {
             return Ok(());
         }
         // What earlier terms wrote is not the source's to give: its file may have zeros there.
         if next < self.own_start_lsn {
-            link.needs_peer = true;
+            link.pulls = true;
             return Ok(());
         }
         let to = self.backlog.base().min(next + MAX_CHUNK as u64);
@@ -446,7 +437,7 @@ impl Driver {
             None => bytes::Bytes::new(),
         };
         if bytes.is_empty() || bytes.len() as u64 > to - next {
-            link.needs_peer = true;
+            link.pulls = true;
             return Ok(());
         }
         self.busy = true;
@@ -481,123 +472,7 @@ impl Driver {
         let has_more = link.next_lsn.is_some_and(|next| next < ack.flush_lsn);
         if has_more && ack.term == self.core.term() && ack.flush_lsn <= end {
             link.next_lsn = Some(ack.flush_lsn);
-            link.needs_peer = false;
-        }
-    }
-
-    /// Starts, resumes or pauses reading from a donor.
-    fn keep_refilling(&mut self, now: Instant) {
-        if let Some(refill) = &mut self.refill {
-            let link = &self.links[refill.target];
-            let queued = link.connection.as_ref().map_or(0, Connection::queued);
-            if link.next_lsn != Some(refill.at) {
-                self.refill = None;
-                return;
-            }
-            let pause = queued >= MAX_CATCH_UP_QUEUED;
-            let mut changed = refill.connect(&self.dialer, &self.poller, REFILL_TOKEN);
-            let resumes = refill.paused && !pause;
-            if changed.is_ok() && pause != refill.paused {
-                changed = refill.set_paused(pause, &self.poller, REFILL_TOKEN);
-            }
-            changed = changed.and_then(|()| refill.check_alive(now));
-            let holds_more = refill.holds_more();
-            if let Err(error) = changed {
-                self.give_up_refill(&error);
-            } else if resumes || (holds_more && !pause) {
-                self.receive_refilled(now);
-            }
-            return;
-        }
-        if now < self.refill_after {
-            return;
-        }
-        let lags = |link: &Link| link.needs_peer && link.next_lsn.is_some();
-        let Some(target) = self.links.iter().position(lags) else { return };
-        self.start_refill(target, now);
-    }
-
-    fn start_refill(&mut self, target: usize, now: Instant) {
-        let Some(next) = self.links[target].next_lsn else { return };
-        let end = self.backlog.base();
-        if next >= end {
-            self.links[target].needs_peer = false;
-            return;
-        }
-        self.refill_after = now + self.refill_pause;
-        // What it once acknowledged is known also of one that is gone.
-        let is_there = |link: &&Link| link.connection.is_some() && link.is_greeted();
-        let has_more = |link: &&Link| {
-            let flush_lsn = link.member.and_then(|member| self.core.flush_lsn_of(member));
-            is_there(link) && flush_lsn.is_some_and(|at| at > next)
-        };
-        let donors: Vec<&Link> = self.links.iter().filter(has_more).collect();
-        if donors.is_empty() {
-            return;
-        }
-        self.donor_turn += 1;
-        let donor = donors[self.donor_turn % donors.len()];
-        let wanted = (self.config.parameters.tenant, self.config.parameters.timeline);
-        let (range, term) = ((next, end), self.core.term());
-        let Some(address) = donor.address.clone() else { return };
-        self.refill = Some(Refill::new(target, (donor.node, address), wanted, range, term));
-    }
-
-    /// The member may get it from somebody else, or elsewhere, meanwhile.
-    fn give_up_refill(&mut self, error: &io::Error) {
-        let error = error.to_string();
-        if error != self.refill_error {
-            tracing::warn!(%error, "can't read WAL for a lagging safekeeper; it is tried again");
-            self.refill_error = error;
-        }
-        self.refill_after = Instant::now() + self.refill_pause;
-        self.refill_pause = (self.refill_pause * 2).min(REFILL_PAUSE.1);
-        self.refill = None;
-    }
-
-    /// Takes what has come, and as much of what TLS holds back as the target may get.
-    fn receive_refilled(&mut self, now: Instant) {
-        loop {
-            self.take_refilled(now);
-            let Some(refill) = &mut self.refill else { return };
-            let target = &self.links[refill.target].connection;
-            let queued = target.as_ref().map_or(0, Connection::queued);
-            if queued >= MAX_CATCH_UP_QUEUED {
-                return;
-            }
-            match refill.receive() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    self.take_refilled(now);
-                    return self.give_up_refill(&error);
-                }
-            }
-        }
-    }
-
-    fn take_refilled(&mut self, now: Instant) {
-        while let Some(refill) = &mut self.refill {
-            let target = refill.target;
-            match refill.next() {
-                Ok(Refilled::Nothing) => return,
-                Ok(Refilled::Opened) => {
-                    if let Err(error) = refill.writable(&self.poller, REFILL_TOKEN) {
-                        return self.give_up_refill(&error);
-                    }
-                }
-                Ok(Refilled::Bytes(start, bytes)) if self.links[target].next_lsn == Some(start) => {
-                    self.push_old(target, start, bytes);
-                    self.busy = true;
-                    self.refill_pause = REFILL_PAUSE.0;
-                }
-                Ok(Refilled::End) => {
-                    self.refill = None;
-                    self.refill_after = now;
-                }
-                Ok(Refilled::Bytes(..)) => self.refill = None,
-                Err(error) => return self.give_up_refill(&error),
-            }
+            link.pulls = false;
         }
     }
 
@@ -605,29 +480,12 @@ impl Driver {
         let now = Instant::now();
         match event.token {
             WAKE_TOKEN | STOP_TOKEN | DIAL_TOKEN => {}
-            REFILL_TOKEN => self.handle_refill(event, now),
             token => {
                 let index = token as usize;
                 if let Err(error) = self.handle_link(index, event) {
                     self.links[index].fail(now, &error);
                 }
             }
-        }
-    }
-
-    fn handle_refill(&mut self, event: Ready, now: Instant) {
-        let Some(refill) = &mut self.refill else { return };
-        if refill.paused {
-            // Nothing else is told of one that is not listened to; and it is told again and again.
-            return self.give_up_refill(&io::ErrorKind::ConnectionReset.into());
-        }
-        if event.writable
-            && let Err(error) = refill.writable(&self.poller, REFILL_TOKEN)
-        {
-            return self.give_up_refill(&error);
-        }
-        if event.readable {
-            self.receive_refilled(now);
         }
     }
 

@@ -17,10 +17,10 @@ use super::poller::Poller;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Silence after which we ask whether the other side is there.
-const PING_AFTER: Duration = Duration::from_secs(1);
+pub const PING_AFTER: Duration = Duration::from_secs(1);
 
 /// Silence after which a connection is given up: longer than a safekeeper waits for object storage.
-pub const DEAD_AFTER: Duration = Duration::from_secs(5);
+const DEAD_AFTER: Duration = Duration::from_secs(5);
 
 /// Size of the receive buffer in bytes: only answers come.
 const RECEIVE_BUFFER: usize = 16 << 10;
@@ -51,8 +51,8 @@ pub struct Link {
     pub next_lsn: Option<Lsn>,
     /// The commit LSN it was last told.
     pub told_commit_lsn: Lsn,
-    /// True once the source no longer had what this member misses.
-    pub needs_peer: bool,
+    /// True while it lacks what is not the source's, or not any more: it pulls that from other members and the archive.
+    pub pulls: bool,
     pub last_error: Option<String>,
     /// It answered the greeting with a refusal that asking again does not change.
     pub refuses: bool,
@@ -90,7 +90,7 @@ impl Link {
             input: FrameBuffer::new(RECEIVE_BUFFER),
             next_lsn: None,
             told_commit_lsn: Lsn::INVALID,
-            needs_peer: false,
+            pulls: false,
             last_error: None,
             refuses: false,
             retry_at: Instant::now(),
@@ -150,7 +150,7 @@ impl Link {
         self.attempts = self.attempts.wrapping_add(1);
         self.input = FrameBuffer::new(RECEIVE_BUFFER);
         self.next_lsn = None;
-        self.needs_peer = false;
+        self.pulls = false;
         self.told_commit_lsn = Lsn::INVALID;
         self.greeted = false;
         self.knows_nothing = false;
@@ -275,8 +275,13 @@ impl Link {
         Ok(())
     }
 
-    /// Pings a silent member; fails one that stays silent.
-    pub fn keep_alive(&mut self, now: Instant, greeting: &Greeting) -> io::Result<()> {
+    /// Pings a member that was sent nothing for `ping_after`; fails one that stays silent.
+    pub fn keep_alive(
+        &mut self,
+        now: Instant,
+        ping_after: Duration,
+        greeting: &Greeting,
+    ) -> io::Result<()> {
         self.note_lasting(now);
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let heard_at = connection.last_received.max(self.asked_at);
@@ -286,7 +291,7 @@ impl Link {
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
         let idle = now.saturating_duration_since(connection.last_sent);
-        if idle > PING_AFTER && connection.queued() == 0 {
+        if idle > ping_after && connection.queued() == 0 {
             if self.greeted {
                 connection.push(&Message::Ping);
             } else if self.knows_nothing {

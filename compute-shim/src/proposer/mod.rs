@@ -6,7 +6,7 @@
 //! safekeeper: nothing between a WAL record and its three sends is queued or handed over.
 //!
 //! A slow or absent safekeeper delays nobody: it has a bounded queue, and what it missed is read
-//! again from the source, or from another safekeeper when the source no longer has it.
+//! again from the source. What that does not have, as another compute wrote it or as it is long ago, the safekeeper pulls from others.
 
 mod backlog;
 mod config;
@@ -16,7 +16,6 @@ mod driver;
 mod leader;
 mod link;
 mod poller;
-mod refill;
 
 pub use config::{
     MAX_BACKLOG, MAX_CHUNK, MAX_UNCOMMITTED, Members, ProposerConfig, ProposerError, WalChunk,

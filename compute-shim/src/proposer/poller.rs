@@ -57,12 +57,6 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), flags(writable))?)
     }
 
-    /// Watches for neither until the next change.
-    pub fn pause(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        let none = epoll::EventFlags::empty();
-        Ok(epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), none)?)
-    }
-
     /// Waits until something happens or the time is over.
     pub fn wait(&self, timeout: Duration, ready: &mut Vec<Ready>) -> io::Result<()> {
         ready.clear();

@@ -11,8 +11,8 @@ use pgstrata_ids::{Lsn, Member, Term};
 #[cfg(any(test, feature = "explorer"))]
 use crate::Fault;
 use crate::{
-    Ack, Append, Configuration, Elected, PeerRange, ProposerId, Refusal, TermHistory, Vote,
-    VoteRequest,
+    Ack, Append, Configuration, Elected, PeerRange, ProposerId, Refusal, TermHistory, TermStart,
+    Vote, VoteRequest,
 };
 
 /// How far one message raises the promised term at most: no cluster holds so many elections, and
@@ -171,6 +171,11 @@ impl Acceptor {
     /// The highest term promised.
     pub fn term(&self) -> Term {
         self.control.term
+    }
+
+    /// The term that was promised last, and where it begins, if it is known who won it.
+    pub fn followed(&self) -> Option<TermStart> {
+        self.control.history.last().filter(|last| last.term == self.control.term)
     }
 
     /// Which term wrote which byte.
@@ -590,6 +595,20 @@ impl Acceptor {
             self.proposer_commit_lsn = self.proposer_commit_lsn.max(range.commit_lsn);
         }
         self.check();
+    }
+
+    /// The term that this acceptor follows, and up to where another log is the same as the one that this term began with:
+    /// one term and position never have two values, so that what is missing here may come from there, committed or not, as
+    /// an [`Append`] of that term. `None` while nobody has won the term that was promised last.
+    pub fn shares_beginning(&self, other: &TermHistory, other_end: Lsn) -> Option<(Term, Lsn)> {
+        let ours = &self.control.history;
+        let followed = self.followed()?;
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::AnyLogShared) {
+            return Some((followed.term, followed.lsn.min(other_end)));
+        }
+        let agreed = ours.divergence(followed.lsn, other, other_end, self.commit_lsn);
+        Some((followed.term, agreed))
     }
 
     /// Makes the own history agree with a committed one.

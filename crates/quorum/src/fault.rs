@@ -33,6 +33,8 @@ pub enum Fault {
     CommitBeyondLog,
     /// Bytes beyond the commit LSN are copied from a peer.
     PeerBeyondCommit,
+    /// What the term that is followed began with is taken from a log that is another one there.
+    AnyLogShared,
     /// Commitment is proven from bytes that a later proposer sent along.
     ProofIgnoresAdoption,
     /// Votes are given to who counts members that were replaced.

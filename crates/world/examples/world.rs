@@ -42,7 +42,8 @@ fn main() -> ExitCode {
     let (all, seconds) = (&sum.all, begun.elapsed().as_secs_f64());
     println!(
         "{} seeds in {seconds:.1} s, {:.0} a second; a run: {} events, {:.2} simulated s, {:.1} elections, {:.1} crashes; \
-         {} copies between safekeepers, {} segments archived, {} removed, {} MB committed",
+         {} copies between safekeepers, {} of what a term began with, \
+         {} segments archived, {} removed, {} MB committed",
         sum.runs,
         sum.runs as f64 / seconds,
         all.events / sum.runs.max(1),
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         all.elections as f64 / sum.runs as f64,
         all.crashes as f64 / sum.runs as f64,
         all.copies,
+        all.beginnings,
         all.archived,
         all.trimmed,
         all.committed_bytes >> 20,

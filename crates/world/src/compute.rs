@@ -14,8 +14,6 @@ pub struct Link {
     pub last_heard: Time,
     /// The next byte to send, once it may.
     pub next: Option<Lsn>,
-    /// It is asked for what lies before the own log, for that connection.
-    pub refills: bool,
     /// The commit LSN that was sent last.
     pub told: Lsn,
 }

@@ -47,6 +47,8 @@ pub enum Lie {
     VoteTwice,
     /// What a peer has is taken for committed.
     CopyBeyondCommit,
+    /// What a term began with is taken from whoever has a log, whatever that is.
+    AnyLogFollowed,
     /// A segment counts as archived before it is.
     TrimBeforeArchive,
     /// An acknowledgement counts for a safekeeper that did not send it.

@@ -18,14 +18,6 @@ pub enum Request {
     Append(Append, Vec<u8>),
     Ping,
     LastRecord(Lsn),
-    /// WAL for another safekeeper. In reality it goes over a connection of its own.
-    Read {
-        from: Lsn,
-        to: Lsn,
-        term: Term,
-        target: usize,
-        connection: usize,
-    },
 }
 
 /// From a safekeeper.
@@ -36,7 +28,6 @@ pub enum Reply {
     Ack(Ack),
     Refused(RefusedReason),
     LastRecord(Option<Lsn>),
-    Read { from: Lsn, bytes: Vec<u8>, target: usize, connection: usize },
 }
 
 /// One connection.

@@ -1,196 +1,142 @@
 //! Catching up from other members and the archive: while no proposer runs, and where one does not send what is missing, since
-//! it is not its own.
-//!
-//! Only committed WAL is copied. What is committed is what another member knows to be, or what
-//! the members' logs together prove: `timeline/peers.rs`.
+//! it is not its own. Which timelines, and when: each second those that may lack something, a few at a time; and at once those
+//! of which a proposer waits for what its term began with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
-use pgstrata_ids::{Lsn, NodeId, Term};
-use pgstrata_wal_client::SafekeeperClient;
-use pgstrata_wire::safekeeper::{Message, Status};
+use parking_lot::Mutex;
+use pgstrata_ids::Lsn;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
-use super::{Background, INTERVAL};
-use crate::archive::ArchiveReader;
+use super::{Background, INTERVAL, pulling};
 use crate::storage_error::StorageError;
-use crate::timeline::{Answer, Missing, Timeline};
+use crate::timeline::Timeline;
 use crate::timelines::TimelineKey;
 
-/// Longest wait for a peer.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Timelines that are caught up with at once, each from one member: what they take of the network is bounded.
+const AT_ONCE: usize = 4;
 
-/// WAL copied at once, in bytes.
-const CHUNK: u64 = 1 << 20;
+/// The same, of those that a commit may wait for.
+const WANTED_AT_ONCE: usize = 8;
 
-/// Times that a timeline is caught up with before others have their turn.
-const TURNS: usize = 8;
+/// Times that what a commit may wait for is looked for at once. After that it is as the others are.
+const ATTEMPTS: u32 = 8;
+
+/// Pause after the first of them; it grows by as much each time.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Rounds between looks at timelines that seem to be complete.
 const FULL_LOOK: u64 = 10;
 
 pub async fn run(background: Background) {
+    let busy = Busy::default();
+    tokio::join!(in_rounds(&background, &busy), as_wanted(&background, &busy));
+}
+
+/// The timelines that somebody is at.
+#[derive(Clone, Debug, Default)]
+struct Busy(Arc<Mutex<HashSet<TimelineKey>>>);
+
+struct Turn(Busy, TimelineKey);
+
+impl Busy {
+    /// `None` while somebody else is at it.
+    fn begin(&self, key: TimelineKey) -> Option<Turn> {
+        self.0.lock().insert(key).then(|| Turn(self.clone(), key))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.0.lock().remove(&self.1);
+    }
+}
+
+fn key(timeline: &Timeline) -> TimelineKey {
+    (timeline.parameters().tenant, timeline.parameters().timeline)
+}
+
+async fn in_rounds(background: &Background, busy: &Busy) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let places = Arc::new(Semaphore::new(AT_ONCE));
     // Where each timeline's log ended in the last round: as many as there are timelines.
     let mut ended: HashMap<TimelineKey, Lsn> = HashMap::new();
     for round in 0u64.. {
         interval.tick().await;
         for timeline in background.timelines.all() {
-            let key = (timeline.parameters().tenant, timeline.parameters().timeline);
             let flush_lsn = timeline.flush_lsn();
-            let is_fed = ended.insert(key, flush_lsn) != Some(flush_lsn);
-            if timeline.is_left() || !may_lag(&background, &timeline, round, is_fed) {
+            let is_fed = ended.insert(key(&timeline), flush_lsn) != Some(flush_lsn);
+            if timeline.is_left() || !may_lag(background, &timeline, round, is_fed) {
                 continue;
             }
-            let background = background.clone();
-            let handle = Handle::current();
-            let caught_up = tokio::task::spawn_blocking(move || {
-                let id = timeline.parameters().timeline;
-                if let Err(error) = catch_up(&background, &timeline, &handle) {
-                    match error.downcast_ref().is_some_and(StorageError::is_for_kept_space) {
-                        true => tracing::debug!(timeline = %id, %error, "catching up waits"),
-                        false => {
-                            tracing::info!(timeline = %id, %error, "catching up will be tried again");
-                        }
-                    }
-                }
-            });
-            // A panic there is reported by the runtime; the next round tries again.
-            let _ = caught_up.await;
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            if let Some(turn) = busy.begin(key(&timeline)) {
+                let background = background.clone();
+                tokio::spawn(async move { catch_up(&background, timeline, (turn, place)).await });
+            }
         }
     }
 }
 
+async fn as_wanted(background: &Background, busy: &Busy) {
+    let places = Arc::new(Semaphore::new(WANTED_AT_ONCE));
+    loop {
+        let key = background.timelines.wanted().next().await;
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        // It may be gone, or damaged, since it was wanted.
+        let Ok(timeline) = background.timelines.get(key) else { continue };
+        let (background, busy) = (background.clone(), busy.clone());
+        tokio::spawn(async move {
+            let place = Arc::new(place);
+            for attempt in 1..=ATTEMPTS {
+                if let Some(turn) = busy.begin(key) {
+                    let held = (turn, Arc::clone(&place));
+                    catch_up(&background, Arc::clone(&timeline), held).await;
+                }
+                if !timeline.lacks_beginning() {
+                    break;
+                }
+                tokio::time::sleep(PAUSE * attempt).await;
+            }
+        });
+    }
+}
+
+/// What is `held` is given back at the end.
+async fn catch_up<T: Send + 'static>(background: &Background, timeline: Arc<Timeline>, held: T) {
+    let (background, handle) = (background.clone(), Handle::current());
+    let caught_up = tokio::task::spawn_blocking(move || {
+        let _held = held;
+        let id = timeline.parameters().timeline;
+        if let Err(error) = pulling::catch_up(&background, &timeline, &handle) {
+            match error.downcast_ref().is_some_and(StorageError::is_for_kept_space) {
+                true => tracing::debug!(timeline = %id, %error, "catching up waits"),
+                false => {
+                    tracing::info!(timeline = %id, %error, "catching up will be tried again");
+                }
+            }
+        }
+    });
+    // A panic there is reported by the runtime; the next round tries again.
+    let _ = caught_up.await;
+}
+
 /// True if others may have more, or know more to be committed. `is_fed`: its log has grown since the last look.
 fn may_lag(background: &Background, timeline: &Timeline, round: u64, is_fed: bool) -> bool {
-    let key = (timeline.parameters().tenant, timeline.parameters().timeline);
+    let key = key(timeline);
     let committed = background.known.highest(key, |progress| progress.commit_lsn);
     if timeline.has_proposer() {
-        let is_behind = committed > timeline.flush_lsn() || round.is_multiple_of(FULL_LOOK);
+        let is_behind = committed > timeline.flush_lsn()
+            || timeline.lacks_beginning()
+            || round.is_multiple_of(FULL_LOOK);
         return is_behind && !is_fed;
     }
     let unproven = timeline.flush_lsn() > timeline.commit_lsn();
     // While it is made a member, or another one is, no compute may have reached it yet.
     let changes = !timeline.configuration().incoming().is_empty();
     unproven || changes || committed > timeline.commit_lsn() || round.is_multiple_of(FULL_LOOK)
-}
-
-struct Peer {
-    status: Status,
-    client: SafekeeperClient,
-}
-
-/// Goes on as long as there is much: what is written meanwhile is to be less each time. The rest a proposer sends.
-fn catch_up(
-    background: &Background,
-    timeline: &Arc<Timeline>,
-    handle: &Handle,
-) -> anyhow::Result<()> {
-    for _ in 0..TURNS {
-        if once(background, timeline, handle)? < CHUNK {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Returns how many bytes were missing.
-fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> anyhow::Result<u64> {
-    let mut peers = ask_peers(background, timeline);
-    let newest = peers.iter().map(|peer| peer.status.configuration.number()).max();
-    if newest > Some(timeline.configuration().number()) {
-        let learned = background.timelines.learn(timeline);
-        learned.map_err(|reason| anyhow::anyhow!("{reason}"))?;
-        if timeline.is_left() {
-            // What is here may be kept because the others lack it.
-            return Ok(0);
-        }
-    }
-    let statuses: Vec<Status> = peers.iter().map(|peer| peer.status.clone()).collect();
-    let Some(missing) = timeline.conclude(&statuses)? else { return Ok(0) };
-    let length = missing.target.saturating_sub(timeline.flush_lsn());
-    timeline.note_catch_up(missing.target);
-    copy(background, timeline, &mut peers[missing.peer], &missing, handle)?;
-    Ok(length)
-}
-
-fn ask_peers(background: &Background, timeline: &Timeline) -> Vec<Peer> {
-    let parameters = timeline.parameters();
-    let own = background.timelines.context().shared.own.node;
-    let hints = timeline.marks().addresses;
-    let address = |node: NodeId| {
-        let hint = || hints.iter().find(|(other, _)| *other == node).map(|(_, text)| text.clone());
-        let decisions = &background.timelines.context().decisions;
-        // Where there is a broker it knows better: in a copy of a cluster they may still be those of the original.
-        let has_broker = background.broker.is_some();
-        let registered = || Some(decisions.registration(node).ok().filter(|_| !has_broker)??.wal);
-        background.known.wal_address(node).or_else(hint).or_else(registered)
-    };
-    let configuration = timeline.configuration();
-    let others = configuration.nodes().into_iter().filter(|&node| node != own);
-    let ask = |node: NodeId| {
-        let identity = background.security.identity();
-        let client = SafekeeperClient::connect(&address(node)?, Some(node), identity, TIMEOUT);
-        let mut client = client.ok()?;
-        let status = client.open(parameters.tenant, parameters.timeline).ok()?;
-        (status.member.node == node && status.parameters == *parameters)
-            .then_some(Peer { status, client })
-    };
-    others.filter_map(ask).collect()
-}
-
-/// Copies `[own end, target)` from the peer, or from the archive what the peer no longer has.
-fn copy(
-    background: &Background,
-    timeline: &Arc<Timeline>,
-    peer: &mut Peer,
-    missing: &Missing,
-    handle: &Handle,
-) -> anyhow::Result<()> {
-    let parameters = timeline.parameters();
-    let (divergence, target) = (missing.from, missing.target);
-    // Beyond where they part it may be cut.
-    let begun = timeline.flush_lsn();
-    let mut archive = background.archive.clone().map(ArchiveReader::new);
-    let mut at = divergence;
-    while at < target {
-        if timeline.flush_lsn() > at.max(begun) {
-            // A proposer sends what is missing.
-            return Ok(());
-        }
-        // Before it is read, for nothing, and on this thread, which holds nothing.
-        let space = &background.timelines.context().shared.space;
-        space.check(timeline.files().directory())?;
-        space.pause(CHUNK);
-        let to = target.min(at + CHUNK);
-        let mut bytes = Vec::new();
-        if at < peer.status.available_lsn {
-            let Some(archive) = &mut archive else {
-                bail!("WAL at {at} is on no safekeeper, and no object store is configured");
-            };
-            bytes.resize((to - at) as usize, 0);
-            let count = handle.block_on(archive.read(parameters, at, &mut bytes));
-            bytes.truncate(count.map_err(anyhow::Error::msg)?);
-        } else {
-            peer.client.read_wal(at, to, Term(0), &mut bytes)?;
-        }
-        if bytes.is_empty() {
-            bail!("safekeeper {} gave no WAL at {at}", peer.status.member.node);
-        }
-        let range = missing.range(&peer.status, at, bytes.len());
-        at = at + bytes.len() as u64;
-        let answer: Answer = timeline.peer_range(&range, &bytes)?;
-        if let Some(Message::Refused(reason)) = answer {
-            bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.member.node);
-        }
-    }
-    tracing::info!(
-        timeline = %parameters.timeline, from = %divergence, to = %target, peer = %peer.status.member.node,
-        "caught up"
-    );
-    Ok(())
 }

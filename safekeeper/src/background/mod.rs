@@ -5,6 +5,7 @@ mod broker;
 mod catch_up;
 mod known;
 mod lag;
+mod pulling;
 
 use std::io;
 use std::sync::Arc;

@@ -63,6 +63,8 @@ pub struct Timeline {
     term: AtomicU64,
     flush_lsn: AtomicU64,
     commit_lsn: AtomicU64,
+    /// Where the term begins that is followed; 0 while nobody has won the one that was promised last.
+    beginning_lsn: AtomicU64,
     /// As last decided, for those who do not wait for the log.
     configuration: RwLock<Arc<Configuration>>,
     configuration_number: AtomicU64,
@@ -198,6 +200,8 @@ impl Timeline {
         self.term.store(core.acceptor.term().0, Ordering::Release);
         self.flush_lsn.store(core.acceptor.flush_lsn().0, Ordering::Release);
         self.commit_lsn.store(core.acceptor.commit_lsn().0, Ordering::Release);
+        let followed = core.acceptor.followed().map_or(0, |followed| followed.lsn.0);
+        self.beginning_lsn.store(followed, Ordering::Release);
     }
 
     /// Wakes those who wait for committed WAL, if there is more of it.
@@ -475,6 +479,11 @@ impl Batch<'_> {
     /// Takes one append's bytes. An answer is a refusal.
     pub fn append(&mut self, append: &Append, payload: &[u8]) -> Result<Answer, StorageError> {
         self.core.append(append, payload)
+    }
+
+    /// End of what was taken so far.
+    fn write_lsn(&self) -> Lsn {
+        self.core.acceptor.write_lsn()
     }
 
     /// Makes all of them durable; the answer is the acknowledgement. The caller sends it, then

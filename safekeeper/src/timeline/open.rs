@@ -122,6 +122,7 @@ impl Timeline {
         files.count()?;
         let commit_lsn = acceptor.commit_lsn();
         let Term(term) = acceptor.term();
+        let beginning_lsn = acceptor.followed().map_or(Lsn::INVALID, |followed| followed.lsn);
         let configuration_number = AtomicU64::new(acceptor.configuration().number());
         let configuration = RwLock::new(Arc::new(acceptor.configuration().clone()));
         let marks = Marks {
@@ -157,6 +158,7 @@ impl Timeline {
             term: AtomicU64::new(term),
             flush_lsn: AtomicU64::new(flush_lsn.0),
             commit_lsn: AtomicU64::new(commit_lsn.0),
+            beginning_lsn: AtomicU64::new(beginning_lsn.0),
             configuration,
             configuration_number,
             commit_watch: watch::Sender::new(commit_lsn),

@@ -243,6 +243,10 @@ impl Connection {
                 let timeline = self.led()?;
                 let answer = timeline.elected(&elected);
                 self.proposer = Some(timeline.proposer_connected());
+                if timeline.lacks_beginning() {
+                    let parameters = timeline.parameters();
+                    self.timelines.wanted().push((parameters.tenant, parameters.timeline));
+                }
                 self.answer(answer)?;
             }
             Message::Found(nodes) => {

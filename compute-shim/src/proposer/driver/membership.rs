@@ -136,10 +136,9 @@ impl Driver {
         self.yields_above = Some(term);
         let next = Term(term.0.saturating_add(1));
         self.core = proposer(self.config.id, &self.configuration, true, next);
-        self.refill = None;
         for link in &mut self.links {
             link.next_lsn = None;
-            link.needs_peer = false;
+            link.pulls = false;
             link.told_commit_lsn = Lsn::INVALID;
         }
     }

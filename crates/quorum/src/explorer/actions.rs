@@ -70,6 +70,9 @@ impl World {
                 if self.left.copies > 0 && end > theirs.flush_lsn() {
                     actions.push(Action::Copy(node, other));
                 }
+                if self.left.follows > 0 && self.followed_range(node, other).is_some() {
+                    actions.push(Action::Follow(node, other));
+                }
                 if self.left.proofs > 0 && node < other {
                     actions.push(Action::Prove(node, other));
                 }
@@ -218,6 +221,7 @@ impl World {
                 self.crash(node, kept)
             }
             Action::Copy(from, to) => self.copy(from, to),
+            Action::Follow(from, to) => self.follow(from, to),
             Action::Prove(a, b) => self.prove(a, b),
         }
     }
@@ -513,6 +517,29 @@ impl World {
         self.perform(to, 0, u8::MAX, &outputs, &payload)?;
         let outputs = self.flush(to);
         self.perform_for_leader(to, &outputs)
+    }
+
+    /// What the second acceptor lacks of the log that it follows, and the first has: an append of that term.
+    fn followed_range(&self, from: u8, to: u8) -> Option<Append> {
+        let (source, target) = (&self.nodes[usize::from(from)], &self.nodes[usize::from(to)].core);
+        let (term, end) =
+            target.shares_beginning(source.core.history(), source.core.flush_lsn())?;
+        let start = target.flush_lsn();
+        let length = end.0.checked_sub(start.0).filter(|&length| length > 0)?;
+        Some(Append { term, start, length, record_end: end, commit_lsn: Lsn::INVALID })
+    }
+
+    fn follow(&mut self, from: u8, to: u8) -> Result<(), String> {
+        self.left.follows -= 1;
+        let Some(append) = self.followed_range(from, to) else { return Ok(()) };
+        let (start, end) = (append.start.0 as usize, append.record_end.0 as usize);
+        let bytes = self.nodes[usize::from(from)].log[start..end].to_vec();
+        // Whoever leads that term, if anybody still does, is told as of its own.
+        let leads = |compute: &Compute| compute.core.term() == append.term;
+        let c = self.computes.iter().position(leads);
+        let run = c.map_or(u8::MAX, |c| self.computes[c].run);
+        self.post(c.unwrap_or(0) as u8, run, to, Content::Append(append, bytes));
+        Ok(())
     }
 
     fn prove(&mut self, a: u8, b: u8) -> Result<(), String> {

@@ -11,6 +11,7 @@ const NONE: Bounds = Bounds {
     duplicates: 0,
     reconnects: 0,
     copies: 0,
+    follows: 0,
     proofs: 0,
     tidings: 0,
     changes: 0,
@@ -91,6 +92,17 @@ fn l18_unsynced_logs_that_part_are_copied_over() {
 #[test]
 fn acceptors_copy_and_prove() {
     exhausts(Bounds { records: [1, 0], copies: 1, proofs: 1, tidings: 1, ..ELECTED });
+}
+
+/// What a term began with comes from whoever has it, and need not be committed.
+#[test]
+fn acceptors_copy_what_they_follow() {
+    let outcome = exhausts(Bounds { follows: 2, restarts: 1, ..DIVIDED });
+    assert_eq!(outcome.highest_term, 3);
+    exhausts(Bounds { follows: 1, crashes: 1, records: [1, 0], ..ELECTED });
+    let bounds = Bounds { beginning: Beginning::Retaken, records: [2, 1], ..DIVIDED };
+    let outcome = exhausts(Bounds { follows: 1, restarts: 1, ..bounds });
+    assert_eq!(outcome.highest_term, 4);
 }
 
 /// The third member is being replaced: both groups were elected by, and committed. Whoever campaigns may know any
@@ -212,6 +224,7 @@ fn faulty_commits_are_found() {
     finds(Fault::AppendOldTerm, Bounds { records: [1, 0], ..ELECTED });
     let copies = Bounds { records: [1, 1], copies: 1, proofs: 1, ..ELECTED };
     finds(Fault::PeerBeyondCommit, copies);
+    finds(Fault::AnyLogShared, Bounds { follows: 1, ..more_terms });
     finds(Fault::ProofIgnoresAdoption, Bounds { proofs: 1, ..more_terms });
 }
 

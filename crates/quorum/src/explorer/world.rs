@@ -59,6 +59,8 @@ pub struct Bounds {
     pub reconnects: u8,
     /// Copies of committed WAL between acceptors.
     pub copies: u8,
+    /// Pieces of the log that an acceptor follows, copied from another one that need not follow it yet.
+    pub follows: u8,
     /// Proofs of commitment from acceptors' logs.
     pub proofs: u8,
     /// Messages that only tell a commit LSN; else it travels with the next bytes.
@@ -113,6 +115,8 @@ pub enum Action {
     FlushAndCrash(u8, u8, u8),
     /// The second copies committed bytes of the first.
     Copy(u8, u8),
+    /// The second reads from the first what it lacks of the log that it follows; the bytes are on their way then.
+    Follow(u8, u8),
     /// Two acceptors compare their logs.
     Prove(u8, u8),
 }

@@ -30,7 +30,8 @@ impl World {
             self.archive(index)?;
             self.settle(index)?;
         }
-        if self.nodes[index].timeline.is_some() && !timeline.has_proposer() && !self.copying[index]
+        if self.nodes[index].timeline.is_some()
+            && (!timeline.has_proposer() || timeline.lacks_beginning())
         {
             self.ask_peers(index);
         }
@@ -82,7 +83,12 @@ impl World {
         }
     }
 
+    /// Unless somebody was asked just before.
     pub(super) fn ask_peers(&mut self, index: usize) {
+        if self.copying[index] {
+            return;
+        }
+        let own = self.nodes[index].timeline.as_ref().map(|timeline| timeline.history());
         let mut statuses = Vec::new();
         for peer in 0..self.nodes.len() {
             if peer == index || self.is_cut_between(peer, index) {
@@ -92,6 +98,9 @@ impl World {
             let Ok(mut status) = timeline.status() else { continue };
             if self.lie == Some(Lie::CopyBeyondCommit) {
                 status.commit_lsn = status.flush_lsn;
+            }
+            if let Some(own) = own.as_ref().filter(|_| self.lie == Some(Lie::AnyLogFollowed)) {
+                status.history = own.clone();
             }
             statuses.push((peer, status));
         }
@@ -136,8 +145,9 @@ impl World {
             });
             self.copying[index] = true;
             let (delay, at) = (self.delay(index), missing.from);
+            let begun = timeline.flush_lsn();
             let status = Box::new(status);
-            self.after(delay, Event::Copy { node: index, life, peer, status, missing, at });
+            self.after(delay, Event::Copy { node: index, life, peer, status, missing, at, begun });
         }
         Ok(())
     }
@@ -168,24 +178,25 @@ impl World {
         peer: usize,
         status: Box<Status>,
         missing: Missing,
-        at: Lsn,
+        (at, begun): (Lsn, Lsn),
     ) -> Checked {
         let timeline =
             self.nodes[index].timeline.clone().filter(|_| self.nodes[index].life == life);
         let Some(timeline) = timeline else { return Ok(()) };
         self.copying[index] = false;
-        if timeline.has_proposer() || self.is_cut_between(peer, index) {
+        // A proposer sends what is missing.
+        let is_fed = timeline.flush_lsn() > at.max(begun);
+        if is_fed || self.is_cut_between(peer, index) {
             return Ok(());
         }
         let to = missing.target.min(at + (self.plan.chunk as u64).max(4096));
-        let bytes = match at < status.available_lsn {
+        let bytes = match at < status.available_lsn && missing.term == Term(0) {
             true => self.truth.archived(at, to, SEGMENT_SIZE).to_vec(),
             false => {
                 let Some(donor) = self.nodes[peer].timeline.clone() else { return Ok(()) };
                 let mut bytes = vec![0; (to - at) as usize];
-                let term = Term(0);
-                let read =
-                    donor.read_range(at, to, term).and_then(|mut reading| reading.next(&mut bytes));
+                let read = donor.read_range(at, to, missing.term);
+                let read = read.and_then(|mut reading| reading.next(&mut bytes));
                 bytes.truncate(read.unwrap_or(0));
                 bytes
             }
@@ -193,23 +204,37 @@ impl World {
         if bytes.is_empty() {
             return Ok(());
         }
-        let range = missing.range(&status, at, bytes.len());
         let next = at + bytes.len() as u64;
         let is_last = next >= missing.target;
-        self.take(index, &range, &bytes)?;
+        self.take(index, &missing, &status, at, &bytes)?;
         if self.nodes[index].life == life && !is_last {
             self.copying[index] = true;
             let delay = self.delay(index);
-            self.after(delay, Event::Copy { node: index, life, peer, status, missing, at: next });
+            let at = next;
+            self.after(delay, Event::Copy { node: index, life, peer, status, missing, at, begun });
         }
         Ok(())
     }
 
-    pub(super) fn take(&mut self, index: usize, range: &PeerRange, bytes: &[u8]) -> Checked {
+    pub(super) fn take(
+        &mut self,
+        index: usize,
+        missing: &Missing,
+        status: &Status,
+        at: Lsn,
+        bytes: &[u8],
+    ) -> Checked {
         let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
-        self.nodes[index].begin(&range.history.up_to(range.commit_lsn), range.commit_lsn);
-        let answer = timeline.peer_range(range, bytes);
+        match missing.term {
+            Term(0) => {
+                let committed = status.history.up_to(missing.target);
+                self.nodes[index].begin(&committed, missing.target);
+            }
+            _ => self.nodes[index].begin(&timeline.history(), Lsn::MAX),
+        }
+        let answer = timeline.take_missing(missing, status, at, bytes);
         self.outcome.copies += 1;
+        self.outcome.beginnings += u64::from(missing.term > Term(0));
         match answer {
             Ok(answer) => {
                 if let Some(Message::Refused(reason)) = &answer {

@@ -29,9 +29,7 @@ impl World {
             return Ok(());
         }
         for node in 0..self.nodes.len() {
-            let link = &mut self.computes[compute].links[node];
-            // Whoever was asked may be gone.
-            link.refills = false;
+            let link = &self.computes[compute].links[node];
             match link.connection {
                 None => self.connect(compute, node),
                 Some(_) if self.now > link.last_heard + DEAD_AFTER => {
@@ -128,7 +126,7 @@ impl World {
                 let Some(next) = link.next.filter(|_| link.connection.is_some()) else { break };
                 let commit_lsn = one.commit_lsn();
                 if next < one.start {
-                    self.refill(compute, node, next);
+                    // It pulls that from others.
                     break;
                 }
                 let bytes = one.bytes(next, self.plan.chunk).to_vec();
@@ -149,25 +147,16 @@ impl World {
         }
     }
 
-    /// Asks somebody who has it for what is before the own log.
-    pub(super) fn refill(&mut self, compute: usize, target: usize, from: Lsn) {
-        let one = &self.computes[compute];
-        let (link, to, term) = (&one.links[target], one.start, one.term());
-        let Some(connection) = link.connection.filter(|_| !link.refills) else { return };
-        let has_it = |node: usize| {
-            let flush_lsn = one
-                .proposer
-                .as_ref()
-                .and_then(|proposer| proposer.flush_lsn_of(self.nodes[node].member));
-            node != target && flush_lsn >= Some(to) && one.links[node].connection.is_some()
-        };
-        let donors: Vec<usize> = (0..self.nodes.len()).filter(|&node| has_it(node)).collect();
-        if donors.is_empty() {
-            return;
+    /// What a safekeeper has got from others it need not be sent.
+    fn note_pulled(&mut self, compute: usize, node: usize, ack: Ack) {
+        let one = &mut self.computes[compute];
+        let (term, end) = (one.term(), one.end_lsn());
+        let link = &mut one.links[node];
+        let has_more = link.next.is_some_and(|next| next < ack.flush_lsn);
+        if has_more && ack.term == term && ack.flush_lsn <= end {
+            link.next = Some(ack.flush_lsn);
+            self.pump(compute);
         }
-        let donor = donors[self.rng.index(donors.len())];
-        self.computes[compute].links[target].refills = true;
-        self.send(compute, donor, Request::Read { from, to, term, target, connection });
     }
 
     /// Asks somebody who has it where the record before the own log begins, so that the first own one can link back to it.
@@ -245,6 +234,7 @@ impl World {
                     self.drive(compute, |proposer, outputs| proposer.ack(other, ack, outputs))?;
                 }
                 self.drive(compute, |proposer, outputs| proposer.ack(member, ack, outputs))?;
+                self.note_pulled(compute, node, ack);
                 let one = &self.computes[compute];
                 if !one.asks && ack.flush_lsn >= one.start {
                     self.ask_last_record(compute);
@@ -258,24 +248,6 @@ impl World {
                 if let Some(prev) = found.filter(|_| one.is_elected() && one.generator.is_none()) {
                     one.generator = Some(generator(&parameters, one.start, prev, one.term()));
                 }
-                Ok(())
-            }
-            Reply::Read { from, bytes, target, connection } => {
-                let one = &mut self.computes[compute];
-                let (term, commit_lsn) = (one.term(), one.commit_lsn());
-                let link = &mut one.links[target];
-                if link.connection != Some(connection) || link.next != Some(from) {
-                    return Ok(());
-                }
-                link.refills = false;
-                if bytes.is_empty() {
-                    return Ok(());
-                }
-                let length = bytes.len() as u64;
-                link.next = Some(from + length);
-                let append = Append { term, start: from, length, record_end: from, commit_lsn };
-                self.send(compute, target, Request::Append(append, bytes));
-                self.pump(compute);
                 Ok(())
             }
             Reply::Refused(RefusedReason::Quorum(Refusal::Fenced { promised })) => {

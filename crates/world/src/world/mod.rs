@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Lsn, Term, TimelineId, TimelineParameters};
 use pgstrata_quorum::{
-    Append, Chain, Configuration, Holding, PeerRange, Proposer, ProposerOutput, Refusal,
-    TermHistory, provable_commit,
+    Ack, Append, Chain, Configuration, Holding, Proposer, ProposerOutput, Refusal, TermHistory,
+    provable_commit,
 };
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, Missing};
@@ -58,9 +58,25 @@ enum Event {
     Answer(usize, Reply),
     Prepare(usize, u64),
     Background(usize),
-    Conclude { node: usize, life: u64, statuses: Vec<(usize, Status)> },
-    Copy { node: usize, life: u64, peer: usize, status: Box<Status>, missing: Missing, at: Lsn },
-    Crash { node: usize, life: u64 },
+    Conclude {
+        node: usize,
+        life: u64,
+        statuses: Vec<(usize, Status)>,
+    },
+    Copy {
+        node: usize,
+        life: u64,
+        peer: usize,
+        status: Box<Status>,
+        missing: Missing,
+        at: Lsn,
+        /// Where the log ended when that began.
+        begun: Lsn,
+    },
+    Crash {
+        node: usize,
+        life: u64,
+    },
     Start(usize),
     Trouble(usize),
     Heal(usize),
@@ -78,6 +94,8 @@ pub struct Outcome {
     pub elections: u64,
     pub crashes: u64,
     pub copies: u64,
+    /// Those of them that were of what a term began with.
+    pub beginnings: u64,
     pub archived: u64,
     pub trimmed: u64,
     pub committed_bytes: u64,
@@ -93,6 +111,7 @@ impl Outcome {
         self.elections += other.elections;
         self.crashes += other.crashes;
         self.copies += other.copies;
+        self.beginnings += other.beginnings;
         self.archived += other.archived;
         self.trimmed += other.trimmed;
         self.committed_bytes += other.committed_bytes;
@@ -254,8 +273,8 @@ impl World {
             Event::Conclude { node, life, statuses } => {
                 return self.conclude(node, life, &statuses);
             }
-            Event::Copy { node, life, peer, status, missing, at } => {
-                return self.copy(node, life, peer, status, missing, at);
+            Event::Copy { node, life, peer, status, missing, at, begun } => {
+                return self.copy(node, life, peer, status, missing, (at, begun));
             }
             Event::Crash { node, life } => {
                 if self.nodes[node].life == life && self.nodes[node].is_up {

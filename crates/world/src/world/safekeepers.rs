@@ -186,6 +186,9 @@ impl World {
                     self.nodes[node].promise(&timeline, None);
                 }
                 self.connections[index].proposer = Some(timeline.proposer_connected());
+                if timeline.lacks_beginning() {
+                    self.ask_peers(node);
+                }
                 self.give(index, node, answer)
             }
             Request::LastRecord(end) => {
@@ -194,14 +197,6 @@ impl World {
                     false => None,
                 };
                 self.reply(index, Reply::LastRecord(found));
-                Ok(true)
-            }
-            Request::Read { from, to, term, target, connection } => {
-                let mut bytes = vec![0; self.plan.chunk.max(4096)];
-                let read = timeline.read_range(from, to, term);
-                let count = read.and_then(|mut reading| reading.next(&mut bytes));
-                bytes.truncate(count.unwrap_or(0));
-                self.reply(index, Reply::Read { from, bytes, target, connection });
                 Ok(true)
             }
             Request::Greet | Request::Append(..) | Request::Ping => Ok(true),

@@ -59,7 +59,6 @@ impl World {
     pub(super) fn disconnect(&mut self, compute: usize, node: usize) {
         let link = &mut self.computes[compute].links[node];
         link.next = None;
-        link.refills = false;
         if let Some(connection) = link.connection.take() {
             // What is on its way still arrives; what the other end sends is heard by nobody.
             self.connections[connection].is_left = true;

@@ -1,0 +1,173 @@
+//! Pulling what one timeline lacks from whoever has it: other members, and the archive.
+//!
+//! Only what is committed is copied, or what the term that is followed began with: `timeline/peers.rs` says which that is.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use pgstrata_ids::{NodeId, Term};
+use pgstrata_wal_client::SafekeeperClient;
+use pgstrata_wire::safekeeper::{Message, Status};
+use tokio::runtime::Handle;
+
+use super::Background;
+use crate::archive::ArchiveReader;
+use crate::timeline::{Answer, Missing, Timeline};
+
+/// Longest wait for a peer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// So long others may take who have not answered, once one has what is missing.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// WAL copied at once, in bytes.
+const CHUNK: u64 = 1 << 20;
+
+/// Times that a timeline is caught up with before others have their turn.
+const TURNS: usize = 8;
+
+struct Peer {
+    status: Status,
+    client: SafekeeperClient,
+}
+
+/// Goes on as long as there is much: what is written meanwhile is to be less each time. The rest a proposer sends, but for
+/// what its term began with.
+pub fn catch_up(
+    background: &Background,
+    timeline: &Arc<Timeline>,
+    handle: &Handle,
+) -> anyhow::Result<()> {
+    for _ in 0..TURNS {
+        let missing = once(background, timeline, handle)?;
+        if missing < CHUNK && (missing == 0 || !timeline.lacks_beginning()) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Returns how many bytes were missing.
+fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> anyhow::Result<u64> {
+    let mut peers = ask_peers(background, timeline, handle);
+    let newest = peers.iter().map(|peer| peer.status.configuration.number()).max();
+    if newest > Some(timeline.configuration().number()) {
+        let learned = background.timelines.learn(timeline);
+        learned.map_err(|reason| anyhow::anyhow!("{reason}"))?;
+        if timeline.is_left() {
+            // What is here may be kept because the others lack it.
+            return Ok(0);
+        }
+    }
+    let statuses: Vec<Status> = peers.iter().map(|peer| peer.status.clone()).collect();
+    let Some(missing) = timeline.conclude(&statuses)? else { return Ok(0) };
+    let length = missing.target.saturating_sub(timeline.flush_lsn());
+    timeline.note_catch_up(missing.target);
+    copy(background, timeline, &mut peers[missing.peer], &missing, handle)?;
+    Ok(length)
+}
+
+/// Asks all other members at once: one that is gone keeps nobody waiting for what another one has.
+fn ask_peers(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> Vec<Peer> {
+    let own = background.timelines.context().shared.own.node;
+    let configuration = timeline.configuration();
+    let others: Vec<NodeId> =
+        configuration.nodes().into_iter().filter(|&node| node != own).collect();
+    let (sender, answers) = sync_channel(others.len());
+    for &node in &others {
+        let (background, timeline) = (background.clone(), Arc::clone(timeline));
+        let sender = sender.clone();
+        handle.spawn_blocking(move || {
+            // Nobody waits any more where another one was faster.
+            let _ = sender.send(ask(&background, &timeline, node));
+        });
+    }
+    drop(sender);
+    let mut peers = Vec::new();
+    // To connect, and to be answered.
+    let mut until = Instant::now() + 2 * TIMEOUT;
+    loop {
+        match answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Some(peer)) => {
+                if timeline.lacks_what_has(&peer.status) {
+                    until = until.min(Instant::now() + GRACE);
+                }
+                peers.push(peer);
+            }
+            Ok(None) => {}
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return peers,
+        }
+    }
+}
+
+fn ask(background: &Background, timeline: &Timeline, node: NodeId) -> Option<Peer> {
+    let parameters = timeline.parameters();
+    let hint = || {
+        let marks = timeline.marks();
+        marks.addresses.into_iter().find(|(other, _)| *other == node).map(|(_, text)| text)
+    };
+    let decisions = &background.timelines.context().decisions;
+    // Where there is a broker it knows better: in a copy of a cluster they may still be those of the original.
+    let has_broker = background.broker.is_some();
+    let registered = || Some(decisions.registration(node).ok().filter(|_| !has_broker)??.wal);
+    let address = background.known.wal_address(node).or_else(hint).or_else(registered)?;
+    let identity = background.security.identity();
+    let client = SafekeeperClient::connect(&address, Some(node), identity, TIMEOUT);
+    let mut client = client.ok()?;
+    let status = client.open(parameters.tenant, parameters.timeline).ok()?;
+    let is_it = status.member.node == node && status.parameters == *parameters;
+    is_it.then_some(Peer { status, client })
+}
+
+/// Copies what is missing from the peer, or from the archive what the peer no longer has.
+fn copy(
+    background: &Background,
+    timeline: &Arc<Timeline>,
+    peer: &mut Peer,
+    missing: &Missing,
+    handle: &Handle,
+) -> anyhow::Result<()> {
+    let parameters = timeline.parameters();
+    let target = missing.target;
+    // Beyond where they part it may be cut.
+    let begun = timeline.flush_lsn();
+    let mut archive = background.archive.clone().map(ArchiveReader::new);
+    let mut at = missing.from;
+    while at < target {
+        if timeline.flush_lsn() > at.max(begun) {
+            // A proposer sends what is missing.
+            return Ok(());
+        }
+        // Before it is read, for nothing, and on this thread, which holds nothing.
+        let space = &background.timelines.context().shared.space;
+        space.check(timeline.files().directory())?;
+        space.pause(CHUNK);
+        let to = target.min(at + CHUNK);
+        let mut bytes = Vec::new();
+        if at < peer.status.available_lsn && missing.term == Term(0) {
+            let Some(archive) = &mut archive else {
+                bail!("WAL at {at} is on no safekeeper, and no object store is configured");
+            };
+            bytes.resize((to - at) as usize, 0);
+            let count = handle.block_on(archive.read(parameters, at, &mut bytes));
+            bytes.truncate(count.map_err(anyhow::Error::msg)?);
+        } else {
+            peer.client.read_wal(at, to, missing.term, &mut bytes)?;
+        }
+        if bytes.is_empty() {
+            bail!("safekeeper {} gave no WAL at {at}", peer.status.member.node);
+        }
+        let answer: Answer = timeline.take_missing(missing, &peer.status, at, &bytes)?;
+        if let Some(Message::Refused(reason)) = answer {
+            bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.member.node);
+        }
+        at = at + bytes.len() as u64;
+    }
+    tracing::info!(
+        timeline = %parameters.timeline, from = %missing.from, to = %target, term = %missing.term,
+        peer = %peer.status.member.node, "caught up"
+    );
+    Ok(())
+}
