@@ -90,6 +90,33 @@ fn l5_one_that_lags_the_election_is_sent_no_zeros() {
     proposing.stop().unwrap();
 }
 
+/// What only the donor has is no compute's to send, and nothing can be committed before another member has it too.
+#[test]
+fn what_a_term_begins_with_is_pulled_from_who_has_it() {
+    let mut cluster = Cluster::start(3);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    writer.commit(10, 1000);
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+    // In more than one piece, which end within records.
+    let end = writer.write(12, 400_000);
+    cluster.nodes[0].wait_lsn("flush_lsn", end, PATIENCE);
+    proposing.stop().unwrap();
+    cluster.nodes[1].start();
+    let started = Instant::now();
+    let (second, proposing) = cluster.lead(&parameters(START), true);
+    println!("a first commit after {:?}", started.elapsed());
+    second.commit(1, 10);
+    cluster.nodes[2].start();
+    let last = second.commit(1, 10);
+    for node in &cluster.nodes {
+        node.wait_lsn("commit_lsn", last, Duration::from_secs(20));
+        assert!(node.read_all(first, end) == writer.bytes());
+    }
+    proposing.stop().unwrap();
+}
+
 #[test]
 fn l10_fewer_members_are_no_quorum_of_their_own() {
     let mut cluster = Cluster::start(3);
