@@ -1,5 +1,6 @@
 //! Full WAL segments in object storage: ordinary PostgreSQL segments, zstd-compressed.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
@@ -79,6 +80,21 @@ impl Archive {
                 object_name(parameters, segment.number)
             )),
         }
+    }
+
+    /// Whether there is an object for each segment in `[first, end)`. None of them is read.
+    pub async fn has_all(
+        &self,
+        parameters: &TimelineParameters,
+        first: u64,
+        end: u64,
+    ) -> Result<bool, String> {
+        let name = object_name(parameters, first);
+        let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let listed = self.store.list(&format!("{directory}/")).await;
+        let listed = listed.map_err(|error| error.to_string())?;
+        let names: HashSet<&str> = listed.iter().map(|object| object.path.as_str()).collect();
+        Ok((first..end).all(|number| names.contains(object_name(parameters, number).as_str())))
     }
 
     /// Fetches a full segment; `None` if it was never stored.

@@ -185,6 +185,56 @@ fn what_was_trimmed_is_pulled_while_a_compute_writes() {
     proposing.stop().unwrap();
 }
 
+/// What is archived a newcomer does not copy, if all of that is there.
+#[test]
+fn a_newcomer_begins_where_the_others_do() {
+    let broker = start_broker();
+    let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let args = ["--broker", &broker.url, "--object-store", &store_path];
+    let mut cluster = Cluster::start_with(3, &args);
+    cluster.nodes[2].kill();
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, false);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(500, 10_000);
+    let archived = end.segment_start(SEGMENT_SIZE);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("archived_lsn", archived, LONG);
+    }
+    page_server_says(&cluster.nodes[0].pg, end);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("available_lsn", archived, LONG);
+    }
+    // What is before its own is no compute's to send.
+    proposing.stop().unwrap();
+    let (second, proposing) = cluster.lead(&parameters, false);
+    let between = proposing.commit_lsn();
+    let end = second.commit(10, 1000);
+    // One is gone, another one can't be read.
+    let (gone, away) = (object_file(store.path(), 2), store.path().join("away"));
+    std::fs::rename(&gone, &away).unwrap();
+    let damaged = object_file(store.path(), 1);
+    let whole = std::fs::read(&damaged).unwrap();
+    std::fs::write(&damaged, b"nothing").unwrap();
+    cluster.nodes[2].start();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(cluster.nodes[2].timeline_lsn("flush_lsn"), START);
+    std::fs::rename(&away, &gone).unwrap();
+    cluster.nodes[2].wait_lsn("flush_lsn", end, LONG);
+    assert_eq!(cluster.nodes[2].timeline_lsn("available_lsn"), archived);
+    // It is one of those that commit, and of those that archive.
+    cluster.nodes[0].kill();
+    let end = second.commit(300, 10_000);
+    let archived = end.segment_start(SEGMENT_SIZE);
+    cluster.nodes[2].wait_lsn("archived_lsn", archived, LONG);
+    std::fs::write(&damaged, whole).unwrap();
+    let all = stream(&cluster.nodes[2].pg, first, end);
+    assert!(all.starts_with(&writer.bytes()));
+    assert!(all[(between - first) as usize..] == second.bytes());
+    proposing.stop().unwrap();
+}
+
 mod replication_client {
     use std::io::{Read, Write};
     use std::net::TcpStream;

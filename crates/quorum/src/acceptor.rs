@@ -597,6 +597,39 @@ impl Acceptor {
         self.check();
     }
 
+    /// Begins an empty log at `range.start`, a record boundary that is committed, with the history of another one. What is before
+    /// it is in the archive, which is as good as held here: an acceptor that has it all may remove it too. Before
+    /// [`AcceptorOutput::Persist`] is performed, what recovery needs to find that boundary again must be durable.
+    pub fn begin_at(&mut self, range: &PeerRange, outputs: &mut Outputs) {
+        let (lsn, start_lsn) = (range.start, self.control.start_lsn);
+        let committed = range.history.up_to(range.commit_lsn);
+        let begins = committed.entries().first().map(|first| first.lsn);
+        let is_within = lsn > start_lsn && lsn <= range.commit_lsn && range.length == 0;
+        let (Some(newest), true) = (committed.last(), is_within && begins == Some(start_lsn))
+        else {
+            let refusal = Refusal::Malformed("a beginning that is not within what is committed");
+            return outputs.push(AcceptorOutput::Refuse(refusal));
+        };
+        if self.write_lsn > start_lsn {
+            let refusal = Refusal::Malformed("a beginning of a log that is not empty");
+            return outputs.push(AcceptorOutput::Refuse(refusal));
+        }
+        if self.refuses_step(newest.term, outputs) {
+            return;
+        }
+        // Persisted once and with the log's end: either alone is no state to go on from. Nothing is there to be cut.
+        let adopted = &mut Vec::new();
+        if let Err(refusal) = self.adopt_committed(range, &committed, newest.term, adopted) {
+            return outputs.push(AcceptorOutput::Refuse(refusal));
+        }
+        self.write_lsn = lsn;
+        self.boundary_lsn = lsn;
+        self.flush_lsn = lsn;
+        self.commit_lsn = lsn;
+        outputs.push(AcceptorOutput::Persist(self.control()));
+        self.check();
+    }
+
     /// The term that this acceptor follows, and up to where another log is the same as the one that this term began with:
     /// one term and position never have two values, so that what is missing here may come from there, committed or not, as
     /// an [`Append`] of that term. `None` while nobody has won the term that was promised last.

@@ -33,8 +33,11 @@ pub async fn run(background: Background) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // As many as there are timelines, of a few hundred bytes each.
     let mut states: HashMap<TimelineKey, State> = HashMap::new();
+    let mut has_more = false;
     loop {
-        interval.tick().await;
+        if !std::mem::take(&mut has_more) {
+            interval.tick().await;
+        }
         for timeline in background.timelines.all() {
             if timeline.is_left() {
                 continue;
@@ -45,7 +48,8 @@ pub async fn run(background: Background) {
             state.look(&timeline);
             if Instant::now() >= state.retry_at {
                 let advanced = advance(&background, &archive, &timeline, state).await;
-                state.note(&timeline, advanced);
+                has_more |= advanced.as_ref().is_ok_and(|&whole_turn| whole_turn);
+                state.note(&timeline, advanced.map(|_| ()));
             }
             trim(&timeline).await;
         }
@@ -121,25 +125,25 @@ fn is_uploader(background: &Background, timeline: &Timeline, waited: Duration) -
 }
 
 /// Moves on over segments that are in the archive: because others say so and this node has seen
-/// that it is true, or because it put them there.
+/// that it is true, or because it put them there. True if it went as far as it may in one turn.
 async fn advance(
     background: &Background,
     archive: &Arc<Archive>,
     timeline: &Arc<Timeline>,
     state: &mut State,
-) -> Result<(), Trouble> {
+) -> Result<bool, Trouble> {
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
     let size = u64::from(parameters.segment_size);
     for _ in 0..SEGMENTS_PER_TURN {
         let (from, commit_lsn) = (timeline.marks().archived_lsn, timeline.commit_lsn());
         let Some(to) = from.checked_add(size).filter(|&to| to <= commit_lsn) else {
-            return Ok(());
+            return Ok(false);
         };
         let claimed = background.known.highest(key, |progress| progress.archived_lsn) >= to;
         let uploads = is_uploader(background, timeline, state.since.elapsed());
         if !claimed && !uploads {
-            return Ok(());
+            return Ok(false);
         }
         let timelines = Arc::clone(&background.timelines);
         let mut reader =
@@ -150,14 +154,14 @@ async fn advance(
                 .await?;
         if !(claimed && archive.holds(parameters, &segment).await?) {
             if !uploads {
-                return Ok(());
+                return Ok(false);
             }
             archive.put(parameters, &segment).await?;
         }
         timeline.note_archived(to);
         state.look(timeline);
     }
-    Ok(())
+    Ok(true)
 }
 
 async fn trim(timeline: &Arc<Timeline>) {

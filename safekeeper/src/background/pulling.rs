@@ -14,7 +14,8 @@ use tokio::runtime::Handle;
 
 use super::Background;
 use crate::archive::ArchiveReader;
-use crate::timeline::{Answer, Missing, Timeline};
+use crate::checked_segment::checker;
+use crate::timeline::{Answer, Beginning, Missing, Timeline};
 
 /// Longest wait for a peer.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,6 +25,9 @@ const GRACE: Duration = Duration::from_millis(20);
 
 /// WAL copied at once, in bytes.
 const CHUNK: u64 = 1 << 20;
+
+/// Longest record whose end is looked for before a log begins after it, in bytes.
+const MAX_BEGINNING: usize = 64 << 20;
 
 /// Times that a timeline is caught up with before others have their turn.
 const TURNS: usize = 8;
@@ -65,7 +69,11 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
     let Some(missing) = timeline.conclude(&statuses)? else { return Ok(0) };
     let length = missing.target.saturating_sub(timeline.flush_lsn());
     timeline.note_catch_up(missing.target);
-    copy(background, timeline, &mut peers[missing.peer], &missing, handle)?;
+    let peer = &mut peers[missing.peer];
+    if missing.term == Term(0) && begin_at_horizon(background, timeline, peer, &missing, handle)? {
+        return Ok(length);
+    }
+    copy(background, timeline, peer, &missing, handle)?;
     Ok(length)
 }
 
@@ -119,6 +127,70 @@ fn ask(background: &Background, timeline: &Timeline, node: NodeId) -> Option<Pee
     let status = client.open(parameters.tenant, parameters.timeline).ok()?;
     let is_it = status.member.node == node && status.parameters == *parameters;
     is_it.then_some(Peer { status, client })
+}
+
+/// Has an empty log begin where the peer's does: what that has removed is in the archive, and would be removed here as well.
+/// False if there is nothing to leave out, or if it can't be: then all of it is copied.
+fn begin_at_horizon(
+    background: &Background,
+    timeline: &Arc<Timeline>,
+    peer: &mut Peer,
+    missing: &Missing,
+    handle: &Handle,
+) -> anyhow::Result<bool> {
+    let parameters = timeline.parameters();
+    let size = u64::from(parameters.segment_size);
+    let from = peer.status.available_lsn;
+    let first = parameters.start_lsn.segment_number(size);
+    let Some(archive) = &background.archive else { return Ok(false) };
+    if from.segment_number(size) <= first || from >= missing.target || !timeline.is_empty() {
+        return Ok(false);
+    }
+    let all = archive.has_all(parameters, first, from.segment_number(size));
+    if !handle.block_on(all).map_err(anyhow::Error::msg)? {
+        tracing::warn!(
+            timeline = %parameters.timeline, %from, peer = %peer.status.member.node,
+            "WAL that a member has removed is not all in object storage; what there is will be copied"
+        );
+        return Ok(false);
+    }
+    // To the end of the first record that begins there: the next one's back link can be checked then.
+    let mut checker = checker(parameters, from);
+    let mut bytes = Vec::new();
+    let mut last_record = None;
+    while last_record.is_none() {
+        let at = from + bytes.len() as u64;
+        let to = missing.target.min(at + CHUNK);
+        if at == to || bytes.len() >= MAX_BEGINNING {
+            return Ok(false);
+        }
+        peer.client.read_wal(at, to, Term(0), &mut bytes)?;
+        let new = &bytes[(at - from) as usize..];
+        if new.is_empty() {
+            bail!("safekeeper {} gave no WAL at {at}", peer.status.member.node);
+        }
+        checker.check(new).map_err(|error| {
+            let node = peer.status.member.node;
+            anyhow::anyhow!("what safekeeper {node} gave as committed is no valid WAL: {error}")
+        })?;
+        last_record = checker.last_record();
+    }
+    let beginning = Beginning {
+        available_lsn: from,
+        lsn: checker.position(),
+        last_record,
+        bytes,
+        history: peer.status.history.clone(),
+        commit_lsn: missing.target,
+    };
+    if let Some(Message::Refused(reason)) = timeline.begin_at(&beginning)? {
+        bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.member.node);
+    }
+    tracing::info!(
+        timeline = %parameters.timeline, available_lsn = %from, lsn = %beginning.lsn,
+        peer = %peer.status.member.node, "begun at what is not archived"
+    );
+    Ok(true)
 }
 
 /// Copies what is missing from the peer, or from the archive what the peer no longer has.

@@ -8,7 +8,7 @@ use pgstrata_env::{Disk, replace_file};
 use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::Lsn;
 use pgstrata_pg_wal::WalChecker;
-use pgstrata_quorum::{Acceptor, AcceptorOutput, Append, ControlState};
+use pgstrata_quorum::{Acceptor, AcceptorOutput, Append, ControlState, PeerRange, TermHistory};
 use pgstrata_wire::safekeeper::{Message, RefusedReason};
 
 use crate::checked_segment::checker_after;
@@ -24,6 +24,23 @@ pub type Answer = Option<Message<'static>>;
 /// Bytes of a record that isn't whole yet are synced when there are so many, in bytes, so that
 /// recovery can tell from what follows a bad record that it was durable.
 pub const SYNC_EVERY: u64 = 1 << 20;
+
+/// Where an empty log begins whose first bytes are archived, and the first bytes that are not.
+#[derive(Clone, Debug)]
+pub struct Beginning {
+    /// The first byte that is here then: of a segment all before which are archived.
+    pub available_lsn: Lsn,
+    /// A committed record boundary after it: where the log ends then.
+    pub lsn: Lsn,
+    /// The start of the last record before `lsn`.
+    pub last_record: Option<Lsn>,
+    /// From `available_lsn` on, to `lsn` at least.
+    pub bytes: Vec<u8>,
+    /// Of a log that has it all.
+    pub history: TermHistory,
+    /// What is known of that to be committed.
+    pub commit_lsn: Lsn,
+}
 
 /// The durable end is noted when the log has grown by so much, in bytes, and every second anyway.
 const NOTE_EVERY: u64 = 1 << 20;
@@ -170,6 +187,46 @@ impl Core {
             Ok(_) => self.checker = checker,
         }
         result
+    }
+
+    /// Begins an empty log later than the timeline begins. Its bytes are durable before anything says that they are there: what
+    /// a crash leaves of them alone is removed by recovery.
+    pub fn begin_at(&mut self, beginning: &Beginning) -> Result<Answer, StorageError> {
+        self.check_latch()?;
+        let (from, lsn) = (beginning.available_lsn, beginning.lsn);
+        let bytes = &beginning.bytes[..(lsn - from) as usize];
+        self.space.check(self.files.directory())?;
+        let before = self.acceptor.clone();
+        let mut outputs = Vec::new();
+        let range = PeerRange {
+            history: beginning.history.clone(),
+            commit_lsn: beginning.commit_lsn,
+            start: lsn,
+            length: 0,
+        };
+        self.acceptor.begin_at(&range, &mut outputs);
+        // Taken only if nothing refused it.
+        let refused = outputs.iter().any(|output| matches!(output, AcceptorOutput::Refuse(_)));
+        if !refused && let Err(error) = self.log.reserve(from, lsn) {
+            self.acceptor = before;
+            if !matches!(error, StorageError::DiskFull { .. }) {
+                self.latch.throw(&error.to_string());
+            }
+            return Err(error);
+        }
+        let result = match refused {
+            true => Ok(()),
+            false => self.log.write(from, bytes).and_then(|()| self.sync()),
+        };
+        let result = result.and_then(|()| {
+            if !refused {
+                self.stored.available_lsn = from;
+                self.stored.archived_lsn = from;
+                self.checker = checker_after(self.files.parameters(), lsn, beginning.last_record);
+            }
+            self.perform(&outputs, &[], &mut false)
+        });
+        result.inspect_err(|error| self.latch.throw(&error.to_string()))
     }
 
     /// Syncs what isn't acknowledged yet if there is much of it.

@@ -23,7 +23,7 @@ use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
 use tokio::sync::watch;
 
 use self::core::Core;
-pub use self::core::{Answer, SYNC_EVERY};
+pub use self::core::{Answer, Beginning, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened};
 pub use self::peers::Missing;
 pub use self::reading::Reading;
@@ -267,6 +267,26 @@ impl Timeline {
             core.act(&[], |acceptor, outputs| acceptor.flush(outputs))?;
         }
         core.sync_long_record()?;
+        self.publish(&core);
+        drop(core);
+        self.wake_readers();
+        Ok(answer)
+    }
+
+    /// True if there is no byte of the log yet.
+    pub fn is_empty(&self) -> bool {
+        self.core.lock().acceptor.write_lsn() == self.parameters().start_lsn
+    }
+
+    /// Begins a log that is empty where another one begins that has been trimmed.
+    pub fn begin_at(&self, beginning: &Beginning) -> Result<Answer, StorageError> {
+        let mut core = self.core.lock();
+        let answer = core.begin_at(beginning)?;
+        if answer.is_none() {
+            let mut marks = self.marks.lock();
+            marks.available_lsn = beginning.available_lsn;
+            marks.archived_lsn = beginning.available_lsn;
+        }
         self.publish(&core);
         drop(core);
         self.wake_readers();
