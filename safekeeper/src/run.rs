@@ -125,6 +125,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         zone: args.zone.clone(),
         addresses,
         security: security.clone(),
+        scrub: args.scrub,
     };
     let steward = Steward {
         decisions: decisions.clone(),

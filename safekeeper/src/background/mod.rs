@@ -1,10 +1,12 @@
-//! What goes on without being asked: telling the broker, catching up, archiving, trimming.
+//! What goes on without being asked: telling the broker, catching up, archiving, trimming, looking for damage, mending it.
 
 mod archiving;
 mod broker;
 mod catch_up;
 mod known;
 mod lag;
+mod mending;
+mod scrub;
 
 use std::io;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use pgstrata_wire::broker::{Addresses, PUBLISH_INTERVAL_S};
 
 pub use known::Known;
 pub use lag::{Lag, Lags};
+pub use scrub::ScrubArguments;
 
 use crate::archive::Archive;
 use crate::timelines::Timelines;
@@ -41,6 +44,8 @@ pub struct Background {
     pub addresses: Addresses,
     /// Who we are to others.
     pub security: Security,
+    /// How fast and how often all WAL here is read and checked.
+    pub scrub: ScrubArguments,
 }
 
 impl Background {
@@ -62,6 +67,8 @@ impl Background {
         std::thread::Builder::new().name("lag".into()).spawn(look)?;
         tokio::spawn(archiving::run(self.clone()));
         tokio::spawn(write_down(Arc::clone(&self.timelines)));
+        tokio::spawn(mending::run(self.clone()));
+        scrub::start(Arc::clone(&self.timelines), self.scrub)?;
         tokio::spawn(catch_up::run(self));
         Ok(())
     }
