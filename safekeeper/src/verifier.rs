@@ -138,13 +138,16 @@ impl Verifier {
     /// Takes what was read. After an error it is of no further use.
     pub fn give(&mut self, bytes: &[u8]) -> Result<(), WalError> {
         if self.checker.feed_position() < self.from {
-            self.checker.check(bytes)?;
+            let checked = self.checker.check(bytes);
             let is_there = self.checker.feed_position() >= self.from;
-            if is_there && !self.checker.is_synced() && self.back != u64::MAX {
+            // It may have begun among the zeros that follow a switch of segments.
+            let is_too_late = checked.is_err() || (is_there && !self.checker.is_synced());
+            if is_too_late && self.back != u64::MAX {
                 self.back = self.back.saturating_mul(2);
                 self.begin();
+                return Ok(());
             }
-            return Ok(());
+            return checked;
         }
         if let Some(ahead) = &mut self.ahead {
             ahead.check(bytes)?;
@@ -192,6 +195,10 @@ mod tests {
             bytes.extend(generator.record(size));
             ends.push(generator.at);
         }
+        bytes.extend(generator.switch());
+        ends.push(generator.at);
+        bytes.extend(generator.record(100));
+        ends.push(generator.at);
         (bytes, ends)
     }
 

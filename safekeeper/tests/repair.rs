@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::cluster::{Cluster, Node};
+use common::replication;
 use common::wal::{SEGMENT_SIZE, parameters};
-use pgstrata_ids::Lsn;
+use pgstrata_compute_shim::proposer::{SafekeeperClient, elect};
+use pgstrata_ids::{Lsn, Term};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 const LONG: Duration = Duration::from_secs(30);
@@ -122,4 +124,180 @@ fn damage_that_is_found_at_a_start_is_mended_by_peers() {
         }
         assert_mended(&cluster.nodes[2], first, &bytes, &by);
     }
+}
+
+/// Rots in an old segment, which no start looks at.
+const OLD: Lsn = Lsn(START.0 + 500_000);
+
+#[test]
+fn rot_is_found_by_the_scrub_and_mended_while_a_compute_writes() {
+    let args = ["--scrub-every", "1", "--scrub-rate", "1000"];
+    let cluster = Cluster::start_with(3, &args);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(350, 10_000);
+    let node = &cluster.nodes[0];
+    node.wait_lsn("commit_lsn", end, LONG);
+    for damage in ALL {
+        let mended = metric(node, "pgstrata_safekeeper_mended_total");
+        damage.happens(node, OLD);
+        let mut end = end;
+        wait_until(&format!("{damage:?} is mended"), || {
+            end = writer.commit(1, 100);
+            metric(node, "pgstrata_safekeeper_mended_total") > mended
+        });
+        node.wait_lsn("commit_lsn", end, LONG);
+        assert_mended(node, first, &writer.bytes(), &format!("{damage:?}"));
+    }
+    assert_eq!(writer.fenced(), None);
+    assert!(metric(node, "pgstrata_safekeeper_damage_found_total") >= 4);
+    proposing.stop().unwrap();
+}
+
+#[test]
+fn who_reads_is_given_nothing_that_is_wrong_and_it_is_mended() {
+    let mut cluster = Cluster::start_with(3, &["--scrub-rate", "0"]);
+    let (first, bytes) = written(&cluster, 350);
+    let end = first + bytes.len() as u64;
+    for by_replication in [false, true] {
+        let node = &mut cluster.nodes[0];
+        // Nothing of it is in a cache of ours.
+        assert_eq!(node.stop(), Some(0));
+        Damage::Flip.happens(node, OLD);
+        node.start();
+        assert_eq!(damaged(node), None, "a start reads old segments");
+        let read = match by_replication {
+            true => replication::read_until_error(&node.pg, first, end),
+            false => {
+                let patience = Duration::from_secs(10);
+                let mut client =
+                    SafekeeperClient::connect(&node.wal, None, None, patience).unwrap();
+                let timeline = parameters(START);
+                client.open(timeline.tenant, timeline.timeline).unwrap();
+                let mut read = Vec::new();
+                let refused = client.read_wal(first, end, Term(0), &mut read).unwrap_err();
+                assert!(refused.to_string().contains("as it was written"), "{refused}");
+                read
+            }
+        };
+        assert!(read.len() as u64 <= OLD - first && bytes.starts_with(&read));
+        assert_mended(node, first, &bytes, "what somebody met");
+    }
+}
+
+#[test]
+fn a_member_alone_is_mended_by_the_archive() {
+    let args = ["--scrub-every", "1", "--scrub-rate", "1000"];
+    let mut cluster = Cluster::start_with(1, &args);
+    let (first, bytes) = written(&cluster, 350);
+    let end = first + bytes.len() as u64;
+    let node = &mut cluster.nodes[0];
+    node.wait_lsn("archived_lsn", end.segment_start(SEGMENT_SIZE), LONG);
+    for damage in ALL {
+        let mended = metric(node, "pgstrata_safekeeper_mended_total");
+        damage.happens(node, OLD);
+        wait_until("the mend", || metric(node, "pgstrata_safekeeper_mended_total") > mended);
+        assert_mended(node, first, &bytes, &format!("{damage:?}"));
+    }
+    // What is in no archive yet is lost; it says so, and is not taken for less.
+    assert_eq!(node.stop(), Some(0));
+    Damage::Flip.happens(node, Lsn(end.0 - 5000));
+    node.start();
+    wait_until("the reason", || damaged(node).is_some_and(|why| why.contains("the archive")));
+    let why = damaged(node).unwrap();
+    assert!(why.contains("safekeeper replace") && why.contains(&end.to_string()), "{why}");
+    assert!(elect(cluster.config(&parameters(START)), Duration::from_secs(2)).is_err());
+}
+
+/// One has what the others lack, acknowledged in a term that may yet come to something. Then it rots.
+#[test]
+fn a_damaged_tail_does_not_vote_until_a_later_term_has_settled_it() {
+    let mut cluster = Cluster::start(3);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let shared = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("flush_lsn", shared, LONG);
+    cluster.nodes[0].kill();
+    cluster.nodes[1].kill();
+    let tail = writer.write(50, 1000);
+    cluster.nodes[2].wait_lsn("flush_lsn", tail, LONG);
+    assert_eq!(cluster.nodes[2].stop(), Some(0));
+    drop(proposing);
+    Damage::Flip.happens(&cluster.nodes[2], Lsn(tail.0 - 20_000));
+    cluster.nodes[2].start();
+    cluster.nodes[0].start();
+    wait_until("the reason", || {
+        damaged(&cluster.nodes[2]).is_some_and(|why| why.contains("asked"))
+    });
+    // Two are up, and one of them is as if it were not.
+    let alone = elect(cluster.config(&parameters(START)), Duration::from_secs(2)).unwrap_err();
+    assert!(alone.to_string().contains("quorum"), "{alone}");
+    assert!(damaged(&cluster.nodes[2]).is_some());
+    cluster.nodes[1].start();
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(200, 1000);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, LONG);
+    assert_mended(&cluster.nodes[2], first, &writer.bytes(), "a later term");
+    proposing.stop().unwrap();
+    assert_eq!(writer.fenced(), None);
+}
+
+/// What two of three have lost the third has, and gives it to them: a majority is elected that lacks nothing.
+#[test]
+fn a_majority_that_is_damaged_elects_nobody_with_less() {
+    let mut cluster = Cluster::start(3);
+    let (first, bytes) = written(&cluster, 50);
+    let end = first + bytes.len() as u64;
+    for node in &mut cluster.nodes {
+        assert_eq!(node.stop(), Some(0));
+    }
+    for node in &cluster.nodes[..2] {
+        Damage::Flip.happens(node, Lsn(end.0 - 100_000));
+    }
+    cluster.nodes[0].start();
+    cluster.nodes[1].start();
+    assert!(elect(cluster.config(&parameters(START)), Duration::from_secs(3)).is_err());
+    cluster.nodes[2].start();
+    for node in &cluster.nodes[..2] {
+        assert_mended(node, first, &bytes, "the third");
+    }
+    cluster.nodes[2].kill();
+    assert_eq!(cluster.elect(&parameters(START)).elected().start_lsn, end);
+}
+
+/// Killed again and again while it mends, it is mended in the end.
+#[test]
+fn kills_in_the_midst_of_mending_do_no_harm() {
+    let mut cluster = Cluster::start(3);
+    let (first, bytes) = written(&cluster, 350);
+    let end = first + bytes.len() as u64;
+    for round in 0..12u64 {
+        let node = &mut cluster.nodes[1];
+        assert_eq!(node.stop(), Some(0));
+        for lsn in [START + 10_000, START + SEGMENT_SIZE + 10_000, Lsn(end.0 - 50_000)] {
+            Damage::Flip.happens(node, lsn);
+        }
+        node.start();
+        std::thread::sleep(Duration::from_millis(round * 3));
+        node.kill();
+        node.start();
+        wait_until("the mend", || damaged(node).is_none());
+        // All of it, or what was damaged is so still, and is found when it is read.
+        let is_whole = || {
+            let lsn = node.timeline_lsn("flush_lsn");
+            assert!(lsn >= end || damaged(node).is_some(), "{lsn} in round {round}");
+            lsn >= end && read(node, first, end).is_ok_and(|read| read == bytes)
+        };
+        wait_until("all bytes", is_whole);
+    }
+}
+
+fn read(node: &Node, from: Lsn, to: Lsn) -> std::io::Result<Vec<u8>> {
+    let patience = Duration::from_secs(10);
+    let mut client = SafekeeperClient::connect(&node.wal, None, None, patience)?;
+    let timeline = parameters(START);
+    client.open(timeline.tenant, timeline.timeline)?;
+    let mut bytes = Vec::new();
+    client.read_wal(from, to, Term(0), &mut bytes)?;
+    Ok(bytes)
 }

@@ -24,8 +24,7 @@ use tokio::sync::watch;
 
 use self::core::Core;
 pub use self::core::{Answer, SYNC_EVERY};
-pub(crate) use self::open::read_control;
-pub use self::open::{OpenContext, Opened};
+pub use self::open::{OpenContext, Opened, read_control};
 pub use self::peers::Missing;
 pub use self::reading::{ReadOn, Reading};
 use crate::checked_segment::Trouble;

@@ -179,10 +179,7 @@ impl Timeline {
 }
 
 /// The control file at `path`, checked.
-pub(crate) fn read_control(
-    context: &OpenContext,
-    path: &Path,
-) -> Result<TimelineControl, StorageError> {
+pub fn read_control(context: &OpenContext, path: &Path) -> Result<TimelineControl, StorageError> {
     let wrap = || StorageError::wrap("read", path);
     let file = context.disk.open(path).map_err(wrap())?;
     let size = file.size().map_err(wrap())?.min(MAX_CONTROL_SIZE);
