@@ -181,6 +181,7 @@ fn who_reads_is_given_nothing_that_is_wrong_and_it_is_mended() {
             }
         };
         assert!(read.len() as u64 <= OLD - first && bytes.starts_with(&read));
+        wait_until("the mend", || metric(node, "pgstrata_safekeeper_mended_total") > 0);
         assert_mended(node, first, &bytes, "what somebody met");
     }
 }

@@ -156,8 +156,10 @@ pub(crate) fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>
         let Some(file) = files.open(number)? else { continue };
         let mut buffer = vec![0; READ_CHUNK];
         let mut upper = size;
-        while upper > 0 {
-            let lower = upper.saturating_sub(READ_CHUNK as u64);
+        // What is before it need not be readable.
+        let lowest = end.saturating_sub(start);
+        while upper > lowest {
+            let lower = upper.saturating_sub(READ_CHUNK as u64).max(lowest);
             let part = &mut buffer[..(upper - lower) as usize];
             let path = files.path(number);
             let count = file.read_at(part, lower).map_err(StorageError::wrap("read", &path))?;
