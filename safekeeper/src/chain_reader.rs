@@ -100,8 +100,9 @@ impl ChainReader {
         }
     }
 
-    /// A check of what is read from `from` on.
-    pub fn verifier(&self, from: Lsn) -> Result<Verifier, ReadError> {
+    /// A check of what is read from `from` on, up to where another timeline's WAL begins, or that of an ancestor is not
+    /// known to be committed yet: a record ends there.
+    pub fn verifier(&self, from: Lsn) -> Result<(Verifier, Lsn), ReadError> {
         let place = self.resolve(from)?;
         let available_lsn = place.timeline.marks().available_lsn;
         // Of what is here no more than that: the archive may be far away.
@@ -110,7 +111,7 @@ impl ChainReader {
             false => place.from,
         };
         let parameters = self.leaf.parameters();
-        Ok(Verifier::new(parameters, floor, floor == place.from, from))
+        Ok((Verifier::new(parameters, floor, floor == place.from, from), place.to))
     }
 
     /// What was read last turned out to be wrong, after `at`: if it was read here, that is looked into.

@@ -159,6 +159,8 @@ fn who_reads_is_given_nothing_that_is_wrong_and_it_is_mended() {
     let mut cluster = Cluster::start_with(3, &["--scrub-rate", "0"]);
     let (first, bytes) = written(&cluster, 350);
     let end = first + bytes.len() as u64;
+    // So that nobody reads it to archive it.
+    cluster.nodes[0].wait_lsn("archived_lsn", end.segment_start(SEGMENT_SIZE), LONG);
     for by_replication in [false, true] {
         let node = &mut cluster.nodes[0];
         // Nothing of it is in a cache of ours.

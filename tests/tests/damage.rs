@@ -466,6 +466,9 @@ fn wal_that_safekeepers_dropped_is_verified_from_the_archive() {
     let text = cluster.refusal(&["wal", "verify"], 1);
     assert!(text.contains("neither a safekeeper nor"), "{text}");
     assert!(!copies(&cluster).0);
+    cluster.kill("safekeeper-3");
+    let (_, states) = copies(&cluster);
+    assert_eq!(states, ["ok", "ok", "unreachable", "damaged"]);
 }
 
 #[test]

@@ -77,7 +77,15 @@ fn look(background: &Background, timeline: &Arc<Timeline>, suspicion: &Suspicion
     let from = suspicion.at.segment_start(size);
     let to = suspicion.at.segment_start(size) + 2 * size;
     let no_pause = |_: usize| Some(Duration::ZERO);
-    match check(timeline, from, to, no_pause) {
+    let commit_lsn = timeline.commit_lsn();
+    // What is not committed may be cut while it is read, which the history shows: it is looked at first, and last.
+    let history = (suspicion.at >= commit_lsn).then(|| timeline.history());
+    let end = match &history {
+        Some(_) => timeline.flush_lsn(),
+        None => commit_lsn,
+    };
+    match check(timeline, from, to, end, no_pause) {
+        Found::Damaged(_) if history.is_some_and(|before| before != timeline.history()) => {}
         Found::Damaged(found) => {
             let why =
                 format!("WAL is damaged on this safekeeper after {}: {}", found.at, found.why);

@@ -69,8 +69,8 @@ fn scrub(timeline: &Timeline, rate_mib_s: u32) {
         let due = Duration::from_secs_f64(done as f64 / per_second);
         Some(due.saturating_sub(began.elapsed()).min(LONGEST_PAUSE))
     };
-    let from = timeline.marks().available_lsn;
-    if let Found::Damaged(suspicion) = check(timeline, from, timeline.commit_lsn(), pause) {
+    let (from, to) = (timeline.marks().available_lsn, timeline.commit_lsn());
+    if let Found::Damaged(suspicion) = check(timeline, from, to, to, pause) {
         tracing::warn!(
             timeline = %timeline.parameters().timeline, at = %suspicion.at, why = suspicion.why, "WAL seems to be damaged"
         );

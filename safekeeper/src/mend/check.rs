@@ -20,17 +20,17 @@ pub enum Found {
     Damaged(Suspicion),
 }
 
-/// Checks `[from, to)` of what is committed, as the disk has it, and the record that goes on after it. Segments in which nothing is
+/// Checks `[from, to)` of what comes before `end`, a record's, as the disk has it, and the record that goes on after it. Segments in which nothing is
 /// written any more are read from the disk and not from the cache. After each piece `pause` is told how many bytes were
 /// read, and says how long to wait, or `None` to end here.
 pub fn check(
     timeline: &Timeline,
     from: Lsn,
     to: Lsn,
+    end: Lsn,
     mut pause: impl FnMut(usize) -> Option<Duration>,
 ) -> Found {
     let size = timeline.files().segment_size();
-    let end = timeline.commit_lsn();
     let to = to.min(end);
     let from = from.max(timeline.marks().available_lsn).max(timeline.parameters().start_lsn);
     let mut reader = timeline.reader();

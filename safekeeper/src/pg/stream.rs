@@ -76,8 +76,8 @@ struct Streaming<'a> {
     session: &'a Session,
     reader: ChainReader,
     at: Lsn,
-    /// Of what is sent, once there is something.
-    verifier: Option<Verifier>,
+    /// Of what is sent, once there is something, and up to where.
+    verifier: Option<(Verifier, Lsn)>,
     inbox: mpsc::Receiver<Frontend>,
     heard: Instant,
 }
@@ -143,10 +143,14 @@ impl Streaming<'_> {
     /// Reads what comes next, as far as it is whole and right. A record ends at `end`, so nothing that could be sent is held
     /// back for long.
     async fn read_checked(&mut self, end: Lsn, buffer: &mut [u8]) -> anyhow::Result<usize> {
-        let verifier = match &mut self.verifier {
+        if self.verifier.as_ref().is_some_and(|(_, until)| self.at >= *until) {
+            self.verifier = None;
+        }
+        let (verifier, until) = match &mut self.verifier {
             Some(verifier) => verifier,
             none => none.insert(self.reader.verifier(self.at)?),
         };
+        let end = end.min(*until);
         let mut read = Vec::new();
         loop {
             let (at, count) = match verifier.next(end) {
