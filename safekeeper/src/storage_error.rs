@@ -65,6 +65,12 @@ impl StorageError {
         matches!(self, StorageError::DamagedLog { .. })
     }
 
+    /// True if nothing was written when it happened: it may be tried again.
+    pub fn is_of_reading(&self) -> bool {
+        let is_reading = |action: &&str| ["open", "list", "measure", "read"].contains(action);
+        matches!(self, StorageError::Failed { action, .. } if is_reading(action))
+    }
+
     /// True if it is for the space that is kept: that is said once of the disk, and not of each timeline that wants some.
     pub fn is_for_kept_space(&self) -> bool {
         matches!(self, StorageError::DiskFull { kept_bytes: 1.., .. })

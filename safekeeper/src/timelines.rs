@@ -168,7 +168,8 @@ impl Timelines {
             }
             Err(error) => {
                 tracing::error!(timeline = %key.1, %error, "timeline can't be served");
-                match error.is_mendable() {
+                let was_mended = matches!(self.slots.read().get(&key), Some(Slot::Mending(_)));
+                match error.is_mendable() || (was_mended && error.is_of_reading()) {
                     true => {
                         self.context.shared.meters.found_damage();
                         Slot::Mending(error.to_string())

@@ -448,3 +448,36 @@ fn what_others_give_is_checked() {
     copy.mend(&mut ask(&own, commit_lsn, sources)).unwrap();
     copy.assert_whole("from the second");
 }
+
+/// Whoever still holds a timeline that was taken out can do nothing with it, while it is mended and opened anew.
+#[test]
+fn what_is_taken_out_promises_writes_and_says_nothing() {
+    let disk = SimDisk::new(5);
+    let mut copy = Copy::on_sim(&disk);
+    let timeline = copy.written();
+    let next = copy.generator.at.segment_number(SEGMENT_SIZE) + 2;
+    timeline.retire("it is damaged");
+    let before = disk.operations();
+    let configuration = chain().newest().clone();
+    let (term, proposer) = (Term(2), ProposerId([2; 16]));
+    assert!(timeline.vote(&VoteRequest { term, proposer, configuration }).is_err());
+    let history = history(&[(1, START), (2, copy.generator.at)]);
+    assert!(timeline.elected(&Elected { term, history }).is_err());
+    let start = copy.generator.at;
+    let bytes = copy.generator.record(100);
+    let (term, length) = (Term(1), bytes.len() as u64);
+    let append = Append { term, start, length, record_end: start, commit_lsn: start };
+    assert!(timeline.batch().append(&append, &bytes).is_err());
+    assert!(timeline.batch().finish().is_err());
+    assert!(timeline.status().is_err() && timeline.holding().is_err());
+    assert!(timeline.checkpoint().is_err());
+    timeline.note_flushed().unwrap();
+    let mut buffer = [0; 1000];
+    let mut reading = timeline.read_range(START, start, Term(0)).unwrap();
+    assert!(reading.next(&mut buffer).is_err());
+    // No segment is made either: it could take the place of one that was mended.
+    while copy.preparations.as_ref().unwrap().step() {}
+    assert!(timeline.files().open_or_make(next).is_err());
+    assert_eq!(disk.operations(), before);
+    assert_eq!(copy.latch.reason(), None, "the process would end");
+}

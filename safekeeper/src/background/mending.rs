@@ -142,8 +142,8 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     let log = DamagedLog::open(disk, &directory, control, space);
     let mended = log.map_err(Lack::from).and_then(|log| log.mend(&mut sources));
     let Mended { fetched_bytes, segments, cut } = mended.map_err(|lack| {
-        if let Lack::Storage(StorageError::Failed { action, .. }) = &lack
-            && !["open", "list", "measure", "read"].contains(action)
+        if let Lack::Storage(error @ StorageError::Failed { .. }) = &lack
+            && !error.is_of_reading()
         {
             // What the files hold is unknown, and nothing is tried again.
             shared.latch.throw(&lack.to_string());
