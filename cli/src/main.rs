@@ -25,6 +25,7 @@ mod status;
 mod table;
 mod up;
 mod wal;
+mod wal_copies;
 mod way;
 mod zones;
 

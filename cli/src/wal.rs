@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::cluster_file::Archive;
 use crate::out::Out;
 use crate::services::{Services, WalPlaces};
-use crate::{branch, http};
+use crate::{branch, http, wal_copies};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// WAL asked for at once.
@@ -49,9 +49,12 @@ pub enum WalVerb {
     },
     /// Check a branch's WAL end to end: every checksum, every back link
     Verify {
-        /// Branch
-        #[arg(long, default_value = "main")]
-        branch: String,
+        /// Branch [default: main; with --all, every branch]
+        #[arg(long)]
+        branch: Option<String>,
+        /// Look at every copy: that of each safekeeper, and the archive's
+        #[arg(long, conflicts_with_all = ["from", "to"])]
+        all: bool,
         /// First position [default: the branch's first]
         #[arg(long)]
         from: Option<Lsn>,
@@ -70,6 +73,43 @@ pub enum WalVerb {
 fn segment_name(number: u64, segment_size: u64) -> String {
     let per_high = (1u64 << 32) / segment_size;
     format!("{:08X}{:08X}{:08X}", 1, number / per_high, number % per_high)
+}
+
+/// The object of a timeline's segment.
+pub fn object_name(
+    (tenant, timeline): (TenantId, TimelineId),
+    number: u64,
+    segment_size: u64,
+) -> String {
+    format!("tenants/{tenant}/timelines/{timeline}/wal/{}.zst", segment_name(number, segment_size))
+}
+
+/// A segment's object; `None` if it is not there.
+pub fn fetch_object(archive: &Archive, object: &str, segment_size: u64) -> Result<Option<Vec<u8>>> {
+    let (location, endpoint) = archive;
+    let location: Location = location.parse()?;
+    // A frame of a segment that can't be compressed, and its checksum.
+    let limit = zstd::zstd_safe::compress_bound(segment_size as usize) as u64 + 4;
+    http::block_on(async {
+        let store = Store::open(&location, endpoint.as_deref())?;
+        match store.get(object, limit).await {
+            Ok(bytes) => Ok(Some(bytes.to_vec())),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+/// The segment in an object; an error says that it is damaged.
+pub fn unpack(object: &str, packed: &[u8], segment_size: u64) -> Result<Vec<u8>> {
+    let segment = zstd::bulk::decompress(packed, segment_size as usize)
+        .with_context(|| format!("'{object}' is damaged: restore it from a copy"))?;
+    ensure!(
+        segment.len() as u64 == segment_size,
+        "'{object}' is damaged: {} bytes, not {segment_size}; restore it from a copy",
+        segment.len(),
+    );
+    Ok(segment)
 }
 
 /// A branch's committed WAL, as safekeepers and the archive have it.
@@ -189,34 +229,9 @@ impl BranchWal {
 
     /// A full segment from object storage; `None` if it is not there.
     fn fetch_segment(&self, archive: &Archive, number: u64) -> Result<Option<Vec<u8>>> {
-        let object = format!(
-            "tenants/{}/timelines/{}/wal/{}.zst",
-            self.tenant,
-            self.timeline,
-            segment_name(number, self.segment_size)
-        );
-        let (location, endpoint) = archive;
-        let location: Location = location.parse()?;
-        // A frame of a segment that can't be compressed, and its checksum.
-        let limit = zstd::zstd_safe::compress_bound(self.segment_size as usize) as u64 + 4;
-        let compressed = http::block_on(async {
-            let store = Store::open(&location, endpoint.as_deref())?;
-            match store.get(&object, limit).await {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(error) if error.is_not_found() => Ok(None),
-                Err(error) => Err(error.into()),
-            }
-        })?;
-        let Some(compressed) = compressed else { return Ok(None) };
-        let segment = zstd::bulk::decompress(&compressed, self.segment_size as usize)
-            .with_context(|| format!("'{object}' is damaged: restore it from a copy"))?;
-        ensure!(
-            segment.len() as u64 == self.segment_size,
-            "'{object}' is damaged: {} bytes, not {}; restore it from a copy",
-            segment.len(),
-            self.segment_size
-        );
-        Ok(Some(segment))
+        let object = object_name((self.tenant, self.timeline), number, self.segment_size);
+        let packed = fetch_object(archive, &object, self.segment_size)?;
+        packed.map(|packed| unpack(&object, &packed, self.segment_size)).transpose()
     }
 
     fn pieces(&self, from: Lsn, to: Lsn) -> impl Iterator<Item = (Lsn, Lsn)> {
@@ -292,7 +307,13 @@ fn run_to(
             dump::run(&args, out)?;
             Ok(true)
         }
-        WalVerb::Verify { branch, from, to, json } => {
+        WalVerb::Verify { branch, all: true, json, .. } => {
+            let copies = wal_copies::look(open()?.as_ref(), branch.as_deref())?;
+            wal_copies::write(&copies, json, out)?;
+            Ok(copies.iter().all(|copy| copy.state != wal_copies::State::Damaged))
+        }
+        WalVerb::Verify { branch, from, to, json, .. } => {
+            let branch = branch.unwrap_or_else(|| "main".to_owned());
             let wal = BranchWal::open(open()?.as_ref(), &branch)?;
             let report = verify(&wal, from, to)?;
             match json {

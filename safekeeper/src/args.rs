@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use pgstrata_listen::{Advertised, SecurityArguments, address};
 
+use crate::background::ScrubArguments;
 use crate::disk_space::DiskArguments;
 
 /// Keeps the write-ahead log of PostgreSQL timelines durable, as one member of a quorum.
@@ -80,6 +81,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub space: DiskArguments,
+
+    #[command(flatten)]
+    pub scrub: ScrubArguments,
 
     /// Forget where other members were: this directory is a copy, and they may be those of its
     /// original. Computes and the broker tell where they are now.

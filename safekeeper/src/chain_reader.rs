@@ -10,6 +10,7 @@ use crate::segment::SegmentReader;
 use crate::storage_error::StorageError;
 use crate::timeline::Timeline;
 use crate::timelines::Timelines;
+use crate::verifier::Verifier;
 
 /// Most generations of branches of branches that are followed.
 const MAX_DEPTH: usize = 1000;
@@ -62,7 +63,10 @@ impl ChainReader {
     /// The caller sees to it that everything up to the buffer's end is committed.
     pub async fn read(&mut self, at: Lsn, buffer: &mut [u8]) -> Result<usize, ReadError> {
         let stale = |place: &Place| {
-            at < place.from || at >= place.to || at < place.timeline.marks().available_lsn
+            at < place.from
+                || at >= place.to
+                || at < place.timeline.marks().available_lsn
+                || place.timeline.is_retired()
         };
         if self.place.as_ref().is_none_or(stale) {
             self.place = Some(self.resolve(at)?);
@@ -73,7 +77,14 @@ impl ChainReader {
         let count = buffer.len().min((place.to.0 - at.0).min(1 << 30) as usize);
         let buffer = &mut buffer[..count];
         if at >= place.timeline.marks().available_lsn {
-            let count = place.reader.read(at, buffer)?;
+            let read = place.reader.read(at, buffer);
+            if let Err(error) = &read {
+                place.timeline.suspect(at, error.to_string());
+            }
+            let count = read?;
+            if count == 0 && at >= place.timeline.marks().available_lsn {
+                place.timeline.suspect(at, "its segment is missing or short".to_owned());
+            }
             // Trimmed since we looked: the archive has it.
             if count > 0 && at >= place.timeline.marks().available_lsn {
                 return Ok(count);
@@ -86,6 +97,27 @@ impl ChainReader {
                 "the WAL segment of {at} is no longer on this safekeeper, and no object store is \
                  configured"
             ))),
+        }
+    }
+
+    /// A check of what is read from `from` on, up to where another timeline's WAL begins, or that of an ancestor is not
+    /// known to be committed yet: a record ends there.
+    pub fn verifier(&self, from: Lsn) -> Result<(Verifier, Lsn), ReadError> {
+        let place = self.resolve(from)?;
+        let available_lsn = place.timeline.marks().available_lsn;
+        // Of what is here no more than that: the archive may be far away.
+        let floor = match from >= available_lsn {
+            true => place.from.max(available_lsn),
+            false => place.from,
+        };
+        let parameters = self.leaf.parameters();
+        Ok((Verifier::new(parameters, floor, floor == place.from, from), place.to))
+    }
+
+    /// What was read last turned out to be wrong, after `at`: if it was read here, that is looked into.
+    pub fn suspect(&self, at: Lsn, why: &str) {
+        if let Some(place) = &self.place {
+            place.timeline.suspect(at, why.to_owned());
         }
     }
 

@@ -25,6 +25,8 @@ pub struct Meters {
     syncs: IntCounter,
     sync_duration: Histogram,
     refused: IntCounterVec,
+    damage_found: IntCounter,
+    mended: IntCounter,
 }
 
 impl Meters {
@@ -55,7 +57,25 @@ impl Meters {
             )?,
             sync_duration: Histogram::with_opts(duration.buckets(SYNC_BUCKETS.to_vec()))?,
             refused,
+            damage_found: IntCounter::new(
+                "pgstrata_safekeeper_damage_found_total",
+                "Times since the start that segments of a timeline were found to be damaged",
+            )?,
+            mended: IntCounter::new(
+                "pgstrata_safekeeper_mended_total",
+                "Times since the start that a timeline's segments were mended",
+            )?,
         })
+    }
+
+    /// Segments of a timeline are damaged.
+    pub fn found_damage(&self) {
+        self.damage_found.inc();
+    }
+
+    /// They are not any more.
+    pub fn mended(&self) {
+        self.mended.inc();
     }
 
     /// So many bytes of WAL were written.
@@ -79,7 +99,9 @@ impl Meters {
         registry.register(Box::new(self.written.clone()))?;
         registry.register(Box::new(self.syncs.clone()))?;
         registry.register(Box::new(self.sync_duration.clone()))?;
-        registry.register(Box::new(self.refused.clone()))
+        registry.register(Box::new(self.refused.clone()))?;
+        registry.register(Box::new(self.damage_found.clone()))?;
+        registry.register(Box::new(self.mended.clone()))
     }
 }
 

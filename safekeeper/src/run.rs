@@ -125,6 +125,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         zone: args.zone.clone(),
         addresses,
         security: security.clone(),
+        scrub: args.scrub,
     };
     let steward = Steward {
         decisions: decisions.clone(),
@@ -149,7 +150,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         for timeline in timelines.all() {
-            timeline.checkpoint()?;
+            match timeline.checkpoint() {
+                // Taken out in this moment: the next start mends it.
+                Err(error) if error.is_mendable() => {}
+                written => written?,
+            }
         }
         tracing::info!("stopped");
         anyhow::Ok(())

@@ -49,9 +49,28 @@ pub enum StorageError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// Segments of a timeline are missing, or hold what they can't. Others may have what is right.
+    #[error("{}: {reason}", path.display())]
+    DamagedLog {
+        /// The timeline's directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 impl StorageError {
+    /// True if what is wrong may be fetched anew from others: `crate::mend`.
+    pub fn is_mendable(&self) -> bool {
+        matches!(self, StorageError::DamagedLog { .. })
+    }
+
+    /// True if nothing was written when it happened: it may be tried again.
+    pub fn is_of_reading(&self) -> bool {
+        let is_reading = |action: &&str| ["open", "list", "measure", "read"].contains(action);
+        matches!(self, StorageError::Failed { action, .. } if is_reading(action))
+    }
+
     /// True if it is for the space that is kept: that is said once of the disk, and not of each timeline that wants some.
     pub fn is_for_kept_space(&self) -> bool {
         matches!(self, StorageError::DiskFull { kept_bytes: 1.., .. })

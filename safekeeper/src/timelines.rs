@@ -38,6 +38,8 @@ enum Slot {
     Open(Arc<Timeline>),
     /// Its files can't be used, for this reason. The others are served all the same.
     Damaged(String),
+    /// Segments of it can't, for this reason, and are fetched from others: `crate::mend`.
+    Mending(String),
 }
 
 /// What all timelines of this process are opened with.
@@ -169,7 +171,14 @@ impl Timelines {
             }
             Err(error) => {
                 tracing::error!(timeline = %key.1, %error, "timeline can't be served");
-                Slot::Damaged(error.to_string())
+                let was_mended = matches!(self.slots.read().get(&key), Some(Slot::Mending(_)));
+                match error.is_mendable() || (was_mended && error.is_of_reading()) {
+                    true => {
+                        self.context.shared.meters.found_damage();
+                        Slot::Mending(error.to_string())
+                    }
+                    false => Slot::Damaged(error.to_string()),
+                }
             }
         };
         self.slots.write().insert(key, slot);
@@ -222,7 +231,7 @@ impl Timelines {
         let slots = self.slots.read();
         let open = slots.values().filter_map(|slot| match slot {
             Slot::Open(timeline) => Some(Arc::clone(timeline)),
-            Slot::Damaged(_) => None,
+            Slot::Damaged(_) | Slot::Mending(_) => None,
         });
         open.collect()
     }
@@ -232,16 +241,61 @@ impl Timelines {
         let slots = self.slots.read();
         let damaged = slots.iter().filter_map(|(key, slot)| match slot {
             Slot::Open(_) => None,
-            Slot::Damaged(reason) => Some((*key, reason.clone())),
+            Slot::Damaged(reason) | Slot::Mending(reason) => Some((*key, reason.clone())),
         });
         damaged.collect()
+    }
+
+    /// Those of which others may have what is damaged.
+    pub fn mending(&self) -> Vec<TimelineKey> {
+        let slots = self.slots.read();
+        let mending = slots.iter().filter(|(_, slot)| matches!(slot, Slot::Mending(_)));
+        mending.map(|(key, _)| *key).collect()
+    }
+
+    /// A timeline's log is found to be damaged: it is served no more, votes for nobody and counts for nothing, until it is
+    /// mended. Waits for what is under way.
+    pub fn take_out(&self, timeline: &Arc<Timeline>, why: &str) {
+        let key = (timeline.parameters().tenant, timeline.parameters().timeline);
+        // First, so that nothing goes on through it once it is no longer to be found here.
+        timeline.retire(why);
+        if let Some(slot) = self.slots.write().get_mut(&key)
+            && matches!(slot, Slot::Open(open) if Arc::ptr_eq(open, timeline))
+        {
+            *slot = Slot::Mending(why.to_owned());
+        }
+        self.context.shared.meters.found_damage();
+        tracing::error!(timeline = %key.1, error = %why, "timeline is served no more until it is mended");
+    }
+
+    /// Says what mending a timeline waits for.
+    pub fn note_mending(&self, key: TimelineKey, why: String) {
+        if let Some(Slot::Mending(reason)) = self.slots.write().get_mut(&key) {
+            *reason = why;
+        }
+    }
+
+    /// Opens a timeline that was mended. If it is damaged still, this is why.
+    pub fn reopen(&self, key: TimelineKey) -> Result<(), String> {
+        self.open_one(key, &self.directory_of(key)).map_err(|error| error.to_string())?;
+        match self.get(key) {
+            Ok(_) | Err(RefusedReason::UnknownTimeline) => Ok(()),
+            Err(reason) => Err(reason.to_string()),
+        }
+    }
+
+    /// Where a timeline's files are.
+    pub fn directory_of(&self, key: TimelineKey) -> PathBuf {
+        self.directory.join(key.0.to_string()).join(key.1.to_string())
     }
 
     /// The timeline of that name.
     pub fn get(&self, key: TimelineKey) -> Result<Arc<Timeline>, RefusedReason> {
         match self.slots.read().get(&key) {
             Some(Slot::Open(timeline)) => Ok(Arc::clone(timeline)),
-            Some(Slot::Damaged(reason)) => Err(RefusedReason::Storage(reason.clone())),
+            Some(Slot::Damaged(reason) | Slot::Mending(reason)) => {
+                Err(RefusedReason::Storage(reason.clone()))
+            }
             None => Err(RefusedReason::UnknownTimeline),
         }
     }

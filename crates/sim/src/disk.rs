@@ -1,6 +1,7 @@
 //! A disk that fails as it is told to, and otherwise is the real one.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,8 @@ struct State {
     syncs: u64,
     /// Bytes that the file system seems to have, if not as many as it has.
     size: Option<u64>,
+    /// Bytes of files that can't be read, until the files are replaced.
+    unreadable: Vec<(PathBuf, Range<u64>)>,
     /// Renames that a loss of power would undo: from, to.
     unsynced_names: Vec<(PathBuf, PathBuf)>,
 }
@@ -47,6 +50,7 @@ struct State {
 #[derive(Debug)]
 struct FaultyFile {
     file: Arc<dyn DiskFile>,
+    path: PathBuf,
     state: Arc<Mutex<State>>,
 }
 
@@ -74,8 +78,13 @@ impl FaultyDisk {
         names.iter().rev().try_for_each(|(from, to)| RealDisk.rename(to, from))
     }
 
-    fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(FaultyFile { file, state: Arc::clone(&self.state) })
+    /// From now on these bytes of the file at `path` can't be read; what has its place later can.
+    pub fn lose(&self, path: &Path, bytes: Range<u64>) {
+        self.state.lock().unreadable.push((path.to_owned(), bytes));
+    }
+
+    fn wrap(&self, file: Arc<dyn DiskFile>, path: &Path) -> Arc<dyn DiskFile> {
+        Arc::new(FaultyFile { file, path: path.to_owned(), state: Arc::clone(&self.state) })
     }
 }
 
@@ -116,6 +125,13 @@ impl DiskFile for FaultyFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        let end = position + buffer.len() as u64;
+        let is_lost = |(path, lost): &(PathBuf, Range<u64>)| {
+            *path == self.path && lost.start < end && position < lost.end
+        };
+        if self.state.lock().unreadable.iter().any(is_lost) {
+            return Err(io::Error::other("injected unreadable sector"));
+        }
         self.file.read_at(buffer, position)
     }
 
@@ -148,15 +164,16 @@ impl Disk for FaultyDisk {
         if self.state.lock().fail == Fail::Full {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        Ok(self.wrap(RealDisk.create(path)?))
+        Ok(self.wrap(RealDisk.create(path)?, path))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(RealDisk.open(path)?))
+        Ok(self.wrap(RealDisk.open(path)?, path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         RealDisk.rename(from, to)?;
+        self.state.lock().unreadable.retain(|(path, _)| path != to);
         self.state.lock().unsynced_names.push((from.to_owned(), to.to_owned()));
         Ok(())
     }

@@ -1,21 +1,25 @@
-//! What goes on without being asked: telling the broker, catching up, archiving, trimming.
+//! What goes on without being asked: telling the broker, catching up, archiving, trimming, looking for damage, mending it.
 
 mod archiving;
 mod broker;
 mod catch_up;
 mod known;
 mod lag;
+mod mending;
 mod pulling;
+mod scrub;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgstrata_ids::NodeId;
 use pgstrata_listen::Security;
 use pgstrata_wire::broker::{Addresses, PUBLISH_INTERVAL_S};
 
 pub use known::Known;
 pub use lag::{Lag, Lags};
+pub use scrub::ScrubArguments;
 
 use crate::archive::Archive;
 use crate::timelines::Timelines;
@@ -42,9 +46,22 @@ pub struct Background {
     pub addresses: Addresses,
     /// Who we are to others.
     pub security: Security,
+    /// How fast and how often all WAL here is read and checked.
+    pub scrub: ScrubArguments,
 }
 
 impl Background {
+    /// Where another member's WAL port is, as far as anybody knows: the broker, else those places that a timeline has, else
+    /// where it registered itself.
+    fn wal_address(&self, node: NodeId, places: &[(NodeId, String)]) -> Option<String> {
+        let hint = || places.iter().find(|(other, _)| *other == node).map(|(_, text)| text.clone());
+        let decisions = &self.timelines.context().decisions;
+        // Where there is a broker it knows better: in a copy of a cluster they may still be those of the original.
+        let has_broker = self.broker.is_some();
+        let registered = || Some(decisions.registration(node).ok().filter(|_| !has_broker)??.wal);
+        self.known.wal_address(node).or_else(hint).or_else(registered)
+    }
+
     /// Starts it all on the current runtime.
     pub fn start(self) -> io::Result<()> {
         if let Some(url) = self.broker.clone() {
@@ -63,6 +80,8 @@ impl Background {
         std::thread::Builder::new().name("lag".into()).spawn(look)?;
         tokio::spawn(archiving::run(self.clone()));
         tokio::spawn(write_down(Arc::clone(&self.timelines)));
+        tokio::spawn(mending::run(self.clone()));
+        scrub::start(Arc::clone(&self.timelines), self.scrub)?;
         tokio::spawn(catch_up::run(self));
         Ok(())
     }

@@ -112,15 +112,7 @@ fn ask_peers(background: &Background, timeline: &Arc<Timeline>, handle: &Handle)
 
 fn ask(background: &Background, timeline: &Timeline, node: NodeId) -> Option<Peer> {
     let parameters = timeline.parameters();
-    let hint = || {
-        let marks = timeline.marks();
-        marks.addresses.into_iter().find(|(other, _)| *other == node).map(|(_, text)| text)
-    };
-    let decisions = &background.timelines.context().decisions;
-    // Where there is a broker it knows better: in a copy of a cluster they may still be those of the original.
-    let has_broker = background.broker.is_some();
-    let registered = || Some(decisions.registration(node).ok().filter(|_| !has_broker)??.wal);
-    let address = background.known.wal_address(node).or_else(hint).or_else(registered)?;
+    let address = background.wal_address(node, &timeline.marks().addresses)?;
     let identity = background.security.identity();
     let client = SafekeeperClient::connect(&address, Some(node), identity, TIMEOUT);
     let mut client = client.ok()?;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::postgres_time_us;
 use super::session::{Receiver, Sender, Session};
 use crate::chain_reader::ChainReader;
+use crate::verifier::{Next, Verifier};
 
 /// Most WAL in one message, in bytes (`MAX_SEND_SIZE` of walsender.c).
 const MAX_SEND: usize = 128 << 10;
@@ -39,7 +40,8 @@ pub async fn run(
         ChainReader::new(session.state.timelines.clone(), session.timeline.clone(), archive);
     sender.out.copy_both();
     sender.flush().await?;
-    let mut streaming = Streaming { session, reader, at: start, inbox, heard: Instant::now() };
+    let heard = Instant::now();
+    let mut streaming = Streaming { session, reader, at: start, verifier: None, inbox, heard };
     let ended = streaming.run(sender).await;
     if let Err(error) = &ended {
         sender.out.error(false, "58P01", &error.to_string());
@@ -74,6 +76,8 @@ struct Streaming<'a> {
     session: &'a Session,
     reader: ChainReader,
     at: Lsn,
+    /// Of what is sent, once there is something, and up to where.
+    verifier: Option<(Verifier, Lsn)>,
     inbox: mpsc::Receiver<Frontend>,
     heard: Instant,
 }
@@ -85,6 +89,9 @@ impl Streaming<'_> {
         loop {
             if self.session.timeline.is_left() {
                 bail!("other safekeepers keep this timeline by now");
+            }
+            if self.session.timeline.is_retired() {
+                bail!("this safekeeper's WAL of the timeline is damaged and is being mended");
             }
             let end = *commit.borrow_and_update();
             while self.at < end {
@@ -119,9 +126,8 @@ impl Streaming<'_> {
     }
 
     async fn send_some(&mut self, end: Lsn, sender: &mut Sender) -> anyhow::Result<()> {
-        let want = MAX_SEND.min((end - self.at) as usize);
-        let mut buffer = vec![0; want];
-        let count = self.reader.read(self.at, &mut buffer).await?;
+        let mut buffer = vec![0; MAX_SEND.min((end - self.at) as usize)];
+        let count = self.read_checked(end, &mut buffer).await?;
         let filled: Result<(), std::convert::Infallible> =
             sender.out.xlog_data(self.at, end, postgres_time_us(), |out| {
                 out.extend_from_slice(&buffer[..count]);
@@ -132,6 +138,38 @@ impl Streaming<'_> {
         sender.flush().await?;
         self.at = self.at + count as u64;
         Ok(())
+    }
+
+    /// Reads what comes next, as far as it is whole and right. A record ends at `end`, so nothing that could be sent is held
+    /// back for long.
+    async fn read_checked(&mut self, end: Lsn, buffer: &mut [u8]) -> anyhow::Result<usize> {
+        if self.verifier.as_ref().is_some_and(|(_, until)| self.at >= *until) {
+            self.verifier = None;
+        }
+        let (verifier, until) = match &mut self.verifier {
+            Some(verifier) => verifier,
+            none => none.insert(self.reader.verifier(self.at)?),
+        };
+        let end = end.min(*until);
+        let mut read = Vec::new();
+        loop {
+            let (at, count) = match verifier.next(end) {
+                Next::Take => return Ok(verifier.take(buffer, end)),
+                Next::Read { at, count } => (at, count),
+                Next::Unfinished => bail!("no record ends at {end}, which is committed"),
+            };
+            read.resize(count, 0);
+            let count = self.reader.read(at, &mut read).await?;
+            if let Err(error) = verifier.give(&read[..count]) {
+                let right = verifier.right_until();
+                self.reader.suspect(right, &error.to_string());
+                bail!(
+                    "WAL after {right} is damaged on this safekeeper, or in the archive: {error}"
+                );
+            }
+            // A long record is read to its end first: others have their turn meanwhile.
+            tokio::task::yield_now().await;
+        }
     }
 
     /// True if the client wants no more.

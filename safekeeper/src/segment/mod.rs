@@ -10,7 +10,7 @@ mod recovery;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 
@@ -21,6 +21,7 @@ use pgstrata_ids::{Lsn, TimelineParameters};
 pub use flushed::FlushedNote;
 pub use reader::SegmentReader;
 pub use recovery::{RecoveredLog, last_record_before, recover};
+pub(crate) use recovery::{evidence_of_more, last_nonzero, last_written};
 pub use writer::LogWriter;
 
 use crate::disk_space::DiskSpace;
@@ -29,6 +30,9 @@ use crate::storage_error::StorageError;
 
 /// Zeros written at once when a segment is made, in bytes.
 const ZERO_CHUNK: usize = 1 << 20;
+
+/// What a segment is called that is to replace a damaged one, until it is whole and durable.
+const MENDING: &str = "mending.tmp";
 
 /// Segments waiting to be made; more are made when they are needed.
 const PREPARE_QUEUE: usize = 64;
@@ -46,6 +50,8 @@ pub struct SegmentFiles {
     unsynced_name: Mutex<Option<u64>>,
     /// Segments that are here, once they were counted.
     count: AtomicU64,
+    /// They are others' by now: none is made or removed any more. Changes while `making` is held.
+    is_retired: AtomicBool,
     /// What has to be left when a segment was made, if anything.
     space: Option<DiskSpace>,
 }
@@ -60,6 +66,7 @@ impl SegmentFiles {
             making: Mutex::new(()),
             unsynced_name: Mutex::new(None),
             count: AtomicU64::new(0),
+            is_retired: AtomicBool::new(false),
             space: None,
         }
     }
@@ -118,6 +125,7 @@ impl SegmentFiles {
             return Ok(file);
         }
         let _making = self.making.lock();
+        self.check_retired()?;
         if let Some(file) = self.open(number)? {
             // Whoever gave it the name has let go of `making`, and did not get to the end.
             return match self.is_name_unsynced(number) {
@@ -135,6 +143,55 @@ impl SegmentFiles {
             let _ = self.disk.remove(&temporary);
         }
         made
+    }
+
+    /// Nothing is made or removed through this any more, on return: a zeroed segment that is made ahead must not take the
+    /// place of one that whoever mends the log has put there.
+    pub fn retire(&self) {
+        let _making = self.making.lock();
+        self.is_retired.store(true, Ordering::Release);
+    }
+
+    fn check_retired(&self) -> Result<(), StorageError> {
+        match self.is_retired.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(StorageError::DamagedLog {
+                path: self.directory.clone(),
+                reason: "the timeline is being mended".to_owned(),
+            }),
+        }
+    }
+
+    /// Puts all of a segment's bytes in the place of what is there, durably on return: after a crash it is the one or the
+    /// other, whole.
+    pub fn replace(&self, number: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        let temporary = self.directory.join(MENDING);
+        if let Some(space) = &self.space {
+            space.check_room(self.segment_size(), &temporary)?;
+        }
+        let put = self.put(&temporary, number, bytes);
+        if put.is_err() {
+            // Best effort: what matters is the first error, and start-up removes leftovers.
+            let _ = self.disk.remove(&temporary);
+        }
+        put?;
+        self.sync_directory()
+    }
+
+    fn put(&self, temporary: &Path, number: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        let wrap = || StorageError::wrap("write", temporary);
+        match self.disk.remove(temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(wrap()(error));
+            }
+            _ => {}
+        }
+        let file = self.disk.create(temporary).map_err(wrap())?;
+        file.reserve(bytes.len() as u64).map_err(wrap())?;
+        file.write_at(bytes, 0).map_err(wrap())?;
+        file.sync_all().map_err(StorageError::unsynced("sync", temporary))?;
+        let path = self.path(number);
+        self.disk.rename(temporary, &path).map_err(StorageError::unsynced("name", &path))
     }
 
     fn is_name_unsynced(&self, number: u64) -> bool {
@@ -176,7 +233,7 @@ impl SegmentFiles {
         Ok(file)
     }
 
-    fn sync_directory(&self) -> Result<(), StorageError> {
+    pub(crate) fn sync_directory(&self) -> Result<(), StorageError> {
         let wrap = StorageError::unsynced("sync directory", &self.directory);
         self.disk.sync_directory(&self.directory).map_err(wrap)
     }
@@ -191,6 +248,7 @@ impl SegmentFiles {
     /// Removes every segment for which `doomed` holds, the last first, durably.
     pub fn remove(&self, doomed: impl Fn(u64) -> bool) -> Result<u64, StorageError> {
         let _making = self.making.lock();
+        self.check_retired()?;
         let mut removed = 0;
         // Those that are removed before they were counted are not counted.
         let less = |count: u64| count.checked_sub(1);
@@ -206,7 +264,7 @@ impl SegmentFiles {
         Ok(removed)
     }
 
-    fn number_of(&self, lsn: Lsn) -> u64 {
+    pub(crate) fn number_of(&self, lsn: Lsn) -> u64 {
         lsn.segment_number(self.segment_size())
     }
 }
@@ -269,6 +327,8 @@ impl Preparations {
         }
         match files.open_or_make(number) {
             Ok(_) => {}
+            // Whoever mends it makes what it needs.
+            Err(StorageError::DamagedLog { .. }) => {}
             Err(error) if error.is_for_kept_space() => {
                 tracing::debug!(%error, "a WAL segment is not made ahead of its use");
             }

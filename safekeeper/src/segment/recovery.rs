@@ -17,7 +17,7 @@ use pgstrata_env::DiskFile;
 use pgstrata_ids::{Lsn, PAGE_SIZE};
 use pgstrata_pg_wal::{PgVersion, WalDecoder, page_header_size};
 
-use super::SegmentFiles;
+use super::{MENDING, SegmentFiles};
 use crate::storage_error::StorageError;
 
 /// WAL read and decoded at once, in bytes.
@@ -43,20 +43,26 @@ pub struct RecoveredLog {
 /// Finds the end of the log and removes what follows. `known_lsn` is a record boundary that was
 /// durable. A log that ends before `durable_lsn` is damaged: nothing is removed then, so that
 /// what can still be read stays.
+///
+/// Segments from that of `available_lsn` on must be there; those before that of `known_lsn` are not read.
 pub fn recover(
     files: &SegmentFiles,
+    available_lsn: Lsn,
     known_lsn: Lsn,
     durable_lsn: Lsn,
 ) -> Result<RecoveredLog, StorageError> {
-    let temporary = files.directory.join("zeroed.tmp");
-    match files.disk.remove(&temporary) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(StorageError::wrap("remove", &temporary)(error));
+    for name in ["zeroed.tmp", MENDING] {
+        let temporary = files.directory.join(name);
+        match files.disk.remove(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StorageError::wrap("remove", &temporary)(error));
+            }
+            _ => {}
         }
-        _ => {}
     }
     // A crash may have come between a segment's rename and the sync of its name.
     files.sync_directory()?;
+    look_for_closed(files, available_lsn, known_lsn)?;
     for number in files.numbers()?.into_iter().rev() {
         settle(files, number)?;
         if number <= files.number_of(known_lsn) {
@@ -67,13 +73,7 @@ pub fn recover(
     let mut decoder = decoder(files, start)?;
     scan(files, &mut decoder, Lsn::MAX)?;
     let flush_lsn = decoder.position();
-    let damaged = |why: String| StorageError::Damaged {
-        path: files.directory.clone(),
-        reason: format!(
-            "the WAL ends at {flush_lsn}, {why}: segments are missing or damaged. This safekeeper \
-             does not vote on this timeline or count as having its WAL; nothing was removed"
-        ),
-    };
+    let damaged = |why: String| damaged(files, &format!("the WAL ends at {flush_lsn}, {why}"));
     if flush_lsn < durable_lsn {
         return Err(damaged(format!("but it was durable up to {durable_lsn}")));
     }
@@ -88,9 +88,41 @@ pub fn recover(
     Ok(RecoveredLog { flush_lsn, removed_bytes, last_record })
 }
 
+fn damaged(files: &SegmentFiles, why: &str) -> StorageError {
+    StorageError::DamagedLog {
+        path: files.directory.clone(),
+        reason: format!(
+            "{why}: segments are missing or damaged. This safekeeper does not vote on this timeline or count as having \
+             its WAL; nothing was removed"
+        ),
+    }
+}
+
+/// Makes sure that segments are there, with all their bytes, which are read later, by whoever wants them.
+fn look_for_closed(
+    files: &SegmentFiles,
+    available_lsn: Lsn,
+    known_lsn: Lsn,
+) -> Result<(), StorageError> {
+    for number in files.number_of(available_lsn)..files.number_of(known_lsn) {
+        let path = files.path(number);
+        let Some(file) = files.open(number)? else {
+            return Err(damaged(files, &format!("{} is missing", path.display())));
+        };
+        let size = file.size().map_err(StorageError::wrap("measure", &path))?;
+        if size != files.segment_size() {
+            return Err(damaged(files, &format!("{} has {size} bytes", path.display())));
+        }
+    }
+    Ok(())
+}
+
 /// What shows that the bytes at `end`, which are no valid record, were durable once; `None` if
 /// they can be what a crash leaves of a write.
-fn evidence_of_more(files: &SegmentFiles, end: Lsn) -> Result<Option<String>, StorageError> {
+pub(crate) fn evidence_of_more(
+    files: &SegmentFiles,
+    end: Lsn,
+) -> Result<Option<String>, StorageError> {
     let Some(last) = last_written(files, end)? else { return Ok(None) };
     let mut reader = SectorReader::default();
     let until = match record_end(files, end, &mut reader)? {
@@ -114,7 +146,7 @@ fn evidence_of_more(files: &SegmentFiles, end: Lsn) -> Result<Option<String>, St
 }
 
 /// The last byte at or after `end` that is not zero.
-fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageError> {
+pub(crate) fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageError> {
     let size = files.segment_size();
     for number in files.numbers()?.into_iter().rev() {
         let start = Lsn(number * size);
@@ -124,11 +156,14 @@ fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageEr
         let Some(file) = files.open(number)? else { continue };
         let mut buffer = vec![0; READ_CHUNK];
         let mut upper = size;
-        while upper > 0 {
-            let lower = upper.saturating_sub(READ_CHUNK as u64);
+        // What is before it need not be readable.
+        let lowest = end.saturating_sub(start);
+        while upper > lowest {
+            let lower = upper.saturating_sub(READ_CHUNK as u64).max(lowest);
             let part = &mut buffer[..(upper - lower) as usize];
             let path = files.path(number);
-            file.read_at(part, lower).map_err(StorageError::wrap("read", &path))?;
+            let count = file.read_at(part, lower).map_err(StorageError::wrap("read", &path))?;
+            part[count..].fill(0);
             if let Some(found) = last_nonzero(part) {
                 let lsn = start + lower + found as u64;
                 return Ok((lsn >= end).then_some(lsn));
@@ -140,7 +175,7 @@ fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>, StorageEr
 }
 
 /// Where the last byte is that is not zero. Most of what is looked at is zero: many bytes at once, not each.
-fn last_nonzero(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn last_nonzero(bytes: &[u8]) -> Option<usize> {
     let mut end = bytes.len();
     for chunk in bytes.rchunks(CACHE_LINE) {
         if chunk != &[0; CACHE_LINE][..chunk.len()] {
@@ -211,12 +246,8 @@ fn settle(files: &SegmentFiles, number: u64) -> Result<(), StorageError> {
     let Some(file) = files.open(number)? else { return Ok(()) };
     let size = file.size().map_err(StorageError::wrap("measure", &path))?;
     if size != files.segment_size() {
-        let reason = format!(
-            "the WAL segment has {size} bytes instead of {}; move the timeline's directory away \
-             and let this safekeeper refill from its peers under a new node id",
-            files.segment_size()
-        );
-        return Err(StorageError::Damaged { path, reason });
+        let (path, expected) = (path.display(), files.segment_size());
+        return Err(damaged(files, &format!("{path} has {size} bytes instead of {expected}")));
     }
     file.sync_all().map_err(StorageError::unsynced("sync", &path))?;
     file.evict().map_err(StorageError::wrap("evict", &path))

@@ -63,6 +63,8 @@ pub struct Core {
     pub unsynced: u64,
     pub meters: Meters,
     pub space: DiskSpace,
+    /// Why nothing is promised, written or said through this any more, if so: the log is found to be damaged.
+    pub retired: Option<String>,
     /// Kept between inputs so that the hot path doesn't allocate.
     pub outputs: Vec<AcceptorOutput>,
 }
@@ -74,8 +76,14 @@ fn invalid(why: &dyn std::fmt::Display) -> Message<'static> {
 
 impl Core {
     pub fn check_latch(&self) -> Result<(), StorageError> {
-        match self.latch.reason() {
-            Some(reason) => Err(StorageError::Latched(reason)),
+        if let Some(reason) = self.latch.reason() {
+            return Err(StorageError::Latched(reason));
+        }
+        match &self.retired {
+            Some(reason) => Err(StorageError::DamagedLog {
+                path: self.files.directory().to_owned(),
+                reason: reason.clone(),
+            }),
             None => Ok(()),
         }
     }

@@ -24,9 +24,9 @@ use tokio::sync::watch;
 
 use self::core::Core;
 pub use self::core::{Answer, Beginning, SYNC_EVERY};
-pub use self::open::{OpenContext, Opened};
+pub use self::open::{OpenContext, Opened, read_control};
 pub use self::peers::Missing;
-pub use self::reading::Reading;
+pub use self::reading::{ReadOn, Reading};
 use crate::checked_segment::Trouble;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
@@ -73,12 +73,50 @@ pub struct Timeline {
     /// Those who greeted, elected or not.
     computes: AtomicUsize,
     appended: AtomicBool,
+    /// See [`Timeline::retire`].
+    is_retired: AtomicBool,
+    /// Where somebody who read met what is no WAL, and why that is none.
+    suspected: Mutex<Option<Suspicion>>,
+}
+
+/// What somebody who read has met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspicion {
+    /// Everything before it was right.
+    pub at: Lsn,
+    /// For people.
+    pub why: String,
 }
 
 impl Timeline {
     /// What the timeline is.
     pub fn parameters(&self) -> &TimelineParameters {
         self.files.parameters()
+    }
+
+    /// The log is damaged: from now on nothing is promised, written, counted or served through this, whoever holds it. Waits
+    /// for what is under way.
+    pub fn retire(&self, why: &str) {
+        self.core.lock().retired.get_or_insert_with(|| why.to_owned());
+        self.is_retired.store(true, Ordering::Release);
+        self.files.retire();
+        // Those who wait for more see that there is none.
+        self.commit_watch.send_modify(|_| ());
+    }
+
+    /// Whether it is out of use.
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
+    }
+
+    /// Somebody met what is no WAL: it is looked at in the background, and mended.
+    pub fn suspect(&self, at: Lsn, why: String) {
+        self.suspected.lock().get_or_insert(Suspicion { at, why });
+    }
+
+    /// What somebody has met since the last call.
+    pub fn take_suspicion(&self) -> Option<Suspicion> {
+        self.suspected.lock().take()
     }
 
     /// Its segment files.
@@ -125,8 +163,11 @@ impl Timeline {
 
     /// Why the last attempt to archive failed, if it did.
     pub fn note_archiving(&self, error: Option<Trouble>) {
-        if error.is_some() {
+        if let Some(trouble) = &error {
             *self.archiving_failed_at.lock() = Some(SystemTime::now());
+            if trouble.is_damage {
+                self.suspect(self.marks().archived_lsn, trouble.text.clone());
+            }
         }
         *self.archiving_error.lock() = error;
     }
@@ -318,7 +359,7 @@ impl Timeline {
     pub fn note_flushed(&self) -> Result<(), StorageError> {
         let (raised, note, latch) = {
             let mut core = self.core.lock();
-            if core.latch.reason().is_some() {
+            if core.check_latch().is_err() {
                 return Ok(());
             }
             let flush_lsn = core.acceptor.flush_lsn();

@@ -94,7 +94,15 @@ impl Timeline {
         let note = FlushedNote::open(context.disk.as_ref(), directory)?;
         let known_lsn = control.state.commit_lsn;
         let durable_lsn = control.flush_lsn.max(known_lsn).max(note.lsn());
-        let recovered = recover(&files, known_lsn, durable_lsn)?;
+        let available_lsn = control.available_lsn.max(control.parameters.start_lsn);
+        let recovered = recover(&files, available_lsn, known_lsn, durable_lsn);
+        let recovered = recovered.map_err(|error| match error {
+            // A sector of a segment that is none any more: others may have what was in it.
+            StorageError::Failed { action: "read", path, source } => {
+                StorageError::DamagedLog { path, reason: format!("can't be read: {source}") }
+            }
+            other => other,
+        })?;
         let timeline = Timeline::assemble(
             context,
             directory,
@@ -114,7 +122,7 @@ impl Timeline {
     ) -> Result<Timeline, StorageError> {
         let state = stored.state.clone();
         let acceptor = Acceptor::restore(context.own, state, flush_lsn).map_err(|error| {
-            StorageError::Damaged { path: directory.to_owned(), reason: error.to_string() }
+            StorageError::DamagedLog { path: directory.to_owned(), reason: error.to_string() }
         })?;
         let parameters = stored.parameters.clone();
         let files = SegmentFiles::new(Arc::clone(&context.disk), directory, parameters);
@@ -145,6 +153,7 @@ impl Timeline {
             meters: context.meters.clone(),
             space: context.space.clone(),
             outputs: Vec::new(),
+            retired: None,
         };
         Ok(Timeline {
             own: context.own,
@@ -165,11 +174,14 @@ impl Timeline {
             proposers: AtomicUsize::new(0),
             computes: AtomicUsize::new(0),
             appended: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
+            suspected: Mutex::new(None),
         })
     }
 }
 
-fn read_control(context: &OpenContext, path: &Path) -> Result<TimelineControl, StorageError> {
+/// The control file at `path`, checked.
+pub fn read_control(context: &OpenContext, path: &Path) -> Result<TimelineControl, StorageError> {
     let wrap = || StorageError::wrap("read", path);
     let file = context.disk.open(path).map_err(wrap())?;
     let size = file.size().map_err(wrap())?.min(MAX_CONTROL_SIZE);

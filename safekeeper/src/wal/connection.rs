@@ -17,7 +17,7 @@ use pgstrata_wire::version::Version;
 
 use super::{Limits, Waiting};
 use crate::storage_error::StorageError;
-use crate::timeline::{Answer, ComputeConnected, ProposerConnected, Timeline};
+use crate::timeline::{Answer, ComputeConnected, ProposerConnected, ReadOn, Timeline};
 use crate::timelines::{Greeted, Timelines};
 
 /// Most that is taken from the socket before it is written and synced, in bytes: it bounds the
@@ -45,6 +45,8 @@ pub struct Connection {
     greeting: Option<Greeting>,
     proposer: Option<ProposerConnected>,
     compute: Option<ComputeConnected>,
+    /// Where it has read to.
+    read: Option<ReadOn>,
     output: Vec<u8>,
 }
 
@@ -70,6 +72,7 @@ impl Connection {
             greeting: None,
             proposer: None,
             compute: None,
+            read: None,
             output: Vec::new(),
         }
     }
@@ -283,6 +286,7 @@ impl Connection {
                     }
                 };
                 self.is_compute = false;
+                self.read = None;
                 self.timeline = Some(timeline);
                 self.send(&Message::Status(status))
             }
@@ -298,6 +302,7 @@ impl Connection {
     ) -> anyhow::Result<()> {
         self.proposer = None;
         self.timeline = None;
+        self.read = None;
         self.is_compute = false;
         // Given back after the new one was counted: it is not gone in between.
         let before = self.compute.take();
@@ -361,7 +366,8 @@ impl Connection {
     /// Sends `[from, to)` as far as it is here, then an empty chunk.
     fn read_wal(&mut self, from: Lsn, to: Lsn, term: Term) -> anyhow::Result<()> {
         let timeline = self.timeline()?;
-        let mut reading = match timeline.read_range(from, to, term) {
+        let before = self.read.take();
+        let mut reading = match timeline.read_on(from, to, term, before) {
             Ok(reading) => reading,
             Err(reason) => return self.refuse(reason),
         };
@@ -373,6 +379,7 @@ impl Connection {
                 Err(reason) => return self.refuse(reason),
             }
             if reading.at() == at {
+                self.read = Some(reading.ended());
                 return Ok(());
             }
         }

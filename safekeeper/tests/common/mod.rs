@@ -4,5 +4,6 @@
 
 pub mod broker;
 pub mod cluster;
+pub mod replication;
 pub mod source;
 pub use pgstrata_sim::wal;

@@ -186,7 +186,9 @@ impl World {
         }
         let pending = one.end_lsn().saturating_sub(one.commit_lsn());
         let written = one.end_lsn().saturating_sub(self.parameters.start_lsn);
-        if let Some(generator) = one.generator.as_mut().filter(|_| pending < MOST_PENDING) {
+        // The first record, its barrier, is written whatever is not committed: it shows whether the term still stands.
+        let has_room = pending < MOST_PENDING || one.log.is_empty();
+        if let Some(generator) = one.generator.as_mut().filter(|_| has_room) {
             let mut bytes = Vec::new();
             for _ in 0..self.rng.between(1, 4) {
                 let is_large = self.rng.one_in(60);

@@ -1,0 +1,275 @@
+//! Taking damaged timelines out of use, and mending them: see `crate::mend`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgstrata_format::safekeeper::TimelineControl;
+use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
+use pgstrata_wal_client::SafekeeperClient;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use super::{Background, INTERVAL};
+use crate::archive::ArchiveReader;
+use crate::mend::check::{Found, check};
+use crate::mend::{DamagedLog, Lack, Mended, Said, Source, Sources};
+use crate::storage_error::StorageError;
+use crate::timeline::{Suspicion, Timeline, read_control};
+use crate::timelines::TimelineKey;
+
+/// Longest wait for a peer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Timelines that are mended at once.
+const AT_ONCE: usize = 2;
+
+/// First and longest pause after an attempt that failed.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+struct State {
+    retry_at: Instant,
+    pause: Duration,
+    is_under_way: bool,
+}
+
+pub async fn run(background: Background) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // As many as are damaged.
+    let mut states: HashMap<TimelineKey, State> = HashMap::new();
+    let mut attempts: JoinSet<(TimelineKey, Result<(), String>)> = JoinSet::new();
+    loop {
+        interval.tick().await;
+        for timeline in background.timelines.all() {
+            if let Some(suspicion) = timeline.take_suspicion() {
+                let background = background.clone();
+                let looked =
+                    tokio::task::spawn_blocking(move || look(&background, &timeline, &suspicion));
+                // A panic there is reported by the runtime, and ends the process.
+                let _ = looked.await;
+            }
+        }
+        while let Some(ended) = attempts.try_join_next() {
+            let Ok((key, result)) = ended else { continue };
+            note(&background, &mut states, key, result);
+        }
+        let mending = background.timelines.mending();
+        states.retain(|key, state| state.is_under_way || mending.contains(key));
+        for key in mending {
+            let (retry_at, pause) = (Instant::now(), PAUSE.0);
+            let new = || State { retry_at, pause, is_under_way: false };
+            let state = states.entry(key).or_insert_with(new);
+            if attempts.len() >= AT_ONCE || state.is_under_way || Instant::now() < state.retry_at {
+                continue;
+            }
+            state.is_under_way = true;
+            let (background, handle) = (background.clone(), Handle::current());
+            attempts.spawn_blocking(move || (key, attempt(&background, key, &handle)));
+        }
+    }
+}
+
+/// Whether what somebody met is so; then the timeline is used no more.
+fn look(background: &Background, timeline: &Arc<Timeline>, suspicion: &Suspicion) {
+    let size = timeline.files().segment_size();
+    // What comes before it was right. One record of any length, and a segment more.
+    let from = suspicion.at.segment_start(size);
+    let to = suspicion.at.segment_start(size) + 2 * size;
+    let no_pause = |_: usize| Some(Duration::ZERO);
+    let commit_lsn = timeline.commit_lsn();
+    // What is not committed may be cut while it is read, which the history shows: it is looked at first, and last.
+    let history = (suspicion.at >= commit_lsn).then(|| timeline.history());
+    let end = match &history {
+        Some(_) => timeline.flush_lsn(),
+        None => commit_lsn,
+    };
+    match check(timeline, from, to, end, no_pause) {
+        Found::Damaged(_) if history.is_some_and(|before| before != timeline.history()) => {}
+        Found::Damaged(found) => {
+            let why =
+                format!("WAL is damaged on this safekeeper after {}: {}", found.at, found.why);
+            background.timelines.take_out(timeline, &why);
+        }
+        Found::Right(_) => tracing::info!(
+            timeline = %timeline.parameters().timeline, at = %suspicion.at, why = suspicion.why,
+            "somebody met what is no WAL, and it is right here"
+        ),
+    }
+}
+
+fn note(
+    background: &Background,
+    states: &mut HashMap<TimelineKey, State>,
+    key: TimelineKey,
+    result: Result<(), String>,
+) {
+    match result {
+        Ok(()) => {
+            states.remove(&key);
+        }
+        Err(why) => {
+            if let Some(state) = states.get_mut(&key) {
+                state.is_under_way = false;
+                state.retry_at = Instant::now() + state.pause;
+                state.pause = (state.pause * 2).min(PAUSE.1);
+            }
+            tracing::warn!(timeline = %key.1, error = %why, "timeline can't be mended yet");
+            background.timelines.note_mending(key, why);
+        }
+    }
+}
+
+/// Mends one timeline and opens it.
+fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result<(), String> {
+    let shared = &background.timelines.context().shared;
+    if let Some(reason) = shared.latch.reason() {
+        return Err(reason);
+    }
+    let directory = background.timelines.directory_of(key);
+    let control = read_control(shared, &directory.join("control"));
+    let control = control.map_err(|error| error.to_string())?;
+    let mut sources = ask(background, &control, handle);
+    if let Some(newest) = sources.newest_configuration()
+        && newest.number() > control.state.configuration.number()
+        && !newest.contains(shared.own)
+    {
+        return Err("other safekeepers keep this timeline by now, and its WAL is damaged here: what is here is of no \
+                    further use, if they lack nothing"
+            .to_owned());
+    }
+    let (disk, space) = (Arc::clone(&shared.disk), shared.space.clone());
+    let log = DamagedLog::open(disk, &directory, control, space);
+    let mended = log.map_err(Lack::from).and_then(|log| log.mend(&mut sources));
+    let Mended { fetched_bytes, segments, cut } = mended.map_err(|lack| {
+        if let Lack::Storage(error @ StorageError::Failed { .. }) = &lack
+            && !error.is_of_reading()
+        {
+            // What the files hold is unknown, and nothing is tried again.
+            shared.latch.throw(&lack.to_string());
+        }
+        lack.to_string()
+    })?;
+    let cut = cut.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
+    tracing::warn!(timeline = %key.1, fetched_bytes, segments, cut_after = cut, "damaged WAL was mended");
+    background.timelines.reopen(key)?;
+    shared.meters.mended();
+    Ok(())
+}
+
+fn ask(background: &Background, control: &TimelineControl, handle: &Handle) -> Sources {
+    let mut sources: Vec<Box<dyn Source>> = Vec::new();
+    let mut silent = Vec::new();
+    let own = background.timelines.context().shared.own.node;
+    for node in control.state.configuration.nodes().into_iter().filter(|&node| node != own) {
+        match background.wal_address(node, &control.addresses) {
+            Some(address) => {
+                let (background, parameters) = (background.clone(), control.parameters.clone());
+                sources.push(Box::new(Peer {
+                    background,
+                    parameters,
+                    node,
+                    address,
+                    client: None,
+                }));
+            }
+            None => silent.push(format!("it is not known where safekeeper {node} is")),
+        }
+    }
+    if let Some(archive) = background.archive.clone().map(ArchiveReader::new) {
+        let (parameters, handle) = (control.parameters.clone(), handle.clone());
+        sources.push(Box::new(Archived { archive, parameters, handle }));
+    }
+    let state = &control.state;
+    let history = state.history.clone();
+    Sources::ask(history, control.parameters.start_lsn, state.commit_lsn, sources, silent)
+}
+
+/// Another member.
+struct Peer {
+    background: Background,
+    parameters: TimelineParameters,
+    node: NodeId,
+    address: String,
+    client: Option<SafekeeperClient>,
+}
+
+impl Peer {
+    fn with<T>(
+        &mut self,
+        act: impl FnOnce(&mut SafekeeperClient) -> std::io::Result<T>,
+    ) -> Result<T, String> {
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            None => {
+                let identity = self.background.security.identity();
+                let client =
+                    SafekeeperClient::connect(&self.address, Some(self.node), identity, TIMEOUT);
+                client.map_err(|error| error.to_string())?
+            }
+        };
+        let done = act(&mut client).map_err(|error| error.to_string())?;
+        self.client = Some(client);
+        Ok(done)
+    }
+}
+
+impl Source for Peer {
+    fn name(&self) -> String {
+        format!("safekeeper {}", self.node)
+    }
+
+    fn said(&mut self) -> Result<Option<Said>, String> {
+        let (tenant, timeline) = (self.parameters.tenant, self.parameters.timeline);
+        let status = self.with(|client| client.open(tenant, timeline))?;
+        let Member { node, .. } = status.member;
+        if node != self.node || status.parameters != self.parameters {
+            return Err(format!("at {} is another one, or another timeline", self.address));
+        }
+        if !status.configuration.contains(status.member) {
+            return Err("is no member by now".to_owned());
+        }
+        Ok(Some(Said {
+            member: status.member,
+            configuration: status.configuration,
+            term: status.term,
+            available_lsn: status.available_lsn,
+            flush_lsn: status.flush_lsn,
+            commit_lsn: status.commit_lsn,
+            history: status.history,
+        }))
+    }
+
+    fn read(&mut self, from: Lsn, to: Lsn, term: Term) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        self.with(|client| {
+            client.read_wal(from, to, term, &mut bytes)?;
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+}
+
+/// Segments in object storage.
+struct Archived {
+    archive: ArchiveReader,
+    parameters: TimelineParameters,
+    handle: Handle,
+}
+
+impl Source for Archived {
+    fn name(&self) -> String {
+        "the archive".to_owned()
+    }
+
+    fn said(&mut self) -> Result<Option<Said>, String> {
+        Ok(None)
+    }
+
+    fn read(&mut self, from: Lsn, to: Lsn, _term: Term) -> Result<Vec<u8>, String> {
+        let mut bytes = vec![0; to.saturating_sub(from) as usize];
+        let read = self.handle.block_on(self.archive.read(&self.parameters, from, &mut bytes));
+        bytes.truncate(read?);
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,79 @@
+//! Reading all WAL that is here, slowly and again and again, to find what has rotted before somebody needs it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::mend::check::{Found, check};
+use crate::timeline::Timeline;
+use crate::timelines::{TimelineKey, Timelines};
+
+/// How often it is looked for a timeline whose turn it is.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest pause at once; it goes on with what is left.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How WAL is looked at that nobody reads.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubArguments {
+    /// Read WAL on this disk, to find what has rotted and fetch it anew, at so many MiB/s. 0: not at all.
+    #[arg(long, value_name = "MIB_PER_S", default_value_t = 10)]
+    pub scrub_rate: u32,
+
+    /// Read all of a timeline's WAL once in so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(1..))]
+    pub scrub_every: u32,
+}
+
+/// Starts it, on a thread of its own.
+pub fn start(timelines: Arc<Timelines>, arguments: ScrubArguments) -> io::Result<()> {
+    if arguments.scrub_rate == 0 {
+        return Ok(());
+    }
+    let scrub = move || run(&timelines, arguments);
+    std::thread::Builder::new().name("scrub".into()).spawn(scrub).map(|_| ())
+}
+
+fn run(timelines: &Timelines, arguments: ScrubArguments) {
+    let every = Duration::from_secs(arguments.scrub_every.into());
+    // When each was begun with last: as many as there are timelines.
+    let mut begun: HashMap<TimelineKey, Instant> = HashMap::new();
+    loop {
+        std::thread::sleep(INTERVAL);
+        let all = timelines.all();
+        let key =
+            |timeline: &Timeline| (timeline.parameters().tenant, timeline.parameters().timeline);
+        let here: HashMap<TimelineKey, &Arc<Timeline>> =
+            all.iter().map(|timeline| (key(timeline), timeline)).collect();
+        begun.retain(|key, _| here.contains_key(key));
+        for (key, timeline) in here {
+            if begun.get(&key).is_some_and(|begun| begun.elapsed() < every) || timeline.is_left() {
+                continue;
+            }
+            begun.insert(key, Instant::now());
+            scrub(timeline, arguments.scrub_rate);
+        }
+    }
+}
+
+/// Looks at all that is committed of one timeline.
+fn scrub(timeline: &Timeline, rate_mib_s: u32) {
+    let per_second = f64::from(rate_mib_s) * f64::from(1 << 20);
+    let (began, mut done) = (Instant::now(), 0);
+    let pause = |count: usize| {
+        done += count;
+        let due = Duration::from_secs_f64(done as f64 / per_second);
+        Some(due.saturating_sub(began.elapsed()).min(LONGEST_PAUSE))
+    };
+    let (from, to) = (timeline.marks().available_lsn, timeline.commit_lsn());
+    if let Found::Damaged(suspicion) = check(timeline, from, to, to, pause) {
+        tracing::warn!(
+            timeline = %timeline.parameters().timeline, at = %suspicion.at, why = suspicion.why, "WAL seems to be damaged"
+        );
+        timeline.suspect(suspicion.at, suspicion.why);
+    }
+}
