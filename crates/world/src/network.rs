@@ -49,5 +49,7 @@ pub struct Connection {
     pub inbox: VecDeque<Request>,
     pub is_served: bool,
     pub proposer: Option<ProposerConnected>,
+    /// The term that it won, as it said.
+    pub won: Term,
     pub greeted: Option<ComputeConnected>,
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use pgstrata_identity::Stream;
 use pgstrata_ids::{Lsn, Term};
 use pgstrata_listen::{Deed, Peer};
-use pgstrata_quorum::Configuration;
+use pgstrata_quorum::{Configuration, Refusal};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::safekeeper::{
@@ -44,6 +44,8 @@ pub struct Connection {
     /// What it greeted with, until the timeline is founded.
     greeting: Option<Greeting>,
     proposer: Option<ProposerConnected>,
+    /// The term that it won, as it said.
+    won: Term,
     compute: Option<ComputeConnected>,
     /// Where it has read to.
     read: Option<ReadOn>,
@@ -71,6 +73,7 @@ impl Connection {
             told: 0,
             greeting: None,
             proposer: None,
+            won: Term(0),
             compute: None,
             read: None,
             output: Vec::new(),
@@ -186,12 +189,13 @@ impl Connection {
             space.pause(input.pending() as u64);
         }
         let mut batch = timeline.batch();
-        let mut taken = 0;
+        let (mut taken, mut appends) = (0, 0);
         let mut refusal = Ok(None);
         while input.kind().is_some_and(is_appending) {
             let Some(frame) = input.next()? else { break };
             if let Message::Append(append, payload) = decode(frame.kind, frame.body)? {
                 refusal = batch.append(&append, payload);
+                appends += 1;
             }
             let size = frame.size;
             input.consume(size);
@@ -207,6 +211,11 @@ impl Connection {
             return Ok(false);
         }
         let answer = batch.finish();
+        let promised = timeline.term();
+        if appends == 0 && self.proposer.is_some() && promised > self.won {
+            // Who has nothing to write now would not be told before it has, and may wait for what no member gives it any more.
+            return self.refuse(RefusedReason::Quorum(Refusal::Fenced { promised })).map(|()| true);
+        }
         if timeline.configuration_number() > self.told {
             self.tell_configuration(&timeline)?;
         }
@@ -246,6 +255,7 @@ impl Connection {
                 let timeline = self.led()?;
                 let answer = timeline.elected(&elected);
                 self.proposer = Some(timeline.proposer_connected());
+                self.won = elected.term;
                 if timeline.lacks_beginning() {
                     let parameters = timeline.parameters();
                     self.timelines.wanted().push((parameters.tenant, parameters.timeline));

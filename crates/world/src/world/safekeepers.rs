@@ -62,6 +62,7 @@ impl World {
         }
         let lie = self.lie;
         let mut batch = timeline.batch();
+        let mut appends = 0;
         let mut refusal: Result<Answer, StorageError> = Ok(None);
         let mut next = Some(first);
         while let Some(request) = next.take() {
@@ -70,6 +71,7 @@ impl World {
                     append.term = timeline.term();
                 }
                 refusal = batch.append(&append, &bytes);
+                appends += 1;
                 if !matches!(refusal, Ok(None)) {
                     break;
                 }
@@ -87,6 +89,11 @@ impl World {
         self.prepare(node);
         if answer.is_ok() {
             self.nodes[node].promise(&timeline, None);
+        }
+        let (promised, connection) = (timeline.term(), &self.connections[index]);
+        if appends == 0 && connection.proposer.is_some() && promised > connection.won {
+            let fenced = RefusedReason::Quorum(Refusal::Fenced { promised });
+            return self.give(index, node, Ok(Some(Message::Refused(fenced))));
         }
         let goes_on = self.give(index, node, answer);
         timeline.wake_readers();
@@ -186,6 +193,7 @@ impl World {
                     self.nodes[node].promise(&timeline, None);
                 }
                 self.connections[index].proposer = Some(timeline.proposer_connected());
+                self.connections[index].won = elected.term;
                 if timeline.lacks_beginning() {
                     self.ask_peers(node);
                 }
