@@ -139,10 +139,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tokio::spawn(http::serve(http_port.asynchronous()?, state, security));
         background.start().context("can't start a thread")?;
         registered(decisions, registration).await;
-        println!("{ready}");
-        std::io::stdout().flush()?;
+        // Whoever reads that it is ready may tell it to end.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        println!("{ready}");
+        std::io::stdout().flush()?;
         tokio::select! {
             reason = latch.thrown() => bail!("{reason}"),
             _ = terminate.recv() => {}
