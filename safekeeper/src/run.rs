@@ -81,10 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         identity::write(files.as_ref(), &args.dir, own)?;
     }
     if args.forget_peers {
-        for timeline in timelines.all() {
-            timeline.note_addresses(&[]);
-            timeline.checkpoint()?;
-        }
+        timelines.forget_peers()?;
     }
 
     let wal_port = Listening::bind(&args.listen_wal, &security)?;
@@ -123,6 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         known: Arc::clone(&known),
         lags: Arc::clone(&lags),
         zone: args.zone.clone(),
+        rest_after: Duration::from_secs(args.rest_after),
         addresses,
         security: security.clone(),
     };
@@ -149,9 +147,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        for timeline in timelines.all() {
-            timeline.checkpoint()?;
-        }
+        tokio::task::spawn_blocking(move || timelines.end()).await??;
         tracing::info!("stopped");
         anyhow::Ok(())
     });

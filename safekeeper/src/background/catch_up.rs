@@ -29,18 +29,20 @@ const CHUNK: u64 = 1 << 20;
 /// Times that a timeline is caught up with before others have their turn.
 const TURNS: usize = 8;
 
-/// Rounds between looks at timelines that seem to be complete.
+/// Rounds between looks at timelines of a compute that seem to be complete.
 const FULL_LOOK: u64 = 10;
 
 pub async fn run(background: Background) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // Where each timeline's log ended in the last round: as many as there are timelines.
+    // Where each timeline's log ended in the last round: as many as there are open timelines.
     let mut ended: HashMap<TimelineKey, Lsn> = HashMap::new();
     for round in 0u64.. {
         interval.tick().await;
-        for timeline in background.timelines.all() {
-            let key = (timeline.parameters().tenant, timeline.parameters().timeline);
+        let open = background.timelines.open_keys();
+        ended.retain(|key, _| open.binary_search(key).is_ok());
+        for key in open {
+            let Some(timeline) = background.timelines.get_open(key) else { continue };
             let flush_lsn = timeline.flush_lsn();
             let is_fed = ended.insert(key, flush_lsn) != Some(flush_lsn);
             if timeline.is_left() || !may_lag(&background, &timeline, round, is_fed) {
@@ -49,18 +51,21 @@ pub async fn run(background: Background) {
             let background = background.clone();
             let handle = Handle::current();
             let caught_up = tokio::task::spawn_blocking(move || {
-                let id = timeline.parameters().timeline;
-                if let Err(error) = catch_up(&background, &timeline, &handle) {
-                    match error.downcast_ref().is_some_and(StorageError::is_for_kept_space) {
-                        true => tracing::debug!(timeline = %id, %error, "catching up waits"),
-                        false => {
-                            tracing::info!(timeline = %id, %error, "catching up will be tried again");
-                        }
-                    }
-                }
+                catch_up(&background, &timeline, &handle);
             });
             // A panic there is reported by the runtime; the next round tries again.
             let _ = caught_up.await;
+        }
+    }
+}
+
+/// Asks all members, and gets what is missing here. For a thread that may wait.
+pub fn catch_up(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) {
+    let id = timeline.parameters().timeline;
+    if let Err(error) = try_to(background, timeline, handle) {
+        match error.downcast_ref().is_some_and(StorageError::is_for_kept_space) {
+            true => tracing::debug!(timeline = %id, %error, "catching up waits"),
+            false => tracing::info!(timeline = %id, %error, "catching up will be tried again"),
         }
     }
 }
@@ -76,7 +81,8 @@ fn may_lag(background: &Background, timeline: &Timeline, round: u64, is_fed: boo
     let unproven = timeline.flush_lsn() > timeline.commit_lsn();
     // While it is made a member, or another one is, no compute may have reached it yet.
     let changes = !timeline.configuration().incoming().is_empty();
-    unproven || changes || committed > timeline.commit_lsn() || round.is_multiple_of(FULL_LOOK)
+    // Where nothing of that is so it is looked at in its turn, as those at rest are: `waking.rs`.
+    unproven || changes || committed > timeline.commit_lsn()
 }
 
 struct Peer {
@@ -85,7 +91,7 @@ struct Peer {
 }
 
 /// Goes on as long as there is much: what is written meanwhile is to be less each time. The rest a proposer sends.
-fn catch_up(
+fn try_to(
     background: &Background,
     timeline: &Arc<Timeline>,
     handle: &Handle,

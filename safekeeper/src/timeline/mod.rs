@@ -8,6 +8,7 @@ mod core;
 mod open;
 mod peers;
 mod reading;
+mod rest;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -27,6 +28,7 @@ pub use self::core::{Answer, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened};
 pub use self::peers::Missing;
 pub use self::reading::Reading;
+pub use self::rest::{Overview, can_be_trimmed};
 use crate::checked_segment::Trouble;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
