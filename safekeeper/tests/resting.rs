@@ -548,6 +548,21 @@ fn what_others_keep_by_now_comes_to_rest_and_is_removed_at_the_next_start() {
     assert_eq!(life.timelines.overviews().len(), 0);
 }
 
+#[test]
+fn several_hear_at_once_that_a_timeline_is_kept() {
+    let mut world = World::new(1);
+    let life = world.open();
+    life.found(1);
+    let timeline = life.get(1).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..50).for_each(|_| timeline.keep().unwrap()));
+        }
+    });
+    assert!(timeline.is_kept().unwrap());
+    assert_eq!(world.latch.reason(), None);
+}
+
 /// A wait for a timeline ends, and is for that timeline only.
 #[test]
 fn others_are_served_while_one_comes_to_rest() {

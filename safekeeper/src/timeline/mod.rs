@@ -360,16 +360,14 @@ impl Timeline {
 
     /// Notes durably that what is here is not removed, even if others keep the timeline.
     pub fn keep(&self) -> Result<(), StorageError> {
-        let (disk, latch) = {
-            let core = self.core.lock();
-            core.check_latch()?;
-            (Arc::clone(&core.disk), core.latch.clone())
-        };
+        // One at a time, like all that is written of a timeline: several may hear of it at once.
+        let core = self.core.lock();
+        core.check_latch()?;
         let path = self.files.directory().join(KEEP);
-        let noted = replace_file(disk.as_ref(), &path, b"");
+        let noted = replace_file(core.disk.as_ref(), &path, b"");
         noted.map_err(StorageError::wrap("write", &path)).inspect_err(|error| {
             if !matches!(error, StorageError::DiskFull { .. }) {
-                latch.throw(&error.to_string());
+                core.latch.throw(&error.to_string());
             }
         })
     }
