@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pgstrata_format::resting::TimelineSummary;
 use pgstrata_http_client::{Access, Broker, News};
 use pgstrata_ids::Member;
-use pgstrata_wire::broker::{Listing, Publication, Role, TimelineProgress};
+use pgstrata_wire::broker::{Listing, Publication, Role, TTL_S, TimelineProgress};
 
 use super::waking::Due;
 use super::{Background, INTERVAL, Known};
@@ -14,8 +14,8 @@ use crate::timeline::can_be_trimmed;
 /// The pause after an exchange is so many times as long as that took...
 const PAUSE_FACTOR: u32 = 20;
 
-/// ... and no longer than this, so that the broker doesn't forget who is there.
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// ... as long as both take no longer than this: the broker is not to forget who is there.
+const LONGEST_ROUND: Duration = Duration::from_secs(TTL_S / 2);
 
 /// Until the process ends. An exchange takes its time, so this is a thread's.
 pub fn run(background: &Background, url: &str, due: &Due) {
@@ -34,7 +34,7 @@ pub fn run(background: &Background, url: &str, due: &Due) {
 
 /// With thousands of timelines an exchange is work, for the broker too, so that there are fewer.
 fn pause_after(took: Duration) -> Duration {
-    (took * PAUSE_FACTOR).clamp(INTERVAL, LONGEST_PAUSE)
+    (took * PAUSE_FACTOR).min(LONGEST_ROUND.saturating_sub(took)).max(INTERVAL)
 }
 
 fn publication(background: &Background) -> Publication {
@@ -107,15 +107,18 @@ fn progress(summary: &TimelineSummary) -> TimelineProgress {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_wire::broker::{SILENCE_S, TTL_S};
+    use pgstrata_wire::broker::LISTING_S;
 
     use super::*;
 
     #[test]
     fn there_are_fewer_exchanges_where_one_takes_long_but_nobody_is_forgotten() {
         let pause = |ms| pause_after(Duration::from_millis(ms)).as_millis();
-        assert_eq!([pause(0), pause(20), pause(100), pause(9000)], [1000, 1000, 2000, 4000]);
-        // Also if the next one takes as long as any may.
-        assert!(LONGEST_PAUSE + Duration::from_secs(SILENCE_S) < Duration::from_secs(TTL_S));
+        assert_eq!([pause(0), pause(20), pause(100), pause(300)], [1000, 1000, 2000, 4700]);
+        assert_eq!([pause(2500), pause(6000)], [2500, 1000]);
+        // Of one that takes as long as any may, too.
+        for took in (0..=LISTING_S).map(Duration::from_secs) {
+            assert!(took + pause_after(took) < Duration::from_secs(TTL_S), "{took:?}");
+        }
     }
 }
