@@ -85,6 +85,11 @@ pub struct Args {
     #[command(flatten)]
     pub scrub: ScrubArguments,
 
+    /// A timeline with which nothing has happened for so many seconds comes to rest: it has no file open and nothing in memory
+    /// but a few numbers, until somebody needs it. Where many are open, after 10 s.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rest_after: u64,
+
     /// Forget where other members were: this directory is a copy, and they may be those of its
     /// original. Computes and the broker tell where they are now.
     #[arg(long)]

@@ -69,7 +69,7 @@ impl ChainReader {
                 || place.timeline.is_retired()
         };
         if self.place.as_ref().is_none_or(stale) {
-            self.place = Some(self.resolve(at)?);
+            self.place = Some(self.resolve(at).await?);
         }
         let Some(place) = &mut self.place else {
             return Err(ReadError::Missing(format!("WAL at {at} is nowhere")));
@@ -102,8 +102,8 @@ impl ChainReader {
 
     /// A check of what is read from `from` on, up to where another timeline's WAL begins, or that of an ancestor is not
     /// known to be committed yet: a record ends there.
-    pub fn verifier(&self, from: Lsn) -> Result<(Verifier, Lsn), ReadError> {
-        let place = self.resolve(from)?;
+    pub async fn verifier(&self, from: Lsn) -> Result<(Verifier, Lsn), ReadError> {
+        let place = self.resolve(from).await?;
         let available_lsn = place.timeline.marks().available_lsn;
         // Of what is here no more than that: the archive may be far away.
         let floor = match from >= available_lsn {
@@ -122,11 +122,11 @@ impl ChainReader {
     }
 
     /// The first byte of the timeline that wrote the byte at `at`.
-    pub fn start_of(&self, at: Lsn) -> Result<Lsn, ReadError> {
-        self.resolve(at).map(|place| place.from)
+    pub async fn start_of(&self, at: Lsn) -> Result<Lsn, ReadError> {
+        self.resolve(at).await.map(|place| place.from)
     }
 
-    fn resolve(&self, at: Lsn) -> Result<Place, ReadError> {
+    async fn resolve(&self, at: Lsn) -> Result<Place, ReadError> {
         let mut timeline = Arc::clone(&self.leaf);
         let mut to = Lsn::MAX;
         for _ in 0..MAX_DEPTH {
@@ -152,7 +152,7 @@ impl ChainReader {
             };
             let key = (parameters.tenant, ancestor);
             to = from;
-            timeline = self.timelines.get(key).map_err(|reason| match reason {
+            timeline = self.timelines.get_async(key).await.map_err(|reason| match reason {
                 RefusedReason::UnknownTimeline => ReadError::Missing(format!(
                     "WAL at {at} belongs to the ancestor timeline {ancestor}, which this \
                      safekeeper doesn't have"

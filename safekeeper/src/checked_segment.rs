@@ -98,7 +98,7 @@ impl CheckedSegment {
         let mut end = from + size;
         // From the last timeline that wrote in it to the first.
         loop {
-            let start = segment.reader.start_of(Lsn(end.0 - 1))?;
+            let start = segment.reader.start_of(Lsn(end.0 - 1)).await?;
             segment.check(start, end).await?;
             if start <= from + missing as u64 {
                 break;

@@ -17,7 +17,7 @@ use crate::background::{Known, Lags};
 use crate::disk_space::DiskState;
 use crate::metrics;
 use crate::steward::{Steward, Trouble, Wish};
-use crate::timeline::Timeline;
+use crate::timeline::Overview;
 use crate::timelines::Timelines;
 
 /// What handlers see.
@@ -102,11 +102,10 @@ pub fn described(configuration: &Configuration) -> http::Quorum {
     }
 }
 
-fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
-    let parameters = timeline.parameters();
-    let marks = timeline.marks();
-    let configuration = timeline.configuration();
-    let trouble = timeline.archiving_error();
+fn describe(timeline: Overview, known: &Known) -> http::Timeline {
+    let summary = &timeline.summary;
+    let (parameters, configuration) = (&summary.parameters, &summary.configuration);
+    let trouble = timeline.archiving_error;
     http::Timeline {
         tenant_id: parameters.tenant,
         timeline_id: parameters.timeline,
@@ -115,22 +114,22 @@ fn describe(timeline: &Timeline, known: &Known) -> http::Timeline {
         pg_version: parameters.pg_version,
         segment_size: parameters.segment_size,
         start_lsn: parameters.start_lsn,
-        term: timeline.term().0,
-        flush_lsn: timeline.flush_lsn(),
-        commit_lsn: timeline.commit_lsn(),
-        available_lsn: marks.available_lsn,
-        archived_lsn: marks.archived_lsn,
-        remote_consistent_lsn: marks.remote_consistent_lsn,
+        term: summary.term.0,
+        flush_lsn: summary.flush_lsn,
+        commit_lsn: summary.commit_lsn,
+        available_lsn: summary.available_lsn,
+        archived_lsn: summary.archived_lsn,
+        remote_consistent_lsn: summary.remote_consistent_lsn,
         committed_wal_damaged: trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
         archiving_error: trouble.map(|trouble| trouble.text),
-        majority_in_one_zone: known.majority_zone(&configuration),
-        quorum: configuration.is_known().then(|| described(&configuration)),
-        proposer_connected: timeline.has_proposer(),
+        majority_in_one_zone: known.majority_zone(configuration),
+        quorum: configuration.is_known().then(|| described(configuration)),
+        proposer_connected: timeline.has_proposer,
     }
 }
 
 async fn status(State(state): State<HttpState>) -> Json<http::Status> {
-    let timelines = state.timelines.all();
+    let timelines = state.timelines.overviews().into_iter();
     let damaged = state.timelines.damaged().into_iter();
     let space = &state.timelines.context().shared.space;
     let look = space.last();
@@ -146,7 +145,7 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
             DiskState::Refuses => http::DiskState::Refuses,
         }),
         disk_warning: space.warning(),
-        timelines: timelines.iter().map(|timeline| describe(timeline, &state.known)).collect(),
+        timelines: timelines.map(|timeline| describe(timeline, &state.known)).collect(),
         damaged: damaged
             .map(|((tenant_id, timeline_id), error)| http::Damaged {
                 tenant_id,

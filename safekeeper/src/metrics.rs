@@ -3,16 +3,16 @@
 //! Of all timelines there are totals. Series of their own have those that matter now, and no more than [`MOST_SHOWN`]: a
 //! safekeeper may have thousands, most of which are at rest.
 
-use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use pgstrata_format::resting::TimelineSummary;
 use prometheus::{
     Counter, Encoder, Gauge, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::background::{Lag, Lags};
 use crate::disk_space::DiskSpace;
-use crate::timeline::{Marks, Timeline};
+use crate::timeline::Overview;
 use crate::timelines::Timelines;
 
 /// Where there are no more timelines than this, each is shown, at rest or not.
@@ -34,16 +34,16 @@ type Outcome = Result<(), prometheus::Error>;
 type OfTimeline = (&'static str, &'static str, fn(&Row) -> u64);
 
 const OF_TIMELINE: [OfTimeline; 9] = [
-    ("term", "Highest promised term", |row| row.timeline.term().0),
-    ("flush_lsn", "End of the durable log, bytes", |row| row.timeline.flush_lsn().0),
-    ("commit_lsn", "Known to be committed, bytes", |row| row.timeline.commit_lsn().0),
-    ("available_lsn", "First byte on disk", |row| row.marks.available_lsn.0),
-    ("archived_lsn", "Archived up to, bytes", |row| row.marks.archived_lsn.0),
+    ("term", "Highest promised term", |row| row.summary().term.0),
+    ("flush_lsn", "End of the durable log, bytes", |row| row.summary().flush_lsn.0),
+    ("commit_lsn", "Known to be committed, bytes", |row| row.summary().commit_lsn.0),
+    ("available_lsn", "First byte on disk", |row| row.summary().available_lsn.0),
+    ("archived_lsn", "Archived up to, bytes", |row| row.summary().archived_lsn.0),
     ("archiving_failed", "1 if the last attempt to archive WAL failed here", |row| {
         u64::from(row.fails)
     }),
     ("remote_consistent_lsn", "Page server is done up to, bytes", |row| {
-        row.marks.remote_consistent_lsn.0
+        row.summary().remote_consistent_lsn.0
     }),
     (
         "archive_lag_bytes",
@@ -59,8 +59,7 @@ const OF_TIMELINE: [OfTimeline; 9] = [
 
 /// A timeline as it is at one moment.
 struct Row {
-    timeline: Arc<Timeline>,
-    marks: Marks,
+    timeline: Overview,
     /// How far its members are behind.
     lags: Vec<Lag>,
     /// WAL that is not here, in bytes.
@@ -69,8 +68,12 @@ struct Row {
 }
 
 impl Row {
+    fn summary(&self) -> &TimelineSummary {
+        &self.timeline.summary
+    }
+
     fn archive_lag_bytes(&self) -> u64 {
-        self.timeline.commit_lsn().saturating_sub(self.marks.archived_lsn)
+        self.summary().commit_lsn.saturating_sub(self.summary().archived_lsn)
     }
 
     /// Which come first, where there are too many: those that fail, those that are behind, those that are used; `None` of
@@ -79,14 +82,14 @@ impl Row {
         match () {
             () if self.fails => Some(0),
             () if self.behind > 0 => Some(1),
-            () if self.timeline.has_compute() => Some(2),
+            () if self.timeline.has_compute => Some(2),
             () => None,
         }
     }
 
     fn labels(&self) -> [String; 2] {
-        let parameters = self.timeline.parameters();
-        [parameters.tenant.to_string(), parameters.timeline.to_string()]
+        let (tenant, timeline) = self.timeline.key();
+        [tenant.to_string(), timeline.to_string()]
     }
 }
 
@@ -108,21 +111,19 @@ pub fn text(timelines: &Timelines, lags: &Lags) -> Result<String, prometheus::Er
     context.shared.meters.register(&registry)?;
     register_space(&registry, &context.shared.space)?;
     let lags = lags.last();
-    let row = |timeline: Arc<Timeline>| {
-        let key = (timeline.parameters().tenant, timeline.parameters().timeline);
-        let lags = lags.get(&key).cloned().unwrap_or_default();
+    let row = |timeline: Overview| {
+        let lags = lags.of(timeline.key()).to_vec();
         let own = lags.iter().find(|lag| lag.node == context.shared.own.node);
         Row {
-            marks: timeline.marks(),
             behind: own.map_or(0, |lag| lag.bytes).max(timeline.catch_up_bytes()),
-            fails: timeline.archiving_error().is_some(),
+            fails: timeline.archiving_error.is_some(),
             lags,
             timeline,
         }
     };
-    let mut rows: Vec<Row> = timelines.all().into_iter().map(row).collect();
+    let mut rows: Vec<Row> = timelines.overviews().into_iter().map(row).collect();
     // In an order that stays, so that of equals the same are shown each time.
-    rows.sort_by_key(|row| (row.timeline.parameters().tenant, row.timeline.parameters().timeline));
+    rows.sort_by_key(|row| row.timeline.key());
     let ranks: Vec<_> = rows.iter().map(Row::rank).collect();
     let shown: Vec<&Row> = chosen(&ranks).into_iter().map(|place| &rows[place]).collect();
     register_totals(&registry, timelines, &rows, shown.len())?;
@@ -149,16 +150,21 @@ fn register_totals(
         registry,
         "wal_size_bytes",
         "Bytes of the WAL segments on disk, of all timelines that are served",
-        total(|row| row.timeline.files().size_bytes()),
+        total(|row| row.timeline.size_bytes()),
     )?;
-    let totals: [(&str, &str, u64); 9] = [
+    let totals: [(&str, &str, u64); 10] = [
         ("timelines", "Timelines that are served", rows.len() as u64),
+        (
+            "open_timelines",
+            "Timelines that are open; the others of those that are served are at rest",
+            total(|row| u64::from(row.timeline.is_open)),
+        ),
         ("shown_timelines", "Timelines that have series of their own", shown as u64),
         ("damaged_timelines", "Timelines that can't be served", timelines.damaged().len() as u64),
         (
             "connected_timelines",
             "Timelines that a compute is connected about",
-            total(|row| u64::from(row.timeline.has_compute())),
+            total(|row| u64::from(row.timeline.has_compute)),
         ),
         (
             "behind_timelines",
@@ -225,7 +231,7 @@ fn register_timelines(registry: &Registry, shown: &[&Row]) -> Outcome {
     let now = Instant::now();
     for row in shown {
         let [tenant, timeline] = row.labels();
-        if let Some(at) = row.timeline.archiving_failed_at() {
+        if let Some(at) = row.timeline.archiving_failed_at {
             failed_at.with_label_values(&[&tenant, &timeline]).set(seconds(at));
         }
         for lag in &row.lags {

@@ -81,10 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         identity::write(files.as_ref(), &args.dir, own)?;
     }
     if args.forget_peers {
-        for timeline in timelines.all() {
-            timeline.note_addresses(&[]);
-            timeline.checkpoint()?;
-        }
+        timelines.forget_peers()?;
     }
 
     let wal_port = Listening::bind(&args.listen_wal, &security)?;
@@ -123,6 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         known: Arc::clone(&known),
         lags: Arc::clone(&lags),
         zone: args.zone.clone(),
+        rest_after: Duration::from_secs(args.rest_after),
         addresses,
         security: security.clone(),
         scrub: args.scrub,
@@ -140,22 +138,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tokio::spawn(http::serve(http_port.asynchronous()?, state, security));
         background.start().context("can't start a thread")?;
         registered(decisions, registration).await;
-        println!("{ready}");
-        std::io::stdout().flush()?;
+        // Whoever reads that it is ready may tell it to end.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        println!("{ready}");
+        std::io::stdout().flush()?;
         tokio::select! {
             reason = latch.thrown() => bail!("{reason}"),
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        for timeline in timelines.all() {
-            match timeline.checkpoint() {
-                // Taken out in this moment: the next start mends it.
-                Err(error) if error.is_mendable() => {}
-                written => written?,
-            }
-        }
+        tokio::task::spawn_blocking(move || timelines.end()).await??;
         tracing::info!("stopped");
         anyhow::Ok(())
     });

@@ -774,7 +774,7 @@ fn forget_note(world: &World) {
 
 fn assert_damaged(world: &World, by: &str) {
     let timelines = world.open();
-    assert_eq!(timelines.all().len(), 0, "{by}: it is counted as whole");
+    assert_eq!(timelines.overviews().len(), 0, "{by}: it is counted as whole");
     assert!(timelines.damaged()[0].1.contains("damaged"), "{}", timelines.damaged()[0].1);
 }
 
@@ -1060,11 +1060,11 @@ fn damage_below_what_was_durable_gives_one_clear_error() {
     flip(&segment, 2500);
     let timelines = world.open();
     let damaged = timelines.damaged();
-    assert_eq!((timelines.all().len(), damaged.len()), (0, 1));
+    assert_eq!((timelines.overviews().len(), damaged.len()), (0, 1));
     assert!(damaged[0].1.contains("was durable"), "{}", damaged[0].1);
     drop(timelines);
     flip(&segment, 2500);
-    assert_eq!(world.open().all().len(), 1);
+    assert_eq!(world.open().overviews().len(), 1);
     flip(&directory.join("control"), 60);
     let damaged = world.open().damaged();
     assert!(damaged[0].1.contains("checksum"), "{}", damaged[0].1);

@@ -11,6 +11,7 @@ pub mod index;
 pub mod layer;
 pub mod quorum;
 pub mod registration;
+pub mod resting;
 pub mod safekeeper;
 
 pub use error::FormatError;

@@ -82,10 +82,10 @@ const CONTROL: Kind = Kind { what: "safekeeper control file", magic: *b"pgsSKctl
 const TIMELINES: Kind =
     Kind { what: "safekeeper's list of timelines", magic: *b"pgsSKtml", version: 1 };
 
-struct Kind {
-    what: &'static str,
-    magic: [u8; 8],
-    version: u16,
+pub(crate) struct Kind {
+    pub(crate) what: &'static str,
+    pub(crate) magic: [u8; 8],
+    pub(crate) version: u16,
 }
 
 /// Everything about one timeline that a safekeeper keeps besides WAL.
@@ -204,7 +204,7 @@ pub fn decode_flushed(bytes: &[u8]) -> Option<Lsn> {
 }
 
 impl Kind {
-    fn encode(&self, body: &[u8]) -> Vec<u8> {
+    pub(crate) fn encode(&self, body: &[u8]) -> Vec<u8> {
         let mut out = self.magic.to_vec();
         out.extend_from_slice(&self.version.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
@@ -217,7 +217,7 @@ impl Kind {
     }
 
     /// The version, and the body.
-    fn open<'a>(&self, bytes: &'a [u8]) -> Result<(u16, Reader<'a>), FormatError> {
+    pub(crate) fn open<'a>(&self, bytes: &'a [u8]) -> Result<(u16, Reader<'a>), FormatError> {
         let what = self.what;
         if bytes.iter().all(|&byte| byte == 0) {
             return Err(FormatError::Unwritten { what });
@@ -248,7 +248,7 @@ impl Kind {
         Ok((version, Reader::new(what, body)))
     }
 
-    fn end(&self, reader: &Reader<'_>) -> Result<(), FormatError> {
+    pub(crate) fn end(&self, reader: &Reader<'_>) -> Result<(), FormatError> {
         match reader.is_empty() {
             true => Ok(()),
             false => Err(FormatError::corrupt(self.what, "it goes on after its last field")),
@@ -368,7 +368,7 @@ fn some_id(reader: &mut Reader<'_>) -> Result<Option<[u8; 16]>, FormatError> {
     Ok((id != [0; 16]).then_some(id))
 }
 
-fn parameters(reader: &mut Reader<'_>) -> Result<TimelineParameters, FormatError> {
+pub(crate) fn parameters(reader: &mut Reader<'_>) -> Result<TimelineParameters, FormatError> {
     let parameters = TimelineParameters {
         tenant: TenantId(reader.array()?),
         timeline: TimelineId(reader.array()?),
@@ -383,7 +383,7 @@ fn parameters(reader: &mut Reader<'_>) -> Result<TimelineParameters, FormatError
     Ok(parameters)
 }
 
-fn count(reader: &mut Reader<'_>, most: usize) -> Result<usize, FormatError> {
+pub(crate) fn count(reader: &mut Reader<'_>, most: usize) -> Result<usize, FormatError> {
     let count = reader.u32()? as usize;
     if count > most {
         return Err(impossible(format!("a list of {count} entries, at most {most} are possible")));
@@ -391,7 +391,10 @@ fn count(reader: &mut Reader<'_>, most: usize) -> Result<usize, FormatError> {
     Ok(count)
 }
 
-fn configuration(reader: &mut Reader<'_>, number: u64) -> Result<Configuration, FormatError> {
+pub(crate) fn configuration(
+    reader: &mut Reader<'_>,
+    number: u64,
+) -> Result<Configuration, FormatError> {
     let group = |reader: &mut Reader<'_>| -> Result<Vec<Member>, FormatError> {
         let member = |reader: &mut Reader<'_>| -> Result<Member, FormatError> {
             Ok(Member { node: NodeId(reader.u64()?), incarnation: Incarnation(reader.array()?) })

@@ -2,7 +2,7 @@
 
 use crate::input::Input;
 use pgstrata_format::layer::{self, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
-use pgstrata_format::{claim::Claim, index::TimelineIndex, safekeeper};
+use pgstrata_format::{claim::Claim, index::TimelineIndex, resting, safekeeper};
 use pgstrata_ids::NodeId;
 
 /// A layer file, or another stored kind: `u8 kind`, then the file. Of kinds 1 to 3 the checksums are put right.
@@ -16,6 +16,7 @@ pub fn layer(data: &[u8]) {
             seal_kind(&mut bytes);
             let _ = safekeeper::decode_identity(&bytes);
             let _ = safekeeper::decode_members(&bytes);
+            let _ = resting::decode_resting(&bytes, NodeId(1));
             let _ = safekeeper::decode_flushed(&bytes);
             let _ = safekeeper::TimelineControl::decode(&bytes, NodeId(1));
         }

@@ -25,7 +25,7 @@ pub const SILENCE_S: u64 = 3;
 /// publishes again.
 pub const LISTING_S: u64 = TTL_S - 2;
 
-/// Nodes publish this often, in seconds.
+/// Nodes publish this often, in seconds; one with thousands of timelines less often, so that it is not all that it does.
 pub const PUBLISH_INTERVAL_S: u64 = 1;
 
 /// What a node does.

@@ -31,19 +31,20 @@ pub async fn run(background: Background) {
     let Some(archive) = background.archive.clone() else { return };
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // As many as there are timelines, of a few hundred bytes each.
+    // As many as there are open timelines, of a few hundred bytes each.
     let mut states: HashMap<TimelineKey, State> = HashMap::new();
     let mut has_more = false;
     loop {
         if !std::mem::take(&mut has_more) {
             interval.tick().await;
         }
-        for timeline in background.timelines.all() {
+        let open = background.timelines.open_keys();
+        states.retain(|key, _| open.binary_search(key).is_ok());
+        for key in open {
+            let Some(timeline) = background.timelines.get_open(key) else { continue };
             if timeline.is_left() {
                 continue;
             }
-            let parameters = timeline.parameters();
-            let key = (parameters.tenant, parameters.timeline);
             let state = states.entry(key).or_insert_with(State::new);
             state.look(&timeline);
             if Instant::now() >= state.retry_at {

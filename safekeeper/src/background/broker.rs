@@ -1,26 +1,44 @@
 //! Telling the broker how far we are, and hearing how far others are.
 
-use pgstrata_http_client::{Access, Broker, News};
-use pgstrata_wire::broker::{Listing, Publication, Role, TimelineProgress};
+use std::time::{Duration, Instant};
 
-use super::{Background, INTERVAL};
-use crate::timeline::Timeline;
+use pgstrata_format::resting::TimelineSummary;
+use pgstrata_http_client::{Access, Broker, News};
+use pgstrata_ids::Member;
+use pgstrata_wire::broker::{Listing, Publication, Role, TTL_S, TimelineProgress};
+
+use super::waking::Due;
+use super::{Background, INTERVAL, Known};
+use crate::timeline::can_be_trimmed;
+
+/// The pause after an exchange is so many times as long as that took...
+const PAUSE_FACTOR: u32 = 20;
+
+/// ... as long as both take no longer than this: the broker is not to forget who is there.
+const LONGEST_ROUND: Duration = Duration::from_secs(TTL_S / 2);
 
 /// Until the process ends. An exchange takes its time, so this is a thread's.
-pub fn run(background: &Background, url: &str) {
+pub fn run(background: &Background, url: &str, due: &Due) {
     let broker = Broker::new(url, &Access::of(background.security.identity()));
     let mut news = News::default();
     loop {
+        let begun = Instant::now();
         let exchanged = broker.exchange(&publication(background));
         news.note(broker.url(), &exchanged);
         if let Ok(listing) = exchanged {
-            hear(background, listing);
+            hear(background, listing, due);
         }
-        std::thread::sleep(INTERVAL);
+        std::thread::sleep(pause_after(begun.elapsed()));
     }
 }
 
+/// With thousands of timelines an exchange is work, for the broker too, so that there are fewer.
+fn pause_after(took: Duration) -> Duration {
+    (took * PAUSE_FACTOR).min(LONGEST_ROUND.saturating_sub(took)).max(INTERVAL)
+}
+
 fn publication(background: &Background) -> Publication {
+    let own = background.timelines.context().shared.own;
     Publication {
         node: background.timelines.context().shared.own.node.0,
         role: Role::Safekeeper,
@@ -28,19 +46,29 @@ fn publication(background: &Background) -> Publication {
         addresses: background.addresses.clone(),
         timelines: background
             .timelines
-            .all()
+            .overviews()
             .iter()
-            .filter(|timeline| !timeline.is_left())
-            .map(|timeline| progress(timeline))
+            .filter(|timeline| !is_left(&timeline.summary, own))
+            .map(|timeline| progress(&timeline.summary))
             .collect(),
     }
 }
 
-fn hear(background: &Background, listing: Listing) {
-    let known = &background.known;
+fn is_left(summary: &TimelineSummary, own: Member) -> bool {
+    summary.configuration.is_known() && !summary.configuration.contains(own)
+}
+
+fn hear(background: &Background, listing: Listing, due: &Due) {
+    let (known, timelines) = (&background.known, &background.timelines);
     known.replace(listing);
-    for timeline in background.timelines.all() {
-        let key = (timeline.parameters().tenant, timeline.parameters().timeline);
+    let own = timelines.context().shared.own;
+    for summary in timelines.resting() {
+        if !is_left(&summary, own) && is_due(&summary, known) {
+            due.add((summary.parameters.tenant, summary.parameters.timeline));
+        }
+    }
+    for key in timelines.open_keys() {
+        let Some(timeline) = timelines.get_open(key) else { continue };
         // A position that is not committed here is a mistake, or comes too early.
         let commit_lsn = timeline.commit_lsn();
         let consistent = known.highest(key, |progress| {
@@ -52,15 +80,45 @@ fn hear(background: &Background, listing: Listing) {
     }
 }
 
-fn progress(timeline: &Timeline) -> TimelineProgress {
-    let marks = timeline.marks();
+/// Whether something is to be done with a timeline at rest, by what others say: they have more, or no longer need what is
+/// here.
+fn is_due(summary: &TimelineSummary, known: &Known) -> bool {
+    let key = (summary.parameters.tenant, summary.parameters.timeline);
+    let committed = known.highest(key, |progress| progress.commit_lsn);
+    let consistent = known.highest(key, |progress| {
+        let lsn = progress.remote_consistent_lsn;
+        Some(lsn).filter(|&lsn| lsn <= summary.commit_lsn).unwrap_or_default()
+    });
+    let consistent = consistent.max(summary.remote_consistent_lsn);
+    committed > summary.commit_lsn || can_be_trimmed(summary, consistent)
+}
+
+fn progress(summary: &TimelineSummary) -> TimelineProgress {
     TimelineProgress {
-        tenant_id: timeline.parameters().tenant,
-        timeline_id: timeline.parameters().timeline,
-        term: timeline.term().0,
-        flush_lsn: timeline.flush_lsn(),
-        commit_lsn: timeline.commit_lsn(),
-        archived_lsn: marks.archived_lsn,
-        remote_consistent_lsn: marks.remote_consistent_lsn,
+        tenant_id: summary.parameters.tenant,
+        timeline_id: summary.parameters.timeline,
+        term: summary.term.0,
+        flush_lsn: summary.flush_lsn,
+        commit_lsn: summary.commit_lsn,
+        archived_lsn: summary.archived_lsn,
+        remote_consistent_lsn: summary.remote_consistent_lsn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgstrata_wire::broker::LISTING_S;
+
+    use super::*;
+
+    #[test]
+    fn there_are_fewer_exchanges_where_one_takes_long_but_nobody_is_forgotten() {
+        let pause = |ms| pause_after(Duration::from_millis(ms)).as_millis();
+        assert_eq!([pause(0), pause(20), pause(100), pause(300)], [1000, 1000, 2000, 4700]);
+        assert_eq!([pause(2500), pause(6000)], [2500, 1000]);
+        // Of one that takes as long as any may, too.
+        for took in (0..=LISTING_S).map(Duration::from_secs) {
+            assert!(took + pause_after(took) < Duration::from_secs(TTL_S), "{took:?}");
+        }
     }
 }

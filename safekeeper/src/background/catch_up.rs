@@ -28,23 +28,24 @@ const ATTEMPTS: u32 = 8;
 /// Pause after the first of them; it grows by as much each time.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Rounds between looks at timelines that seem to be complete.
+/// Rounds between looks at timelines of a compute that seem to be complete.
 const FULL_LOOK: u64 = 10;
 
-pub async fn run(background: Background) {
-    let busy = Busy::default();
+pub async fn run(background: Background, busy: Busy) {
     tokio::join!(in_rounds(&background, &busy), as_wanted(&background, &busy));
 }
 
-/// The timelines that somebody is at.
+/// The timelines that somebody is at. Clones are the same.
 #[derive(Clone, Debug, Default)]
-struct Busy(Arc<Mutex<HashSet<TimelineKey>>>);
+pub struct Busy(Arc<Mutex<HashSet<TimelineKey>>>);
 
-struct Turn(Busy, TimelineKey);
+/// Nobody else is at it, until this is dropped.
+#[derive(Debug)]
+pub struct Turn(Busy, TimelineKey);
 
 impl Busy {
     /// `None` while somebody else is at it.
-    fn begin(&self, key: TimelineKey) -> Option<Turn> {
+    pub fn begin(&self, key: TimelineKey) -> Option<Turn> {
         self.0.lock().insert(key).then(|| Turn(self.clone(), key))
     }
 }
@@ -63,18 +64,21 @@ async fn in_rounds(background: &Background, busy: &Busy) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let places = Arc::new(Semaphore::new(AT_ONCE));
-    // Where each timeline's log ended in the last round: as many as there are timelines.
+    // Where each timeline's log ended in the last round: as many as there are open timelines.
     let mut ended: HashMap<TimelineKey, Lsn> = HashMap::new();
     for round in 0u64.. {
         interval.tick().await;
-        for timeline in background.timelines.all() {
+        let open = background.timelines.open_keys();
+        ended.retain(|key, _| open.binary_search(key).is_ok());
+        for key in open {
+            let Some(timeline) = background.timelines.get_open(key) else { continue };
             let flush_lsn = timeline.flush_lsn();
-            let is_fed = ended.insert(key(&timeline), flush_lsn) != Some(flush_lsn);
+            let is_fed = ended.insert(key, flush_lsn) != Some(flush_lsn);
             if timeline.is_left() || !may_lag(background, &timeline, round, is_fed) {
                 continue;
             }
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            if let Some(turn) = busy.begin(key(&timeline)) {
+            if let Some(turn) = busy.begin(key) {
                 let background = background.clone();
                 tokio::spawn(async move { catch_up(&background, timeline, (turn, place)).await });
             }
@@ -87,10 +91,10 @@ async fn as_wanted(background: &Background, busy: &Busy) {
     loop {
         let key = background.timelines.wanted().next().await;
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        // It may be gone, or damaged, since it was wanted.
-        let Ok(timeline) = background.timelines.get(key) else { continue };
         let (background, busy) = (background.clone(), busy.clone());
         tokio::spawn(async move {
+            // It may be gone, or damaged, since it was wanted.
+            let Ok(timeline) = background.timelines.get_async(key).await else { return };
             let place = Arc::new(place);
             for attempt in 1..=ATTEMPTS {
                 if let Some(turn) = busy.begin(key) {
@@ -106,20 +110,23 @@ async fn as_wanted(background: &Background, busy: &Busy) {
     }
 }
 
+/// Asks all members, and gets what is missing here. For a thread that may wait, and that has the timeline's turn.
+pub fn pull(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) {
+    let id = timeline.parameters().timeline;
+    if let Err(error) = pulling::catch_up(background, timeline, handle) {
+        match error.downcast_ref().is_some_and(StorageError::is_for_kept_space) {
+            true => tracing::debug!(timeline = %id, %error, "catching up waits"),
+            false => tracing::info!(timeline = %id, %error, "catching up will be tried again"),
+        }
+    }
+}
+
 /// What is `held` is given back at the end.
 async fn catch_up<T: Send + 'static>(background: &Background, timeline: Arc<Timeline>, held: T) {
     let (background, handle) = (background.clone(), Handle::current());
     let caught_up = tokio::task::spawn_blocking(move || {
         let _held = held;
-        let id = timeline.parameters().timeline;
-        if let Err(error) = pulling::catch_up(&background, &timeline, &handle) {
-            match error.downcast_ref().is_some_and(StorageError::is_for_kept_space) {
-                true => tracing::debug!(timeline = %id, %error, "catching up waits"),
-                false => {
-                    tracing::info!(timeline = %id, %error, "catching up will be tried again");
-                }
-            }
-        }
+        pull(&background, &timeline, &handle);
     });
     // A panic there is reported by the runtime; the next round tries again.
     let _ = caught_up.await;
@@ -138,5 +145,6 @@ fn may_lag(background: &Background, timeline: &Timeline, round: u64, is_fed: boo
     let unproven = timeline.flush_lsn() > timeline.commit_lsn();
     // While it is made a member, or another one is, no compute may have reached it yet.
     let changes = !timeline.configuration().incoming().is_empty();
-    unproven || changes || committed > timeline.commit_lsn() || round.is_multiple_of(FULL_LOOK)
+    // Where nothing of that is so it is looked at in its turn, as those at rest are: `waking.rs`.
+    unproven || changes || committed > timeline.commit_lsn()
 }

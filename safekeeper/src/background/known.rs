@@ -1,11 +1,12 @@
 //! What the broker last said; it stays when the broker is gone.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use pgstrata_ids::{Lsn, Member, NodeId, TenantId, TimelineId};
 use pgstrata_quorum::Configuration;
-use pgstrata_wire::broker::{Listing, Publication, Role, TimelineProgress};
+use pgstrata_wire::broker::{Listing, Publication, Role, TTL_S, TimelineProgress};
 
 use crate::timelines::TimelineKey;
 
@@ -13,9 +14,15 @@ use crate::timelines::TimelineKey;
 #[derive(Debug, Default)]
 pub struct Known(RwLock<Heard>);
 
+/// A broker that has said nothing for this long is as good as none.
+const LATELY: Duration = Duration::from_secs(TTL_S);
+
 #[derive(Debug, Default)]
 struct Heard {
     listing: Listing,
+    /// Listings that there were, and when the last one came.
+    count: u64,
+    at: Option<Instant>,
     /// Where in the listing a timeline is: nodes, and its places there. Each is looked up every
     /// second, and there may be many.
     places: HashMap<TimelineKey, Vec<(usize, usize)>>,
@@ -30,7 +37,7 @@ impl Heard {
                 places.entry(key).or_default().push((node, place));
             }
         }
-        Heard { listing, places }
+        Heard { listing, count: 0, at: Some(Instant::now()), places }
     }
 
     /// What nodes say of a timeline.
@@ -46,8 +53,20 @@ impl Heard {
 impl Known {
     /// Replaces what is known. Of a long listing this takes a while.
     pub fn replace(&self, listing: Listing) {
-        let heard = Heard::new(listing);
-        *self.0.write() = heard;
+        let mut heard = Heard::new(listing);
+        let before = &mut *self.0.write();
+        heard.count = before.count + 1;
+        *before = heard;
+    }
+
+    /// How many listings there were.
+    pub fn count(&self) -> u64 {
+        self.0.read().count
+    }
+
+    /// Whether the broker has said something lately.
+    pub fn is_told(&self) -> bool {
+        self.0.read().at.is_some_and(|at| at.elapsed() < LATELY)
     }
 
     /// The WAL port of a safekeeper.

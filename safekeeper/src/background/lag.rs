@@ -11,12 +11,31 @@ use parking_lot::RwLock;
 use pgstrata_ids::{Lsn, NodeId};
 
 use super::Known;
-use crate::timeline::Timeline;
+use crate::timeline::Overview;
 use crate::timelines::{TimelineKey, Timelines};
 
-/// Of all timelines, as of the last look. Who reads it waits for a pointer to be copied.
+/// Of all timelines, as of the last look. Who reads it waits for two pointers to be copied.
 #[derive(Debug, Default)]
-pub struct Lags(RwLock<Arc<HashMap<TimelineKey, Vec<Lag>>>>);
+pub struct Lags(RwLock<Seen>);
+
+type LagsOf = HashMap<TimelineKey, Vec<Lag>>;
+
+/// What was last seen.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    open: Arc<LagsOf>,
+    /// Of those at rest only what the broker says changes: they are looked at when it has said something new.
+    resting: Arc<LagsOf>,
+    listings: Option<u64>,
+}
+
+impl Seen {
+    /// How far members are with a timeline.
+    pub fn of(&self, key: TimelineKey) -> &[Lag] {
+        let found = self.open.get(&key).or_else(|| self.resting.get(&key));
+        found.map_or(&[], Vec::as_slice)
+    }
+}
 
 /// How far one member is with one timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,40 +74,52 @@ impl Lag {
 
 impl Lags {
     /// What was last seen.
-    pub fn last(&self) -> Arc<HashMap<TimelineKey, Vec<Lag>>> {
-        Arc::clone(&self.0.read())
+    pub fn last(&self) -> Seen {
+        self.0.read().clone()
     }
 
     /// Looks at all timelines. Of many this takes a while, and nobody waits for it.
     pub fn look(&self, timelines: &Timelines, known: &Known) {
         let (before, now) = (self.last(), Instant::now());
-        let own = timelines.context().shared.own.node;
-        let all = timelines.all();
-        let mut lags = HashMap::with_capacity(all.len());
-        for timeline in all.iter().filter(|timeline| !timeline.is_left()) {
-            let key = (timeline.parameters().tenant, timeline.parameters().timeline);
-            let before = before.get(&key).map_or(&[][..], Vec::as_slice);
-            lags.insert(key, of(timeline, own, known, before, now));
-        }
-        *self.0.write() = Arc::new(lags);
+        let own = timelines.context().shared.own;
+        let look = |all: &mut dyn Iterator<Item = Overview>| -> Arc<LagsOf> {
+            let mut lags = HashMap::new();
+            for timeline in all {
+                let configuration = &timeline.summary.configuration;
+                if !configuration.is_known() || configuration.contains(own) {
+                    let key = timeline.key();
+                    lags.insert(key, of(&timeline, own.node, known, before.of(key), now));
+                }
+            }
+            Arc::new(lags)
+        };
+        let keys = timelines.open_keys().into_iter();
+        let open = keys.filter_map(|key| Some(timelines.get_open(key)?.overview()));
+        let open = look(&mut { open });
+        let listings = known.count();
+        let resting = match before.listings == Some(listings) {
+            true => Arc::clone(&before.resting),
+            false => look(&mut timelines.resting().into_iter().map(Overview::of_resting)),
+        };
+        *self.0.write() = Seen { open, resting, listings: Some(listings) };
     }
 }
 
-fn of(timeline: &Timeline, own: NodeId, known: &Known, before: &[Lag], now: Instant) -> Vec<Lag> {
-    let key = (timeline.parameters().tenant, timeline.parameters().timeline);
-    let committed = known.highest(key, |progress| progress.commit_lsn).max(timeline.commit_lsn());
-    let committed = committed.max(timeline.catch_up_target());
+fn of(timeline: &Overview, own: NodeId, known: &Known, before: &[Lag], now: Instant) -> Vec<Lag> {
+    let (key, summary) = (timeline.key(), &timeline.summary);
+    let committed = known.highest(key, |progress| progress.commit_lsn).max(summary.commit_lsn);
+    let committed = committed.max(timeline.catch_up_target);
     let lag = |node: NodeId| {
         let before = before.iter().find(|lag| lag.node == node).copied();
         let flush_lsn = match node == own {
-            true => Some(timeline.flush_lsn()),
+            true => Some(summary.flush_lsn),
             false => known.progress(node, key).map(|progress| progress.flush_lsn),
         };
         // One of which nothing was ever heard may have all of it.
         (before.is_some() || flush_lsn.is_some())
             .then(|| before.unwrap_or_else(|| Lag::new(node)).next(flush_lsn, committed, now))
     };
-    timeline.configuration().nodes().into_iter().filter_map(lag).collect()
+    summary.configuration.nodes().into_iter().filter_map(lag).collect()
 }
 
 #[cfg(test)]

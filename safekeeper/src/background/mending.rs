@@ -41,7 +41,8 @@ pub async fn run(background: Background) {
     let mut attempts: JoinSet<(TimelineKey, Result<(), String>)> = JoinSet::new();
     loop {
         interval.tick().await;
-        for timeline in background.timelines.all() {
+        let open = background.timelines.open_keys();
+        for timeline in open.into_iter().filter_map(|key| background.timelines.get_open(key)) {
             if let Some(suspicion) = timeline.take_suspicion() {
                 let background = background.clone();
                 let looked =

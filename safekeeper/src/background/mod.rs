@@ -3,11 +3,13 @@
 mod archiving;
 mod broker;
 mod catch_up;
+mod idle;
 mod known;
 mod lag;
 mod mending;
 mod pulling;
 mod scrub;
+mod waking;
 
 use std::io;
 use std::sync::Arc;
@@ -42,6 +44,8 @@ pub struct Background {
     pub lags: Arc<Lags>,
     /// Our failure zone.
     pub zone: String,
+    /// So long after the last that happened with a timeline it comes to rest.
+    pub rest_after: Duration,
     /// Where we listen.
     pub addresses: Addresses,
     /// Who we are to others.
@@ -64,9 +68,10 @@ impl Background {
 
     /// Starts it all on the current runtime.
     pub fn start(self) -> io::Result<()> {
+        let (told, due) = waking::due();
         if let Some(url) = self.broker.clone() {
             let background = self.clone();
-            let talk = move || broker::run(&background, &url);
+            let talk = move || broker::run(&background, &url, &told);
             std::thread::Builder::new().name("broker".into()).spawn(talk)?;
         }
         self.timelines.context().shared.space.keep_looking()?;
@@ -82,12 +87,17 @@ impl Background {
         tokio::spawn(write_down(Arc::clone(&self.timelines)));
         tokio::spawn(mending::run(self.clone()));
         scrub::start(Arc::clone(&self.timelines), self.scrub)?;
-        tokio::spawn(catch_up::run(self));
+        let background = self.clone();
+        let let_rest = move || idle::run(&background);
+        std::thread::Builder::new().name("idle".into()).spawn(let_rest)?;
+        let busy = catch_up::Busy::default();
+        tokio::spawn(waking::run(self.clone(), due, busy.clone()));
+        tokio::spawn(catch_up::run(self, busy));
         Ok(())
     }
 }
 
-/// Writes down how far timelines are that are at rest or have gone far: it costs two syncs, which
+/// Writes down how far timelines are that nothing is appended to or that have gone far: it costs two syncs, which
 /// a busy proposer would have to wait for.
 async fn write_down(timelines: Arc<Timelines>) {
     let mut interval = tokio::time::interval(INTERVAL);
@@ -95,7 +105,8 @@ async fn write_down(timelines: Arc<Timelines>) {
         interval.tick().await;
         let timelines = Arc::clone(&timelines);
         let written = tokio::task::spawn_blocking(move || {
-            for timeline in timelines.all() {
+            let open = timelines.open_keys().into_iter();
+            for timeline in open.filter_map(|key| timelines.get_open(key)) {
                 let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
                 let far = behind >= timeline.files().segment_size();
                 let appended = timeline.has_appended_lately();

@@ -1,6 +1,6 @@
 //! Reading all WAL that is here, slowly and again and again, to find what has rotted before somebody needs it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,22 +40,27 @@ pub fn start(timelines: Arc<Timelines>, arguments: ScrubArguments) -> io::Result
 
 fn run(timelines: &Timelines, arguments: ScrubArguments) {
     let every = Duration::from_secs(arguments.scrub_every.into());
-    // When each was begun with last: as many as there are timelines.
-    let mut begun: HashMap<TimelineKey, Instant> = HashMap::new();
+    // When the next turn of each is: as many as there are timelines.
+    let mut due: HashMap<TimelineKey, Instant> = HashMap::new();
     loop {
         std::thread::sleep(INTERVAL);
-        let all = timelines.all();
-        let key =
-            |timeline: &Timeline| (timeline.parameters().tenant, timeline.parameters().timeline);
-        let here: HashMap<TimelineKey, &Arc<Timeline>> =
-            all.iter().map(|timeline| (key(timeline), timeline)).collect();
-        begun.retain(|key, _| here.contains_key(key));
-        for (key, timeline) in here {
-            if begun.get(&key).is_some_and(|begun| begun.elapsed() < every) || timeline.is_left() {
+        let here: HashSet<TimelineKey> = timelines.keys().into_iter().collect();
+        due.retain(|key, _| here.contains(key));
+        let now = Instant::now();
+        for &key in &here {
+            // Spread, so that a start opens nothing that is at rest just to look at it; and differently each time, so that
+            // one that is often followed by another gets at all of them.
+            let first = || now + every.mul_f64(rand::random());
+            if *due.entry(key).or_insert_with(first) > now {
                 continue;
             }
-            begun.insert(key, Instant::now());
-            scrub(timeline, arguments.scrub_rate);
+            due.insert(key, Instant::now() + every);
+            // Of one that can't be opened others speak.
+            if let Ok(timeline) = timelines.get(key)
+                && !timeline.is_left()
+            {
+                scrub(&timeline, arguments.scrub_rate);
+            }
         }
     }
 }

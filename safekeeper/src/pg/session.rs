@@ -102,7 +102,7 @@ pub async fn run(opened: Opened, state: PgState) -> anyhow::Result<()> {
     let (read, write) = tokio::io::split(stream);
     let mut receiver = Receiver { half: read, buffer: Vec::new() };
     let mut sender = Sender { half: write, out: BackendWriter::default() };
-    let session = match open(&packet, &peer, state) {
+    let session = match open(&packet, &peer, state).await {
         Ok(session) => session,
         Err((sqlstate, message)) => {
             sender.out.error(true, sqlstate, &message);
@@ -140,7 +140,7 @@ pub async fn run(opened: Opened, state: PgState) -> anyhow::Result<()> {
 
 type Refused = (&'static str, String);
 
-fn open(packet: &StartupPacket, peer: &Peer, state: PgState) -> Result<Session, Refused> {
+async fn open(packet: &StartupPacket, peer: &Peer, state: PgState) -> Result<Session, Refused> {
     let replication = packet.get("replication").unwrap_or_default().to_ascii_lowercase();
     if !["true", "on", "yes", "1", "database"].contains(&replication.as_str()) {
         let text =
@@ -156,25 +156,29 @@ fn open(packet: &StartupPacket, peer: &Peer, state: PgState) -> Result<Session, 
             // Before anything is said of what is there.
             let allowed = peer.check(Deed::FollowWal(tenant));
             allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
-            let found = state.timelines.get((tenant, timeline));
+            let found = state.timelines.get_async((tenant, timeline)).await;
             let found = found.and_then(|timeline| match timeline.is_left() {
                 true => Err(RefusedReason::UnknownTimeline),
                 false => Ok(timeline),
             });
             found.map_err(|reason| ("3D000", format!("timeline {timeline}: {reason}")))?
         }
-        (None, None) => state.timelines.only().ok_or_else(|| {
-            let text = "say which timeline: options='-c pgstrata.tenant=<32 hexadecimal digits> \
-                        -c pgstrata.timeline=<32 hexadecimal digits>'";
-            ("3D000", text.to_owned())
-        })?,
+        (None, None) => {
+            let unnamed = || {
+                let text = "say which timeline: options='-c pgstrata.tenant=<32 hexadecimal digits> \
+                            -c pgstrata.timeline=<32 hexadecimal digits>'";
+                ("3D000", text.to_owned())
+            };
+            let key = state.timelines.only_key().ok_or_else(unnamed)?;
+            let allowed = peer.check(Deed::FollowWal(key.0));
+            allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
+            state.timelines.get_async(key).await.map_err(|_| unnamed())?
+        }
         _ => {
             let text = "pgstrata.tenant and pgstrata.timeline go together";
             return Err(("22023", text.to_owned()));
         }
     };
-    let allowed = peer.check(Deed::FollowWal(timeline.parameters().tenant));
-    allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
     let is_page_server = packet.setting("pgstrata.role").as_deref() == Some("pageserver");
     if is_page_server {
         let allowed = peer.check(Deed::NoteIngested);

@@ -148,7 +148,7 @@ impl Streaming<'_> {
         }
         let (verifier, until) = match &mut self.verifier {
             Some(verifier) => verifier,
-            none => none.insert(self.reader.verifier(self.at)?),
+            none => none.insert(self.reader.verifier(self.at).await?),
         };
         let end = end.min(*until);
         let mut read = Vec::new();

@@ -43,8 +43,8 @@ pub struct SegmentFiles {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
     parameters: TimelineParameters,
-    /// Held while a segment is made: a zeroed file must never replace one with WAL in it.
-    making: Mutex<()>,
+    /// Held while a segment is made: a zeroed file must never replace one with WAL in it. Whether none is made any more.
+    making: Mutex<bool>,
     /// The segment that has its name, which a loss of power could still take away. Taken for a
     /// moment only, also while `making` is held, never the other way round.
     unsynced_name: Mutex<Option<u64>>,
@@ -63,7 +63,7 @@ impl SegmentFiles {
             disk,
             directory: directory.to_owned(),
             parameters,
-            making: Mutex::new(()),
+            making: Mutex::new(false),
             unsynced_name: Mutex::new(None),
             count: AtomicU64::new(0),
             is_retired: AtomicBool::new(false),
@@ -119,17 +119,27 @@ impl SegmentFiles {
 
     /// Opens segment `number`, making it first if it doesn't exist. Its name is durable then.
     pub fn open_or_make(&self, number: u64) -> Result<Arc<dyn DiskFile>, StorageError> {
+        let opened = self.open_or_make_ahead(number)?;
+        let let_go = || StorageError::Latched("the timeline's files were let go of".into());
+        opened.ok_or_else(let_go)
+    }
+
+    /// The same; `None` if it isn't there, and none is made any more.
+    fn open_or_make_ahead(&self, number: u64) -> Result<Option<Arc<dyn DiskFile>>, StorageError> {
         if let Some(file) = self.open(number)?
             && !self.is_name_unsynced(number)
         {
-            return Ok(file);
+            return Ok(Some(file));
         }
-        let _making = self.making.lock();
+        let is_let_go = self.making.lock();
+        if *is_let_go {
+            return Ok(None);
+        }
         self.check_retired()?;
         if let Some(file) = self.open(number)? {
             // Whoever gave it the name has let go of `making`, and did not get to the end.
             return match self.is_name_unsynced(number) {
-                false => Ok(file),
+                false => Ok(Some(file)),
                 true => Err(StorageError::Latched(format!(
                     "the name of {} could not be made durable",
                     self.path(number).display()
@@ -142,7 +152,13 @@ impl SegmentFiles {
             // Best effort: what matters is the first error, and start-up removes leftovers.
             let _ = self.disk.remove(&temporary);
         }
-        made
+        made.map(Some)
+    }
+
+    /// Makes no segment any more, from when this returns: whoever opens the timeline next has its files for himself. One that
+    /// is being made is waited for.
+    pub fn let_go(&self) {
+        *self.making.lock() = true;
     }
 
     /// Nothing is made or removed through this any more, on return: a zeroed segment that is made ahead must not take the
@@ -325,7 +341,7 @@ impl Preparations {
         if self.latch.reason().is_some() {
             return;
         }
-        match files.open_or_make(number) {
+        match files.open_or_make_ahead(number) {
             Ok(_) => {}
             // Whoever mends it makes what it needs.
             Err(StorageError::DamagedLog { .. }) => {}

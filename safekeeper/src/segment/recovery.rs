@@ -304,14 +304,16 @@ fn clear_after(files: &SegmentFiles, end: Lsn) -> Result<u64, StorageError> {
     let removed = files.remove(|number| number > last)?;
     let Some(file) = files.open(last)? else { return Ok(removed * size) };
     let path = files.path(last);
-    let mut rest = vec![0; (size - end.segment_offset(size)) as usize];
-    let offset = end.segment_offset(size);
-    file.read_at(&mut rest, offset).map_err(StorageError::wrap("read", &path))?;
-    let Some(garbage) = last_nonzero(&rest) else { return Ok(removed * size) };
-    rest[..=garbage].fill(0);
-    file.write_at(&rest[..=garbage], offset).map_err(StorageError::wrap("clear", &path))?;
+    let Some(garbage) = last_written(files, end)? else { return Ok(removed * size) };
+    let length = garbage - end + 1;
+    let zeros = vec![0; READ_CHUNK.min(length as usize)];
+    for at in (0..length).step_by(READ_CHUNK) {
+        let count = zeros.len().min((length - at) as usize);
+        let offset = end.segment_offset(size) + at;
+        file.write_at(&zeros[..count], offset).map_err(StorageError::wrap("clear", &path))?;
+    }
     file.sync_data().map_err(StorageError::unsynced("sync", &path))?;
-    Ok(removed * size + garbage as u64 + 1)
+    Ok(removed * size + length)
 }
 
 /// The start of the last record before `end`, a record boundary; `None` if this timeline has no

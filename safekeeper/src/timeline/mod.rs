@@ -8,6 +8,7 @@ mod core;
 mod open;
 mod peers;
 mod reading;
+mod rest;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -27,6 +28,7 @@ pub use self::core::{Answer, Beginning, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened, read_control};
 pub use self::peers::Missing;
 pub use self::reading::{ReadOn, Reading};
+pub use self::rest::{Overview, can_be_trimmed};
 use crate::checked_segment::Trouble;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
@@ -423,16 +425,14 @@ impl Timeline {
 
     /// Notes durably that what is here is not removed, even if others keep the timeline.
     pub fn keep(&self) -> Result<(), StorageError> {
-        let (disk, latch) = {
-            let core = self.core.lock();
-            core.check_latch()?;
-            (Arc::clone(&core.disk), core.latch.clone())
-        };
+        // One at a time, like all that is written of a timeline: several may hear of it at once.
+        let core = self.core.lock();
+        core.check_latch()?;
         let path = self.files.directory().join(KEEP);
-        let noted = replace_file(disk.as_ref(), &path, b"");
+        let noted = replace_file(core.disk.as_ref(), &path, b"");
         noted.map_err(StorageError::wrap("write", &path)).inspect_err(|error| {
             if !matches!(error, StorageError::DiskFull { .. }) {
-                latch.throw(&error.to_string());
+                core.latch.throw(&error.to_string());
             }
         })
     }

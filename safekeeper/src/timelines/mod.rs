@@ -1,23 +1,34 @@
 //! All timelines of this safekeeper, by name.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+mod mending;
+mod opening;
+mod resting;
+mod slots;
+mod start;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Incarnation, NodeId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_quorum::{Configuration, Refusal};
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
+use self::resting::RestingFiles;
+use self::slots::{Slot, Slots};
 use crate::decisions::Decisions;
 use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
-use crate::timeline::{KEEP, OpenContext, Timeline};
+use crate::timeline::{OpenContext, Timeline};
 use crate::wanted::Wanted;
 
-/// Most timelines of one safekeeper.
-pub const MAX_TIMELINES: usize = 10_000;
+/// Most timelines of one safekeeper: what the broker hears of one node.
+pub const MAX_TIMELINES: usize = 20_000;
+
+/// Where more than this are open, those that nobody needs come to rest sooner.
+pub const MOST_OPEN: usize = 500;
 
 /// A timeline's full name.
 pub type TimelineKey = (TenantId, TimelineId);
@@ -31,15 +42,6 @@ pub enum Greeted {
     Elsewhere(Arc<Configuration>),
     /// Nobody has founded it yet. If its members were told by their nodes only, these are they.
     NotFounded(Option<Arc<Configuration>>),
-}
-
-#[derive(Clone, Debug)]
-enum Slot {
-    Open(Arc<Timeline>),
-    /// Its files can't be used, for this reason. The others are served all the same.
-    Damaged(String),
-    /// Segments of it can't, for this reason, and are fetched from others: `crate::mend`.
-    Mending(String),
 }
 
 /// What all timelines of this process are opened with.
@@ -60,9 +62,10 @@ pub struct TimelinesContext {
 pub struct Timelines {
     context: TimelinesContext,
     directory: PathBuf,
-    slots: RwLock<HashMap<TimelineKey, Slot>>,
+    slots: Slots,
     creating: Mutex<()>,
     ledger: Ledger,
+    resting_files: RestingFiles,
     wanted: Wanted,
 }
 
@@ -81,139 +84,9 @@ fn check_parameters(
 }
 
 impl Timelines {
-    /// Opens everything in `directory`.
-    pub fn open(context: TimelinesContext, directory: &Path) -> Result<Timelines, StorageError> {
-        let ledger = Ledger::open(Arc::clone(&context.shared.disk), directory, context.has_list)?;
-        let timelines = Timelines {
-            context,
-            directory: directory.to_owned(),
-            slots: RwLock::default(),
-            creating: Mutex::new(()),
-            ledger,
-            wanted: Wanted::default(),
-        };
-        for tenant in timelines.names::<TenantId>(directory)? {
-            let of_tenant = directory.join(tenant.to_string());
-            timelines.remove_left(&of_tenant)?;
-            for timeline in timelines.names::<TimelineId>(&of_tenant)? {
-                timelines.open_one((tenant, timeline), &of_tenant.join(timeline.to_string()))?;
-            }
-        }
-        timelines.compare_with_ledger()?;
-        Ok(timelines)
-    }
-
-    /// What is here was here before, whether or not that was noted; what is noted and not here is lost.
-    fn compare_with_ledger(&self) -> Result<(), StorageError> {
-        let found: Vec<TimelineKey> = self.slots.read().keys().copied().collect();
-        match self.ledger.add(found) {
-            // What is here is served all the same; the next start tries again.
-            Err(StorageError::DiskFull { .. }) => {
-                tracing::warn!("the disk is full: the list of timelines lacks some that are here");
-            }
-            added => added?,
-        }
-        let lost = |key: &TimelineKey| !self.slots.read().contains_key(key);
-        for key in self.ledger.entries().into_iter().filter(lost) {
-            let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());
-            let text = format!(
-                "{} is gone: what this safekeeper promised and stored of the timeline is lost, and it takes no part \
-                 in it until it is made a member anew, with a new directory",
-                directory.display()
-            );
-            tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
-            self.slots.write().insert(key, Slot::Damaged(text));
-        }
-        Ok(())
-    }
-
-    fn names<T: std::str::FromStr>(&self, directory: &Path) -> Result<Vec<T>, StorageError> {
-        let names = self.context.shared.disk.list(directory);
-        let names = names.map_err(StorageError::wrap("list", directory))?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
-    }
-
-    fn open_one(&self, key: TimelineKey, directory: &Path) -> Result<(), StorageError> {
-        let names = self.context.shared.disk.list(directory);
-        let names = names.map_err(StorageError::wrap("list", directory))?;
-        if !names.iter().any(|name| name == "control") {
-            let has_wal = names.iter().any(|name| name.len() == 24);
-            if !has_wal {
-                // A crash while it was created: nobody was told that it exists.
-                return Ok(());
-            }
-        }
-        let slot = match Timeline::open(&self.context.shared, directory) {
-            Ok(opened) if opened.timeline.is_left() && names.iter().any(|name| name == KEEP) => {
-                let text = format!(
-                    "the members of this timeline went on without this safekeeper: what it has and they lack is in {}. \
-                     If nothing is missed it is of no further use",
-                    directory.display()
-                );
-                tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
-                Slot::Damaged(text)
-            }
-            Ok(opened) if opened.timeline.is_left() => {
-                drop(opened);
-                return self.let_go(key, directory);
-            }
-            Ok(opened) => {
-                let timeline = opened.timeline;
-                tracing::info!(
-                    timeline = %key.1,
-                    term = %timeline.term(),
-                    flush_lsn = %timeline.flush_lsn(),
-                    commit_lsn = %timeline.commit_lsn(),
-                    removed_bytes = opened.removed_bytes,
-                    "timeline opened"
-                );
-                Slot::Open(Arc::new(timeline))
-            }
-            Err(error) => {
-                tracing::error!(timeline = %key.1, %error, "timeline can't be served");
-                let was_mended = matches!(self.slots.read().get(&key), Some(Slot::Mending(_)));
-                match error.is_mendable() || (was_mended && error.is_of_reading()) {
-                    true => {
-                        self.context.shared.meters.found_damage();
-                        Slot::Mending(error.to_string())
-                    }
-                    false => Slot::Damaged(error.to_string()),
-                }
-            }
-        };
-        self.slots.write().insert(key, slot);
-        Ok(())
-    }
-
-    /// Removes what a crash left of what was being removed.
-    fn remove_left(&self, of_tenant: &Path) -> Result<(), StorageError> {
-        let names = self.context.shared.disk.list(of_tenant);
-        for name in names.map_err(StorageError::wrap("list", of_tenant))? {
-            let left = of_tenant.join(&name);
-            if name.ends_with(".left")
-                && let Err(error) = std::fs::remove_dir_all(&left)
-            {
-                tracing::warn!(directory = %left.display(), %error, "can't be removed");
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what others keep by now. It may come back as a new member, with nothing.
-    fn let_go(&self, key: TimelineKey, directory: &Path) -> Result<(), StorageError> {
-        tracing::info!(timeline = %key.1, "others keep the timeline by now: its files are removed");
-        self.ledger.remove(key)?;
-        // Under a name that is no timeline's, so that a crash leaves nothing that could be taken for one.
-        let left = directory.with_extension("left");
-        let disk = self.context.shared.disk.as_ref();
-        disk.rename(directory, &left).map_err(StorageError::wrap("rename", directory))?;
-        if let Some(above) = directory.parent() {
-            disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
-        }
-        if let Err(error) = std::fs::remove_dir_all(&left) {
-            tracing::warn!(directory = %left.display(), %error, "can't be removed");
-        }
-        Ok(())
+    /// Where a timeline's files are.
+    pub fn directory_of(&self, key: TimelineKey) -> PathBuf {
+        self.directory.join(key.0.to_string()).join(key.1.to_string())
     }
 
     /// Who we are.
@@ -224,80 +97,6 @@ impl Timelines {
     /// Those of which a proposer waits for what its term began with.
     pub fn wanted(&self) -> &Wanted {
         &self.wanted
-    }
-
-    /// All that can be served.
-    pub fn all(&self) -> Vec<Arc<Timeline>> {
-        let slots = self.slots.read();
-        let open = slots.values().filter_map(|slot| match slot {
-            Slot::Open(timeline) => Some(Arc::clone(timeline)),
-            Slot::Damaged(_) | Slot::Mending(_) => None,
-        });
-        open.collect()
-    }
-
-    /// Those that can't, and why.
-    pub fn damaged(&self) -> Vec<(TimelineKey, String)> {
-        let slots = self.slots.read();
-        let damaged = slots.iter().filter_map(|(key, slot)| match slot {
-            Slot::Open(_) => None,
-            Slot::Damaged(reason) | Slot::Mending(reason) => Some((*key, reason.clone())),
-        });
-        damaged.collect()
-    }
-
-    /// Those of which others may have what is damaged.
-    pub fn mending(&self) -> Vec<TimelineKey> {
-        let slots = self.slots.read();
-        let mending = slots.iter().filter(|(_, slot)| matches!(slot, Slot::Mending(_)));
-        mending.map(|(key, _)| *key).collect()
-    }
-
-    /// A timeline's log is found to be damaged: it is served no more, votes for nobody and counts for nothing, until it is
-    /// mended. Waits for what is under way.
-    pub fn take_out(&self, timeline: &Arc<Timeline>, why: &str) {
-        let key = (timeline.parameters().tenant, timeline.parameters().timeline);
-        // First, so that nothing goes on through it once it is no longer to be found here.
-        timeline.retire(why);
-        if let Some(slot) = self.slots.write().get_mut(&key)
-            && matches!(slot, Slot::Open(open) if Arc::ptr_eq(open, timeline))
-        {
-            *slot = Slot::Mending(why.to_owned());
-        }
-        self.context.shared.meters.found_damage();
-        tracing::error!(timeline = %key.1, error = %why, "timeline is served no more until it is mended");
-    }
-
-    /// Says what mending a timeline waits for.
-    pub fn note_mending(&self, key: TimelineKey, why: String) {
-        if let Some(Slot::Mending(reason)) = self.slots.write().get_mut(&key) {
-            *reason = why;
-        }
-    }
-
-    /// Opens a timeline that was mended. If it is damaged still, this is why.
-    pub fn reopen(&self, key: TimelineKey) -> Result<(), String> {
-        self.open_one(key, &self.directory_of(key)).map_err(|error| error.to_string())?;
-        match self.get(key) {
-            Ok(_) | Err(RefusedReason::UnknownTimeline) => Ok(()),
-            Err(reason) => Err(reason.to_string()),
-        }
-    }
-
-    /// Where a timeline's files are.
-    pub fn directory_of(&self, key: TimelineKey) -> PathBuf {
-        self.directory.join(key.0.to_string()).join(key.1.to_string())
-    }
-
-    /// The timeline of that name.
-    pub fn get(&self, key: TimelineKey) -> Result<Arc<Timeline>, RefusedReason> {
-        match self.slots.read().get(&key) {
-            Some(Slot::Open(timeline)) => Ok(Arc::clone(timeline)),
-            Some(Slot::Damaged(reason) | Slot::Mending(reason)) => {
-                Err(RefusedReason::Storage(reason.clone()))
-            }
-            None => Err(RefusedReason::UnknownTimeline),
-        }
     }
 
     /// What is known of a greeting's timeline. It is created here if it was founded with this safekeeper as a member, and
@@ -385,6 +184,17 @@ impl Timelines {
         match self.context.decisions.read((parameters.tenant, parameters.timeline))? {
             Some(decided) => self.take(timeline, &decided),
             None => Ok(()),
+        }
+    }
+
+    /// The same where it is decided; opens the timeline only if that is something new.
+    pub fn look_at_decision(&self, key: TimelineKey) -> Result<(), RefusedReason> {
+        let Some(known) = self.slots.configuration_number(key) else { return Ok(()) };
+        match self.context.decisions.read(key)? {
+            Some(decided) if decided.chain.newest().number() > known => {
+                self.take(&*self.get(key)?, &decided)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -525,12 +335,12 @@ impl Timelines {
             Err(RefusedReason::UnknownTimeline) => {}
             other => return other,
         }
-        if self.slots.read().len() >= MAX_TIMELINES {
+        if self.slots.len() >= MAX_TIMELINES {
             return Err(RefusedReason::Storage(format!(
                 "this safekeeper has {MAX_TIMELINES} timelines, the most it can have"
             )));
         }
-        let directory = self.directory.join(key.0.to_string()).join(key.1.to_string());
+        let directory = self.directory_of(key);
         let created = Timeline::create(&self.context.shared, &directory, decided, addresses);
         // Before it promises anything: from now on it is never begun anew.
         let created = created.and_then(|timeline| self.ledger.add([key]).map(|()| timeline));
@@ -542,16 +352,7 @@ impl Timelines {
         let timeline =
             Arc::new(created.map_err(|error| RefusedReason::Storage(error.to_string()))?);
         tracing::info!(timeline = %key.1, start_lsn = %decided.parameters.start_lsn, "timeline created");
-        self.slots.write().insert(key, Slot::Open(Arc::clone(&timeline)));
+        self.slots.insert(key, Slot::Open(Arc::clone(&timeline)));
         Ok(timeline)
-    }
-
-    /// The one timeline, if there is just one.
-    pub fn only(&self) -> Option<Arc<Timeline>> {
-        let slots = self.slots.read();
-        match (slots.len(), slots.values().next()) {
-            (1, Some(Slot::Open(timeline))) => Some(Arc::clone(timeline)),
-            _ => None,
-        }
     }
 }
