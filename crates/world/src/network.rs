@@ -49,7 +49,7 @@ pub struct Connection {
     pub inbox: VecDeque<Request>,
     pub is_served: bool,
     pub proposer: Option<ProposerConnected>,
-    /// The term that it won, as it said.
-    pub won: Term,
+    /// The newest term that it asked for or won, as it said.
+    pub asked: Term,
     pub greeted: Option<ComputeConnected>,
 }

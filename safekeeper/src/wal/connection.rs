@@ -44,8 +44,8 @@ pub struct Connection {
     /// What it greeted with, until the timeline is founded.
     greeting: Option<Greeting>,
     proposer: Option<ProposerConnected>,
-    /// The term that it won, as it said.
-    won: Term,
+    /// The newest term that it asked for or won, as it said.
+    asked: Term,
     compute: Option<ComputeConnected>,
     /// Where it has read to.
     read: Option<ReadOn>,
@@ -73,7 +73,7 @@ impl Connection {
             told: 0,
             greeting: None,
             proposer: None,
-            won: Term(0),
+            asked: Term(0),
             compute: None,
             read: None,
             output: Vec::new(),
@@ -212,7 +212,7 @@ impl Connection {
         }
         let answer = batch.finish();
         let promised = timeline.term();
-        if appends == 0 && self.proposer.is_some() && promised > self.won {
+        if appends == 0 && self.proposer.is_some() && promised > self.asked {
             // Who has nothing to write now would not be told before it has, and may wait for what no member gives it any more.
             return self.refuse(RefusedReason::Quorum(Refusal::Fenced { promised })).map(|()| true);
         }
@@ -244,6 +244,7 @@ impl Connection {
             }
             Message::VoteRequest(request) => {
                 let timeline = self.led()?;
+                self.asked = self.asked.max(request.term);
                 if request.configuration.number() > timeline.configuration().number()
                     && let Err(reason) = self.timelines.learn(&timeline)
                 {
@@ -255,7 +256,7 @@ impl Connection {
                 let timeline = self.led()?;
                 let answer = timeline.elected(&elected);
                 self.proposer = Some(timeline.proposer_connected());
-                self.won = elected.term;
+                self.asked = self.asked.max(elected.term);
                 if timeline.lacks_beginning() {
                     let parameters = timeline.parameters();
                     self.timelines.wanted().push((parameters.tenant, parameters.timeline));

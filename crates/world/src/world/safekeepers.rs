@@ -91,7 +91,7 @@ impl World {
             self.nodes[node].promise(&timeline, None);
         }
         let (promised, connection) = (timeline.term(), &self.connections[index]);
-        if appends == 0 && connection.proposer.is_some() && promised > connection.won {
+        if appends == 0 && connection.proposer.is_some() && promised > connection.asked {
             let fenced = RefusedReason::Quorum(Refusal::Fenced { promised });
             return self.give(index, node, Ok(Some(Message::Refused(fenced))));
         }
@@ -161,6 +161,8 @@ impl World {
         let Some(timeline) = self.nodes[node].timeline.clone() else { return Ok(false) };
         match request {
             Request::Vote(request) => {
+                let asked = &mut self.connections[index].asked;
+                *asked = request.term.max(*asked);
                 let mut answer = timeline.vote(&request);
                 let mut voted_for = None;
                 if let Ok(Some(Message::Vote(vote))) = &mut answer {
@@ -193,7 +195,8 @@ impl World {
                     self.nodes[node].promise(&timeline, None);
                 }
                 self.connections[index].proposer = Some(timeline.proposer_connected());
-                self.connections[index].won = elected.term;
+                let asked = &mut self.connections[index].asked;
+                *asked = elected.term.max(*asked);
                 if timeline.lacks_beginning() {
                     self.ask_peers(node);
                 }

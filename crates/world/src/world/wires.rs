@@ -79,7 +79,7 @@ impl World {
             inbox: Default::default(),
             is_served: false,
             proposer: None,
-            won: Term(0),
+            asked: Term(0),
             greeted: None,
         });
         let link = &mut self.computes[compute].links[node];
