@@ -315,6 +315,18 @@ pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result
         members().filter(|member| of(member).is_none()).map(|member| member.id).collect();
     let text = |ids: &BTreeSet<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     ensure!(!survivors.is_empty(), "none of the safekeepers of branch '{name}' answers");
+    // What it has is not lost yet.
+    let mends = |id: &&u64| {
+        let said = seen.iter().filter_map(|one| one.said.as_ref().ok());
+        let mut its = said.filter(|said| said.id == **id).flat_map(|said| &said.damaged);
+        its.any(|one| (one.tenant_id, one.timeline_id) == key && one.mending)
+    };
+    if let Some(id) = lost.iter().find(mends) {
+        bail!(
+            "safekeeper {id} answers, and gets what is damaged of branch '{name}' from others: it may have what they lack. \
+             'pgstrata safekeeper list' and its status say how far it is; stop it if what it has is to be given up"
+        );
+    }
     // What is beyond may be of a compute that committed nothing.
     let end = members().filter_map(of).map(|one| one.commit_lsn).max().unwrap_or_default();
     // Its pages are made of what was committed: other WAL before there would not fit them.

@@ -131,6 +131,7 @@ fn describe(timeline: Overview, known: &Known) -> http::Timeline {
 async fn status(State(state): State<HttpState>) -> Json<http::Status> {
     let timelines = state.timelines.overviews().into_iter();
     let damaged = state.timelines.damaged().into_iter();
+    let mending = state.timelines.mending();
     let space = &state.timelines.context().shared.space;
     let look = space.last();
     Json(http::Status {
@@ -151,6 +152,7 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
                 tenant_id,
                 timeline_id,
                 error,
+                mending: mending.contains(&(tenant_id, timeline_id)),
             })
             .collect(),
     })

@@ -495,7 +495,6 @@ fn l9_rot_on_disk_is_not_archived() {
     file.write_all_at(&[byte[0] ^ 4], 500_000).unwrap();
     cluster.nodes[0].args = vec!["--object-store".into(), store_path];
     cluster.nodes[0].start();
-    page_server_says(&cluster.nodes[0].pg, end);
     std::thread::sleep(Duration::from_secs(4));
     assert!(!object_file(store.path(), 1).exists());
     let status = cluster.nodes[0].status();

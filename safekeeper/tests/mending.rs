@@ -481,3 +481,48 @@ fn what_is_taken_out_promises_writes_and_says_nothing() {
     assert_eq!(disk.operations(), before);
     assert_eq!(copy.latch.reason(), None, "the process would end");
 }
+
+/// Another one that has full segments only, as the archive does, and is not asked for ever.
+struct Full {
+    said: Said,
+    bytes: Vec<u8>,
+    asked: u32,
+}
+
+impl Source for Full {
+    fn name(&self) -> String {
+        "the archive".to_owned()
+    }
+
+    fn said(&mut self) -> Result<Option<Said>, String> {
+        Ok(Some(self.said.clone()))
+    }
+
+    fn read(&mut self, from: Lsn, to: Lsn, _term: Term) -> Result<Vec<u8>, String> {
+        self.asked += 1;
+        assert!(self.asked < 100, "it is asked again and again");
+        let end = START + self.bytes.len() as u64;
+        if from >= end {
+            return Err("has no segment there".to_owned());
+        }
+        Ok(self.bytes[(from - START) as usize..(to.min(end) - START) as usize].to_vec())
+    }
+}
+
+/// The record that goes on in a segment that nobody has is looked for once.
+#[test]
+fn what_others_have_half_of_ends_the_attempt() {
+    let own = history(&[(1, START)]);
+    let disk = SimDisk::new(7);
+    let mut copy = Copy::on_sim(&disk);
+    let timeline = copy.written();
+    let (end, commit_lsn) = (timeline.flush_lsn(), timeline.commit_lsn());
+    drop(timeline);
+    let last = end.segment_number(SEGMENT_SIZE);
+    disk.remove(&copy.path(last)).unwrap();
+    let full = Lsn(last * SEGMENT_SIZE);
+    let bytes = copy.bytes[..(full - START) as usize].to_vec();
+    let source = Full { said: said(end, commit_lsn, own.clone()), bytes, asked: 0 };
+    let lack = copy.mend(&mut ask(&own, commit_lsn, vec![Box::new(source)])).unwrap_err();
+    assert!(lack.to_string().contains("the archive"), "{lack}");
+}

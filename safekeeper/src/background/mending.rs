@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
+use pgstrata_quorum::Configuration;
 use pgstrata_wal_client::SafekeeperClient;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use super::{Background, INTERVAL};
 use crate::archive::ArchiveReader;
 use crate::mend::check::{Found, check};
+use crate::mend::may_be_mended;
 use crate::mend::{DamagedLog, Lack, Mended, Said, Source, Sources};
 use crate::storage_error::StorageError;
 use crate::timeline::{Suspicion, Timeline, read_control};
@@ -130,14 +132,15 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     let directory = background.timelines.directory_of(key);
     let control = read_control(shared, &directory.join("control"));
     let control = control.map_err(|error| error.to_string())?;
-    let mut sources = ask(background, &control, handle);
-    if let Some(newest) = sources.newest_configuration()
-        && newest.number() > control.state.configuration.number()
-        && !newest.contains(shared.own)
-    {
-        return Err("other safekeepers keep this timeline by now, and its WAL is damaged here: what is here is of no \
-                    further use, if they lack nothing"
-            .to_owned());
+    let names = shared.disk.list(&directory).map_err(|error| error.to_string())?;
+    may_be_mended(&names, &control.state.configuration, shared.own)?;
+    // Those that were decided on since then are asked too: they may be the only ones that are left.
+    let decided = background.timelines.context().decisions.read(key).ok().flatten();
+    let decided = decided.map(|decided| decided.chain.newest().clone());
+    let mut sources = ask(background, &control, decided.as_ref(), handle);
+    let newest = sources.newest_configuration().cloned().into_iter().chain(decided);
+    for newest in newest.filter(|one| one.number() > control.state.configuration.number()) {
+        may_be_mended(&names, &newest, shared.own)?;
     }
     let (disk, space) = (Arc::clone(&shared.disk), shared.space.clone());
     let log = DamagedLog::open(disk, &directory, control, space);
@@ -158,11 +161,21 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     Ok(())
 }
 
-fn ask(background: &Background, control: &TimelineControl, handle: &Handle) -> Sources {
+fn ask(
+    background: &Background,
+    control: &TimelineControl,
+    decided: Option<&Configuration>,
+    handle: &Handle,
+) -> Sources {
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     let mut silent = Vec::new();
     let own = background.timelines.context().shared.own.node;
-    for node in control.state.configuration.nodes().into_iter().filter(|&node| node != own) {
+    let mut nodes = control.state.configuration.nodes();
+    let more = decided.map(Configuration::nodes).unwrap_or_default();
+    nodes.extend(
+        more.into_iter().filter(|node| !control.state.configuration.nodes().contains(node)),
+    );
+    for node in nodes.into_iter().filter(|&node| node != own) {
         match background.wal_address(node, &control.addresses) {
             Some(address) => {
                 let (background, parameters) = (background.clone(), control.parameters.clone());

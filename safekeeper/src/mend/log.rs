@@ -127,9 +127,9 @@ impl DamagedLog {
             let is_worse = fetched.is_some_and(|(from, to)| {
                 at < to && (failed_at < to || (at == from && until <= to))
             });
-            if is_worse {
-                // It is whoever gave it that is damaged.
-                sources.distrust_last();
+            // If so it is whoever gave it that is damaged.
+            if is_worse && !sources.distrust_last() {
+                return self.cut(sources, at, &why);
             }
             let got = match at < self.floor {
                 true => self.fetch(sources, at, until),
@@ -138,7 +138,9 @@ impl DamagedLog {
             tracing::info!(
                 timeline = %self.control.parameters.timeline, from = %at, to = %got, why, "damaged WAL is replaced"
             );
-            if got <= at {
+            // Those who are trusted have no more of it than they had the last time: a record goes on in a segment that none has.
+            let is_again = !is_worse && fetched == Some((at, got));
+            if got <= at || is_again {
                 return self.cut(sources, at, &why);
             }
             fetched = Some((at, got));

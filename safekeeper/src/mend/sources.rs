@@ -107,7 +107,6 @@ impl Sources {
 
     /// Bytes of `[from, to)` from its begin on, which are those that were here; none if nobody has them.
     pub fn fetch(&mut self, from: Lsn, to: Lsn) -> Vec<u8> {
-        self.last = None;
         for index in 0..self.asked.len() {
             let asked = &mut self.asked[index];
             let trimmed = asked.said.as_ref().is_some_and(|said| said.available_lsn > from);
@@ -128,12 +127,12 @@ impl Sources {
         Vec::new()
     }
 
-    /// What was fetched last is no WAL either.
-    pub fn distrust_last(&mut self) {
-        if let Some(index) = self.last.take() {
-            self.asked[index].is_trusted = false;
-            self.asked[index].news = "gave what is no WAL".to_owned();
-        }
+    /// What was fetched last is no WAL either. False if it is not known any more whose that was.
+    pub fn distrust_last(&mut self) -> bool {
+        let Some(index) = self.last.take() else { return false };
+        self.asked[index].is_trusted = false;
+        self.asked[index].news = "gave what is no WAL".to_owned();
+        true
     }
 
     /// Whether what one of them knows to be committed shows that nobody depends on what was here.

@@ -172,7 +172,8 @@ async fn open(packet: &StartupPacket, peer: &Peer, state: PgState) -> Result<Ses
             let key = state.timelines.only_key().ok_or_else(unnamed)?;
             let allowed = peer.check(Deed::FollowWal(key.0));
             allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
-            state.timelines.get_async(key).await.map_err(|_| unnamed())?
+            let found = state.timelines.get_async(key).await;
+            found.map_err(|reason| ("3D000", format!("timeline {}: {reason}", key.1)))?
         }
         _ => {
             let text = "pgstrata.tenant and pgstrata.timeline go together";

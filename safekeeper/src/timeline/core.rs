@@ -226,15 +226,35 @@ impl Core {
             true => Ok(()),
             false => self.log.write(from, bytes).and_then(|()| self.sync()),
         };
+        let stored = self.stored.clone();
         let result = result.and_then(|()| {
             if !refused {
                 self.stored.available_lsn = from;
                 self.stored.archived_lsn = from;
-                self.checker = checker_after(self.files.parameters(), lsn, beginning.last_record);
             }
             self.perform(&outputs, &[], &mut false)
         });
-        result.inspect_err(|error| self.latch.throw(&error.to_string()))
+        match result {
+            Ok(answer) => {
+                if !refused {
+                    let last_record = beginning.last_record;
+                    self.checker = checker_after(self.files.parameters(), lsn, last_record);
+                }
+                Ok(answer)
+            }
+            // Only the control file could not be replaced: the log is empty as before.
+            Err(error @ StorageError::DiskFull { .. }) => {
+                self.acceptor = before;
+                self.stored = stored;
+                let cut = self.log.truncate(self.acceptor.write_lsn());
+                cut.inspect_err(|error| self.latch.throw(&error.to_string()))?;
+                Err(error)
+            }
+            Err(error) => {
+                self.latch.throw(&error.to_string());
+                Err(error)
+            }
+        }
     }
 
     /// Syncs what isn't acknowledged yet if there is much of it.

@@ -348,8 +348,10 @@ impl Timeline {
 
     /// Writes down how far everything is.
     pub fn checkpoint(&self) -> Result<(), StorageError> {
+        // The log first: what it has begun at, or was trimmed to, goes with the marks of that.
+        let mut core = self.core.lock();
         let marks = self.marks();
-        self.core.lock().checkpoint(|stored| {
+        core.checkpoint(|stored| {
             stored.available_lsn = marks.available_lsn;
             stored.archived_lsn = marks.archived_lsn;
             stored.remote_consistent_lsn = marks.remote_consistent_lsn;
@@ -389,8 +391,8 @@ impl Timeline {
     /// Everything that is known, all of it durable: others conclude from it what is committed. An error after a failed
     /// write, as with [`Timeline::holding`].
     pub fn status(&self) -> Result<Status, StorageError> {
-        let available_lsn = self.marks.lock().available_lsn;
         let core = self.core.lock();
+        let available_lsn = self.marks.lock().available_lsn;
         core.check_latch()?;
         let acceptor = &core.acceptor;
         Ok(Status {

@@ -55,7 +55,10 @@ impl RestingFiles {
         let files = RestingFiles { disk, node, directory, writing: Mutex::default() };
         let awake = match files.disk.list(&files.awake()) {
             Ok(names) => names.into_iter().collect(),
-            Err(error) if error.kind() == ErrorKind::NotFound => BTreeSet::new(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                files.make_awake()?;
+                BTreeSet::new()
+            }
             Err(error) => return Err(StorageError::wrap("list", &files.awake())(error)),
         };
         let mut resting = files.read().unwrap_or_else(|error| {
@@ -98,6 +101,20 @@ impl RestingFiles {
             // That needs no space. All are opened at the next start then, unless they have come to rest anew.
             Err(error) if is_disk_full(&error) => self.forget_all(),
             Err(error) => Err(StorageError::wrap("mark as open in", &awake)(error)),
+        }
+    }
+
+    /// Before there is anybody who could put a mark into a directory that another one has made and not made durable yet. On
+    /// a disk that is full marks are done without.
+    fn make_awake(&self) -> Result<(), StorageError> {
+        let awake = self.awake();
+        match self.disk.create_directory(&awake) {
+            Err(error) if is_disk_full(&error) => Ok(()),
+            made => {
+                made.map_err(StorageError::wrap("create directory", &awake))?;
+                let unsynced = StorageError::unsynced("sync directory", &self.directory);
+                self.disk.sync_directory(&self.directory).map_err(unsynced)
+            }
         }
     }
 

@@ -136,6 +136,12 @@ impl Slots {
         self.map.write().insert(key, slot);
     }
 
+    /// Forgets one that is not open, if it is there.
+    pub fn remove(&self, key: TimelineKey) {
+        let removed = self.map.write().remove(&key);
+        debug_assert!(!matches!(removed, Some(Slot::Open(_) | Slot::Busy(..))), "{removed:?}");
+    }
+
     /// Takes one that rests for oneself, to open it.
     pub fn take_resting(&self, key: TimelineKey) -> Option<Arc<TimelineSummary>> {
         let mut map = self.map.write();

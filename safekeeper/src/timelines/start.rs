@@ -17,7 +17,7 @@ use super::slots::{Slot, Slots};
 use super::{MOST_OPEN, TimelineKey, Timelines, TimelinesContext};
 use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
-use crate::timeline::{KEEP, Timeline};
+use crate::timeline::{KEEP, Timeline, read_control};
 use crate::wanted::Wanted;
 
 /// So many are opened between looks whether too many are.
@@ -150,6 +150,14 @@ impl Timelines {
                 );
                 Slot::Open(Arc::new(timeline))
             }
+            // Mended it would be removed all the same.
+            Err(error)
+                if error.is_mendable()
+                    && !names.iter().any(|name| name == KEEP)
+                    && self.was_left(directory) =>
+            {
+                return self.let_go(key, directory);
+            }
             Err(error) => {
                 tracing::error!(timeline = %key.1, %error, "timeline can't be served");
                 self.slot_of_damaged(key, &error)
@@ -157,6 +165,15 @@ impl Timelines {
         };
         self.slots.insert(key, slot);
         Ok(())
+    }
+
+    /// Whether others are the members, by what the timeline's control file says.
+    fn was_left(&self, directory: &Path) -> bool {
+        let shared = &self.context.shared;
+        read_control(shared, &directory.join("control")).is_ok_and(|control| {
+            let configuration = &control.state.configuration;
+            configuration.is_known() && !configuration.contains(shared.own)
+        })
     }
 
     /// Removes what others keep by now. It may come back as a new member, with nothing.
@@ -170,6 +187,7 @@ impl Timelines {
         if let Some(above) = directory.parent() {
             disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
         }
+        self.slots.remove(key);
         remove_left(&left);
         Ok(())
     }

@@ -230,4 +230,7 @@ pub struct Damaged {
     pub timeline_id: TimelineId,
     /// Why.
     pub error: String,
+    /// True while others are asked for what is damaged: it may be served again by and by.
+    #[serde(default)]
+    pub mending: bool,
 }
