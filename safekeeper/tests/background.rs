@@ -497,6 +497,8 @@ fn l9_rot_on_disk_is_not_archived() {
     cluster.nodes[0].start();
     std::thread::sleep(Duration::from_secs(4));
     assert!(!object_file(store.path(), 1).exists());
+    // Nor is it removed: what is damaged may be all that there is.
+    assert!(segment_file(&cluster.nodes[0], 1).exists());
     let status = cluster.nodes[0].status();
     assert_eq!(status["timelines"].as_array().unwrap().len(), 0, "it is served: {status}");
     let why = status["damaged"][0]["error"].as_str().unwrap();

@@ -26,8 +26,9 @@ const GRACE: Duration = Duration::from_millis(20);
 /// WAL copied at once, in bytes.
 const CHUNK: u64 = 1 << 20;
 
-/// Longest record whose end is looked for before a log begins after it, in bytes.
-const MAX_BEGINNING: usize = 64 << 20;
+/// Longest record whose end is looked for before a log begins after it, in bytes: it is in memory, for each of the timelines
+/// that are caught up with at once. After a longer one all of the log is copied.
+const MAX_BEGINNING: usize = 16 << 20;
 
 /// Times that a timeline is caught up with before others have their turn.
 const TURNS: usize = 8;
