@@ -1,4 +1,11 @@
-//! Full WAL segments in object storage: ordinary PostgreSQL segments, zstd-compressed.
+//! WAL in object storage: ordinary PostgreSQL segments, zstd-compressed, and of a timeline that nobody writes to the beginning of
+//! its last one, its tail.
+//!
+//! A tail has its end in its name, and is never replaced: what is committed up to there is the same for ever. It is of no use any
+//! more, and removed, once more than it is archived.
+
+mod reader;
+mod tail;
 
 use std::collections::HashSet;
 use std::io;
@@ -6,8 +13,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pgstrata_blob::{PutOutcome, Store};
+use pgstrata_format::archived::{Extent, MAX_SIZE as MAX_EXTENT};
 use pgstrata_ids::{Lsn, TimelineParameters};
+use pgstrata_quorum::TermHistory;
 
+pub use self::reader::ArchiveReader;
+pub use self::tail::Tail;
 use crate::checked_segment::CheckedSegment;
 
 /// Compression level: fast, since WAL compresses well at any.
@@ -19,14 +30,37 @@ pub struct Archive {
     store: Store,
 }
 
+/// Archived WAL that can't be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArchiveError {
+    /// Now. It may be later.
+    #[error("{0}")]
+    Away(String),
+    /// It is not what was stored: no later attempt mends that.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl ArchiveError {
+    fn away(error: impl std::fmt::Display) -> ArchiveError {
+        ArchiveError::Away(error.to_string())
+    }
+}
+
+impl From<ArchiveError> for String {
+    fn from(error: ArchiveError) -> String {
+        error.to_string()
+    }
+}
+
+/// Where a timeline's archived WAL is.
+fn directory(parameters: &TimelineParameters) -> String {
+    format!("tenants/{}/timelines/{}/wal", parameters.tenant, parameters.timeline)
+}
+
 /// The object of one segment.
 pub fn object_name(parameters: &TimelineParameters, number: u64) -> String {
-    format!(
-        "tenants/{}/timelines/{}/wal/{}.zst",
-        parameters.tenant,
-        parameters.timeline,
-        parameters.segment_name(number)
-    )
+    format!("{}/{}.zst", directory(parameters), parameters.segment_name(number))
 }
 
 impl Archive {
@@ -36,11 +70,12 @@ impl Archive {
     }
 
     /// Stores a segment. If an object of its name is there already, that is read, and must be the
-    /// same: the same position of a timeline never has other committed bytes.
+    /// same: the same position of a timeline never has other committed bytes. `history` is that of the log.
     pub async fn put(
         &self,
         parameters: &TimelineParameters,
         segment: &CheckedSegment,
+        history: &TermHistory,
     ) -> Result<(), String> {
         let name = object_name(parameters, segment.number);
         if segment.missing > 0 {
@@ -49,20 +84,40 @@ impl Archive {
                  have: another member has to write it"
             ));
         }
-        // Each time: where two of one timeline go apart, the first to store a segment keeps the other from it. One that
-        // is on its way while the store is taken still gets there.
-        self.store.check_claim().await.map_err(|error| error.to_string())?;
-        let bytes = Arc::clone(&segment.bytes);
-        let compressed = off_runtime(move || compress(&bytes)).await;
-        let compressed = compressed.map_err(|error| format!("can't compress {name}: {error}"))?;
-        match self.store.put_if_absent(&name, Bytes::from(compressed)).await {
-            Ok(PutOutcome::Created) => Ok(()),
-            Ok(PutOutcome::Exists) => match self.holds(parameters, segment).await? {
+        let extent = Extent {
+            from: Lsn(segment.number * u64::from(parameters.segment_size)),
+            boundary: segment.boundary,
+            last_record: segment.last_record,
+            history: history.up_to(segment.boundary),
+        };
+        match self.put_object(&name, Arc::clone(&segment.bytes), &extent).await? {
+            PutOutcome::Created => Ok(()),
+            PutOutcome::Exists => match self.holds(parameters, segment).await? {
                 true => Ok(()),
                 false => Err(format!("{name} was there, and is gone again")),
             },
-            Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// WAL under a name that has never had any other.
+    async fn put_object(
+        &self,
+        name: &str,
+        wal: Arc<Vec<u8>>,
+        extent: &Extent,
+    ) -> Result<PutOutcome, String> {
+        // Each time: where two of one timeline go apart, the first to store a segment keeps the other from it. One that
+        // is on its way while the store is taken still gets there.
+        self.store.check_claim().await.map_err(|error| error.to_string())?;
+        // Of a log that no term wrote there is nothing to say.
+        let mut object = match extent.history.last() {
+            Some(_) => extent.encode(),
+            None => Vec::new(),
+        };
+        let compressed = off_runtime(move || compress(&wal)).await;
+        object.extend(compressed.map_err(|error| format!("can't compress {name}: {error}"))?);
+        let stored = self.store.put_if_absent(name, Bytes::from(object)).await;
+        stored.map_err(|error| error.to_string())
     }
 
     /// Whether the segment is archived, by reading it. An object that differs is an error.
@@ -74,11 +129,7 @@ impl Archive {
         match self.get(parameters, segment.number).await? {
             None => Ok(false),
             Some(found) if segment.is_held_by(&found, parameters) => Ok(true),
-            Some(_) => Err(format!(
-                "{} differs from the WAL that is committed here: it is not counted as archived. \
-                 Move it away, and it is written again",
-                object_name(parameters, segment.number)
-            )),
+            Some(_) => Err(differs(&object_name(parameters, segment.number))),
         }
     }
 
@@ -89,9 +140,7 @@ impl Archive {
         first: u64,
         end: u64,
     ) -> Result<bool, String> {
-        let name = object_name(parameters, first);
-        let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
-        let listed = self.store.list(&format!("{directory}/")).await;
+        let listed = self.store.list(&format!("{}/", directory(parameters))).await;
         let listed = listed.map_err(|error| error.to_string())?;
         let names: HashSet<&str> = listed.iter().map(|object| object.path.as_str()).collect();
         Ok((first..end).all(|number| names.contains(object_name(parameters, number).as_str())))
@@ -102,24 +151,47 @@ impl Archive {
         &self,
         parameters: &TimelineParameters,
         number: u64,
-    ) -> Result<Option<Vec<u8>>, String> {
+    ) -> Result<Option<Vec<u8>>, ArchiveError> {
         let name = object_name(parameters, number);
-        // A frame of a segment that can't be compressed, and its checksum.
-        let limit = zstd::zstd_safe::compress_bound(parameters.segment_size as usize) as u64 + 4;
-        let compressed = match self.store.get(&name, limit).await {
-            Ok(compressed) => compressed,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error.to_string()),
-        };
         let size = parameters.segment_size as usize;
-        let segment = off_runtime(move || zstd::bulk::decompress(&compressed, size))
-            .await
-            .map_err(|error| format!("{name} is damaged: {error}"))?;
+        let Some((_, segment)) = self.get_object(&name, size).await? else { return Ok(None) };
         match segment.len() == size {
             true => Ok(Some(segment)),
-            false => Err(format!("{name} is damaged: {} bytes, not {size}", segment.len())),
+            false => {
+                let length = segment.len();
+                let text = format!("{name} is damaged: {length} bytes, not {size}");
+                Err(ArchiveError::Damaged(text))
+            }
         }
     }
+
+    /// What an object says of itself, if it does, and its WAL, so many bytes at most; `None` if it was never stored.
+    async fn get_object(
+        &self,
+        name: &str,
+        size: usize,
+    ) -> Result<Option<(Option<Extent>, Vec<u8>)>, ArchiveError> {
+        // A frame of a segment that can't be compressed, its checksum, and what it says of itself.
+        let limit = zstd::zstd_safe::compress_bound(size) as u64 + 4 + MAX_EXTENT;
+        let object = match self.store.get(name, limit).await {
+            Ok(object) => object,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(ArchiveError::away(error)),
+        };
+        let damaged = |error: &dyn std::fmt::Display| {
+            ArchiveError::Damaged(format!("{name} is damaged: {error}"))
+        };
+        let extent = Extent::decode(&object).map_err(|error| damaged(&error))?;
+        let wal = off_runtime(move || zstd::bulk::decompress(&object, size)).await;
+        Ok(Some((extent, wal.map_err(|error| damaged(&error))?)))
+    }
+}
+
+fn differs(name: &str) -> String {
+    format!(
+        "{name} differs from the WAL that is committed here: it is not counted as archived. Move it away, and it is written \
+         again"
+    )
 }
 
 /// One zstd frame with a checksum.
@@ -134,45 +206,4 @@ async fn off_runtime<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-}
-
-/// Reads archived WAL, keeping the last segment in memory.
-#[derive(Debug)]
-pub struct ArchiveReader {
-    archive: Arc<Archive>,
-    last: Option<(TimelineParameters, u64, Vec<u8>)>,
-}
-
-impl ArchiveReader {
-    /// A reader of `archive`.
-    pub fn new(archive: Arc<Archive>) -> ArchiveReader {
-        ArchiveReader { archive, last: None }
-    }
-
-    /// Fills `buffer` from `at` on, to the end of the segment at most.
-    pub async fn read(
-        &mut self,
-        parameters: &TimelineParameters,
-        at: Lsn,
-        buffer: &mut [u8],
-    ) -> Result<usize, String> {
-        let size = u64::from(parameters.segment_size);
-        let number = at.segment_number(size);
-        let is_it =
-            |last: &(TimelineParameters, u64, Vec<u8>)| last.1 == number && last.0 == *parameters;
-        if !self.last.as_ref().is_some_and(is_it) {
-            self.last = None;
-            let Some(segment) = self.archive.get(parameters, number).await? else {
-                return Err(format!(
-                    "the WAL segment of {at} is neither on this safekeeper nor in object storage"
-                ));
-            };
-            self.last = Some((parameters.clone(), number, segment));
-        }
-        let Some((_, _, segment)) = &self.last else { return Ok(0) };
-        let rest = &segment[at.segment_offset(size) as usize..];
-        let count = rest.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&rest[..count]);
-        Ok(count)
-    }
 }

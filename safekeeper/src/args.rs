@@ -90,6 +90,16 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub rest_after: u64,
 
+    /// The end of a timeline's WAL that nobody has written to for so many seconds is archived too, though its segment is not
+    /// full: then nothing of it is lost with all safekeepers.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub archive_tail_after: u64,
+
+    /// Of a timeline that has been at rest for so many seconds, and of which all WAL is archived, nothing is kept on this disk
+    /// but a few small files. Its WAL is fetched when somebody needs it. 0: it is always kept.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub archive_only_after: u64,
+
     /// Forget where other members were: this directory is a copy, and they may be those of its
     /// original. Computes and the broker tell where they are now.
     #[arg(long)]

@@ -21,6 +21,10 @@ pub struct CheckedSegment {
     pub bytes: Arc<Vec<u8>>,
     /// How many of its first bytes are the ancestor's, and not on this safekeeper: zeros.
     pub missing: usize,
+    /// End of the last record that is whole in it, or before it.
+    pub boundary: Lsn,
+    /// Where that record starts, if that is known.
+    pub last_record: Option<Lsn>,
 }
 
 /// Why a segment can't be archived now.
@@ -105,7 +109,11 @@ impl CheckedSegment {
             }
             end = start;
         }
-        Ok(CheckedSegment { number, bytes: Arc::new(bytes), missing })
+        // The first that was checked has left it, where the segment ends.
+        let last = reached.checker.as_ref();
+        let boundary = last.map_or(from, WalChecker::position);
+        let last_record = last.and_then(WalChecker::last_record);
+        Ok(CheckedSegment { number, bytes: Arc::new(bytes), missing, boundary, last_record })
     }
 
     /// Whether an archived object's bytes are this segment's. What is not here of a branch's first

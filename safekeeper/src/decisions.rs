@@ -59,6 +59,11 @@ impl Decisions {
         Decisions { store, runtime }
     }
 
+    /// What waits for object storage.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Waits on a thread that serves one connection.
     fn wait<T>(
         &self,

@@ -74,8 +74,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         space: DiskSpace::new(Arc::clone(&files), &args.dir, args.space),
         meters: Meters::new().context("can't count")?,
     };
-    let context =
-        TimelinesContext { shared, decisions: decisions.clone(), met, has_list: identity.has_list };
+    let archive = Arc::new(Archive::new(store));
+    let context = TimelinesContext {
+        shared,
+        decisions: decisions.clone(),
+        archive: Some(Arc::clone(&archive)),
+        met,
+        has_list: identity.has_list,
+    };
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
     if !identity.has_list {
         identity::write(files.as_ref(), &args.dir, own)?;
@@ -110,7 +116,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let wal_limits = wal::Limits::default();
     wal::serve(wal_port.blocking(), Arc::clone(&timelines), security.clone(), wal_limits)
         .context("can't start a thread")?;
-    let archive = Some(Arc::new(Archive::new(store)));
+    let archive = Some(archive);
     let known = Arc::new(Known::default());
     let lags = Arc::new(Lags::default());
     let background = Background {
@@ -121,6 +127,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         lags: Arc::clone(&lags),
         zone: args.zone.clone(),
         rest_after: Duration::from_secs(args.rest_after),
+        tail_after: Duration::from_secs(args.archive_tail_after),
+        away_after: Some(args.archive_only_after).filter(|&s| s > 0).map(Duration::from_secs),
         addresses,
         security: security.clone(),
         scrub: args.scrub,

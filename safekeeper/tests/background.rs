@@ -504,3 +504,83 @@ fn l9_rot_on_disk_is_not_archived() {
     let why = status["damaged"][0]["error"].as_str().unwrap();
     assert!(why.contains("is damaged") && why.contains("the archive"), "{why}");
 }
+
+/// Objects of the tests' timeline's tails.
+fn tails(store: &Path, parameters: &TimelineParameters) -> Vec<String> {
+    let of = format!("tenants/{}/timelines/{}/wal/tail", parameters.tenant, parameters.timeline);
+    let Ok(found) = std::fs::read_dir(store.join(of)) else { return Vec::new() };
+    found.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Of a branch that nobody writes to all is archived, and then nothing is kept on the disks. It is there when it is needed.
+#[test]
+fn a_branch_that_is_idle_is_kept_in_object_storage_only_and_goes_on_from_there() {
+    let broker = start_broker();
+    let store = tempfile::tempdir().unwrap();
+    let store_path = store.path().to_str().unwrap().to_owned();
+    let args =
+        ["--broker", &broker.url, "--object-store", &store_path, "--archive-tail-after", "1"];
+    let args = [&args[..], &["--rest-after", "3", "--archive-only-after", "1"]].concat();
+    let mut cluster = Cluster::start_with(3, &args);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(150, 10_000);
+    assert!(end.segment_number(SEGMENT_SIZE) > first.segment_number(SEGMENT_SIZE));
+    // Also while a compute is connected that writes nothing.
+    for node in &cluster.nodes {
+        node.wait_lsn("archived_lsn", end, LONG);
+    }
+    let one = tails(store.path(), &parameters);
+    assert_eq!(one.len(), 1, "{one:?}");
+    let end = writer.commit(1, 1000);
+    for node in &cluster.nodes {
+        node.wait_lsn("archived_lsn", end, 3 * LONG);
+    }
+    let other = tails(store.path(), &parameters);
+    assert!(other.len() == 1 && other != one, "{other:?}");
+    proposing.stop().unwrap();
+
+    let segments = |cluster: &Cluster| {
+        let of_node = |node: &common::cluster::Node| {
+            let directory = node.dir.join(parameters.tenant.to_string());
+            let names = std::fs::read_dir(directory.join(parameters.timeline.to_string())).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.len() == 24).count()
+        };
+        cluster.nodes.iter().map(of_node).sum::<usize>()
+    };
+    let deadline = Instant::now() + 2 * LONG;
+    while segments(&cluster) > 0 {
+        assert!(Instant::now() < deadline, "{} segments are still there", segments(&cluster));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // It is said to be there as before, and nobody fetches it for that, nor for a start.
+    for node in &mut cluster.nodes {
+        assert_eq!(node.stop(), Some(0));
+        node.start();
+    }
+    for node in &cluster.nodes {
+        assert_eq!(node.timeline_lsn("commit_lsn"), end);
+        assert_eq!(node.timeline_lsn("flush_lsn"), end);
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(segments(&cluster), 0);
+    assert!(stream(&cluster.nodes[0].pg, first, end) == writer.bytes());
+    assert!(cluster.nodes[1].read_all(first, end) == writer.bytes());
+
+    // A compute goes on; one of the three stays away until it is wanted.
+    cluster.nodes[2].kill();
+    let (more, proposing) = cluster.lead(&parameters, true);
+    let next = more.commit(200, 10_000);
+    let full = next.segment_start(SEGMENT_SIZE);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("archived_lsn", full, 3 * LONG);
+    }
+    // Its tail is in the segment that is full by now.
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_lsn("commit_lsn", next, LONG);
+    let all = stream(&cluster.nodes[2].pg, first, next);
+    assert!(all.starts_with(&writer.bytes()) && all.ends_with(&more.bytes()));
+    proposing.stop().unwrap();
+}

@@ -19,6 +19,7 @@ use pgstrata_ids::{
 use pgstrata_quorum::{
     Append, Configuration, Elected, ProposerId, TermHistory, TermStart, VoteRequest,
 };
+use pgstrata_safekeeper::archive::Archive;
 use pgstrata_safekeeper::decisions::Decisions;
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
 use pgstrata_safekeeper::latch::Latch;
@@ -86,6 +87,18 @@ impl World {
         Decisions::new(store, self.runtime.handle().clone())
     }
 
+    fn archive(&self) -> Archive {
+        let location = Location::Directory(self.objects.path().to_owned());
+        Archive::new(Store::open(&location, None).unwrap())
+    }
+
+    /// Archives the tail of a timeline that nobody writes to.
+    fn archive_tail(&self, timeline: &Timeline) {
+        let tail = timeline.read_tail(timeline.commit_lsn()).unwrap();
+        self.runtime.block_on(self.archive().put_tail(timeline.parameters(), &tail)).unwrap();
+        timeline.note_archived(timeline.commit_lsn());
+    }
+
     fn try_to_open(&mut self) -> Result<Life, StorageError> {
         self.latch = Latch::default();
         let disk = Arc::new(self.disk.clone());
@@ -100,7 +113,13 @@ impl World {
             meters: Meters::new().unwrap(),
         };
         let decisions = self.decisions();
-        let context = TimelinesContext { shared, decisions, met: Arc::default(), has_list: false };
+        let context = TimelinesContext {
+            shared,
+            decisions,
+            archive: Some(Arc::new(self.archive())),
+            met: Arc::default(),
+            has_list: false,
+        };
         let timelines = Arc::new(Timelines::open(context, Path::new(DIRECTORY))?);
         Ok(Life { timelines, preparations: Mutex::new(preparations) })
     }
@@ -132,8 +151,15 @@ impl Life {
         self.timelines.get(key(n))
     }
 
-    /// Lets it come to rest; whether it did.
+    /// Lets it come to rest, as one that is archived; whether it did.
     fn rest(&self, n: u8) -> bool {
+        let timeline = self.get(n).unwrap();
+        timeline.note_archived(timeline.commit_lsn());
+        drop(timeline);
+        self.rest_as_it_is(n)
+    }
+
+    fn rest_as_it_is(&self, n: u8) -> bool {
         self.get(n).unwrap().checkpoint().unwrap();
         self.timelines.let_rest(&[key(n)]).unwrap() == 1
     }
@@ -254,8 +280,10 @@ fn what_something_is_to_be_done_with_does_not_rest() {
         log.commit(&timeline, 100_000).unwrap();
     }
     drop(timeline);
-    assert!(!life.rest(1));
+    assert!(!life.rest_as_it_is(1));
+    // And what there is of the last one too.
     life.get(1).unwrap().note_archived(Lsn(2 * SEGMENT_SIZE));
+    assert!(!life.rest_as_it_is(1));
     assert!(life.rest(1));
     life.get(1).unwrap().note_consistent(Lsn(2 * SEGMENT_SIZE));
     assert!(!life.rest(1));
@@ -322,7 +350,9 @@ fn whatever_is_left_of_a_rest_it_is_only_said_of_what_rests() {
             assert!(life.rest(1));
             logs[0].commit(&life.get(1).unwrap(), 700).unwrap();
             for n in [1, 2] {
-                life.get(n).unwrap().checkpoint().unwrap();
+                let timeline = life.get(n).unwrap();
+                timeline.note_archived(timeline.commit_lsn());
+                timeline.checkpoint().unwrap();
             }
             world.disk.stop_after(operations);
             let outcome = life.timelines.let_rest(&[key(1), key(2)]);
@@ -378,7 +408,7 @@ fn a_timeline_that_rests_again_and_again_under_writes_is_one_log() {
                         let mut log = log.lock();
                         let timeline = life.get(1).unwrap();
                         log.commit(&timeline, 3000).unwrap();
-                        timeline.note_archived(log.generator.at.segment_start(SEGMENT_SIZE));
+                        timeline.note_archived(log.generator.at);
                         timeline.checkpoint().unwrap();
                         drop(timeline);
                         drop(log);
@@ -590,4 +620,193 @@ fn others_are_served_while_one_comes_to_rest() {
     assert!(begun.elapsed() < Duration::from_secs(60));
     let unknown = (TenantId([9; 16]), TimelineId([9; 16]));
     assert!(matches!(life.timelines.get(unknown), Err(RefusedReason::UnknownTimeline)));
+}
+
+/// Segments of timeline `n` on the disk.
+fn segments(world: &World, n: u8) -> Vec<String> {
+    let names = world.disk.list(&directory(n)).unwrap();
+    names.into_iter().filter(|name| name.len() == 24).collect()
+}
+
+/// What timeline `n` serves as committed.
+fn served(life: &Life, n: u8, to: Lsn) -> Vec<u8> {
+    let timeline = life.get(n).unwrap();
+    assert!(timeline.commit_lsn() >= to, "{}", timeline.commit_lsn());
+    let mut reading = timeline.read_range(START, to, Term(0)).unwrap();
+    let mut bytes = vec![0; (to - START) as usize];
+    let mut done = 0;
+    while done < bytes.len() {
+        done += reading.next(&mut bytes[done..]).unwrap();
+    }
+    bytes
+}
+
+#[test]
+fn what_is_archived_goes_from_the_disk_and_comes_back_when_it_is_needed() {
+    let mut world = World::new(1);
+    let life = world.open();
+    let mut log = life.found(1);
+    let timeline = life.get(1).unwrap();
+    let end = log.commit(&timeline, 100_000).unwrap();
+    let before = served(&life, 1, end);
+    drop(timeline);
+    // Not before it rests, nor before all of it is archived.
+    assert_eq!(life.timelines.send_away(&[key(1)]).unwrap(), 0);
+    world.archive_tail(&life.get(1).unwrap());
+    assert!(life.rest_as_it_is(1));
+    assert_eq!(segments(&world, 1).len(), 1);
+    assert_eq!(life.timelines.send_away(&[key(1)]).unwrap(), 1);
+    assert_eq!(segments(&world, 1).len(), 0);
+    assert_eq!(life.timelines.send_away(&[key(1)]).unwrap(), 0);
+    assert!(life.timelines.is_away(key(1)));
+    let overview = &life.timelines.overviews()[0];
+    assert_eq!((overview.size_bytes(), overview.summary.flush_lsn), (0, end));
+    drop(life);
+    world.disk.lose_power();
+
+    // Nothing is fetched at a start; whether or not there is a list of what rests.
+    for has_list in [true, false] {
+        if !has_list {
+            let list = Path::new(DIRECTORY).join("resting");
+            world.disk.remove(&list).unwrap();
+            world.disk.sync_directory(Path::new(DIRECTORY)).unwrap();
+        }
+        let life = world.open();
+        assert!(!life.is_open(1) && life.timelines.is_away(key(1)));
+        assert_eq!(segments(&world, 1), [""; 0], "{has_list} {:?}", world.disk.list(&directory(1)));
+        let overview = &life.timelines.overviews()[0];
+        assert_eq!(overview.summary.commit_lsn, end);
+        assert_eq!(overview.summary.flush_lsn, end);
+    }
+    let life = world.open();
+    assert!(served(&life, 1, end) == before);
+    assert_eq!(segments(&world, 1).len(), 1);
+    let timeline = life.get(1).unwrap();
+    assert_eq!((timeline.flush_lsn(), timeline.term()), (end, Term(1)));
+    let after = log.commit(&timeline, 500).unwrap();
+    drop((timeline, life));
+    world.disk.lose_power();
+    let life = world.open();
+    assert_eq!(life.get(1).unwrap().flush_lsn(), after);
+    assert!(served(&life, 1, end) == before);
+}
+
+/// Stops at each operation while WAL goes from the disk, and while it comes back.
+#[test]
+fn wherever_it_stops_while_wal_goes_or_comes_back_all_of_it_is_there_then() {
+    for comes_back in [false, true] {
+        let mut whole = 0;
+        for operations in 0..30 {
+            for seed in 0..2 {
+                let what = format!("back {comes_back}, {operations} operations, seed {seed}");
+                let mut world = World::new(seed);
+                let life = world.open();
+                let mut log = life.found(1);
+                let end = log.commit(&life.get(1).unwrap(), 20_000).unwrap();
+                let before = served(&life, 1, end);
+                world.archive_tail(&life.get(1).unwrap());
+                assert!(life.rest_as_it_is(1));
+                if comes_back {
+                    assert_eq!(life.timelines.send_away(&[key(1)]).unwrap(), 1);
+                    world.disk.stop_after(operations);
+                    whole += usize::from(life.get(1).is_ok());
+                } else {
+                    world.disk.stop_after(operations);
+                    whole += usize::from(life.timelines.send_away(&[key(1)]).is_ok());
+                }
+                drop(life);
+                world.disk.lose_power();
+                let life = world.open();
+                let timeline = life.get(1).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(timeline.flush_lsn(), end, "{what}");
+                assert!(served(&life, 1, end) == before, "{what}");
+                let next = log.commit(&timeline, 700).unwrap();
+                drop((timeline, life));
+                world.disk.lose_power();
+                let life = world.open();
+                assert_eq!(life.get(1).unwrap().flush_lsn(), next, "{what}");
+            }
+        }
+        assert!((5..50).contains(&whole), "{comes_back}: {whole}");
+    }
+}
+
+#[test]
+fn what_can_not_be_fetched_is_waited_for_and_what_is_gone_is_mended() {
+    let mut world = World::new(1);
+    let life = world.open();
+    let mut log = life.found(1);
+    let end = log.commit(&life.get(1).unwrap(), 20_000).unwrap();
+    world.archive_tail(&life.get(1).unwrap());
+    assert!(life.rest_as_it_is(1));
+    assert_eq!(life.timelines.send_away(&[key(1)]).unwrap(), 1);
+    let parameters = nth(1);
+    let of = format!("tenants/{}/timelines/{}/wal/tail", parameters.tenant, parameters.timeline);
+    let tails = world.objects.path().join(of);
+    let tail = std::fs::read_dir(&tails).unwrap().next().unwrap().unwrap().path();
+
+    // Object storage that can't be read.
+    let aside = tails.with_extension("aside");
+    std::fs::rename(&tails, &aside).unwrap();
+    std::fs::write(&tails, "no directory").unwrap();
+    let refused = life.get(1).unwrap_err();
+    assert!(
+        matches!(&refused, RefusedReason::Unavailable(why) if why.contains("object storage")),
+        "{refused}"
+    );
+    assert!(life.timelines.damaged().is_empty() && life.timelines.is_away(key(1)));
+    std::fs::remove_file(&tails).unwrap();
+    std::fs::rename(&aside, &tails).unwrap();
+    assert_eq!(life.get(1).unwrap().flush_lsn(), end);
+    assert!(life.rest_as_it_is(1));
+    assert_eq!(life.timelines.send_away(&[key(1)]).unwrap(), 1);
+
+    // What is there is not what was.
+    let mut bytes = std::fs::read(&tail).unwrap();
+    let last = bytes.len() - 9;
+    bytes[last] ^= 1;
+    std::fs::write(&tail, &bytes).unwrap();
+    assert!(matches!(life.get(1), Err(RefusedReason::Storage(_))));
+    assert_eq!(life.timelines.mending(), [key(1)]);
+    drop(life);
+    world.disk.lose_power();
+    let life = world.open();
+    assert_eq!(life.timelines.mending(), [key(1)]);
+    assert!(world.latch.reason().is_none());
+}
+
+#[test]
+fn tails_are_removed_when_more_is_archived() {
+    let mut world = World::new(1);
+    let life = world.open();
+    let mut log = life.found(1);
+    let timeline = life.get(1).unwrap();
+    let archive = world.archive();
+    let parameters = nth(1);
+    let mut ends = Vec::new();
+    for _ in 0..3 {
+        ends.push(log.commit(&timeline, 3000).unwrap());
+        world.archive_tail(&timeline);
+    }
+    let newest = |world: &World| world.runtime.block_on(archive.newest(&parameters)).unwrap();
+    let extent = newest(&world).unwrap();
+    assert_eq!((extent.from, extent.boundary), (START, ends[2]));
+    assert_eq!(extent.history, timeline.history());
+    let tail = |end: Lsn| timeline.read_tail(end).unwrap();
+    for (drop_to, left) in [(ends[1], [false, true, true]), (ends[2], [false, false, true])] {
+        world.runtime.block_on(archive.drop_tails(&parameters, drop_to)).unwrap();
+        for (end, is_left) in ends.iter().zip(left) {
+            let tail = tail(*end);
+            let found = world.runtime.block_on(archive.holds_tail(&parameters, &tail));
+            assert_eq!(found, Ok(is_left), "{end}");
+        }
+    }
+    // It counts from the begin of the segment.
+    let part = world.runtime.block_on(archive.part(&parameters, 1)).unwrap().unwrap();
+    assert_eq!((part.0, part.1.len() as u64), (START, ends[2] - START));
+    // One that says something else than what is committed is never replaced.
+    let mut other = tail(ends[2]);
+    Arc::make_mut(&mut other.bytes)[500] ^= 1;
+    let error = world.runtime.block_on(archive.put_tail(&parameters, &other)).unwrap_err();
+    assert!(error.contains("differs"), "{error}");
 }

@@ -96,6 +96,7 @@ impl World {
         let context = TimelinesContext {
             shared,
             decisions: self.decisions(),
+            archive: None,
             met: Arc::default(),
             has_list: false,
         };

@@ -3,6 +3,7 @@
 //! Pure: bytes in, values out. Every kind has a magic, a version, its owner's identity and
 //! checksums, and four different errors: unwritten, torn, corrupt, and written by a newer version.
 
+pub mod archived;
 mod bytes;
 pub mod claim;
 mod document;

@@ -36,7 +36,7 @@
 //!    108     8  commit LSN
 //!    116     8  flush LSN when this was written
 //!    124     8  available LSN: WAL before it was trimmed
-//!    132     8  archived LSN: this node has seen whole segments before it in object storage
+//!    132     8  archived LSN: this node has seen all WAL before it in object storage
 //!    140     8  remote consistent LSN: the page server no longer needs what is before it; at most
 //!               the commit LSN
 //!    148     8  configuration number
@@ -101,7 +101,7 @@ pub struct TimelineControl {
     pub flush_lsn: Lsn,
     /// First byte still on disk.
     pub available_lsn: Lsn,
-    /// Whole segments before it are in object storage.
+    /// All WAL before it is in object storage.
     pub archived_lsn: Lsn,
     /// The page server no longer needs what is before it.
     pub remote_consistent_lsn: Lsn,
@@ -423,7 +423,7 @@ fn configuration_of_nodes(
     Configuration::unknown(&nodes).map_err(impossible)
 }
 
-fn history(reader: &mut Reader<'_>) -> Result<TermHistory, FormatError> {
+pub(crate) fn history(reader: &mut Reader<'_>) -> Result<TermHistory, FormatError> {
     let count = count(reader, MAX_HISTORY)?;
     let entries = (0..count)
         .map(|_| Ok(TermStart { term: Term(reader.u64()?), lsn: Lsn(reader.u64()?) }))

@@ -2,7 +2,7 @@
 
 use crate::input::Input;
 use pgstrata_format::layer::{self, FOOTER_SIZE, Footer, HEADER_SIZE, LayerHeader};
-use pgstrata_format::{claim::Claim, index::TimelineIndex, resting, safekeeper};
+use pgstrata_format::{archived::Extent, claim::Claim, index::TimelineIndex, resting, safekeeper};
 use pgstrata_ids::NodeId;
 
 /// A layer file, or another stored kind: `u8 kind`, then the file. Of kinds 1 to 3 the checksums are put right.
@@ -19,6 +19,9 @@ pub fn layer(data: &[u8]) {
             let _ = resting::decode_resting(&bytes, NodeId(1));
             let _ = safekeeper::decode_flushed(&bytes);
             let _ = safekeeper::TimelineControl::decode(&bytes, NodeId(1));
+            let length = (bytes.len() as u32).to_le_bytes();
+            let skipped = [&0x184D_2A57_u32.to_le_bytes()[..], &length, &bytes].concat();
+            let _ = Extent::decode(&skipped);
         }
         4 => {
             let body = input.0;

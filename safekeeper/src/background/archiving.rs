@@ -1,6 +1,6 @@
-//! Uploading full segments, and removing from disk what nobody needs here any more.
+//! Uploading full segments, and the tail of a log that nobody writes to, and removing from disk what nobody needs here any more.
 //!
-//! What others say is a hint where to look, never a reason to remove something: a segment counts
+//! What others say is a hint where to look, never a reason to remove something: WAL counts
 //! as archived on a node once that node has put it there, or has read it back and found it the
 //! same as its own.
 
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use pgstrata_ids::{Lsn, NodeId};
 
 use super::{Background, INTERVAL};
-use crate::archive::Archive;
+use crate::archive::{Archive, Tail};
 use crate::chain_reader::ChainReader;
 use crate::checked_segment::{CheckedSegment, Reached, Trouble};
 use crate::timeline::Timeline;
 use crate::timelines::TimelineKey;
 
-/// A member that finds a full segment unarchived for this long takes the next turn: whoever is
+/// A member that finds something unarchived for this long takes the next turn: whoever is
 /// before it can't.
 const TURN: Duration = Duration::from_secs(15);
 
@@ -46,7 +46,7 @@ pub async fn run(background: Background) {
                 continue;
             }
             let state = states.entry(key).or_insert_with(State::new);
-            state.look(&timeline);
+            state.look(&timeline, background.tail_after);
             if Instant::now() >= state.retry_at {
                 let advanced = advance(&background, &archive, &timeline, state).await;
                 has_more |= advanced.as_ref().is_ok_and(|&whole_turn| whole_turn);
@@ -57,12 +57,25 @@ pub async fn run(background: Background) {
     }
 }
 
+/// What is to be archived next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// The segment that ends there.
+    Segment(Lsn),
+    /// What there is of the last one, up to there.
+    Tail(Lsn),
+}
+
 /// What is known of one timeline between rounds.
 struct State {
     reached: Reached,
-    /// What is archived, and since when it is no more than that although there is a full segment.
+    /// What is committed, and since when it is no more than that.
+    commit_lsn: Lsn,
+    quiet_since: Instant,
+    /// What is archived, and since when it is no more than that although something is due.
     archived_lsn: Lsn,
     since: Instant,
+    due: Option<Due>,
     retry_at: Instant,
     pause: Duration,
 }
@@ -70,20 +83,37 @@ struct State {
 impl State {
     fn new() -> State {
         let now = Instant::now();
-        let archived_lsn = Lsn::INVALID;
         State {
             reached: Reached::default(),
-            archived_lsn,
+            commit_lsn: Lsn::INVALID,
+            quiet_since: now,
+            archived_lsn: Lsn::INVALID,
             since: now,
+            due: None,
             retry_at: now,
             pause: PAUSE.0,
         }
     }
 
-    fn look(&mut self, timeline: &Timeline) {
+    fn look(&mut self, timeline: &Timeline, tail_after: Duration) {
+        // In this order, so that what is archived is never more than what is committed.
         let archived_lsn = timeline.marks().archived_lsn;
-        let is_full = timeline.commit_lsn() >= archived_lsn + timeline.files().segment_size();
-        if archived_lsn != self.archived_lsn || !is_full {
+        let commit_lsn = timeline.commit_lsn();
+        if commit_lsn != self.commit_lsn {
+            self.commit_lsn = commit_lsn;
+            self.quiet_since = Instant::now();
+        }
+        let size = timeline.files().segment_size();
+        let full = archived_lsn.segment_start(size).checked_add(size);
+        self.due = match full.filter(|&full| full <= commit_lsn) {
+            Some(full) => Some(Due::Segment(full)),
+            None => {
+                let has_tail = commit_lsn > archived_lsn.max(timeline.parameters().start_lsn);
+                let is_quiet = self.quiet_since.elapsed() >= tail_after;
+                (has_tail && is_quiet).then_some(Due::Tail(commit_lsn))
+            }
+        };
+        if archived_lsn != self.archived_lsn || self.due.is_none() {
             self.archived_lsn = archived_lsn;
             self.since = Instant::now();
         }
@@ -104,7 +134,7 @@ impl State {
 }
 
 /// One member uploads: the first, in an order that differs from timeline to timeline, of those
-/// that have the next segment; after it each of the others, if nothing comes of it. Two that see
+/// that have what is next; after it each of the others, if nothing comes of it. Two that see
 /// it differently do no harm.
 fn is_uploader(background: &Background, timeline: &Timeline, waited: Duration) -> bool {
     let own = background.timelines.context().shared.own.node;
@@ -125,8 +155,8 @@ fn is_uploader(background: &Background, timeline: &Timeline, waited: Duration) -
     waited >= TURN * before as u32
 }
 
-/// Moves on over segments that are in the archive: because others say so and this node has seen
-/// that it is true, or because it put them there. True if it went as far as it may in one turn.
+/// Moves on over WAL that is in the archive: because others say so and this node has seen
+/// that it is true, or because it put it there. True if it went as far as it may in one turn.
 async fn advance(
     background: &Background,
     archive: &Arc<Archive>,
@@ -135,34 +165,81 @@ async fn advance(
 ) -> Result<bool, Trouble> {
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
-    let size = u64::from(parameters.segment_size);
     for _ in 0..SEGMENTS_PER_TURN {
-        let (from, commit_lsn) = (timeline.marks().archived_lsn, timeline.commit_lsn());
-        let Some(to) = from.checked_add(size).filter(|&to| to <= commit_lsn) else {
-            return Ok(false);
-        };
+        let Some(due) = state.due else { return Ok(false) };
+        let (Due::Segment(to) | Due::Tail(to)) = due;
         let claimed = background.known.highest(key, |progress| progress.archived_lsn) >= to;
         let uploads = is_uploader(background, timeline, state.since.elapsed());
         if !claimed && !uploads {
             return Ok(false);
         }
-        let timelines = Arc::clone(&background.timelines);
-        let mut reader =
-            ChainReader::new(timelines, Arc::clone(timeline), Some(Arc::clone(archive)));
-        let number = from.segment_number(size);
-        let segment =
-            CheckedSegment::read(&mut reader, parameters, number, commit_lsn, &mut state.reached)
-                .await?;
-        if !(claimed && archive.holds(parameters, &segment).await?) {
-            if !uploads {
-                return Ok(false);
-            }
-            archive.put(parameters, &segment).await?;
+        let turn = Turn { background, archive, timeline, claimed, uploads };
+        let is_there = match due {
+            Due::Segment(_) => turn.segment(state).await?,
+            Due::Tail(to) => turn.tail(to).await?,
+        };
+        if !is_there {
+            return Ok(false);
         }
+        let had_tail = timeline.marks().archived_lsn > Tail::start(parameters, Lsn(to.0 - 1));
         timeline.note_archived(to);
-        state.look(timeline);
+        if uploads && (had_tail || due == Due::Tail(to)) {
+            // What is left of them costs some space, and goes with the next one.
+            if let Err(error) = archive.drop_tails(parameters, to).await {
+                tracing::info!(timeline = %parameters.timeline, error, "an old tail could not be removed");
+            }
+        }
+        state.look(timeline, background.tail_after);
     }
     Ok(true)
+}
+
+/// One look at something that is due.
+struct Turn<'a> {
+    background: &'a Background,
+    archive: &'a Arc<Archive>,
+    timeline: &'a Arc<Timeline>,
+    /// Whether somebody says that it is archived.
+    claimed: bool,
+    /// Whether it is this node's to archive it.
+    uploads: bool,
+}
+
+impl Turn<'_> {
+    /// Whether the next full segment is archived by now.
+    async fn segment(&self, state: &mut State) -> Result<bool, Trouble> {
+        let (timeline, archive, parameters) =
+            (self.timeline, self.archive, self.timeline.parameters());
+        let number = timeline.marks().archived_lsn.segment_number(timeline.files().segment_size());
+        let timelines = Arc::clone(&self.background.timelines);
+        let mut reader =
+            ChainReader::new(timelines, Arc::clone(timeline), Some(Arc::clone(archive)));
+        let (reached, commit_lsn) = (&mut state.reached, timeline.commit_lsn());
+        let segment =
+            CheckedSegment::read(&mut reader, parameters, number, commit_lsn, reached).await?;
+        if self.claimed && archive.holds(parameters, &segment).await? {
+            return Ok(true);
+        }
+        if self.uploads {
+            archive.put(parameters, &segment, &timeline.history()).await?;
+        }
+        Ok(self.uploads)
+    }
+
+    /// Whether the tail that ends at `end` is archived by now.
+    async fn tail(&self, end: Lsn) -> Result<bool, Trouble> {
+        let (archive, parameters) = (self.archive, self.timeline.parameters());
+        let timeline = Arc::clone(self.timeline);
+        let tail = tokio::task::spawn_blocking(move || timeline.read_tail(end)).await;
+        let tail = tail.map_err(|error| error.to_string())??;
+        if self.claimed && archive.holds_tail(parameters, &tail).await? {
+            return Ok(true);
+        }
+        if self.uploads {
+            archive.put_tail(parameters, &tail).await?;
+        }
+        Ok(self.uploads)
+    }
 }
 
 async fn trim(timeline: &Arc<Timeline>) {

@@ -1,13 +1,14 @@
 //! Letting timelines come to rest that nobody has needed for a while.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgstrata_format::resting::TimelineSummary;
 use pgstrata_ids::{Lsn, Term};
 
 use super::{Background, INTERVAL};
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, is_away};
 use crate::timelines::{MOST_OPEN, TimelineKey};
 
 /// Where too many are open, they come to rest so long after the last that happened with them.
@@ -16,11 +17,15 @@ const SHORTEST: Duration = Duration::from_secs(10);
 /// Time between two lists of what rests, which are written whole, in seconds.
 const BETWEEN_LISTS: Duration = Duration::from_secs(30);
 
+/// Timelines of which WAL is removed in one round.
+const AWAY_AT_ONCE: usize = 64;
+
 /// Until the process ends. It waits for the disk, so this is a thread's.
 pub fn run(background: &Background) {
     let mut watch = Watch::default();
     let between = BETWEEN_LISTS.min(background.rest_after);
     let mut written_at: Option<Instant> = None;
+    let mut resting = Resting::default();
     loop {
         std::thread::sleep(INTERVAL);
         let timelines = &background.timelines;
@@ -30,6 +35,19 @@ pub fn run(background: &Background) {
         for &key in &open {
             let Some(timeline) = timelines.get_open(key) else { continue };
             watch.look(key, State::of(&timeline), now);
+        }
+        if let Some(away_after) = background.away_after {
+            let of = |one: &Arc<TimelineSummary>| (one.parameters.tenant, one.parameters.timeline);
+            let here = timelines.resting().into_iter().filter(|one| !is_away(one));
+            let keys = resting.for_long(here.map(|one| of(&one)).collect(), now, away_after);
+            match timelines.send_away(&keys) {
+                Ok(0) => {}
+                Ok(count) => {
+                    tracing::info!(count, "the WAL of timelines at rest is in object storage only")
+                }
+                // The latch is thrown: the process is about to end.
+                Err(error) => tracing::error!(%error, "WAL that is archived could not be removed"),
+            }
         }
         if written_at.is_some_and(|at| at.elapsed() < between) {
             continue;
@@ -44,6 +62,32 @@ pub fn run(background: &Background) {
             // The latch is thrown: the process is about to end.
             Err(error) => tracing::error!(%error, "what rests could not be written down"),
         }
+    }
+}
+
+/// Since when each timeline rests that has WAL here.
+#[derive(Debug, Default)]
+struct Resting(HashMap<TimelineKey, Instant>);
+
+impl Resting {
+    /// Those of these that have rested for so long, a few at a time, which then begin anew: what can't be sent away now is tried
+    /// again as much later.
+    fn for_long(
+        &mut self,
+        here: HashSet<TimelineKey>,
+        now: Instant,
+        long: Duration,
+    ) -> Vec<TimelineKey> {
+        self.0.retain(|key, _| here.contains(key));
+        let mut keys = Vec::new();
+        for key in here {
+            let since = self.0.entry(key).or_insert(now);
+            if keys.len() < AWAY_AT_ONCE && now.saturating_duration_since(*since) >= long {
+                *since = now;
+                keys.push(key);
+            }
+        }
+        keys
     }
 }
 

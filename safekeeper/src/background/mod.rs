@@ -46,6 +46,10 @@ pub struct Background {
     pub zone: String,
     /// So long after the last that happened with a timeline it comes to rest.
     pub rest_after: Duration,
+    /// So long after the last that was written to a timeline its tail is archived.
+    pub tail_after: Duration,
+    /// So long after it came to rest a timeline's WAL is kept in object storage only, if ever.
+    pub away_after: Option<Duration>,
     /// Where we listen.
     pub addresses: Addresses,
     /// Who we are to others.

@@ -55,6 +55,9 @@ fn run(timelines: &Timelines, arguments: ScrubArguments) {
                 continue;
             }
             due.insert(key, Instant::now() + every);
+            if timelines.is_away(key) {
+                continue;
+            }
             // Of one that can't be opened others speak.
             if let Ok(timeline) = timelines.get(key)
                 && !timeline.is_left()

@@ -103,7 +103,9 @@ pub async fn run(background: Background, due: Due, busy: Busy) {
 /// Looks whether there is something that nobody has said.
 fn look(background: &Background, busy: &Busy, key: TimelineKey, handle: &Handle) {
     let timelines = &background.timelines;
-    let done = match background.known.is_told() {
+    // What is in object storage only is not fetched for a look: nothing of it is to be proven, and whoever goes on with it comes for
+    // it.
+    let done = match background.known.is_told() || timelines.is_away(key) {
         true => timelines.look_at_decision(key),
         false => timelines.get(key).map(|timeline| {
             let turn = busy.begin(key);

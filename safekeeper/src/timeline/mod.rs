@@ -28,7 +28,7 @@ pub use self::core::{Answer, Beginning, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened, read_control};
 pub use self::peers::Missing;
 pub use self::reading::{ReadOn, Reading};
-pub use self::rest::{Overview, can_be_trimmed};
+pub use self::rest::{Overview, can_be_trimmed, is_archived, is_away};
 use crate::checked_segment::Trouble;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
@@ -36,12 +36,15 @@ use crate::storage_error::StorageError;
 /// The file that says that a timeline's others are not removed.
 pub const KEEP: &str = "keep";
 
+/// The file that says that a timeline's WAL is in object storage, and may not be here.
+pub const AWAY: &str = "away";
+
 /// How far others are with this timeline; written down with the control file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marks {
     /// First byte still on disk.
     pub available_lsn: Lsn,
-    /// This node has seen that whole segments before it are in object storage.
+    /// This node has seen that all before it is in object storage.
     pub archived_lsn: Lsn,
     /// The page server no longer needs what is before it; never more than is committed here.
     pub remote_consistent_lsn: Lsn,

@@ -1,11 +1,15 @@
 //! WAL for peers and proposers: what is committed, or what is durable in a term that still decides. It is checked before it
 //! is handed out.
 
+use std::sync::Arc;
+
+use pgstrata_format::archived::Extent;
 use pgstrata_ids::{Lsn, Term};
 use pgstrata_quorum::TermHistory;
 use pgstrata_wire::safekeeper::RefusedReason;
 
 use super::Timeline;
+use crate::archive::Tail;
 use crate::segment::SegmentReader;
 use crate::verifier::{Next, READ_CHUNK, Verifier};
 
@@ -63,6 +67,26 @@ impl Timeline {
         };
         let buffer = Vec::new();
         Ok(Reading { timeline: self, reader: self.reader(), verifier, buffer, to, term, history })
+    }
+
+    /// What is committed of the segment of `end`, before that, which is a record's end: for the archive. Waits for the disk.
+    pub fn read_tail(&self, end: Lsn) -> Result<Tail, String> {
+        let from = Tail::start(self.parameters(), end);
+        let mut bytes = vec![0; (end - from) as usize];
+        // What is damaged is noted where it is met.
+        let refused = |reason: RefusedReason| reason.to_string();
+        let mut reading = self.read_range(from, end, Term(0)).map_err(refused)?;
+        let mut done = 0;
+        while done < bytes.len() {
+            match reading.next(&mut bytes[done..]).map_err(refused)? {
+                0 => return Err(format!("WAL at {} can't be read", reading.at())),
+                count => done += count,
+            }
+        }
+        let last_record = self.last_record_before(end).map_err(|error| error.to_string())?;
+        let history = self.history().up_to(end);
+        let extent = Extent { from, boundary: end, last_record, history };
+        Ok(Tail { extent, bytes: Arc::new(bytes) })
     }
 
     /// A check of the own log from `from` on.

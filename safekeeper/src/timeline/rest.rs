@@ -62,20 +62,33 @@ impl Overview {
 /// Whether segments can be removed, with what is known: then something is to be done. The segment of the last record stays,
 /// as the next one links back to it.
 pub fn can_be_trimmed(summary: &TimelineSummary, remote_consistent_lsn: Lsn) -> bool {
+    if is_away(summary) {
+        return false;
+    }
     let lsn = summary.archived_lsn.min(remote_consistent_lsn).min(summary.commit_lsn);
     let size = u64::from(summary.parameters.segment_size);
     lsn.min(summary.last_record_lsn).segment_start(size) > summary.available_lsn
 }
 
+/// Whether none of its WAL is on this disk: all of it is in object storage, or there is none.
+pub fn is_away(summary: &TimelineSummary) -> bool {
+    summary.segments == 0
+}
+
+/// Whether all of its WAL is in object storage.
+pub fn is_archived(summary: &TimelineSummary) -> bool {
+    summary.flush_lsn == summary.commit_lsn
+        && (summary.archived_lsn == summary.commit_lsn
+            || summary.commit_lsn == summary.parameters.start_lsn)
+}
+
 /// Whether nothing is to be done with a timeline of which all is durable: what is there is committed, and nothing of it is to
 /// be archived, or removed, or handed to other members.
 fn is_settled(summary: &TimelineSummary) -> bool {
-    let size = u64::from(summary.parameters.segment_size);
     let configuration = &summary.configuration;
-    summary.flush_lsn == summary.commit_lsn
+    is_archived(summary)
         && configuration.is_known()
         && configuration.incoming().is_empty()
-        && summary.archived_lsn.checked_add(size).is_none_or(|full| full > summary.commit_lsn)
         && !can_be_trimmed(summary, summary.remote_consistent_lsn)
 }
 

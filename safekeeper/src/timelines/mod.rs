@@ -1,5 +1,6 @@
 //! All timelines of this safekeeper, by name.
 
+mod away;
 mod mending;
 mod opening;
 mod resting;
@@ -18,6 +19,7 @@ use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
 use self::resting::RestingFiles;
 use self::slots::{Slot, Slots};
+use crate::archive::Archive;
 use crate::decisions::Decisions;
 use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
@@ -51,6 +53,8 @@ pub struct TimelinesContext {
     pub shared: OpenContext,
     /// Where it is decided who the members are.
     pub decisions: Decisions,
+    /// Where WAL is that is no longer on the disk, if anywhere.
+    pub archive: Option<Arc<Archive>>,
     /// Which life of its directory each safekeeper was in that was met before quorums said so.
     pub met: Arc<BTreeMap<NodeId, Incarnation>>,
     /// Whether the directory must have a list of timelines.

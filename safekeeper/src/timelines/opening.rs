@@ -1,6 +1,7 @@
 //! Opening timelines when somebody needs them, and letting them come to rest when nobody does.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,11 @@ use pgstrata_format::resting::TimelineSummary;
 use pgstrata_wire::safekeeper::RefusedReason;
 use rustix::io::Errno;
 
+use super::away::NotBack;
 use super::slots::{Seen, Slot};
 use super::{TimelineKey, Timelines};
 use crate::storage_error::StorageError;
-use crate::timeline::{Overview, Timeline};
+use crate::timeline::{Overview, Timeline, is_away};
 
 /// Longest wait for a timeline that is being opened, or comes to rest. Who asked has given up by then.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -141,7 +143,13 @@ impl Timelines {
             self.slots.give_back(key, Slot::Resting(summary));
             return Err(RefusedReason::Storage(error.to_string()));
         }
-        match Timeline::open(&self.context.shared, &self.directory_of(key)) {
+        let directory = self.directory_of(key);
+        if let Err(reason) = self.bring_back_if_away(key, &directory) {
+            tracing::warn!(timeline = %key.1, %reason, "timeline can't be served now");
+            self.slots.give_back(key, Slot::Resting(summary));
+            return Err(reason);
+        }
+        match Timeline::open(&self.context.shared, &directory) {
             Ok(opened) => {
                 let timeline = Arc::new(opened.timeline);
                 let removed_bytes = opened.removed_bytes;
@@ -160,6 +168,48 @@ impl Timelines {
                 Err(RefusedReason::Storage(text))
             }
         }
+    }
+
+    /// Has the timeline's WAL be here if it was in object storage only. What is not there any more is damage, for others to
+    /// mend, which is found when the timeline is opened.
+    fn bring_back_if_away(&self, key: TimelineKey, directory: &Path) -> Result<(), RefusedReason> {
+        let storage = |error: StorageError| {
+            if !is_passing(&error) && !error.is_mendable() {
+                self.context.shared.latch.throw(&error.to_string());
+            }
+            RefusedReason::Unavailable(error.to_string())
+        };
+        if !self.is_sent_away(directory).map_err(storage)? {
+            return Ok(());
+        }
+        match self.bring_back(key) {
+            Ok(()) => Ok(()),
+            Err(later @ NotBack::Later(_)) => Err(RefusedReason::Unavailable(later.to_string())),
+            Err(NotBack::Storage(error)) => Err(storage(error)),
+            Err(gone @ NotBack::Gone(_)) => {
+                tracing::error!(timeline = %key.1, error = %gone, "it is looked for at other members");
+                self.note_back(directory).map_err(storage)
+            }
+        }
+    }
+
+    /// Writes down what rests.
+    pub(super) fn store_resting(&self) -> Result<(), StorageError> {
+        let own = self.context.shared.own;
+        let stored = self.resting_files.store(|| {
+            let all = self.slots.resting().into_iter();
+            all.filter(|one| one.configuration.contains(own)).collect()
+        });
+        match stored {
+            // The list before is as right, but for what takes how much space.
+            Err(StorageError::DiskFull { .. }) => Ok(()),
+            other => other.inspect_err(|error| self.context.shared.latch.throw(&error.to_string())),
+        }
+    }
+
+    /// Whether none of its WAL is here: to look at it would fetch it.
+    pub fn is_away(&self, key: TimelineKey) -> bool {
+        self.slots.summary_of_resting(key).is_some_and(|summary| is_away(&summary))
     }
 
     /// Lets those of these timelines come to rest that are open, that nobody has, and with which nothing is to be done.

@@ -205,6 +205,14 @@ impl Slots {
         resting.collect()
     }
 
+    /// What is known of one that rests.
+    pub fn summary_of_resting(&self, key: TimelineKey) -> Option<Arc<TimelineSummary>> {
+        match self.map.read().get(&key)? {
+            Slot::Resting(summary) => Some(Arc::clone(summary)),
+            _ => None,
+        }
+    }
+
     /// All that are served.
     pub fn overviews(&self) -> Vec<Overview> {
         let map = self.map.read();

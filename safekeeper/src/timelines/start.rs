@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 use pgstrata_format::resting::TimelineSummary;
 use pgstrata_ids::{TenantId, TimelineId};
 
+use super::away::summary_of;
 use super::resting::RestingFiles;
 use super::slots::{Slot, Slots};
 use super::{MOST_OPEN, TimelineKey, Timelines, TimelinesContext};
 use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
-use crate::timeline::{KEEP, Timeline, read_control};
+use crate::timeline::{AWAY, KEEP, Timeline, read_control};
 use crate::wanted::Wanted;
 
 /// So many are opened between looks whether too many are.
@@ -110,7 +111,7 @@ impl Timelines {
         Ok(())
     }
 
-    fn list(&self, directory: &Path) -> Result<Vec<String>, StorageError> {
+    pub(super) fn list(&self, directory: &Path) -> Result<Vec<String>, StorageError> {
         let names = self.context.shared.disk.list(directory);
         names.map_err(StorageError::wrap("list", directory))
     }
@@ -123,6 +124,12 @@ impl Timelines {
                 // A crash while it was created: nobody was told that it exists.
                 return Ok(());
             }
+        }
+        if names.iter().any(|name| name == AWAY)
+            && let Some(summary) = self.summary_if_away(directory)
+        {
+            self.slots.insert(key, Slot::Resting(Arc::new(summary)));
+            return Ok(());
         }
         let slot = match Timeline::open(&self.context.shared, directory) {
             Ok(opened) if opened.timeline.is_left() && names.iter().any(|name| name == KEEP) => {
@@ -165,6 +172,15 @@ impl Timelines {
         };
         self.slots.insert(key, slot);
         Ok(())
+    }
+
+    /// What is known of a timeline whose WAL is in object storage, if it is a member's: it is fetched when somebody needs it. Of
+    /// others there is nothing to fetch.
+    fn summary_if_away(&self, directory: &Path) -> Option<TimelineSummary> {
+        let control = read_control(&self.context.shared, &directory.join("control")).ok()?;
+        let configuration = &control.state.configuration;
+        let is_left = configuration.is_known() && !configuration.contains(self.context.shared.own);
+        (!is_left).then(|| summary_of(&control))
     }
 
     /// Whether others are the members, by what the timeline's control file says.
