@@ -55,7 +55,8 @@ def good(parameter, operation):
         "force": ["true", "false"],
         "after": [0, 1, 2, 1 << 40],
         # All of them are there: nothing is to be given up.
-        "survivors": ["1", "1,2", "2,9", "x"],
+        "survivors": ["1", "1,2", "2,9", "x", ""],
+        "newcomers": ["", "1,2,3", "9", "x"],
     }
     if parameter in ("to", "name"):
         return new_name() if parameter == "to" else a_name(operation)

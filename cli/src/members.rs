@@ -3,6 +3,8 @@
 //! A change is made timeline by timeline, by a safekeeper that is asked again until it is done (`POST /v1/members`).
 //! What is decided stands in object storage, so that the same command goes on where an earlier one ended.
 
+mod recover;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use pgstrata_wire::http::Code;
 use pgstrata_wire::http::safekeeper::{Change, Quorum, Status, Step};
 use serde_json::{Value, json};
 
+pub use self::recover::recover;
 use crate::cluster::Cluster;
 use crate::http::{Refused, Service};
 use crate::services::Services;
@@ -281,96 +284,6 @@ pub fn show(services: &dyn Services, name: &str, json: bool) -> Result<()> {
         table::print(&columns, &incoming)?;
     }
     out::line(&format!("nothing that is committed is lost with any {safe} of them"))
-}
-
-/// `quorum recover`.
-pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result<()> {
-    let Some(row) = branch::find(services, name)? else { bail!("there is no branch '{name}'") };
-    let key = (row.tenant_id, row.timeline_id);
-    let seen = services.safekeepers()?;
-    let Some(quorum) = quorums(&seen).remove(&key) else {
-        bail!(
-            "no safekeeper that answers has WAL of branch '{name}'. The page server has it up to {}: 'pgstrata branch create \
-             NAME --from {name}' makes a branch of that",
-            row.last_record_lsn
-        );
-    };
-    let of = |member: &pgstrata_wire::http::safekeeper::Member| {
-        let status = seen.iter().filter_map(|one| one.said.as_ref().ok());
-        let mut its =
-            status.filter(|said| said.id == member.id && said.incarnation == member.incarnation);
-        its.next()?.timelines.iter().find(|one| (one.tenant_id, one.timeline_id) == key)
-    };
-    // A change that is under way can be undone by those who were members before it.
-    let answering = quorum.members.iter().filter(|member| of(member).is_some()).count();
-    ensure!(
-        answering <= quorum.members.len() / 2,
-        "a majority of the safekeepers of branch '{name}' answers: nothing needs to be given up. 'pgstrata safekeeper replace \
-         ID' puts another one in the place of one that is gone"
-    );
-    let members = || quorum.members.iter().chain(&quorum.incoming);
-    let survivors: BTreeSet<u64> =
-        members().filter(|member| of(member).is_some()).map(|member| member.id).collect();
-    let lost: BTreeSet<u64> =
-        members().filter(|member| of(member).is_none()).map(|member| member.id).collect();
-    let text = |ids: &BTreeSet<u64>| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-    ensure!(!survivors.is_empty(), "none of the safekeepers of branch '{name}' answers");
-    // What it has is not lost yet.
-    let mends = |id: &&u64| {
-        let said = seen.iter().filter_map(|one| one.said.as_ref().ok());
-        let mut its = said.filter(|said| said.id == **id).flat_map(|said| &said.damaged);
-        its.any(|one| (one.tenant_id, one.timeline_id) == key && one.mending)
-    };
-    if let Some(id) = lost.iter().find(mends) {
-        bail!(
-            "safekeeper {id} answers, and gets what is damaged of branch '{name}' from others: it may have what they lack. \
-             'pgstrata safekeeper list' and its status say how far it is; stop it if what it has is to be given up"
-        );
-    }
-    // What is beyond may be of a compute that committed nothing.
-    let end = members().filter_map(of).map(|one| one.commit_lsn).max().unwrap_or_default();
-    // Its pages are made of what was committed: other WAL before there would not fit them.
-    ensure!(
-        row.last_record_lsn <= end,
-        "the page server has branch '{name}' up to {}, and no safekeeper that is left knows more than {end} to be committed: \
-         'pgstrata branch create NAME --from {name}' makes a branch that has all of it",
-        row.last_record_lsn
-    );
-    let line = format!(
-        "branch '{name}': commits after {end} may be missing, which only safekeepers {} had; all before it are with {}",
-        text(&lost),
-        text(&survivors)
-    );
-    if !accept_loss {
-        bail!("{line}. If they are gone for good, --accept-loss goes on without them");
-    }
-    let first = seen.iter().find(|one| survivors.contains(&one.node.0));
-    let Some(first) = first else { bail!("no safekeeper answers any more") };
-    let (tenant, timeline) = (key.0.to_string(), key.1.to_string());
-    let (survivors, after) = (text(&survivors).replace(' ', ""), quorum.number.to_string());
-    let query = [
-        ("tenant_id", tenant.as_str()),
-        ("timeline_id", &timeline),
-        ("survivors", &survivors),
-        ("after", &after),
-    ];
-    let begun: Change = first.service.post("/v1/recover", &query, &[])?;
-    ensure!(
-        begun.waits_for.is_empty(),
-        "it is decided, but not everybody who is left has heard of it ({}): give the command again",
-        begun.waits_for
-    );
-    // Where there are several, the one that has most of it decides until all have it.
-    let number = begun.quorum.map_or(quorum.number, |quorum| quorum.number);
-    let nodes: Vec<u64> = survivors.split(',').filter_map(|id| id.parse().ok()).collect();
-    let able: Vec<&Service> =
-        seen.iter().filter(|one| nodes.contains(&one.node.0)).map(|one| &one.service).collect();
-    one(&able, key, &nodes, (true, number), (&AtomicUsize::new(0), 1))?;
-    out::line(&line)?;
-    out::line(&format!(
-        "it goes on with {survivors} alone: 'pgstrata safekeeper remove' forgets the lost ones, and 'pgstrata safekeeper add' \
-         makes it safe again"
-    ))
 }
 
 /// Makes each timeline have the members that `wanted` says, of those that it is about to have; none if it has them. Goes on

@@ -84,12 +84,7 @@ impl Archive {
                  have: another member has to write it"
             ));
         }
-        let extent = Extent {
-            from: Lsn(segment.number * u64::from(parameters.segment_size)),
-            boundary: segment.boundary,
-            last_record: segment.last_record,
-            history: history.up_to(segment.boundary),
-        };
+        let extent = segment.extent(parameters, history);
         match self.put_object(&name, Arc::clone(&segment.bytes), &extent).await? {
             PutOutcome::Created => Ok(()),
             PutOutcome::Exists => match self.holds(parameters, segment).await? {
@@ -97,6 +92,32 @@ impl Archive {
                 false => Err(format!("{name} was there, and is gone again")),
             },
         }
+    }
+
+    /// Stores a segment in the place of one that has, after `given_up`, a piece of a record that was given up. False if it
+    /// has not, or if it is another one before that too.
+    pub async fn replace_given_up(
+        &self,
+        parameters: &TimelineParameters,
+        segment: &CheckedSegment,
+        history: &TermHistory,
+        given_up: Lsn,
+    ) -> Result<bool, String> {
+        let size = u64::from(parameters.segment_size);
+        if given_up.segment_number(size) != segment.number || segment.missing > 0 {
+            return Ok(false);
+        }
+        let Some(found) = self.get(parameters, segment.number).await? else { return Ok(false) };
+        let right = given_up.segment_offset(size) as usize;
+        if found[..right] != segment.bytes[..right] {
+            return Ok(false);
+        }
+        let name = object_name(parameters, segment.number);
+        let extent = segment.extent(parameters, history);
+        let object = object_of(&name, Arc::clone(&segment.bytes), &extent).await?;
+        self.store.check_claim().await.map_err(|error| error.to_string())?;
+        self.store.put(&name, object).await.map_err(|error| error.to_string())?;
+        Ok(true)
     }
 
     /// WAL under a name that has never had any other.
@@ -109,14 +130,7 @@ impl Archive {
         // Each time: where two of one timeline go apart, the first to store a segment keeps the other from it. One that
         // is on its way while the store is taken still gets there.
         self.store.check_claim().await.map_err(|error| error.to_string())?;
-        // Of a log that no term wrote there is nothing to say.
-        let mut object = match extent.history.last() {
-            Some(_) => extent.encode(),
-            None => Vec::new(),
-        };
-        let compressed = off_runtime(move || compress(&wal)).await;
-        object.extend(compressed.map_err(|error| format!("can't compress {name}: {error}"))?);
-        let stored = self.store.put_if_absent(name, Bytes::from(object)).await;
+        let stored = self.store.put_if_absent(name, object_of(name, wal, extent).await?).await;
         stored.map_err(|error| error.to_string())
     }
 
@@ -185,6 +199,18 @@ impl Archive {
         let wal = off_runtime(move || zstd::bulk::decompress(&object, size)).await;
         Ok(Some((extent, wal.map_err(|error| damaged(&error))?)))
     }
+}
+
+/// An object's bytes.
+async fn object_of(name: &str, wal: Arc<Vec<u8>>, extent: &Extent) -> Result<Bytes, String> {
+    // Of a log that no term wrote there is nothing to say.
+    let mut object = match extent.history.last() {
+        Some(_) => extent.encode(),
+        None => Vec::new(),
+    };
+    let compressed = off_runtime(move || compress(&wal)).await;
+    object.extend(compressed.map_err(|error| format!("can't compress {name}: {error}"))?);
+    Ok(Bytes::from(object))
 }
 
 fn differs(name: &str) -> String {

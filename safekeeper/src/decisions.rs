@@ -181,10 +181,12 @@ impl Decisions {
                 .map(|(&(node, heard), found)| self.registered(node, heard, found));
             let members = members.collect::<Result<Vec<Member>, RefusedReason>>()?;
             let chain = Chain::found(members).map_err(unavailable)?;
-            let founded = Quorum { parameters: parameters.clone(), chain, is_older };
+            let parameters = parameters.clone();
+            let founded =
+                Quorum { parameters, chain, is_older, restored_lsn: None, given_up_lsn: None };
             // The store may be another cluster's by now.
             self.store.check_claim().await.map_err(unavailable)?;
-            let key = (parameters.tenant, parameters.timeline);
+            let key = (founded.parameters.tenant, founded.parameters.timeline);
             let bytes = Bytes::from(founded.encode());
             match self.store.put_if_absent(&object_name(key), bytes).await.map_err(unavailable)? {
                 PutOutcome::Created => Ok(founded),

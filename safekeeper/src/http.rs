@@ -11,12 +11,13 @@ use pgstrata_listen::{
 use pgstrata_quorum::Configuration;
 use pgstrata_wire::http::Code;
 use pgstrata_wire::http::safekeeper as http;
+use pgstrata_wire::safekeeper::RefusedReason;
 use tokio::sync::Semaphore;
 
 use crate::background::{Known, Lags};
 use crate::disk_space::DiskState;
 use crate::metrics;
-use crate::steward::{Steward, Trouble, Wish};
+use crate::steward::{Left, Steward, Trouble, Wish};
 use crate::timeline::Overview;
 use crate::timelines::Timelines;
 
@@ -67,6 +68,13 @@ fn router(state: HttpState) -> Router {
              others had",
             &[Code::NotFound, Code::Conflict, Code::Busy, Code::Failed],
             recover,
+        )
+        .post(
+            "/v1/catch-up",
+            "Has this safekeeper get what it lacks of a timeline: from other members, or from object storage where too few of \
+             them answer. Says how far object storage has it",
+            &[Code::NotFound, Code::Busy, Code::Failed],
+            catch_up,
         )
         .for_who(Need::Deed(Deed::SeeHealth))
         .get("/healthz", "Whether the process answers", &[], alive)
@@ -172,9 +180,34 @@ async fn recover(
     State(state): State<HttpState>,
     Asked(asked): Asked<http::Recover>,
 ) -> Result<Json<http::Change>, Refusal> {
-    let survivors = node_ids(&asked.survivors)?;
+    let some = |text: &str| match text.is_empty() {
+        true => Ok(Vec::new()),
+        false => node_ids(text),
+    };
+    let (survivors, newcomers) = (some(&asked.survivors)?, some(&asked.newcomers)?);
+    let left = Left { survivors, after: asked.after, newcomers };
     let key = (asked.tenant_id, asked.timeline_id);
-    steer(state, move |steward| steward.recover(key, &survivors, asked.after)).await
+    steer(state, move |steward| steward.recover(key, &left)).await
+}
+
+async fn catch_up(
+    State(state): State<HttpState>,
+    Asked(asked): Asked<http::OfTimeline>,
+) -> Result<Json<http::Archived>, Refusal> {
+    let key = (asked.tenant_id, asked.timeline_id);
+    let timelines = Arc::clone(&state.timelines);
+    steer(state, move |steward| {
+        let commit_lsn = match timelines.get(key) {
+            Ok(timeline) => {
+                timelines.wanted().push(key);
+                Some(timeline.commit_lsn())
+            }
+            Err(RefusedReason::UnknownTimeline) => None,
+            Err(reason) => return Err(Trouble::Later(reason.to_string())),
+        };
+        Ok(http::Archived { archived_lsn: steward.archived_lsn(key)?, commit_lsn })
+    })
+    .await
 }
 
 fn node_ids(text: &str) -> Result<Vec<NodeId>, Refusal> {
@@ -186,10 +219,10 @@ fn node_ids(text: &str) -> Result<Vec<NodeId>, Refusal> {
 }
 
 /// Has the steward do something that waits for others, with a bound on how many do.
-async fn steer(
+async fn steer<T: Send + 'static>(
     state: HttpState,
-    deed: impl FnOnce(&Steward) -> Result<http::Change, Trouble> + Send + 'static,
-) -> Result<Json<http::Change>, Refusal> {
+    deed: impl FnOnce(&Steward) -> Result<T, Trouble> + Send + 'static,
+) -> Result<Json<T>, Refusal> {
     let Ok(_place) = Arc::clone(&state.changing).try_acquire_owned() else {
         return Err(Refusal::new(Code::Busy, "other changes of members are under way: ask again"));
     };

@@ -116,12 +116,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let wal_limits = wal::Limits::default();
     wal::serve(wal_port.blocking(), Arc::clone(&timelines), security.clone(), wal_limits)
         .context("can't start a thread")?;
-    let archive = Some(archive);
     let known = Arc::new(Known::default());
     let lags = Arc::new(Lags::default());
     let background = Background {
         timelines: Arc::clone(&timelines),
-        archive: archive.clone(),
+        archive: Some(Arc::clone(&archive)),
         broker: args.broker.clone(),
         known: Arc::clone(&known),
         lags: Arc::clone(&lags),
@@ -135,12 +134,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let steward = Steward {
         decisions: decisions.clone(),
+        archive: Arc::clone(&archive),
         known: Arc::clone(&known),
         security: security.clone(),
     };
     let state = HttpState::new(Arc::clone(&timelines), known, lags, args.zone.clone(), steward);
-    let pg_state =
-        PgState { timelines: Arc::clone(&timelines), archive, security: security.clone() };
+    let pg_state = PgState {
+        timelines: Arc::clone(&timelines),
+        archive: Some(archive),
+        security: security.clone(),
+    };
     let result = runtime.block_on(async {
         tokio::spawn(pg::serve(pg_port.asynchronous()?, pg_state));
         tokio::spawn(http::serve(http_port.asynchronous()?, state, security));

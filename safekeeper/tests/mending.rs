@@ -84,7 +84,13 @@ impl Copy {
     }
 
     fn create(&mut self) -> Timeline {
-        let quorum = Quorum { parameters: parameters(START), chain: chain(), is_older: false };
+        let quorum = Quorum {
+            parameters: parameters(START),
+            chain: chain(),
+            is_older: false,
+            restored_lsn: None,
+            given_up_lsn: None,
+        };
         let context = self.context();
         Timeline::create(&context, &self.directory, &quorum, &[]).unwrap()
     }

@@ -10,9 +10,11 @@
 //!  "start_lsn":"0/1000000","ancestor_id":null,
 //!  "configurations":[{"number":1,"members":[{"id":1,"incarnation":"..."}],"incoming":[]}]}
 //! ```
-//! The newest configurations are kept, oldest first ([`pgstrata_quorum::MAX_CHAIN`]).
+//! The newest configurations are kept, oldest first ([`pgstrata_quorum::MAX_CHAIN`]). Where all members were lost, and new ones
+//! went on with what is archived, `"restored_lsn"` says from where on; and where some or all were given up, `"given_up_lsn"` how
+//! far the archive was right then.
 
-use pgstrata_ids::{Member, NodeId, SystemId, TimelineParameters};
+use pgstrata_ids::{Lsn, Member, NodeId, SystemId, TimelineParameters};
 use pgstrata_quorum::{Chain, Configuration};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,12 @@ pub struct Quorum {
     /// Whether it had been there before there was this object: its first members have copies, and one that has none has
     /// lost it.
     pub is_older: bool,
+    /// All members were lost, and others were made members, who have what is archived: that goes at least this far, and none of
+    /// them may begin with less.
+    pub restored_lsn: Option<Lsn>,
+    /// Members were given up last when the archive had whole records up to there. What its last segment had after that is a
+    /// piece of a record that may be lost, and other WAL may be committed in its place.
+    pub given_up_lsn: Option<Lsn>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,6 +62,10 @@ struct Document {
     ancestor_id: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_older: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restored_lsn: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    given_up_lsn: Option<String>,
     configurations: Vec<Step>,
 }
 
@@ -96,6 +108,8 @@ impl Quorum {
             start_lsn: parameters.start_lsn.to_string(),
             ancestor_id: parameters.ancestor.map(|ancestor| ancestor.to_string()),
             is_older: self.is_older,
+            restored_lsn: self.restored_lsn.map(|lsn| lsn.to_string()),
+            given_up_lsn: self.given_up_lsn.map(|lsn| lsn.to_string()),
             configurations: self.chain.configurations().iter().map(step).collect(),
         })
     }
@@ -117,7 +131,11 @@ impl Quorum {
         parameters.check().map_err(corrupt)?;
         let steps = document.configurations.iter().map(configuration);
         let chain = Chain::of(steps.collect::<Result<_, FormatError>>()?).map_err(corrupt)?;
-        Ok(Quorum { parameters, chain, is_older: document.is_older })
+        let lsn = |text: Option<&str>| text.map(parsed).transpose();
+        let restored_lsn = lsn(document.restored_lsn.as_deref())?;
+        let given_up_lsn = lsn(document.given_up_lsn.as_deref())?;
+        let is_older = document.is_older;
+        Ok(Quorum { parameters, chain, is_older, restored_lsn, given_up_lsn })
     }
 }
 
@@ -142,7 +160,7 @@ fn configuration(step: &Step) -> Result<Configuration, FormatError> {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_ids::{Incarnation, Lsn, TenantId, TimelineId};
+    use pgstrata_ids::{Incarnation, TenantId, TimelineId};
     use pgstrata_quorum::{MAX_CHAIN, MAX_MEMBERS};
     use proptest::prelude::*;
 
@@ -164,7 +182,7 @@ mod tests {
             start_lsn: Lsn(16 << 20),
             ancestor: Some(TimelineId([4; 16])),
         };
-        Quorum { parameters, chain, is_older: false }
+        Quorum { parameters, chain, is_older: false, restored_lsn: None, given_up_lsn: None }
     }
 
     fn changed() -> Quorum {
@@ -196,6 +214,9 @@ mod tests {
         assert_eq!(Quorum::decode(&bytes), Ok(changed()));
         let older = Quorum { is_older: true, ..changed() };
         assert_eq!(Quorum::decode(&older.encode()), Ok(older));
+        let (restored_lsn, given_up_lsn) = (Some(Lsn(0x123_4568)), Some(Lsn(0x123_4570)));
+        let restored = Quorum { restored_lsn, given_up_lsn, ..changed() };
+        assert_eq!(Quorum::decode(&restored.encode()), Ok(restored));
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut broken = bytes.clone();

@@ -138,6 +138,13 @@ impl Chain {
         Chain::of(vec![next])
     }
 
+    /// The chain that begins anew with others, where none of the members is left: what they are to have is in the archive, and
+    /// what is not there is given up. Never without an operator who says that all are gone for good.
+    pub fn restored(&self, members: Vec<Member>) -> Result<Chain, ChainError> {
+        let number = self.newest().number().saturating_add(1);
+        Chain::of(vec![Configuration::new(number, members)?])
+    }
+
     /// Whether a step that is kept shows that this member was let go: others have what it has.
     pub fn shows_leaving(&self, member: Member) -> bool {
         let leaves = |pair: &[Configuration]| pair[0].contains(member) && !pair[1].contains(member);

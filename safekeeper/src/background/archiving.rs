@@ -217,13 +217,39 @@ impl Turn<'_> {
         let (reached, commit_lsn) = (&mut state.reached, timeline.commit_lsn());
         let segment =
             CheckedSegment::read(&mut reader, parameters, number, commit_lsn, reached).await?;
-        if self.claimed && archive.holds(parameters, &segment).await? {
+        match self.store(&segment).await {
+            Err(why) if self.uploads && self.replaces_given_up(&segment).await? => {
+                tracing::warn!(timeline = %parameters.timeline, number, why, "replaced: members were given up in it");
+                Ok(true)
+            }
+            stored => Ok(stored?),
+        }
+    }
+
+    async fn store(&self, segment: &CheckedSegment) -> Result<bool, String> {
+        let parameters = self.timeline.parameters();
+        if self.claimed && self.archive.holds(parameters, segment).await? {
             return Ok(true);
         }
         if self.uploads {
-            archive.put(parameters, &segment, &timeline.history()).await?;
+            self.archive.put(parameters, segment, &self.timeline.history()).await?;
         }
         Ok(self.uploads)
+    }
+
+    /// What is there may be of a log that was given up in the middle of a record.
+    async fn replaces_given_up(&self, segment: &CheckedSegment) -> Result<bool, String> {
+        let parameters = self.timeline.parameters();
+        let decisions = self.background.timelines.context().decisions.clone();
+        let key = (parameters.tenant, parameters.timeline);
+        let decided = tokio::task::spawn_blocking(move || decisions.read(key)).await;
+        let decided = decided.map_err(|error| error.to_string())?;
+        let decided = decided.map_err(|reason| reason.to_string())?;
+        let Some(given_up) = decided.and_then(|quorum| quorum.given_up_lsn) else {
+            return Ok(false);
+        };
+        let history = self.timeline.history();
+        self.archive.replace_given_up(parameters, segment, &history, given_up).await
     }
 
     /// Whether the tail that ends at `end` is archived by now.

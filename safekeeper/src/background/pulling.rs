@@ -7,7 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use pgstrata_ids::{NodeId, Term};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::safekeeper::{Message, Status};
 use tokio::runtime::Handle;
@@ -35,7 +35,23 @@ const TURNS: usize = 8;
 
 struct Peer {
     status: Status,
-    client: SafekeeperClient,
+    /// `None` for the archive.
+    client: Option<SafekeeperClient>,
+}
+
+impl Peer {
+    fn name(&self) -> String {
+        match &self.client {
+            Some(_) => format!("safekeeper {}", self.status.member.node),
+            None => "the archive".to_owned(),
+        }
+    }
+
+    fn read(&mut self, at: Lsn, to: Lsn, term: Term, bytes: &mut Vec<u8>) -> anyhow::Result<()> {
+        let Some(client) = &mut self.client else { bail!("the archive has no WAL at {at}") };
+        client.read_wal(at, to, term, bytes)?;
+        Ok(())
+    }
 }
 
 /// Goes on as long as there is much: what is written meanwhile is to be less each time. The rest a proposer sends, but for
@@ -66,6 +82,12 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
             return Ok(0);
         }
     }
+    let own = background.timelines.context().shared.own;
+    let answers = |member| member == own || peers.iter().any(|peer| peer.status.member == member);
+    if !timeline.configuration().is_quorum(answers) {
+        // What is archived was committed, and those who had it may be gone.
+        peers.extend(ask_archive(background, timeline, handle)?);
+    }
     let statuses: Vec<Status> = peers.iter().map(|peer| peer.status.clone()).collect();
     let Some(missing) = timeline.conclude(&statuses)? else { return Ok(0) };
     let length = missing.target.saturating_sub(timeline.flush_lsn());
@@ -76,6 +98,30 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
     }
     copy(background, timeline, peer, &missing, handle)?;
     Ok(length)
+}
+
+/// What the archive has, as if a member said it that has all of it there.
+fn ask_archive(
+    background: &Background,
+    timeline: &Timeline,
+    handle: &Handle,
+) -> anyhow::Result<Option<Peer>> {
+    let Some(archive) = &background.archive else { return Ok(None) };
+    let newest = handle.block_on(archive.newest(timeline.parameters()))?;
+    let status = newest.map(|extent| Status {
+        // Nobody's: it counts for nothing.
+        member: Member { node: NodeId(0), incarnation: Incarnation([0; 16]) },
+        parameters: timeline.parameters().clone(),
+        configuration: (*timeline.configuration()).clone(),
+        configured_in: Term(0),
+        has_proposer: false,
+        term: Term(0),
+        available_lsn: extent.boundary,
+        flush_lsn: extent.boundary,
+        commit_lsn: extent.boundary,
+        history: extent.history,
+    });
+    Ok(status.map(|status| Peer { status, client: None }))
 }
 
 /// Asks all other members at once: one that is gone keeps nobody waiting for what another one has.
@@ -119,7 +165,7 @@ fn ask(background: &Background, timeline: &Timeline, node: NodeId) -> Option<Pee
     let mut client = client.ok()?;
     let status = client.open(parameters.tenant, parameters.timeline).ok()?;
     let is_it = status.member.node == node && status.parameters == *parameters;
-    is_it.then_some(Peer { status, client })
+    is_it.then_some(Peer { status, client: Some(client) })
 }
 
 /// Has an empty log begin where the peer's does: what that has removed is in the archive, and would be removed here as well.
@@ -157,14 +203,13 @@ fn begin_at_horizon(
         if at == to || bytes.len() >= MAX_BEGINNING {
             return Ok(false);
         }
-        peer.client.read_wal(at, to, Term(0), &mut bytes)?;
+        peer.read(at, to, Term(0), &mut bytes)?;
         let new = &bytes[(at - from) as usize..];
         if new.is_empty() {
-            bail!("safekeeper {} gave no WAL at {at}", peer.status.member.node);
+            bail!("{} gave no WAL at {at}", peer.name());
         }
         checker.check(new).map_err(|error| {
-            let node = peer.status.member.node;
-            anyhow::anyhow!("what safekeeper {node} gave as committed is no valid WAL: {error}")
+            anyhow::anyhow!("what {} gave as committed is no valid WAL: {error}", peer.name())
         })?;
         last_record = checker.last_record();
     }
@@ -177,7 +222,7 @@ fn begin_at_horizon(
         commit_lsn: missing.target,
     };
     if let Some(Message::Refused(reason)) = timeline.begin_at(&beginning)? {
-        bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.member.node);
+        bail!("WAL of {} doesn't fit: {reason}", peer.name());
     }
     tracing::info!(
         timeline = %parameters.timeline, available_lsn = %from, lsn = %beginning.lsn,
@@ -219,20 +264,20 @@ fn copy(
             let count = handle.block_on(archive.read(parameters, at, &mut bytes));
             bytes.truncate(count.map_err(anyhow::Error::msg)?);
         } else {
-            peer.client.read_wal(at, to, missing.term, &mut bytes)?;
+            peer.read(at, to, missing.term, &mut bytes)?;
         }
         if bytes.is_empty() {
-            bail!("safekeeper {} gave no WAL at {at}", peer.status.member.node);
+            bail!("{} gave no WAL at {at}", peer.name());
         }
         let answer: Answer = timeline.take_missing(missing, &peer.status, at, &bytes)?;
         if let Some(Message::Refused(reason)) = answer {
-            bail!("WAL of safekeeper {} doesn't fit: {reason}", peer.status.member.node);
+            bail!("WAL of {} doesn't fit: {reason}", peer.name());
         }
         at = at + bytes.len() as u64;
     }
     tracing::info!(
         timeline = %parameters.timeline, from = %missing.from, to = %target, term = %missing.term,
-        peer = %peer.status.member.node, "caught up"
+        peer = peer.name(), "caught up"
     );
     Ok(())
 }

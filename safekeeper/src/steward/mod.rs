@@ -5,6 +5,7 @@
 //! `docs/consensus.md`.
 
 mod campaign;
+mod recovering;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +18,11 @@ use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::http::safekeeper::{Change, Step};
 use pgstrata_wire::safekeeper::Status;
 
+use crate::archive::Archive;
 use crate::background::Known;
 use crate::decisions::{Decisions, Swapped};
 use crate::timelines::TimelineKey;
+pub use recovering::Left;
 
 /// Longest wait for a member's answer: it may wait for object storage itself before it gives one.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -52,6 +55,8 @@ pub enum Trouble {
 pub struct Steward {
     /// Where it is decided.
     pub decisions: Decisions,
+    /// Where WAL is archived.
+    pub archive: Arc<Archive>,
     /// Where members are.
     pub known: Arc<Known>,
     /// Who we are to them.
@@ -80,6 +85,7 @@ enum Prepared {
 }
 
 /// A member that answers.
+#[derive(Debug)]
 struct Heard {
     member: Member,
     status: Status,
@@ -137,64 +143,6 @@ impl Steward {
             }
         }
         Err(later("others change the members at the same time"))
-    }
-
-    /// Has those who are left of the members go on alone, where they can't elect: what only the others had is given up. They must
-    /// be all that answer, of the configuration of this number.
-    pub fn recover(
-        &self,
-        key: TimelineKey,
-        survivors: &[NodeId],
-        after: u64,
-    ) -> Result<Change, Trouble> {
-        let Some((quorum, version)) = self.decisions.read_versioned(key).map_err(later)? else {
-            return Err(Trouble::NotFound(format!("timeline {} was never founded", key.1)));
-        };
-        let newest = quorum.chain.newest();
-        if newest.number() != after {
-            // Who is left may never have heard of it.
-            self.ask(key, newest, &|_| true, Some(newest.number()));
-            let text = "the members were changed meanwhile: look again";
-            return Err(Trouble::Conflict(format!("{text} (configuration {})", newest.number())));
-        }
-        let (heard, _) = self.ask(key, newest, &|_| true, None);
-        let members: Vec<Member> = heard.iter().map(|one| one.member).collect();
-        // Where a change is under way it can be undone: those before it are enough.
-        let before =
-            Configuration::new(newest.number(), newest.members().to_vec()).map_err(later)?;
-        if before.is_quorum(|member| members.contains(&member)) {
-            let text = "a majority of the members answers: nothing needs to be given up";
-            return Err(Trouble::Conflict(text.into()));
-        }
-        let most = heard.iter().max_by_key(|one| {
-            let reached = one.status.history.reached_by(one.status.flush_lsn);
-            (reached.last().map(|last| last.term), one.status.flush_lsn)
-        });
-        let Some(most) = most.map(|one| one.member) else {
-            return Err(Trouble::Conflict("no member answers".into()));
-        };
-        let answers: Vec<String> = members.iter().map(|member| member.node.to_string()).collect();
-        let answers = answers.join(", ");
-        let are_these = members.len() == survivors.len()
-            && members.iter().all(|member| survivors.contains(&member.node));
-        if !are_these {
-            let text = format!("others answer than was said: look again (these do: {answers})");
-            return Err(Trouble::Conflict(text));
-        }
-        let chain = quorum.chain.recovered(most, members).map_err(later)?;
-        let decided = pgstrata_format::quorum::Quorum { chain, ..quorum };
-        match self.decisions.swap(key, &version, &decided).map_err(later)? {
-            Swapped::Yes => {}
-            Swapped::No => return Err(later("others change the members at the same time")),
-        }
-        let number = decided.chain.newest().number();
-        tracing::warn!(timeline = %key.1, number, survivors = answers, "who is left goes on alone");
-        let told = self.finish(key, &decided.chain)?;
-        Ok(match decided.chain.newest().incoming().is_empty() {
-            true => told,
-            // The one that has most decides with them until they have it too.
-            false => Change { step: Step::CatchingUp, ..told },
-        })
     }
 
     /// These nodes, each in the life in which it is a member, unless its directory is another one by now.

@@ -9,9 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pgstrata_env::replace_file;
+use pgstrata_format::archived::Extent;
+use pgstrata_format::quorum::Quorum;
 use pgstrata_format::resting::TimelineSummary;
 use pgstrata_format::safekeeper::TimelineControl;
-use pgstrata_ids::{Lsn, TimelineParameters};
+use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
+use pgstrata_quorum::ControlState;
+use pgstrata_wire::safekeeper::RefusedReason;
 
 use super::slots::Slot;
 use super::{TimelineKey, Timelines};
@@ -49,6 +53,37 @@ pub fn summary_of(control: &TimelineControl) -> TimelineSummary {
         last_record_lsn: state.commit_lsn,
         segments: 0,
         configuration: Arc::new(state.configuration.clone()),
+    }
+}
+
+/// The control file of a member that has what is archived, and has promised nothing else.
+fn restored(
+    decided: &Quorum,
+    extent: &Extent,
+    node: NodeId,
+    addresses: &[(NodeId, String)],
+) -> TimelineControl {
+    let parameters = decided.parameters.clone();
+    let (start_lsn, lsn) = (parameters.start_lsn, extent.boundary);
+    // The next record links back to the last one.
+    let last_record = extent.last_record.unwrap_or(lsn);
+    let first = last_record.segment_start(u64::from(parameters.segment_size)).max(start_lsn);
+    let term = extent.history.last().map_or(Term(0), |last| last.term);
+    TimelineControl {
+        node,
+        parameters,
+        state: ControlState {
+            configured_in: term,
+            term,
+            history: extent.history.clone(),
+            commit_lsn: lsn,
+            ..ControlState::empty(start_lsn, decided.chain.newest().clone())
+        },
+        flush_lsn: lsn,
+        available_lsn: first,
+        archived_lsn: lsn,
+        remote_consistent_lsn: start_lsn,
+        addresses: addresses.to_vec(),
     }
 }
 
@@ -106,6 +141,70 @@ impl Timelines {
         // What came back with a loss of power would take its space until somebody needs it.
         disk.sync_directory(&directory).map_err(StorageError::unsynced("sync", &directory))?;
         Ok(true)
+    }
+
+    /// What is archived of a timeline whose members were all lost, which goes to `least` at least. For threads that may wait.
+    pub(super) fn find_restored(
+        &self,
+        parameters: &TimelineParameters,
+        least: Lsn,
+    ) -> Result<Extent, RefusedReason> {
+        let later = |why: String| {
+            let text = format!("its members were lost, and what is archived can't be had: {why}");
+            RefusedReason::Unavailable(text)
+        };
+        let Some(archive) = &self.context.archive else {
+            return Err(later("this safekeeper has no object store".to_owned()));
+        };
+        let newest = self.context.decisions.runtime().block_on(archive.newest(parameters));
+        let newest = newest.map_err(|error| later(error.to_string()))?;
+        // None of them begins with less: what was decided is that they have it.
+        let newest = newest.filter(|extent| extent.boundary >= least);
+        newest.ok_or_else(|| later(format!("it was there up to {least}, and is not any more")))
+    }
+
+    /// Creates such a timeline, as one whose WAL is in object storage. For whoever creates timelines now.
+    pub(super) fn create_restored(
+        &self,
+        decided: &Quorum,
+        extent: &Extent,
+        addresses: &[(NodeId, String)],
+    ) -> Result<(), RefusedReason> {
+        let parameters = &decided.parameters;
+        let key = (parameters.tenant, parameters.timeline);
+        let control = restored(decided, extent, self.context.shared.own.node, addresses);
+        let created = self.store_restored(&self.directory_of(key), &control);
+        let created = created.and_then(|()| self.ledger.add([key])).inspect_err(|error| {
+            if !matches!(error, StorageError::DiskFull { .. }) {
+                self.context.shared.latch.throw(&error.to_string());
+            }
+        });
+        created.map_err(|error| RefusedReason::Storage(error.to_string()))?;
+        tracing::warn!(
+            timeline = %key.1, lsn = %extent.boundary,
+            "its members were lost: it goes on with what is archived"
+        );
+        self.slots.insert(key, Slot::Resting(Arc::new(summary_of(&control))));
+        Ok(())
+    }
+
+    fn store_restored(
+        &self,
+        directory: &Path,
+        control: &TimelineControl,
+    ) -> Result<(), StorageError> {
+        let disk = self.context.shared.disk.as_ref();
+        let wrap = StorageError::wrap("create directory", directory);
+        disk.create_directory(directory).map_err(wrap)?;
+        for above in directory.ancestors().skip(1).take(2) {
+            disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
+        }
+        // First: without a control file it is nothing yet.
+        for (name, bytes) in [(AWAY, Vec::new()), ("control", control.encode())] {
+            let path = directory.join(name);
+            replace_file(disk, &path, &bytes).map_err(StorageError::wrap("replace", &path))?;
+        }
+        Ok(())
     }
 
     /// Whether the timeline in `directory` may lack WAL that is in object storage.

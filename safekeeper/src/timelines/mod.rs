@@ -334,7 +334,11 @@ impl Timelines {
                 key.1
             )));
         }
-        let _creating = self.creating.lock();
+        let restored = match decided.restored_lsn {
+            Some(lsn) => Some(self.find_restored(&decided.parameters, lsn)?),
+            None => None,
+        };
+        let creating = self.creating.lock();
         match self.get(key) {
             Err(RefusedReason::UnknownTimeline) => {}
             other => return other,
@@ -345,6 +349,11 @@ impl Timelines {
             )));
         }
         let directory = self.directory_of(key);
+        if let Some(extent) = restored {
+            self.create_restored(decided, &extent, addresses)?;
+            drop(creating);
+            return self.get(key);
+        }
         let created = Timeline::create(&self.context.shared, &directory, decided, addresses);
         // Before it promises anything: from now on it is never begun anew.
         let created = created.and_then(|timeline| self.ledger.add([key]).map(|()| timeline));

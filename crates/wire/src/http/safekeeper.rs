@@ -172,10 +172,40 @@ pub struct Recover {
     #[serde(with = "text")]
     #[schemars(with = "form::Id")]
     pub timeline_id: TimelineId,
-    /// Node ids of all members that answer, with commas between them: fewer than a majority.
+    /// Node ids of all members that answer, with commas between them: fewer than a majority. Empty if none does.
     pub survivors: String,
-    /// Number of the configuration that they are members of.
+    /// Number of the configuration that they are members of. 0 if none of them is left to say it.
     pub after: u64,
+    /// Where no member answers: node ids of those who may become members, the most wanted first. As many are made members as
+    /// there were, and go on with what is in object storage.
+    #[serde(default)]
+    pub newcomers: String,
+}
+
+/// What there is of a timeline in object storage, and what the safekeeper that is asked has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Archived {
+    /// End of the last record that is whole in object storage; null if nothing is there.
+    #[serde(with = "text::optional")]
+    #[schemars(with = "Option<form::Lsn>")]
+    pub archived_lsn: Option<Lsn>,
+    /// What this safekeeper knows to be committed; null if it has nothing of the timeline.
+    #[serde(with = "text::optional")]
+    #[schemars(with = "Option<form::Lsn>")]
+    pub commit_lsn: Option<Lsn>,
+}
+
+/// Which timeline.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct OfTimeline {
+    /// Whose timeline.
+    #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
+    pub tenant_id: TenantId,
+    /// Which timeline.
+    #[serde(with = "text")]
+    #[schemars(with = "form::Id")]
+    pub timeline_id: TimelineId,
 }
 
 /// How far a change of members is.

@@ -1,0 +1,279 @@
+//! `quorum recover`: going on where a majority of a branch's safekeepers is lost.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
+
+use anyhow::{Result, bail, ensure};
+use pgstrata_ids::Lsn;
+use pgstrata_wire::http::Code;
+use pgstrata_wire::http::pageserver::Branch;
+use pgstrata_wire::http::safekeeper::{Archived, Change, Member, Quorum, Timeline};
+
+use super::{ASK_EVERY, Key, PATIENCE, Seen, TELL_EVERY, one, quorums};
+use crate::http::{Refused, Service};
+use crate::services::Services;
+use crate::{branch, out};
+
+fn text(ids: &BTreeSet<u64>) -> String {
+    ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// `quorum recover`.
+pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result<()> {
+    let Some(row) = branch::find(services, name)? else { bail!("there is no branch '{name}'") };
+    let key = (row.tenant_id, row.timeline_id);
+    let seen = services.safekeepers()?;
+    let left = quorums(&seen).remove(&key).map(|quorum| Left { seen: &seen, key, quorum });
+    match left.filter(|left| !left.survivors().is_empty()) {
+        Some(left) => with_survivors(&row, &left, accept_loss),
+        None => from_archive(&row, &seen, accept_loss),
+    }
+}
+
+/// What is left of a branch's members.
+struct Left<'a> {
+    seen: &'a [Seen],
+    key: Key,
+    quorum: Quorum,
+}
+
+impl Left<'_> {
+    fn of(&self, member: &Member) -> Option<&Timeline> {
+        let status = self.seen.iter().filter_map(|one| one.said.as_ref().ok());
+        let mut its =
+            status.filter(|said| said.id == member.id && said.incarnation == member.incarnation);
+        let is_it = |one: &&Timeline| (one.tenant_id, one.timeline_id) == self.key;
+        its.next()?.timelines.iter().find(is_it)
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.quorum.members.iter().chain(&self.quorum.incoming)
+    }
+
+    fn survivors(&self) -> BTreeSet<u64> {
+        let answering = self.members().filter(|member| self.of(member).is_some());
+        answering.map(|member| member.id).collect()
+    }
+
+    fn lost(&self) -> BTreeSet<u64> {
+        let silent = self.members().filter(|member| self.of(member).is_none());
+        silent.map(|member| member.id).collect()
+    }
+}
+
+/// Those who are left go on, once they have what is archived.
+fn with_survivors(row: &Branch, left: &Left<'_>, accept_loss: bool) -> Result<()> {
+    let (name, quorum) = (&row.name, &left.quorum);
+    // A change that is under way can be undone by those who were members before it.
+    let answering = quorum.members.iter().filter(|member| left.of(member).is_some()).count();
+    ensure!(
+        answering <= quorum.members.len() / 2,
+        "a majority of the safekeepers of branch '{name}' answers: nothing needs to be given up. 'pgstrata safekeeper replace \
+         ID' puts another one in the place of one that is gone"
+    );
+    let (survivors, lost) = (left.survivors(), left.lost());
+    // What it has is not lost yet.
+    let mends = |id: &&u64| {
+        let said = left.seen.iter().filter_map(|one| one.said.as_ref().ok());
+        let mut its = said.filter(|said| said.id == **id).flat_map(|said| &said.damaged);
+        its.any(|one| (one.tenant_id, one.timeline_id) == left.key && one.mending)
+    };
+    if let Some(id) = lost.iter().find(mends) {
+        bail!(
+            "safekeeper {id} answers, and gets what is damaged of branch '{name}' from others: it may have what they lack. \
+             'pgstrata safekeeper list' and its status say how far it is; stop it if what it has is to be given up"
+        );
+    }
+    let able: Vec<&Service> = left
+        .seen
+        .iter()
+        .filter(|one| survivors.contains(&one.node.0))
+        .map(|one| &one.service)
+        .collect();
+    // What is beyond may be of a compute that committed nothing.
+    let known = left.members().filter_map(|member| left.of(member)).map(|one| one.commit_lsn).max();
+    let end = get_archived(&able, left.key, known.unwrap_or_default())?;
+    refuse_what_would_not_fit(row, end, "no safekeeper that is left knows more than")?;
+    let line = format!(
+        "branch '{name}': commits after {end} may be missing, which only safekeepers {} had; all before it are with {}",
+        text(&lost),
+        text(&survivors)
+    );
+    if !accept_loss {
+        bail!("{line}. If they are gone for good, --accept-loss goes on without them");
+    }
+    let Some(first) = able.first() else { bail!("no safekeeper answers any more") };
+    let nodes: Vec<u64> = survivors.iter().copied().collect();
+    let begun = decide(first, left.key, (&survivors, &[]), quorum.number)?;
+    // Where there are several, the one that has most of it decides until all have it.
+    let number = begun.quorum.map_or(quorum.number, |quorum| quorum.number);
+    one(&able, left.key, &nodes, (true, number), (&AtomicUsize::new(0), 1))?;
+    out::line(&line)?;
+    out::line(&format!(
+        "it goes on with {} alone: 'pgstrata safekeeper remove' forgets the lost ones, and 'pgstrata safekeeper add' \
+         makes it safe again",
+        text(&survivors)
+    ))
+}
+
+/// Has those who are left get what is in object storage and they lack. Returns up to where what is committed is known then.
+fn get_archived(able: &[&Service], key: Key, known: Lsn) -> Result<Lsn> {
+    let (tenant, timeline) = (key.0.to_string(), key.1.to_string());
+    let query = [("tenant_id", tenant.as_str()), ("timeline_id", &timeline)];
+    let mut moved = (Instant::now(), known);
+    let mut told = Instant::now();
+    loop {
+        let (mut most, mut archived) = (known, Lsn::INVALID);
+        for service in able {
+            let has: Archived = service.post("/v1/catch-up", &query, &[])?;
+            most = most.max(has.commit_lsn.unwrap_or_default());
+            archived = archived.max(has.archived_lsn.unwrap_or_default());
+        }
+        if most >= archived {
+            return Ok(most);
+        }
+        if most > moved.1 {
+            moved = (Instant::now(), most);
+        }
+        ensure!(
+            moved.0.elapsed() < PATIENCE,
+            "object storage has WAL up to {archived}, and those who are left have it up to {most} only, and get no more: \
+             their logs say why"
+        );
+        if told.elapsed() > TELL_EVERY {
+            told = Instant::now();
+            let missing = archived.saturating_sub(most) >> 20;
+            eprintln!("pgstrata: who is left gets {missing} MB of WAL from object storage");
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
+}
+
+/// Others go on with what is archived.
+fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<()> {
+    let (name, key) = (&row.name, (row.tenant_id, row.timeline_id));
+    let able: Vec<&Seen> = seen.iter().filter(|one| one.said.is_ok()).collect();
+    let Some(first) = able.first() else {
+        bail!("no safekeeper answers: start as many as branch '{name}' had, with new directories")
+    };
+    let (tenant, timeline) = (key.0.to_string(), key.1.to_string());
+    let query = [("tenant_id", tenant.as_str()), ("timeline_id", &timeline)];
+    let has: Archived = first.service.post("/v1/catch-up", &query, &[])?;
+    let Some(end) = has.archived_lsn else {
+        bail!(
+            "no safekeeper that answers has WAL of branch '{name}', and none is in object storage. The page server has it up to \
+             {}: 'pgstrata branch create NAME --from {name}' makes a branch of that",
+            row.last_record_lsn
+        );
+    };
+    refuse_what_would_not_fit(row, end, "object storage has its WAL only up to")?;
+    let line = format!(
+        "branch '{name}': commits after {end} may be missing, which only its safekeepers had, none of which answers; all \
+         before it are in object storage"
+    );
+    if !accept_loss {
+        bail!("{line}. If they are gone for good, --accept-loss goes on with others");
+    }
+    let newcomers = spread(&able);
+    decide(&first.service, key, (&BTreeSet::new(), &newcomers), 0)?;
+    out::line(&line)?;
+    out::line("it goes on with others: 'pgstrata quorum show' says which")
+}
+
+/// Nodes in an order in which the first few are in as many zones as there are.
+fn spread(able: &[&Seen]) -> Vec<u64> {
+    let mut left: Vec<(&str, u64)> = able
+        .iter()
+        .filter_map(|one| Some((one.said.as_ref().ok()?.zone.as_str(), one.node.0)))
+        .collect();
+    let mut order = Vec::new();
+    while !left.is_empty() {
+        let mut zones = BTreeSet::new();
+        left.retain(|&(zone, node)| {
+            // Of those whose zone is not known each is in one of its own.
+            let is_next = zone.is_empty() || zones.insert(zone);
+            if is_next {
+                order.push(node);
+            }
+            !is_next
+        });
+    }
+    order
+}
+
+/// The page server's pages are made of what was committed: other WAL before there would not fit them.
+fn refuse_what_would_not_fit(row: &Branch, end: Lsn, who: &str) -> Result<()> {
+    let name = &row.name;
+    ensure!(
+        row.last_record_lsn <= end,
+        "the page server has branch '{name}' up to {}, and {who} {end} to be committed: 'pgstrata branch create NAME --from \
+         {name}' makes a branch that has all of it",
+        row.last_record_lsn
+    );
+    Ok(())
+}
+
+fn decide(
+    service: &Service,
+    key: Key,
+    (survivors, newcomers): (&BTreeSet<u64>, &[u64]),
+    after: u64,
+) -> Result<Change> {
+    let newcomers: Vec<String> = newcomers.iter().map(u64::to_string).collect();
+    let (tenant, timeline, newcomers) = (key.0.to_string(), key.1.to_string(), newcomers.join(","));
+    let (survivors, after) = (text(survivors).replace(' ', ""), after.to_string());
+    let query = [
+        ("tenant_id", tenant.as_str()),
+        ("timeline_id", &timeline),
+        ("survivors", &survivors),
+        ("after", &after),
+        ("newcomers", &newcomers),
+    ];
+    let since = Instant::now();
+    let begun: Change = loop {
+        let asked: Result<Change> = service.post("/v1/recover", &query, &[]);
+        match asked {
+            Err(error) if is_busy(&error) && since.elapsed() < PATIENCE => {
+                std::thread::sleep(ASK_EVERY);
+            }
+            other => break other?,
+        }
+    };
+    ensure!(
+        begun.waits_for.is_empty(),
+        "it is decided, but not everybody has heard of it ({}): give the command again",
+        begun.waits_for
+    );
+    Ok(begun)
+}
+
+/// Whether it may be otherwise in a moment.
+fn is_busy(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.0.code == Code::Busy)
+}
+
+#[cfg(test)]
+mod tests {
+    use pgstrata_ids::NodeId;
+    use pgstrata_wire::http::safekeeper::Status;
+
+    use super::*;
+
+    #[test]
+    fn those_who_go_on_are_spread_over_zones() {
+        let one = |node: u64, zone: &str| {
+            let said = serde_json::json!({
+                "id": node, "incarnation": "", "zone": zone, "timelines": [], "damaged": []
+            });
+            let said: Status = serde_json::from_value(said).unwrap();
+            let service = Service::pageserver("127.0.0.1:1");
+            Seen { node: NodeId(node), address: String::new(), service, said: Ok(said) }
+        };
+        let order = |all: &[Seen]| spread(&all.iter().collect::<Vec<_>>());
+        let all = [one(1, "a"), one(2, "a"), one(3, "b"), one(4, "b"), one(5, "c")];
+        assert_eq!(order(&all), [1, 3, 5, 2, 4]);
+        assert_eq!(order(&[one(1, ""), one(2, ""), one(3, "a")]), [1, 2, 3]);
+        assert_eq!(order(&[]), Vec::<u64>::new());
+    }
+}

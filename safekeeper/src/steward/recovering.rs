@@ -1,0 +1,215 @@
+//! Going on where a majority of the members is lost: with who is left of them, or, if nobody is, with what is archived.
+//!
+//! Never without an operator who says so. What the lost ones had alone is given up, and nothing else: what is archived was
+//! committed, and whoever decides from now on has it first.
+
+use pgstrata_format::archived::Extent;
+use pgstrata_format::quorum::Quorum;
+use pgstrata_ids::{Lsn, Member, NodeId, TimelineParameters};
+use pgstrata_quorum::Configuration;
+use pgstrata_wal_client::SafekeeperClient;
+use pgstrata_wire::http::safekeeper::{Change, Step};
+
+use super::{Heard, PATIENCE, Steward, Trouble, later};
+use crate::decisions::Swapped;
+use crate::timelines::TimelineKey;
+
+/// What an operator says of those who are left.
+#[derive(Clone, Debug)]
+pub struct Left {
+    /// All members that answer, of the configuration of this number; nobody and 0 where none is left.
+    pub survivors: Vec<NodeId>,
+    /// That number.
+    pub after: u64,
+    /// Where none is left: who may become members, the most wanted first.
+    pub newcomers: Vec<NodeId>,
+}
+
+impl Steward {
+    /// Has those who are left of the members go on alone, where they can't elect; or, where nobody is left, others with what is
+    /// archived.
+    pub fn recover(&self, key: TimelineKey, left: &Left) -> Result<Change, Trouble> {
+        let Some((quorum, version)) = self.decisions.read_versioned(key).map_err(later)? else {
+            return Err(Trouble::NotFound(format!("timeline {} was never founded", key.1)));
+        };
+        let newest = quorum.chain.newest();
+        if newest.number() != left.after && left.after != 0 {
+            // Who is left may never have heard of it.
+            self.ask(key, newest, &|_| true, Some(newest.number()));
+            let text = "the members were changed meanwhile: look again";
+            return Err(Trouble::Conflict(format!("{text} (configuration {})", newest.number())));
+        }
+        let (heard, _) = self.ask(key, newest, &|_| true, None);
+        let members: Vec<Member> = heard.iter().map(|one| one.member).collect();
+        // Where a change is under way it can be undone: those before it are enough.
+        let before =
+            Configuration::new(newest.number(), newest.members().to_vec()).map_err(later)?;
+        if before.is_quorum(|member| members.contains(&member)) {
+            let text = "a majority of the members answers: nothing needs to be given up";
+            return Err(Trouble::Conflict(text.into()));
+        }
+        let answers: Vec<String> = members.iter().map(|member| member.node.to_string()).collect();
+        let answers = answers.join(", ");
+        let are_these = members.len() == left.survivors.len()
+            && members.iter().all(|member| left.survivors.contains(&member.node));
+        if !are_these {
+            let text = format!("others answer than was said: look again (these do: {answers})");
+            return Err(Trouble::Conflict(text));
+        }
+        let archived = self.archived(&quorum.parameters)?;
+        let given_up_lsn = archived.as_ref().map(|extent| extent.boundary).or(quorum.given_up_lsn);
+        let (chain, restored_lsn) = match most(&heard) {
+            Some(most) => {
+                if let Some(extent) = archived {
+                    refuse_to_give_up(most, &extent, quorum.parameters.start_lsn)?;
+                }
+                (quorum.chain.recovered(most.member, members).map_err(later)?, quorum.restored_lsn)
+            }
+            None => {
+                let Some(extent) = archived else {
+                    let text = "no member answers, and no WAL of the timeline is in object storage";
+                    return Err(Trouble::Conflict(text.into()));
+                };
+                let members = self.newcomers(&left.newcomers, newest)?;
+                (quorum.chain.restored(members).map_err(later)?, Some(extent.boundary))
+            }
+        };
+        let decided = Quorum { chain, restored_lsn, given_up_lsn, ..quorum };
+        match self.decisions.swap(key, &version, &decided).map_err(later)? {
+            Swapped::Yes => {}
+            Swapped::No => return Err(later("others change the members at the same time")),
+        }
+        let number = decided.chain.newest().number();
+        tracing::warn!(timeline = %key.1, number, survivors = answers, "who is left goes on alone");
+        let told = self.finish(key, &decided.chain)?;
+        Ok(match decided.chain.newest().incoming().is_empty() {
+            true => told,
+            // The one that has most decides with them until they have it too.
+            false => Change { step: Step::CatchingUp, ..told },
+        })
+    }
+
+    /// How far the archived log goes.
+    fn archived(&self, parameters: &TimelineParameters) -> Result<Option<Extent>, Trouble> {
+        self.decisions.runtime().block_on(self.archive.newest(parameters)).map_err(later)
+    }
+
+    /// How far the archived log of a timeline goes; `None` if none of it is archived.
+    pub fn archived_lsn(&self, key: TimelineKey) -> Result<Option<Lsn>, Trouble> {
+        match self.decisions.read(key).map_err(later)? {
+            Some(quorum) => Ok(self.archived(&quorum.parameters)?.map(|extent| extent.boundary)),
+            None => Err(Trouble::NotFound(format!("timeline {} was never founded", key.1))),
+        }
+    }
+
+    /// As many of these as there were members, each of which answers.
+    fn newcomers(&self, nodes: &[NodeId], before: &Configuration) -> Result<Vec<Member>, Trouble> {
+        let count = before.members().len();
+        let registered = self.decisions.registrations(nodes).map_err(later)?;
+        let members = registered.into_iter().flatten().filter_map(|one| {
+            let node = one.member.node;
+            let address = self.address(node)?;
+            let identity = self.security.identity();
+            SafekeeperClient::connect(&address, Some(node), identity, PATIENCE).ok()?;
+            // One that is back in the life in which it was a member has promised something.
+            (!before.contains(one.member)).then_some(one.member)
+        });
+        let members: Vec<Member> = members.take(count).collect();
+        match members.len() > count / 2 {
+            true => Ok(members),
+            false => Err(Trouble::Conflict(format!(
+                "there were {count} members, and only {} others answer: start more safekeepers",
+                members.len()
+            ))),
+        }
+    }
+}
+
+/// Whose log a proposer would go on with.
+fn most(heard: &[Heard]) -> Option<&Heard> {
+    heard.iter().max_by_key(|one| {
+        let reached = one.status.history.reached_by(one.status.flush_lsn);
+        (reached.last().map(|last| last.term), one.status.flush_lsn)
+    })
+}
+
+/// What is archived was committed: who goes on has to have it.
+fn refuse_to_give_up(most: &Heard, extent: &Extent, start_lsn: Lsn) -> Result<(), Trouble> {
+    let status = &most.status;
+    // Where no entry is shared some were merged, and what is committed on both is the same.
+    let base = status.commit_lsn.min(extent.boundary).max(start_lsn);
+    let history = &status.history;
+    let agreed = history.divergence(status.flush_lsn, &extent.history, extent.boundary, base);
+    match agreed >= extent.boundary {
+        true => Ok(()),
+        false => Err(Trouble::Later(format!(
+            "object storage has WAL up to {}, and safekeeper {} agrees with it up to {agreed} only: it gets it from there              first",
+            extent.boundary, most.member.node
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgstrata_ids::{Incarnation, SystemId, TenantId, Term, TimelineId};
+    use pgstrata_quorum::{TermHistory, TermStart};
+    use pgstrata_wire::safekeeper::Status;
+
+    use super::*;
+
+    fn history(entries: &[(u64, u64)]) -> TermHistory {
+        let entry = |&(term, lsn)| TermStart { term: Term(term), lsn: Lsn(lsn) };
+        TermHistory::new(entries.iter().map(entry).collect()).unwrap()
+    }
+
+    fn heard(flush: u64, commit: u64, entries: &[(u64, u64)]) -> Heard {
+        let member = Member { node: NodeId(3), incarnation: Incarnation([3; 16]) };
+        let parameters = TimelineParameters {
+            tenant: TenantId([1; 16]),
+            timeline: TimelineId([2; 16]),
+            system_id: SystemId(7),
+            pg_version: 17,
+            pg_timeline: 1,
+            segment_size: 1 << 20,
+            start_lsn: Lsn(100),
+            ancestor: None,
+        };
+        let status = Status {
+            member,
+            parameters,
+            configuration: Configuration::new(1, vec![member]).unwrap(),
+            configured_in: Term(0),
+            has_proposer: false,
+            term: Term(9),
+            available_lsn: Lsn(100),
+            flush_lsn: Lsn(flush),
+            commit_lsn: Lsn(commit),
+            history: history(entries),
+        };
+        Heard { member, status }
+    }
+
+    #[test]
+    fn what_is_archived_is_never_given_up() {
+        let extent = |boundary: u64, entries: &[(u64, u64)]| Extent {
+            from: Lsn(0),
+            boundary: Lsn(boundary),
+            last_record: None,
+            history: history(entries),
+        };
+        let refused = |most: &Heard, extent: &Extent| {
+            refuse_to_give_up(most, extent, Lsn(100)).err().map(|why| why.to_string())
+        };
+        let archived = extent(300, &[(1, 100), (2, 250)]);
+        // All of it and more; all of it; less.
+        assert_eq!(refused(&heard(400, 200, &[(1, 100), (2, 250)]), &archived), None);
+        assert_eq!(refused(&heard(300, 300, &[(1, 100), (2, 250)]), &archived), None);
+        let why = refused(&heard(260, 200, &[(1, 100), (2, 250)]), &archived).unwrap();
+        assert!(why.contains("up to 0/12C") && why.contains("up to 0/104 only"), "{why}");
+        // As much, and more, of a term that came to nothing.
+        let why = refused(&heard(500, 200, &[(1, 100)]), &archived).unwrap();
+        assert!(why.contains("up to 0/FA only"), "{why}");
+        // Where others merged what is committed.
+        assert_eq!(refused(&heard(400, 300, &[(2, 100)]), &archived), None);
+    }
+}

@@ -1,0 +1,176 @@
+//! Going on where members are lost for good: with what is archived.
+#![allow(clippy::unwrap_used)] // A failed helper fails the test.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::broker::{Broker, start_broker};
+use common::cluster::Cluster;
+use common::source::Writer;
+use common::wal::{SEGMENT_SIZE, parameters};
+use pgstrata_compute_shim::proposer::Proposing;
+use pgstrata_ids::{Lsn, NodeId};
+use serde_json::Value;
+
+const START: Lsn = Lsn(SEGMENT_SIZE);
+const LONG: Duration = Duration::from_secs(20);
+
+/// Safekeepers with an archive, and a broker.
+fn start(count: u64, args: &[&str]) -> (Cluster, Broker) {
+    let broker = start_broker();
+    let args = [args, &["--broker", &broker.url]].concat();
+    (Cluster::start_with(count, &args), broker)
+}
+
+fn lead(cluster: &Cluster, ids: &[u64]) -> (Writer, Proposing) {
+    let asked = ids.iter().map(|&id| NodeId(id)).collect();
+    cluster.lead_by(&parameters(START), true, asked)
+}
+
+fn of_timeline() -> String {
+    let parameters = parameters(START);
+    format!("tenant_id={}&timeline_id={}", parameters.tenant, parameters.timeline)
+}
+
+fn recover(cluster: &Cluster, by: u64, asked: &str) -> (u16, String) {
+    let path = format!("/v1/recover?{}&{asked}", of_timeline());
+    let (status, answer) = cluster.nodes[by as usize - 1].post(&path);
+    (status, answer.to_string())
+}
+
+fn catch_up(cluster: &Cluster, by: u64) -> Value {
+    let (status, answer) =
+        cluster.nodes[by as usize - 1].post(&format!("/v1/catch-up?{}", of_timeline()));
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !done() {
+        assert!(Instant::now() < deadline, "not {what} in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How many segments are archived.
+fn segments(cluster: &Cluster) -> usize {
+    let parameters = parameters(START);
+    let of = format!("tenants/{}/timelines/{}/wal", parameters.tenant, parameters.timeline);
+    let Ok(found) = std::fs::read_dir(cluster.dir.path().join("objects").join(of)) else {
+        return 0;
+    };
+    let names = found.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".zst")).count()
+}
+
+#[test]
+fn an_idle_branch_goes_on_though_all_its_members_are_lost() {
+    let (mut cluster, _broker) = start(6, &["--archive-tail-after", "1"]);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(20, 10_000);
+    for node in &cluster.nodes[..3] {
+        node.wait_lsn("archived_lsn", end, LONG);
+    }
+    let (status, answer) = recover(&cluster, 4, "survivors=&after=0&newcomers=4,5,6");
+    assert!(status == 409 && answer.contains("nothing needs to be given up"), "{answer}");
+    proposing.stop().unwrap();
+    for node in &mut cluster.nodes[..3] {
+        node.kill();
+    }
+    for lost in [2, 3] {
+        std::fs::remove_dir_all(&cluster.nodes[lost - 1].dir).unwrap();
+    }
+    assert_eq!(catch_up(&cluster, 5)["archived_lsn"], end.to_string());
+    assert_eq!(catch_up(&cluster, 5)["commit_lsn"], Value::Null);
+    let (status, answer) = recover(&cluster, 4, "survivors=&after=0&newcomers=4");
+    assert!(status == 409 && answer.contains("start more safekeepers"), "{answer}");
+    let (status, answer) = recover(&cluster, 4, "survivors=1&after=0&newcomers=4,5,6");
+    assert!(status == 409 && answer.contains("others answer"), "{answer}");
+    let (status, answer) = recover(&cluster, 4, "survivors=&after=0&newcomers=4,5,6");
+    assert!(status == 200 && answer.contains("done"), "{answer}");
+    for node in &cluster.nodes[3..] {
+        assert_eq!(node.timeline_lsn("flush_lsn"), end);
+        assert_eq!(node.timeline_lsn("commit_lsn"), end);
+        assert!(node.read_all(first, end) == writer.bytes());
+    }
+    // It is elected, and goes on; also after everything has been started again.
+    let (more, proposing) = lead(&cluster, &[4, 5, 6]);
+    let next = more.commit(20, 1000);
+    proposing.stop().unwrap();
+    for node in &mut cluster.nodes[3..] {
+        node.kill();
+        node.start();
+    }
+    cluster.nodes[4].wait_lsn("commit_lsn", next, LONG);
+    let all = cluster.nodes[4].read_all(first, next);
+    assert!(all.starts_with(&writer.bytes()) && all.ends_with(&more.bytes()));
+    // One that was given up comes back: it is not heard, and keeps what it has.
+    cluster.nodes[0].start();
+    cluster.nodes[0].post(&format!("/v1/catch-up?{}", of_timeline()));
+    let (_, proposing) = lead(&cluster, &[1, 4, 5, 6]);
+    assert_eq!(proposing.commit_lsn() - next, 24);
+}
+
+/// Everything was lost but full segments, the last of which ends in the middle of a record; other WAL takes its place there.
+#[test]
+fn what_goes_on_from_the_last_whole_record_is_archived_in_its_place() {
+    let (mut cluster, _broker) = start(6, &[]);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    writer.commit(250, 9_000);
+    wait_until("archived", || segments(&cluster) == 2);
+    drop(proposing);
+    for node in &mut cluster.nodes[..3] {
+        node.kill();
+        std::fs::remove_dir_all(&node.dir).unwrap();
+    }
+    let archived: Lsn = catch_up(&cluster, 4)["archived_lsn"].as_str().unwrap().parse().unwrap();
+    assert!(START + SEGMENT_SIZE < archived && archived < START + 2 * SEGMENT_SIZE, "{archived}");
+    let (status, answer) = recover(&cluster, 5, "survivors=&after=0&newcomers=6,5,4");
+    assert_eq!(status, 200, "{answer}");
+    let (more, proposing) = lead(&cluster, &[4, 5, 6]);
+    assert_eq!(proposing.commit_lsn() - archived, 24);
+    let end = more.commit(250, 10_000);
+    for node in &cluster.nodes[3..] {
+        node.wait_lsn("archived_lsn", end.segment_start(SEGMENT_SIZE), 3 * LONG);
+        assert_eq!(node.status()["timelines"][0]["archiving_error"], Value::Null);
+    }
+    proposing.stop().unwrap();
+}
+
+/// The one that is left had been behind for long, and gets what the others had archived before it decides.
+#[test]
+fn who_is_left_has_what_is_archived_before_it_goes_on() {
+    let (mut cluster, _broker) = start(3, &["--archive-tail-after", "1"]);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    let some = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("flush_lsn", some, LONG);
+    cluster.nodes[2].kill();
+    let end = writer.commit(300, 9_000);
+    for node in &cluster.nodes[..2] {
+        node.wait_lsn("archived_lsn", end, LONG);
+    }
+    drop(proposing);
+    for node in &mut cluster.nodes[..2] {
+        node.kill();
+        std::fs::remove_dir_all(&node.dir).unwrap();
+    }
+    cluster.nodes[2].start();
+    assert!(cluster.nodes[2].timeline_lsn("flush_lsn") < end);
+    // By itself, as others said what there is; or when it is told to.
+    wait_until("caught up", || {
+        let has = catch_up(&cluster, 3);
+        assert_eq!(has["archived_lsn"], end.to_string());
+        has["commit_lsn"] == end.to_string()
+    });
+    let (status, answer) = recover(&cluster, 3, "survivors=3&after=1");
+    assert_eq!(status, 200, "{answer}");
+    assert!(cluster.nodes[2].read_all(first, end) == writer.bytes());
+    let (more, proposing) = lead(&cluster, &[3]);
+    assert_eq!(proposing.commit_lsn() - end, 24);
+    more.commit(10, 1000);
+    proposing.stop().unwrap();
+}
