@@ -393,9 +393,13 @@ fn run(command: Verb, place: &Where, auth_dir: Option<&Path>) -> Result<bool> {
         Verb::Quorum(members::QuorumVerb::Show { branch, json }) => {
             members::show(services()?.as_ref(), &branch, json)
         }
-        Verb::Quorum(members::QuorumVerb::Recover { branch, accept_loss }) => {
-            members::recover(services()?.as_ref(), &branch, accept_loss)
-        }
+        Verb::Quorum(members::QuorumVerb::Recover { branch, accept_loss }) => match place {
+            Where::Here(dir) => {
+                let (mut cluster, _lock) = Cluster::change(dir)?;
+                members::recover_here(&mut cluster, &branch, accept_loss)
+            }
+            Where::Elsewhere(file) => members::recover(&Remote::open(file)?, &branch, accept_loss),
+        },
         Verb::Lsn { branch, at, json } => {
             branch::lsn(services()?.as_ref(), &branch, at.as_ref(), json)
         }

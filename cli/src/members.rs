@@ -16,7 +16,7 @@ use pgstrata_wire::http::Code;
 use pgstrata_wire::http::safekeeper::{Change, Quorum, Status, Step};
 use serde_json::{Value, json};
 
-pub use self::recover::recover;
+pub use self::recover::{recover, recover_here};
 use crate::cluster::Cluster;
 use crate::http::{Refused, Service};
 use crate::services::Services;

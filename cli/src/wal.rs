@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use pgstrata_blob::{Location, Store};
 use pgstrata_cli::wal_offline::{check_redo, dump};
 use pgstrata_compute_shim::proposer::SafekeeperClient;
+use pgstrata_format::archived::MAX_SIZE as MAX_EXTENT;
 use pgstrata_ids::{Lsn, TenantId, Term, TimelineId};
 use pgstrata_pg_wal::{PgVersion, WalDecoder};
 use serde_json::{Value, json};
@@ -88,8 +89,8 @@ pub fn object_name(
 pub fn fetch_object(archive: &Archive, object: &str, segment_size: u64) -> Result<Option<Vec<u8>>> {
     let (location, endpoint) = archive;
     let location: Location = location.parse()?;
-    // A frame of a segment that can't be compressed, and its checksum.
-    let limit = zstd::zstd_safe::compress_bound(segment_size as usize) as u64 + 4;
+    // A frame of a segment that can't be compressed, its checksum, and what it says of itself.
+    let limit = zstd::zstd_safe::compress_bound(segment_size as usize) as u64 + 4 + MAX_EXTENT;
     http::block_on(async {
         let store = Store::open(&location, endpoint.as_deref())?;
         match store.get(object, limit).await {
@@ -98,6 +99,25 @@ pub fn fetch_object(archive: &Archive, object: &str, segment_size: u64) -> Resul
             Err(error) => Err(error.into()),
         }
     })
+}
+
+/// The object of the beginning of a segment, up to `end`.
+pub fn tail_name(
+    (tenant, timeline): (TenantId, TimelineId),
+    end: Lsn,
+    segment_size: u64,
+) -> String {
+    let segment = object_name((tenant, timeline), end.segment_number(segment_size), segment_size);
+    let (directory, name) = segment.rsplit_once('/').unwrap_or_default();
+    format!("{directory}/tail/{}.{:016X}.zst", name.trim_end_matches(".zst"), end.0)
+}
+
+/// The WAL in the object of a tail, which has so many bytes; an error says that it is damaged.
+pub fn unpack_tail(object: &str, packed: &[u8], length: usize) -> Result<Vec<u8>> {
+    let tail = zstd::bulk::decompress(packed, length)
+        .with_context(|| format!("'{object}' is damaged: restore it from a copy"))?;
+    ensure!(tail.len() == length, "'{object}' is damaged: {} bytes, not {length}", tail.len());
+    Ok(tail)
 }
 
 /// The segment in an object; an error says that it is damaged.

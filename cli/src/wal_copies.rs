@@ -19,7 +19,7 @@ use crate::cluster_file::Archive;
 use crate::members::Seen;
 use crate::services::{Services, WalPlaces};
 use crate::table;
-use crate::wal::{fetch_object, object_name, unpack};
+use crate::wal::{fetch_object, object_name, tail_name, unpack, unpack_tail};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -220,6 +220,26 @@ fn of_archive(row: &Branch, seen: &[Seen], archive: &Archive) -> Option<Copy> {
             if let Err(error) = checker.check(&segment[skip..]) {
                 return Ended::damaged(checker.position(), &format!("'{object}': {error}"));
             }
+        }
+        let from = archived.segment_start(size).max(from);
+        if from < archived {
+            let object = tail_name((row.tenant_id, row.timeline_id), archived, size);
+            let right = checker.position();
+            let packed = match fetch_object(archive, &object, size) {
+                Ok(Some(packed)) => packed,
+                Ok(None) => return Ended::damaged(right, &format!("'{object}' is missing")),
+                Err(error) => return Ended::unreachable(Some(right), &format!("{error:#}")),
+            };
+            match unpack_tail(&object, &packed, (archived - from) as usize) {
+                Err(error) => return Ended::damaged(right, &format!("{error:#}")),
+                Ok(tail) => {
+                    if let Err(error) = checker.check(&tail) {
+                        let text = format!("'{object}': {error}");
+                        return Ended::damaged(checker.position(), &text);
+                    }
+                }
+            }
+            return ended(&checker, archived);
         }
         // A record may go on in what is not archived yet.
         Ended { to: Some(checker.position()), state: State::Ok, why: None }

@@ -261,6 +261,47 @@ fn who_is_left_goes_on_when_told_to() {
     assert_eq!(count(&mut client), told + 2);
 }
 
+/// Every safekeeper's disk is gone, when nobody had written for a while.
+#[test]
+fn a_branch_goes_on_though_every_safekeeper_is_lost() {
+    // A minute passes until what nobody writes to is archived.
+    if !pgstrata_tests::thorough() {
+        return;
+    }
+    let cluster = Cluster::new();
+    let load = Load::start(&cluster.up());
+    load.goes_on();
+    let (told, _) = load.end();
+    cluster.cli(&["compute", "stop", "main"]);
+    let end = || cluster.json(&["branch", "list"])[0]["commit_lsn"].as_str().unwrap().to_owned();
+    let verified = || cluster.json(&["wal", "verify", "--all", "--branch", "main"]);
+    let since = Instant::now();
+    let is_archived = |row: &Value| row["copy"] == "archive" && row["ok_to"] == end();
+    while !verified().as_array().unwrap().iter().any(is_archived) {
+        assert!(since.elapsed() < Duration::from_secs(120), "{}", verified());
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    for lost in [1, 2, 3] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{lost}"))).unwrap();
+    }
+    let said = cluster.refusal(&["quorum", "recover"], 1);
+    assert!(said.contains("--accept-loss starts others"), "{said}");
+    let said = cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    assert!(said.contains("commits after") && said.contains("goes on with others"), "{said}");
+    assert_eq!(members(&quorum(&cluster, "main")), [4, 5, 6]);
+    for lost in ["1", "2", "3"] {
+        cluster.cli(&["safekeeper", "remove", lost]);
+    }
+    let mut client = connect(&cluster.up());
+    let count = |client: &mut postgres::Client| -> i64 {
+        client.query_one("select count(*) from told", &[]).unwrap().get(0)
+    };
+    assert_eq!(count(&mut client), told);
+    client.execute("insert into told values (0)", &[]).unwrap();
+    assert_eq!(count(&mut client), told + 1);
+}
+
 /// The page server has more than who is left: to go on there would lose what it has.
 #[test]
 fn who_is_left_does_not_go_on_before_the_pages() {

@@ -11,9 +11,10 @@ use pgstrata_wire::http::pageserver::Branch;
 use pgstrata_wire::http::safekeeper::{Archived, Change, Member, Quorum, Timeline};
 
 use super::{ASK_EVERY, Key, PATIENCE, Seen, TELL_EVERY, one, quorums};
+use crate::cluster::Cluster;
 use crate::http::{Refused, Service};
 use crate::services::Services;
-use crate::{branch, out};
+use crate::{branch, out, up};
 
 fn text(ids: &BTreeSet<u64>) -> String {
     ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
@@ -28,6 +29,61 @@ pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result
     match left.filter(|left| !left.survivors().is_empty()) {
         Some(left) => with_survivors(&row, &left, accept_loss),
         None => from_archive(&row, &seen, accept_loss),
+    }
+}
+
+/// The same in a cluster that `up` made: others are started where none of the members is left.
+pub fn recover_here(cluster: &mut Cluster, name: &str, accept_loss: bool) -> Result<()> {
+    let Some(row) = branch::find(cluster, name)? else { bail!("there is no branch '{name}'") };
+    let key = (row.tenant_id, row.timeline_id);
+    let seen = cluster.safekeepers()?;
+    let quorum = quorums(&seen).remove(&key);
+    let is_lost =
+        quorum.is_none_or(|quorum| Left { seen: &seen, key, quorum }.survivors().is_empty());
+    if !is_lost {
+        return recover(cluster, name, accept_loss);
+    }
+    let silent: Vec<u64> =
+        seen.iter().filter(|one| one.said.is_err()).map(|one| one.node.0).collect();
+    ensure!(
+        accept_loss || silent.len() < seen.len(),
+        "no safekeeper answers. If the directories of all of them are gone for good, --accept-loss starts others, which go on \
+         with what object storage has of branch '{name}'"
+    );
+    if !accept_loss {
+        return from_archive(&row, &seen, false);
+    }
+    // As 'safekeeper replace' does, which finds them where this ends early.
+    let mut started = Vec::new();
+    for &old in &silent {
+        started.push(up::begin_safekeeper(cluster, None, Some(old))?);
+    }
+    wait_until_heard(cluster)?;
+    from_archive(&row, &cluster.safekeepers()?, true)?;
+    for &new in &started {
+        up::safekeeper_has_joined(cluster, new, None)?;
+    }
+    if !silent.is_empty() {
+        let lost = text(&silent.into_iter().collect());
+        out::line(&format!(
+            "'pgstrata safekeeper remove' forgets the lost ones ({lost}), once all branches that they kept were recovered"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Has those who were just started answer.
+fn wait_until_heard(cluster: &Cluster) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let seen = cluster.safekeepers()?;
+        let answering = seen.iter().filter(|one| one.said.is_ok()).count();
+        // Each of the silent ones has one in its place.
+        if 2 * answering >= seen.len() {
+            return Ok(());
+        }
+        ensure!(since.elapsed() < PATIENCE, "only {answering} safekeepers answer");
+        std::thread::sleep(ASK_EVERY);
     }
 }
 
