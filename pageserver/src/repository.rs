@@ -1,9 +1,10 @@
 //! All timelines of a page server: opening them, finding them, and their background work.
 
 mod branches;
+mod removal;
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +31,9 @@ pub const FLUSH: &str = "flush";
 pub const COMPACT: &str = "compact";
 /// How soon what failed on a timeline is tried again there.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks for what deleted branches leave.
+const REMOVAL_PAUSE: Duration = Duration::from_secs(2);
+
 /// How soon a timeline that the object store did not give is asked for again.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// How soon background work looks again.
@@ -339,7 +343,26 @@ impl Repository {
             .spawn(move || repository.keep_reopening())
             .context("can't start the reopen thread")?;
         self.background.lock().push(thread);
+        let repository = Arc::clone(self);
+        let thread = std::thread::Builder::new()
+            .name("removal".into())
+            .spawn(move || repository.keep_removing())
+            .context("can't start the removal thread")?;
+        self.background.lock().push(thread);
         Ok(())
+    }
+
+    /// Removes what deleted branches leave, until the work is to end.
+    fn keep_removing(&self) {
+        let mut done = BTreeSet::new();
+        let mut looked = Instant::now();
+        while !self.stopping.load(Ordering::Acquire) {
+            std::thread::sleep(MOMENT);
+            if looked.elapsed() >= REMOVAL_PAUSE {
+                self.remove_wal_of_deleted(&mut done);
+                looked = Instant::now();
+            }
+        }
     }
 
     /// Tries again to open timelines that the object store did not give, until the work is to end.

@@ -147,6 +147,16 @@ impl Archive {
         }
     }
 
+    /// Removes all WAL of a timeline that was deleted.
+    pub async fn remove_all(&self, parameters: &TimelineParameters) -> Result<(), String> {
+        let listed = self.store.list(&format!("{}/", directory(parameters))).await;
+        for object in listed.map_err(|error| error.to_string())? {
+            self.store.check_claim().await.map_err(|error| error.to_string())?;
+            self.store.delete(&object.path).await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
     /// Whether there is an object for each segment in `[first, end)`. None of them is read.
     pub async fn has_all(
         &self,

@@ -45,7 +45,7 @@ pub enum Swapped {
 
 /// The object of one timeline.
 fn object_name(key: TimelineKey) -> String {
-    format!("tenants/{}/timelines/{}/quorum", key.0, key.1)
+    Quorum::object_name(key.0, key.1)
 }
 
 fn unavailable(error: impl std::fmt::Display) -> RefusedReason {
@@ -181,9 +181,7 @@ impl Decisions {
                 .map(|(&(node, heard), found)| self.registered(node, heard, found));
             let members = members.collect::<Result<Vec<Member>, RefusedReason>>()?;
             let chain = Chain::found(members).map_err(unavailable)?;
-            let parameters = parameters.clone();
-            let founded =
-                Quorum { parameters, chain, is_older, restored_lsn: None, given_up_lsn: None };
+            let founded = Quorum { is_older, ..Quorum::founded(parameters.clone(), chain) };
             // The store may be another cluster's by now.
             self.store.check_claim().await.map_err(unavailable)?;
             let key = (founded.parameters.tenant, founded.parameters.timeline);

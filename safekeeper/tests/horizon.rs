@@ -75,13 +75,7 @@ fn create(disk: &SimDisk) -> Timeline {
     disk.create_directory(Path::new("/safekeeper")).unwrap();
     disk.sync_directory(Path::new("/")).unwrap();
     let chain = Chain::found(vec![OWN]).unwrap();
-    let founded = Quorum {
-        parameters: parameters(START),
-        chain,
-        is_older: false,
-        restored_lsn: None,
-        given_up_lsn: None,
-    };
+    let founded = Quorum::founded(parameters(START), chain);
     Timeline::create(&context(disk), Path::new(DIRECTORY), &founded, &[]).unwrap()
 }
 

@@ -84,13 +84,7 @@ impl Copy {
     }
 
     fn create(&mut self) -> Timeline {
-        let quorum = Quorum {
-            parameters: parameters(START),
-            chain: chain(),
-            is_older: false,
-            restored_lsn: None,
-            given_up_lsn: None,
-        };
+        let quorum = Quorum::founded(parameters(START), chain());
         let context = self.context();
         Timeline::create(&context, &self.directory, &quorum, &[]).unwrap()
     }

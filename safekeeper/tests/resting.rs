@@ -12,6 +12,7 @@ use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
 use parking_lot::Mutex;
 use pgstrata_blob::{Location, Store};
 use pgstrata_env::Disk;
+use pgstrata_format::quorum::Quorum;
 use pgstrata_format::registration::Registration;
 use pgstrata_ids::{
     Incarnation, Lsn, Member, NodeId, TenantId, Term, TimelineId, TimelineParameters,
@@ -809,4 +810,84 @@ fn tails_are_removed_when_more_is_archived() {
     Arc::make_mut(&mut other.bytes)[500] ^= 1;
     let error = world.runtime.block_on(archive.put_tail(&parameters, &other)).unwrap_err();
     assert!(error.contains("differs"), "{error}");
+}
+
+/// Writes into the timeline's object that its branch was deleted.
+fn decide_deleted(world: &World, n: u8) {
+    let name = Quorum::object_name(key(n).0, key(n).1);
+    let path = world.objects.path().join(name);
+    let quorum = Quorum::decode(&std::fs::read(&path).unwrap()).unwrap();
+    std::fs::write(&path, Quorum { is_deleted: true, ..quorum }.encode()).unwrap();
+}
+
+#[test]
+fn what_was_deleted_goes_and_never_comes_back() {
+    for rests in [false, true] {
+        let mut world = World::new(1);
+        let life = world.open();
+        let mut logs = [life.found(1), life.found(2)];
+        for log in &mut logs {
+            log.commit(&life.get(log.n).unwrap(), 1000).unwrap();
+            world.archive_tail(&life.get(log.n).unwrap());
+        }
+        assert!(!rests || life.rest_as_it_is(1));
+        assert_eq!(life.timelines.look_at_decision(key(1)), Ok(()));
+        assert!(life.get(1).is_ok());
+        assert!(!rests || life.rest_as_it_is(1));
+        decide_deleted(&world, 1);
+        assert_eq!(life.timelines.look_at_decision(key(1)), Ok(()));
+        assert!(world.disk.list(&directory(1)).is_err());
+        assert!(life.timelines.keys() == [key(2)] && life.timelines.damaged().is_empty());
+        let archived = |n| world.runtime.block_on(world.archive().newest(&nth(n))).unwrap();
+        assert!(archived(1).is_none() && archived(2).is_some());
+        // Whoever comes for it is told, and it is not begun anew.
+        let greeting = Greeting {
+            parameters: nth(1),
+            known: 0,
+            addresses: Vec::new(),
+            proposer: ProposerId([2; 16]),
+        };
+        let refused = life.timelines.greet(&greeting).unwrap_err().to_string();
+        assert!(refused.contains("was deleted"), "{refused}");
+        let refused = life.timelines.found(&greeting, &[(OWN.node, Some(OWN.incarnation))]);
+        assert!(refused.unwrap_err().to_string().contains("was deleted"));
+        assert_eq!(life.timelines.heard_of(key(1), 1).unwrap_err().to_string(), refused_text());
+        drop(life);
+        world.disk.lose_power();
+        let life = world.open();
+        assert!(life.timelines.keys() == [key(2)] && life.timelines.damaged().is_empty());
+        assert!(life.get(2).is_ok());
+    }
+}
+
+fn refused_text() -> String {
+    RefusedReason::Mismatch(format!("timeline {} was deleted with its branch", key(1).1))
+        .to_string()
+}
+
+/// Stops at each operation while what was deleted goes: it does not come to be damaged by that, and goes then.
+#[test]
+fn wherever_it_stops_while_what_was_deleted_goes_it_goes_in_the_end() {
+    for operations in 0..8 {
+        for seed in 0..4 {
+            let mut world = World::new(seed);
+            let life = world.open();
+            let mut log = life.found(1);
+            log.commit(&life.get(1).unwrap(), 1000).unwrap();
+            decide_deleted(&world, 1);
+            world.disk.stop_after(operations);
+            let _ = life.timelines.look_at_decision(key(1));
+            drop(life);
+            world.disk.lose_power();
+            let life = world.open();
+            let what = format!("{operations} operations, seed {seed}");
+            if !life.timelines.damaged().is_empty() {
+                // The list of timelines still has it, and its directory is gone.
+                panic!("{what}: {:?}", life.timelines.damaged());
+            }
+            life.timelines.look_at_decision(key(1)).unwrap();
+            assert!(life.timelines.keys().is_empty(), "{what}");
+            assert!(world.disk.list(&directory(1)).is_err(), "{what}");
+        }
+    }
 }

@@ -238,3 +238,59 @@ fn a_database_made_anew_under_the_same_oid_has_nothing_of_the_old() {
         assert!(block(60000, number) == block(template, number), "block {number}");
     }
 }
+
+/// What there is of a timeline's WAL: directories of safekeepers, and objects.
+fn wal_of(cluster: &Cluster, tenant: &str, timeline: &str) -> (usize, usize) {
+    let of_safekeepers = (1..=3).filter(|id| {
+        cluster.dir().join(format!("safekeeper-{id}")).join(tenant).join(timeline).exists()
+    });
+    let objects = cluster.dir().join("objects/tenants").join(tenant).join("timelines");
+    let objects = std::fs::read_dir(objects.join(timeline).join("wal"));
+    let files = objects.map_or(0, |found| {
+        found.filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_file()).count()
+    });
+    (of_safekeepers.count(), files)
+}
+
+#[test]
+fn the_wal_of_a_deleted_branch_goes_from_safekeepers_and_object_storage() {
+    let cluster = Cluster::new();
+    let mut main = cluster.client();
+    main.batch_execute("create table t as select 1 a").unwrap();
+    cluster.cli(&["branch", "create", "child"]);
+    let mut child = cluster.branch_client("child");
+    child
+        .batch_execute("insert into t values (2); select pg_switch_wal(); insert into t values (3)")
+        .unwrap();
+    let rows = cluster.json(&["branch", "list"]);
+    let rows = rows.as_array().unwrap();
+    let row = rows.iter().find(|row| row["name"] == "child").unwrap();
+    let id = |field: &str| row[field].as_str().unwrap().to_owned();
+    let (tenant, timeline) = (id("tenant_id"), id("timeline_id"));
+    let wait_until = |what: &str, is_so: &dyn Fn((usize, usize)) -> bool| {
+        let since = std::time::Instant::now();
+        while !is_so(wal_of(&cluster, &tenant, &timeline)) {
+            let found = wal_of(&cluster, &tenant, &timeline);
+            assert!(since.elapsed() < Duration::from_secs(90), "not {what}: {found:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    wait_until("archived", &|(copies, objects)| copies == 3 && objects > 0);
+    // One of the safekeepers is away when it happens.
+    cluster.kill("safekeeper-2");
+    drop(child);
+    cluster.cli(&["compute", "stop", "child"]);
+    cluster.cli(&["branch", "delete", "child"]);
+    wait_until("gone from those that are there", &|found| found == (1, 0));
+    cluster.up();
+    wait_until("gone", &|found| found == (0, 0));
+    // Another branch may have the name; what it came from is as it was.
+    cluster.cli(&["branch", "create", "child"]);
+    let mut child = cluster.branch_client("child");
+    let count = |client: &mut Client| -> i64 {
+        client.query_one("select count(*) from t", &[]).unwrap().get(0)
+    };
+    assert_eq!((count(&mut child), count(&mut main)), (1, 1));
+    main.batch_execute("insert into t values (4)").unwrap();
+    cluster.cli(&["wal", "verify", "--branch", "main"]);
+}

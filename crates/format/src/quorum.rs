@@ -12,9 +12,9 @@
 //! ```
 //! The newest configurations are kept, oldest first ([`pgstrata_quorum::MAX_CHAIN`]). Where all members were lost, and new ones
 //! went on with what is archived, `"restored_lsn"` says from where on; and where some or all were given up, `"given_up_lsn"` how
-//! far the archive was right then.
+//! far the archive was right then. `"deleted":true` ends it all: nobody keeps the timeline from then on.
 
-use pgstrata_ids::{Lsn, Member, NodeId, SystemId, TimelineParameters};
+use pgstrata_ids::{Lsn, Member, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_quorum::{Chain, Configuration};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,8 @@ pub struct Quorum {
     /// Members were given up last when the archive had whole records up to there. What its last segment had after that is a
     /// piece of a record that may be lost, and other WAL may be committed in its place.
     pub given_up_lsn: Option<Lsn>,
+    /// The branch was deleted: its members remove what they have, and what is archived. It never comes back.
+    pub is_deleted: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,6 +68,8 @@ struct Document {
     restored_lsn: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     given_up_lsn: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    deleted: bool,
     configurations: Vec<Step>,
 }
 
@@ -110,6 +114,7 @@ impl Quorum {
             is_older: self.is_older,
             restored_lsn: self.restored_lsn.map(|lsn| lsn.to_string()),
             given_up_lsn: self.given_up_lsn.map(|lsn| lsn.to_string()),
+            deleted: self.is_deleted,
             configurations: self.chain.configurations().iter().map(step).collect(),
         })
     }
@@ -134,8 +139,25 @@ impl Quorum {
         let lsn = |text: Option<&str>| text.map(parsed).transpose();
         let restored_lsn = lsn(document.restored_lsn.as_deref())?;
         let given_up_lsn = lsn(document.given_up_lsn.as_deref())?;
-        let is_older = document.is_older;
-        Ok(Quorum { parameters, chain, is_older, restored_lsn, given_up_lsn })
+        let (is_older, is_deleted) = (document.is_older, document.deleted);
+        Ok(Quorum { parameters, chain, is_older, restored_lsn, given_up_lsn, is_deleted })
+    }
+
+    /// That of a timeline that was founded just now.
+    pub fn founded(parameters: TimelineParameters, chain: Chain) -> Quorum {
+        Quorum {
+            parameters,
+            chain,
+            is_older: false,
+            restored_lsn: None,
+            given_up_lsn: None,
+            is_deleted: false,
+        }
+    }
+
+    /// Where a timeline's object is.
+    pub fn object_name(tenant: TenantId, timeline: TimelineId) -> String {
+        format!("tenants/{tenant}/timelines/{timeline}/quorum")
     }
 }
 
@@ -160,7 +182,7 @@ fn configuration(step: &Step) -> Result<Configuration, FormatError> {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_ids::{Incarnation, TenantId, TimelineId};
+    use pgstrata_ids::Incarnation;
     use pgstrata_quorum::{MAX_CHAIN, MAX_MEMBERS};
     use proptest::prelude::*;
 
@@ -182,7 +204,7 @@ mod tests {
             start_lsn: Lsn(16 << 20),
             ancestor: Some(TimelineId([4; 16])),
         };
-        Quorum { parameters, chain, is_older: false, restored_lsn: None, given_up_lsn: None }
+        Quorum::founded(parameters, chain)
     }
 
     fn changed() -> Quorum {
@@ -217,6 +239,8 @@ mod tests {
         let (restored_lsn, given_up_lsn) = (Some(Lsn(0x123_4568)), Some(Lsn(0x123_4570)));
         let restored = Quorum { restored_lsn, given_up_lsn, ..changed() };
         assert_eq!(Quorum::decode(&restored.encode()), Ok(restored));
+        let deleted = Quorum { is_deleted: true, ..changed() };
+        assert_eq!(Quorum::decode(&deleted.encode()), Ok(deleted));
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut broken = bytes.clone();

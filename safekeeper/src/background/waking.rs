@@ -105,8 +105,9 @@ fn look(background: &Background, busy: &Busy, key: TimelineKey, handle: &Handle)
     let timelines = &background.timelines;
     // What is in object storage only is not fetched for a look: nothing of it is to be proven, and whoever goes on with it comes for
     // it.
-    let done = match background.known.is_told() || timelines.is_away(key) {
-        true => timelines.look_at_decision(key),
+    let looked = timelines.look_at_decision(key);
+    let done = match background.known.is_told() || timelines.is_away(key) || looked.is_err() {
+        true => looked,
         false => timelines.get(key).map(|timeline| {
             let turn = busy.begin(key);
             if turn.is_some() && !timeline.is_left() && !timeline.has_proposer() {

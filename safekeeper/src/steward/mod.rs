@@ -107,6 +107,12 @@ impl Steward {
                 return Err(Trouble::NotFound(text));
             };
             let newest = quorum.chain.newest();
+            if quorum.is_deleted {
+                // Its members hear of that in their turn.
+                let quorum = Some(crate::http::described(newest));
+                let waits_for = String::new();
+                return Ok(Change { step: Step::Done, quorum, behind_bytes: 0, waits_for });
+            }
             self.refuse_others(key, &quorum.chain, wish)?;
             let is_asked_for = newest.incoming().len() == nodes.len()
                 && newest.incoming().iter().all(|member| nodes.contains(&member.node));

@@ -32,6 +32,10 @@ impl Steward {
         let Some((quorum, version)) = self.decisions.read_versioned(key).map_err(later)? else {
             return Err(Trouble::NotFound(format!("timeline {} was never founded", key.1)));
         };
+        if quorum.is_deleted {
+            let text = format!("timeline {} was deleted with its branch", key.1);
+            return Err(Trouble::NotFound(text));
+        }
         let newest = quorum.chain.newest();
         if newest.number() != left.after && left.after != 0 {
             // Who is left may never have heard of it.

@@ -1,6 +1,7 @@
 //! All timelines of this safekeeper, by name.
 
 mod away;
+mod deleting;
 mod mending;
 mod opening;
 mod resting;
@@ -17,6 +18,7 @@ use pgstrata_ids::{Incarnation, NodeId, TenantId, TimelineId, TimelineParameters
 use pgstrata_quorum::{Configuration, Refusal};
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
 
+use self::deleting::refuse_deleted;
 use self::resting::RestingFiles;
 use self::slots::{Slot, Slots};
 use crate::archive::Archive;
@@ -127,6 +129,7 @@ impl Timelines {
                     return Ok(Greeted::NotFounded(None));
                 };
                 check_parameters(&decided.parameters, parameters)?;
+                refuse_deleted(&decided)?;
                 if !decided.chain.newest().contains(self.context.shared.own) {
                     return Ok(Greeted::Elsewhere(Arc::new(decided.chain.newest().clone())));
                 }
@@ -167,6 +170,7 @@ impl Timelines {
             Err(RefusedReason::UnknownTimeline) => {
                 let decided = self.context.decisions.read(key)?;
                 let decided = decided.ok_or(RefusedReason::UnknownTimeline)?;
+                refuse_deleted(&decided)?;
                 if !decided.chain.newest().contains(self.context.shared.own) {
                     return Err(RefusedReason::UnknownTimeline);
                 }
@@ -191,10 +195,11 @@ impl Timelines {
         }
     }
 
-    /// The same where it is decided; opens the timeline only if that is something new.
+    /// The same where it is decided; opens the timeline only if that is something new, and removes it if it was deleted.
     pub fn look_at_decision(&self, key: TimelineKey) -> Result<(), RefusedReason> {
         let Some(known) = self.slots.configuration_number(key) else { return Ok(()) };
         match self.context.decisions.read(key)? {
+            Some(decided) if decided.is_deleted => self.delete(&decided),
             Some(decided) if decided.chain.newest().number() > known => {
                 self.take(&*self.get(key)?, &decided)
             }
@@ -224,6 +229,8 @@ impl Timelines {
 
     fn take(&self, timeline: &Timeline, decided: &Quorum) -> Result<(), RefusedReason> {
         check_parameters(timeline.parameters(), &decided.parameters)?;
+        // It is removed in its turn.
+        refuse_deleted(decided)?;
         let own = timeline.configuration();
         if !decided.chain.goes_on_from(&own) {
             let number = own.number();

@@ -265,6 +265,15 @@ impl Slots {
         }
     }
 
+    /// Serves one that is open no more.
+    pub fn end(&self, key: TimelineKey, timeline: &Arc<Timeline>, why: &str) {
+        if let Some(slot) = self.map.write().get_mut(&key)
+            && matches!(slot, Slot::Open(open) if Arc::ptr_eq(open, timeline))
+        {
+            *slot = Slot::Damaged(why.to_owned());
+        }
+    }
+
     /// Whether it is being mended.
     pub fn is_mending(&self, key: TimelineKey) -> bool {
         matches!(self.map.read().get(&key), Some(Slot::Mending(_)))

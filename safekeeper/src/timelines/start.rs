@@ -192,9 +192,9 @@ impl Timelines {
         })
     }
 
-    /// Removes what others keep by now. It may come back as a new member, with nothing.
-    fn let_go(&self, key: TimelineKey, directory: &Path) -> Result<(), StorageError> {
-        tracing::info!(timeline = %key.1, "others keep the timeline by now: its files are removed");
+    /// Removes what others keep by now, or nobody. It may come back as a new member, with nothing.
+    pub(super) fn let_go(&self, key: TimelineKey, directory: &Path) -> Result<(), StorageError> {
+        tracing::info!(timeline = %key.1, "the timeline is not kept here any more: its files are removed");
         self.ledger.remove(key)?;
         // Under a name that is no timeline's, so that a crash leaves nothing that could be taken for one.
         let left = directory.with_extension("left");
