@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // A harness panics: that is how a test fails.
 
 pub mod backup;
+pub mod cuts;
 pub mod far_switch;
 pub mod health;
 pub mod hosts;
@@ -54,6 +55,7 @@ pub fn thorough() -> bool {
 /// A cluster.
 pub struct Cluster {
     directory: TempDir,
+    programs: PathBuf,
     postgres: PathBuf,
     environment: Vec<(String, String)>,
     options: Vec<String>,
@@ -127,6 +129,7 @@ impl Cluster {
     pub fn with(options: &[&str], environment: &[(&str, &str)]) -> Cluster {
         Cluster {
             directory: TempDir::with_prefix("pgstrata-test-").unwrap(),
+            programs: programs(),
             postgres: pg_bin(),
             environment: environment
                 .iter()
@@ -140,6 +143,12 @@ impl Cluster {
     /// With the server of another version, and options of `up`.
     pub fn of(installation: &installation::Installation, options: &[&str]) -> Cluster {
         Cluster::with(options, &[]).with_server_of(installation)
+    }
+
+    /// Run with the programs in this directory.
+    pub fn with_programs(mut self, directory: &Path) -> Cluster {
+        self.programs = directory.to_owned();
+        self
     }
 
     /// With its objects in the S3 server at this URL.
@@ -166,7 +175,7 @@ impl Cluster {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let program = programs().join("pgstrata");
+        let program = self.programs.join("pgstrata");
         let mut command = match self.descriptors {
             None => Command::new(program),
             Some(count) => {
