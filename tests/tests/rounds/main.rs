@@ -227,7 +227,8 @@ impl Night {
             Meanwhile::Restarted => who.iter().for_each(|id| self.kill(&name(*id))),
             Meanwhile::Replaced => self.replace(who[0]),
         }
-        let said = format!("{who:?} from {from:?}, {way:?}, meanwhile {meanwhile:?}");
+        let rest = if goes_on { "a majority is left" } else { "no majority is left" };
+        let said = format!("{who:?} from {from:?}, {way:?}, {rest}, meanwhile {meanwhile:?}");
         if goes_on {
             self.cluster.up();
             self.checker.goes_on(&said);
@@ -299,7 +300,9 @@ impl Night {
         let uri = self.cluster.up();
         self.checker.goes_on(&format!("round {round}, {what:?} {said}"));
         let longest = self.checker.take_longest();
-        let seen = self.seen.entry(format!("{what:?}")).or_default();
+        let more = ["a majority is left", "no majority is left"];
+        let more = more.into_iter().find(|more| said.contains(more)).unwrap_or_default();
+        let seen = self.seen.entry(format!("{what:?} {more}")).or_default();
         *seen = (seen.0 + 1, seen.1.max(longest));
         println!(
             "round {round}: {what:?} {said}, {} members, {:.1?}, {longest:.1?} without a commit",
