@@ -161,6 +161,12 @@ impl Driver {
             "the branch's members were changed; the log goes on"
         );
         let term = self.core.term();
+        // Members may know more of it than was heard of here before they were asked anew: they find out from each other. Where
+        // all that waits is that, nothing more would come that could be committed after it.
+        if election.commit_lsn > self.commit_lsn {
+            self.commit_lsn = election.commit_lsn;
+            self.commit_changed_at = Instant::now();
+        }
         self.backlog.restamp(term, self.commit_lsn);
         self.core.appended(self.record_end);
         self.election = Some(election);
@@ -216,9 +222,78 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_quorum::TermStart;
+    use bytes::Bytes;
+    use pgstrata_ids::{Incarnation, SystemId, TenantId, TimelineId, TimelineParameters};
+    use pgstrata_quorum::{ProposerId, TermStart, Vote};
 
     use super::*;
+    use crate::proposer::{ProposerConfig, WalChunk};
+
+    const START: Lsn = Lsn(16 << 20);
+
+    /// One that was told of three safekeepers, and has met nobody.
+    fn driver() -> Driver {
+        let parameters = TimelineParameters {
+            tenant: TenantId([1; 16]),
+            timeline: TimelineId([2; 16]),
+            system_id: SystemId(3),
+            pg_version: 15,
+            pg_timeline: 1,
+            segment_size: 16 << 20,
+            start_lsn: START,
+            ancestor: None,
+        };
+        let places = (1..=99).map(|node| (NodeId(node), format!("host-{node}:5454")));
+        let config = ProposerConfig {
+            parameters,
+            safekeepers_to_ask: [1, 2, 3].map(NodeId).to_vec(),
+            safekeepers: Arc::new(places.collect::<Vec<_>>()),
+            identity: None,
+            id: ProposerId([4; 16]),
+            asked_term: Arc::default(),
+        };
+        Driver::new(config, None).unwrap()
+    }
+
+    fn members(number: u64, nodes: &[u64]) -> Configuration {
+        let member = |&node| Member { node: NodeId(node), incarnation: Incarnation([5; 16]) };
+        Configuration::new(number, nodes.iter().map(member).collect()).unwrap()
+    }
+
+    /// All members greet it, and vote for it with this log, of which they know so much to be committed.
+    fn elect(driver: &mut Driver, log: &TermHistory, end: Lsn, commit_lsn: Lsn) {
+        let members: Vec<Member> = driver.configuration.all().collect();
+        for &member in &members {
+            driver.core.connected(member, Term(0), &mut driver.outputs);
+        }
+        let term = driver.core.term();
+        for &member in &members {
+            let history = log.clone();
+            let vote =
+                Vote { asked: term, granted: true, term, flush_lsn: end, commit_lsn, history };
+            driver.core.vote(member, vote, &mut driver.outputs);
+        }
+        driver.act();
+        assert_eq!(driver.election.as_ref().map(|election| election.term), Some(term));
+    }
+
+    #[test]
+    fn what_members_found_to_be_committed_is_committed_when_the_log_goes_on() {
+        let mut driver = driver();
+        driver.adopt(members(1, &[1, 2, 3]), None);
+        elect(&mut driver, &TermHistory::default(), START, START);
+        assert_eq!(driver.commit_lsn(), START);
+        // All have the record, and tell each other; the compute hears of a change, and not of that.
+        let end = START + 64;
+        let bytes = Bytes::from(vec![7; 64]);
+        driver.append(WalChunk { start: START, bytes, record_end: end }).unwrap();
+        let led = driver.core.history().clone();
+        driver.adopt(members(2, &[1, 2, 4]), None);
+        elect(&mut driver, &led, end, end);
+        assert_eq!(driver.check().ok(), Some(()));
+        assert_eq!(driver.commit_lsn(), end, "nobody would ever say so again");
+        assert_eq!(driver.problem().filter(|text| text.contains("no commit")), None);
+    }
 
     fn history(entries: &[(u64, u64)]) -> TermHistory {
         let entry = |&(term, lsn): &(u64, u64)| TermStart { term: Term(term), lsn: Lsn(lsn) };
