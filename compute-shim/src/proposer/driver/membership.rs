@@ -180,6 +180,12 @@ impl Driver {
         }
     }
 
+    /// Where the members are, as far as it is known. Who was one before is nobody's to find any more.
+    pub(super) fn places(&self) -> Vec<(NodeId, String)> {
+        let members = self.links.iter().filter(|link| link.is_wanted);
+        members.filter_map(|link| Some((link.node, link.best_address()?))).collect()
+    }
+
     /// Where members are, as another one says; of others it is of no interest.
     pub(super) fn note_places(&mut self, places: Vec<(NodeId, String)>) {
         for (node, address) in places {
@@ -225,6 +231,8 @@ mod tests {
     use bytes::Bytes;
     use pgstrata_ids::{Incarnation, SystemId, TenantId, TimelineId, TimelineParameters};
     use pgstrata_quorum::{ProposerId, TermStart, Vote};
+    use pgstrata_wire::frame::Stamp;
+    use pgstrata_wire::safekeeper::{Message, decode, encode};
 
     use super::*;
     use crate::proposer::{ProposerConfig, WalChunk};
@@ -293,6 +301,27 @@ mod tests {
         assert_eq!(driver.check().ok(), Some(()));
         assert_eq!(driver.commit_lsn(), end, "nobody would ever say so again");
         assert_eq!(driver.problem().filter(|text| text.contains("no commit")), None);
+    }
+
+    #[test]
+    fn a_compute_tells_of_no_former_members() {
+        let mut driver = driver();
+        for number in 1..90 {
+            driver.adopt(members(number, &[number, number + 1, number + 2]), None);
+        }
+        let places = driver.places();
+        let nodes: Vec<u64> = places.iter().map(|(node, _)| node.0).collect();
+        assert_eq!(nodes, [89, 90, 91]);
+        // A safekeeper takes so many.
+        driver.greeting.addresses = places;
+        let mut bytes = Vec::new();
+        let highest = pgstrata_wire::safekeeper::WAL.speaks.highest();
+        encode(&Message::Greeting(driver.greeting.clone()), Stamp::In(highest), &mut bytes);
+        let frame = pgstrata_wire::frame::split(&bytes).unwrap().unwrap();
+        assert_eq!(
+            decode(frame.kind, frame.body).unwrap(),
+            Message::Greeting(driver.greeting.clone())
+        );
     }
 
     fn history(entries: &[(u64, u64)]) -> TermHistory {
