@@ -274,6 +274,26 @@ impl Cluster {
         wait_gone(pid);
     }
 
+    /// Keeps what a look at a test that failed needs, before all of it ends: whole logs, and what everybody says.
+    fn keep(&self, directory: &Path) {
+        let _ = std::fs::create_dir_all(directory);
+        let _ = Command::new("cp").arg("-r").arg(self.dir().join("logs")).arg(directory).status();
+        let state = std::fs::read(self.dir().join("cluster.json")).unwrap_or_default();
+        let _ = std::fs::write(directory.join("cluster.json"), &state);
+        let state: Value = serde_json::from_slice(&state).unwrap_or_default();
+        for place in state["safekeepers"].as_array().into_iter().flatten() {
+            let url = format!("http://127.0.0.1:{}/v1/status", place["http"]);
+            let said = Command::new("curl").args(["-sS", "--max-time", "5", &url]).output();
+            let said = said.map(|output| output.stdout).unwrap_or_default();
+            let _ =
+                std::fs::write(directory.join(format!("safekeeper-{}.json", place["id"])), said);
+        }
+        for (name, asked) in [("status", &["status"][..]), ("quorum", &["quorum", "show"])] {
+            let said = self.try_cli(&[asked, &["--json"]].concat());
+            let _ = std::fs::write(directory.join(name), [said.stdout, said.stderr].concat());
+        }
+    }
+
     fn pids(&self) -> Vec<u64> {
         let mut pids = Vec::new();
         let output = self.try_cli(&["status", "--json"]);
@@ -317,6 +337,9 @@ impl Drop for Cluster {
                 let tail: Vec<_> = text.lines().rev().take(8).collect();
                 eprintln!("--- {}", entry.path().display());
                 tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+            if let Some(directory) = std::env::var_os("PGSTRATA_TEST_KEEP") {
+                self.keep(Path::new(&directory));
             }
         }
         let pids = self.pids();
