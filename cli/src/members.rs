@@ -28,6 +28,8 @@ const AT_ONCE: usize = 4;
 const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Longest wait in which nothing moves.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// So long nothing moves before another safekeeper is asked.
+const TURN_AFTER: Duration = Duration::from_secs(10);
 /// Between two lines that tell how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 /// What a safekeeper may lack and be well, in bytes.
@@ -375,7 +377,9 @@ fn one(
     ];
     let mut moved = (Instant::now(), None);
     let mut told = Instant::now();
-    for turn in 0usize.. {
+    // The same one again and again: it knows who is silent, where another one would have to find that out first.
+    let mut turn = 0usize;
+    loop {
         let asked: Result<Change> = able[turn % able.len()].post("/v1/members", &query, &[]);
         let waits_for = match asked {
             Ok(change) if change.step == Step::Done => {
@@ -394,9 +398,14 @@ fn one(
             Err(error) => match error.downcast_ref::<Refused>() {
                 Some(refused) if refused.0.code != Code::Busy => return Err(error),
                 // It may be gone, or busy: another one is asked.
-                _ => format!("{error:#}"),
+                _ => {
+                    turn += 1;
+                    format!("{error:#}")
+                }
             },
         };
+        // It may be the one that others don't hear.
+        turn += usize::from(moved.0.elapsed() > TURN_AFTER);
         ensure!(
             moved.0.elapsed() < PATIENCE,
             "nothing has moved for {} s: it waits for {waits_for}",
@@ -411,7 +420,6 @@ fn one(
         }
         std::thread::sleep(ASK_EVERY);
     }
-    Ok(None)
 }
 
 /// Their members, with one in the place of another.

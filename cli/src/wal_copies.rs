@@ -239,7 +239,7 @@ fn of_archive(row: &Branch, seen: &[Seen], archive: &Archive) -> Option<Copy> {
                     }
                 }
             }
-            return ended(&checker, archived);
+            return ended(checker, archived);
         }
         // A record may go on in what is not archived yet.
         Ended { to: Some(checker.position()), state: State::Ok, why: None }

@@ -132,12 +132,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         security: security.clone(),
         scrub: args.scrub,
     };
-    let steward = Steward {
-        decisions: decisions.clone(),
-        archive: Arc::clone(&archive),
-        known: Arc::clone(&known),
-        security: security.clone(),
-    };
+    let steward =
+        Steward::new(decisions.clone(), Arc::clone(&archive), Arc::clone(&known), security.clone());
     let state = HttpState::new(Arc::clone(&timelines), known, lags, args.zone.clone(), steward);
     let pg_state = PgState {
         timelines: Arc::clone(&timelines),

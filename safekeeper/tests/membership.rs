@@ -174,6 +174,33 @@ fn change(cluster: &Cluster, by: u64, nodes: &str) -> u32 {
     unreachable!()
 }
 
+/// As machines that are cut off, or gone: nobody says that nobody is there.
+#[test]
+fn members_that_are_silent_hold_a_change_up_once() {
+    let cluster = Cluster::start(6);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3, 4, 5]);
+    writer.commit(20, 1000);
+    let silent = [3, 4].map(|at: usize| {
+        rustix::process::Pid::from_child(cluster.nodes[at].child.as_ref().unwrap())
+    });
+    let tell = |signal| {
+        silent.iter().for_each(|pid| rustix::process::kill_process(*pid, signal).unwrap());
+    };
+    tell(rustix::process::Signal::STOP);
+    let before = Instant::now();
+    change(&cluster, 1, "1,2,3,5,6");
+    let first = before.elapsed();
+    let before = Instant::now();
+    change(&cluster, 1, "1,2,3,5");
+    let second = before.elapsed();
+    tell(rustix::process::Signal::CONT);
+    // Each question would take six seconds, and there are some seven.
+    assert!(first < Duration::from_secs(20), "{first:?}");
+    assert!(second < Duration::from_secs(10), "{second:?}");
+    writer.commit(20, 1000);
+    proposing.stop().unwrap();
+}
+
 #[test]
 fn a_member_that_is_gone_is_replaced() {
     let mut cluster = Cluster::start(4);

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // A harness panics: that is how a test fails.
 
 pub mod backup;
+pub mod cuts;
 pub mod far_switch;
 pub mod health;
 pub mod hosts;
@@ -54,6 +55,7 @@ pub fn thorough() -> bool {
 /// A cluster.
 pub struct Cluster {
     directory: TempDir,
+    programs: PathBuf,
     postgres: PathBuf,
     environment: Vec<(String, String)>,
     options: Vec<String>,
@@ -127,6 +129,7 @@ impl Cluster {
     pub fn with(options: &[&str], environment: &[(&str, &str)]) -> Cluster {
         Cluster {
             directory: TempDir::with_prefix("pgstrata-test-").unwrap(),
+            programs: programs(),
             postgres: pg_bin(),
             environment: environment
                 .iter()
@@ -140,6 +143,12 @@ impl Cluster {
     /// With the server of another version, and options of `up`.
     pub fn of(installation: &installation::Installation, options: &[&str]) -> Cluster {
         Cluster::with(options, &[]).with_server_of(installation)
+    }
+
+    /// Run with the programs in this directory.
+    pub fn with_programs(mut self, directory: &Path) -> Cluster {
+        self.programs = directory.to_owned();
+        self
     }
 
     /// With its objects in the S3 server at this URL.
@@ -166,7 +175,7 @@ impl Cluster {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let program = programs().join("pgstrata");
+        let program = self.programs.join("pgstrata");
         let mut command = match self.descriptors {
             None => Command::new(program),
             Some(count) => {
@@ -265,6 +274,26 @@ impl Cluster {
         wait_gone(pid);
     }
 
+    /// Keeps what a look at a test that failed needs, before all of it ends: whole logs, and what everybody says.
+    fn keep(&self, directory: &Path) {
+        let _ = std::fs::create_dir_all(directory);
+        let _ = Command::new("cp").arg("-r").arg(self.dir().join("logs")).arg(directory).status();
+        let state = std::fs::read(self.dir().join("cluster.json")).unwrap_or_default();
+        let _ = std::fs::write(directory.join("cluster.json"), &state);
+        let state: Value = serde_json::from_slice(&state).unwrap_or_default();
+        for place in state["safekeepers"].as_array().into_iter().flatten() {
+            let url = format!("http://127.0.0.1:{}/v1/status", place["http"]);
+            let said = Command::new("curl").args(["-sS", "--max-time", "5", &url]).output();
+            let said = said.map(|output| output.stdout).unwrap_or_default();
+            let _ =
+                std::fs::write(directory.join(format!("safekeeper-{}.json", place["id"])), said);
+        }
+        for (name, asked) in [("status", &["status"][..]), ("quorum", &["quorum", "show"])] {
+            let said = self.try_cli(&[asked, &["--json"]].concat());
+            let _ = std::fs::write(directory.join(name), [said.stdout, said.stderr].concat());
+        }
+    }
+
     fn pids(&self) -> Vec<u64> {
         let mut pids = Vec::new();
         let output = self.try_cli(&["status", "--json"]);
@@ -308,6 +337,9 @@ impl Drop for Cluster {
                 let tail: Vec<_> = text.lines().rev().take(8).collect();
                 eprintln!("--- {}", entry.path().display());
                 tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+            if let Some(directory) = std::env::var_os("PGSTRATA_TEST_KEEP") {
+                self.keep(Path::new(&directory));
             }
         }
         let pids = self.pids();

@@ -62,7 +62,7 @@ pub struct OtherS3 {
     /// Its URL.
     pub endpoint: String,
     _runtime: Runtime,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl OtherS3 {
@@ -77,6 +77,11 @@ impl OtherS3 {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let path = directory.path().to_owned();
         runtime.spawn(async move { serve(listener, &path, (key, secret), ignored).await });
-        OtherS3 { endpoint, _runtime: runtime, _directory: directory }
+        OtherS3 { endpoint, _runtime: runtime, directory }
+    }
+
+    /// Makes a bucket, unless it is there.
+    pub fn make_bucket(&self, name: &str) {
+        std::fs::create_dir_all(self.directory.path().join(name)).unwrap();
     }
 }

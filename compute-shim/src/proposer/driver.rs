@@ -493,8 +493,7 @@ impl Driver {
         if event.writable {
             if self.links[index].is_to_be_greeted() {
                 // By these it finds the others while there is no compute: also those that we have not met yet.
-                let known = |link: &Link| Some((link.node, link.best_address()?));
-                self.greeting.addresses = self.links.iter().filter_map(known).collect();
+                self.greeting.addresses = self.places();
             }
             self.links[index].writable(&self.greeting)?;
             let link = &mut self.links[index];

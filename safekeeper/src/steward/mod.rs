@@ -6,9 +6,10 @@
 
 mod campaign;
 mod recovering;
+mod silence;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgstrata_format::registration::Registration;
 use pgstrata_ids::{Member, NodeId};
@@ -23,9 +24,7 @@ use crate::background::Known;
 use crate::decisions::{Decisions, Swapped};
 use crate::timelines::TimelineKey;
 pub use recovering::Left;
-
-/// Longest wait for a member's answer: it may wait for object storage itself before it gives one.
-const PATIENCE: Duration = Duration::from_secs(6);
+use silence::{PATIENCE, Silence};
 
 /// What a newcomer may lack when the change begins to count on it, in bytes: less than a proposer has in memory for it.
 const CLOSE: u64 = 32 << 20;
@@ -61,6 +60,7 @@ pub struct Steward {
     pub known: Arc<Known>,
     /// Who we are to them.
     pub security: Security,
+    silence: Arc<Silence>,
 }
 
 /// What is asked for.
@@ -96,6 +96,16 @@ fn later(error: impl std::fmt::Display) -> Trouble {
 }
 
 impl Steward {
+    /// One that has asked nobody yet.
+    pub fn new(
+        decisions: Decisions,
+        archive: Arc<Archive>,
+        known: Arc<Known>,
+        security: Security,
+    ) -> Steward {
+        Steward { decisions, archive, known, security, silence: Arc::default() }
+    }
+
     /// Takes the next step of what is asked for, which may be the last. May wait for members for some seconds.
     pub fn advance(&self, key: TimelineKey, wish: &Wish) -> Result<Change, Trouble> {
         let nodes = &wish.nodes;
@@ -376,18 +386,31 @@ impl Steward {
         wanted: &dyn Fn(&Member) -> bool,
         number: Option<u64>,
     ) -> (Vec<Heard>, Vec<String>) {
+        self.ask_with(key, configuration, wanted, number, &|node| self.silence.patience(node))
+    }
+
+    /// The same, with so much patience for each.
+    fn ask_with(
+        &self,
+        key: TimelineKey,
+        configuration: &Configuration,
+        wanted: &dyn Fn(&Member) -> bool,
+        number: Option<u64>,
+        patience: &(dyn Fn(NodeId) -> Duration + Sync),
+    ) -> (Vec<Heard>, Vec<String>) {
         let members: Vec<Member> = configuration.all().filter(|member| wanted(member)).collect();
         let ask = |member: Member| -> Result<Heard, String> {
             let node = member.node;
             let failed = |error: &dyn std::fmt::Display| format!("safekeeper {node}: {error}");
             let address = self.address(node).ok_or_else(|| failed(&"nobody knows where it is"))?;
             let identity = self.security.identity();
-            let mut client = SafekeeperClient::connect(&address, Some(node), identity, PATIENCE)
-                .map_err(|error| failed(&error))?;
-            let status = match number {
+            let (since, patience) = (Instant::now(), patience(node));
+            let client = SafekeeperClient::connect(&address, Some(node), identity, patience);
+            let status = client.and_then(|mut client| match number {
                 Some(number) => client.learn(key.0, key.1, number),
                 None => client.open(key.0, key.1),
-            };
+            });
+            self.silence.note(node, status.is_ok(), since.elapsed());
             let status = status.map_err(|error| failed(&error))?;
             match status.member == member {
                 true => Ok(Heard { member, status }),

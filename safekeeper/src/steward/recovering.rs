@@ -10,7 +10,8 @@ use pgstrata_quorum::Configuration;
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::http::safekeeper::{Change, Step};
 
-use super::{Heard, PATIENCE, Steward, Trouble, later};
+use super::silence::PATIENCE;
+use super::{Heard, Steward, Trouble, later};
 use crate::decisions::Swapped;
 use crate::timelines::TimelineKey;
 
@@ -43,7 +44,8 @@ impl Steward {
             let text = "the members were changed meanwhile: look again";
             return Err(Trouble::Conflict(format!("{text} (configuration {})", newest.number())));
         }
-        let (heard, _) = self.ask(key, newest, &|_| true, None);
+        // What is concluded from silence here is given up: nobody's is taken for granted.
+        let (heard, _) = self.ask_with(key, newest, &|_| true, None, &|_| PATIENCE);
         let members: Vec<Member> = heard.iter().map(|one| one.member).collect();
         // Where a change is under way it can be undone: those before it are enough.
         let before =

@@ -161,6 +161,12 @@ impl Driver {
             "the branch's members were changed; the log goes on"
         );
         let term = self.core.term();
+        // Members may know more of it than was heard of here before they were asked anew: they find out from each other. Where
+        // all that waits is that, nothing more would come that could be committed after it.
+        if election.commit_lsn > self.commit_lsn {
+            self.commit_lsn = election.commit_lsn;
+            self.commit_changed_at = Instant::now();
+        }
         self.backlog.restamp(term, self.commit_lsn);
         self.core.appended(self.record_end);
         self.election = Some(election);
@@ -172,6 +178,12 @@ impl Driver {
                 self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers)));
             }
         }
+    }
+
+    /// Where the members are, as far as it is known. Who was one before is nobody's to find any more.
+    pub(super) fn places(&self) -> Vec<(NodeId, String)> {
+        let members = self.links.iter().filter(|link| link.is_wanted);
+        members.filter_map(|link| Some((link.node, link.best_address()?))).collect()
     }
 
     /// Where members are, as another one says; of others it is of no interest.
@@ -216,9 +228,101 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_quorum::TermStart;
+    use bytes::Bytes;
+    use pgstrata_ids::{Incarnation, SystemId, TenantId, TimelineId, TimelineParameters};
+    use pgstrata_quorum::{ProposerId, TermStart, Vote};
+    use pgstrata_wire::frame::Stamp;
+    use pgstrata_wire::safekeeper::{Message, decode, encode};
 
     use super::*;
+    use crate::proposer::{ProposerConfig, WalChunk};
+
+    const START: Lsn = Lsn(16 << 20);
+
+    /// One that was told of three safekeepers, and has met nobody.
+    fn driver() -> Driver {
+        let parameters = TimelineParameters {
+            tenant: TenantId([1; 16]),
+            timeline: TimelineId([2; 16]),
+            system_id: SystemId(3),
+            pg_version: 15,
+            pg_timeline: 1,
+            segment_size: 16 << 20,
+            start_lsn: START,
+            ancestor: None,
+        };
+        let places = (1..=99).map(|node| (NodeId(node), format!("host-{node}:5454")));
+        let config = ProposerConfig {
+            parameters,
+            safekeepers_to_ask: [1, 2, 3].map(NodeId).to_vec(),
+            safekeepers: Arc::new(places.collect::<Vec<_>>()),
+            identity: None,
+            id: ProposerId([4; 16]),
+            asked_term: Arc::default(),
+        };
+        Driver::new(config, None).unwrap()
+    }
+
+    fn members(number: u64, nodes: &[u64]) -> Configuration {
+        let member = |&node| Member { node: NodeId(node), incarnation: Incarnation([5; 16]) };
+        Configuration::new(number, nodes.iter().map(member).collect()).unwrap()
+    }
+
+    /// All members greet it, and vote for it with this log, of which they know so much to be committed.
+    fn elect(driver: &mut Driver, log: &TermHistory, end: Lsn, commit_lsn: Lsn) {
+        let members: Vec<Member> = driver.configuration.all().collect();
+        for &member in &members {
+            driver.core.connected(member, Term(0), &mut driver.outputs);
+        }
+        let term = driver.core.term();
+        for &member in &members {
+            let history = log.clone();
+            let vote =
+                Vote { asked: term, granted: true, term, flush_lsn: end, commit_lsn, history };
+            driver.core.vote(member, vote, &mut driver.outputs);
+        }
+        driver.act();
+        assert_eq!(driver.election.as_ref().map(|election| election.term), Some(term));
+    }
+
+    #[test]
+    fn what_members_found_to_be_committed_is_committed_when_the_log_goes_on() {
+        let mut driver = driver();
+        driver.adopt(members(1, &[1, 2, 3]), None);
+        elect(&mut driver, &TermHistory::default(), START, START);
+        assert_eq!(driver.commit_lsn(), START);
+        // All have the record, and tell each other; the compute hears of a change, and not of that.
+        let end = START + 64;
+        let bytes = Bytes::from(vec![7; 64]);
+        driver.append(WalChunk { start: START, bytes, record_end: end }).unwrap();
+        let led = driver.core.history().clone();
+        driver.adopt(members(2, &[1, 2, 4]), None);
+        elect(&mut driver, &led, end, end);
+        assert_eq!(driver.check().ok(), Some(()));
+        assert_eq!(driver.commit_lsn(), end, "nobody would ever say so again");
+        assert_eq!(driver.problem().filter(|text| text.contains("no commit")), None);
+    }
+
+    #[test]
+    fn a_compute_tells_of_no_former_members() {
+        let mut driver = driver();
+        for number in 1..90 {
+            driver.adopt(members(number, &[number, number + 1, number + 2]), None);
+        }
+        let places = driver.places();
+        let nodes: Vec<u64> = places.iter().map(|(node, _)| node.0).collect();
+        assert_eq!(nodes, [89, 90, 91]);
+        // A safekeeper takes so many.
+        driver.greeting.addresses = places;
+        let mut bytes = Vec::new();
+        let highest = pgstrata_wire::safekeeper::WAL.speaks.highest();
+        encode(&Message::Greeting(driver.greeting.clone()), Stamp::In(highest), &mut bytes);
+        let frame = pgstrata_wire::frame::split(&bytes).unwrap().unwrap();
+        assert_eq!(
+            decode(frame.kind, frame.body).unwrap(),
+            Message::Greeting(driver.greeting.clone())
+        );
+    }
 
     fn history(entries: &[(u64, u64)]) -> TermHistory {
         let entry = |&(term, lsn): &(u64, u64)| TermStart { term: Term(term), lsn: Lsn(lsn) };
