@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pgstrata_blob::{PutOutcome, Store};
 use pgstrata_format::archived::{Extent, MAX_SIZE as MAX_EXTENT};
+use pgstrata_format::quorum::GivenUp;
 use pgstrata_ids::{Lsn, TimelineParameters};
 use pgstrata_quorum::TermHistory;
 
@@ -23,6 +24,9 @@ use crate::checked_segment::CheckedSegment;
 
 /// Compression level: fast, since WAL compresses well at any.
 const ZSTD_LEVEL: i32 = 3;
+
+/// What most objects say of themselves is shorter, in bytes.
+const SHORT_EXTENT: u64 = 4096;
 
 /// See the module.
 #[derive(Debug)]
@@ -53,6 +57,28 @@ impl From<ArchiveError> for String {
     }
 }
 
+/// What is known of the log that WAL is of.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// Number of its newest configuration.
+    pub configuration: u64,
+    /// Which term wrote which of its bytes.
+    pub history: TermHistory,
+}
+
+impl Log {
+    /// What a segment's object says of itself.
+    fn extent_of(&self, parameters: &TimelineParameters, segment: &CheckedSegment) -> Extent {
+        Extent {
+            from: Lsn(segment.number * u64::from(parameters.segment_size)),
+            boundary: segment.boundary,
+            last_record: segment.last_record,
+            configuration: self.configuration,
+            history: self.history.up_to(segment.boundary),
+        }
+    }
+}
+
 /// Where a timeline's archived WAL is.
 fn directory(parameters: &TimelineParameters) -> String {
     format!("tenants/{}/timelines/{}/wal", parameters.tenant, parameters.timeline)
@@ -70,12 +96,12 @@ impl Archive {
     }
 
     /// Stores a segment. If an object of its name is there already, that is read, and must be the
-    /// same: the same position of a timeline never has other committed bytes. `history` is that of the log.
+    /// same: the same position of a timeline never has other committed bytes.
     pub async fn put(
         &self,
         parameters: &TimelineParameters,
         segment: &CheckedSegment,
-        history: &TermHistory,
+        log: &Log,
     ) -> Result<(), String> {
         let name = object_name(parameters, segment.number);
         if segment.missing > 0 {
@@ -84,7 +110,7 @@ impl Archive {
                  have: another member has to write it"
             ));
         }
-        let extent = segment.extent(parameters, history);
+        let extent = log.extent_of(parameters, segment);
         match self.put_object(&name, Arc::clone(&segment.bytes), &extent).await? {
             PutOutcome::Created => Ok(()),
             PutOutcome::Exists => match self.holds(parameters, segment).await? {
@@ -94,26 +120,32 @@ impl Archive {
         }
     }
 
-    /// Stores a segment in the place of one that has, after `given_up`, a piece of a record that was given up. False if it
-    /// has not, or if it is another one before that too.
+    /// Stores a segment in the place of one that is of members who were given up, after what the log that goes on shares with
+    /// theirs. False if the one that is there is not of them, or is another one before that too.
     pub async fn replace_given_up(
         &self,
         parameters: &TimelineParameters,
         segment: &CheckedSegment,
-        history: &TermHistory,
-        given_up: Lsn,
+        log: &Log,
+        given_up: &GivenUp,
     ) -> Result<bool, String> {
         let size = u64::from(parameters.segment_size);
-        if given_up.segment_number(size) != segment.number || segment.missing > 0 {
-            return Ok(false);
-        }
-        let Some(found) = self.get(parameters, segment.number).await? else { return Ok(false) };
-        let right = given_up.segment_offset(size) as usize;
-        if found[..right] != segment.bytes[..right] {
-            return Ok(false);
-        }
         let name = object_name(parameters, segment.number);
-        let extent = segment.extent(parameters, history);
+        let from = Lsn(segment.number * size);
+        if log.configuration < given_up.number || segment.missing > 0 {
+            return Ok(false);
+        }
+        let Some((extent, found)) = self.get_object(&name, size as usize).await? else {
+            return Ok(false);
+        };
+        let number = extent.map_or(0, |extent| extent.configuration);
+        let shared = (given_up.lsn.saturating_sub(from) as usize).min(segment.bytes.len());
+        let is_theirs = given_up.denies(number, from + size)
+            && found.get(..shared) == segment.bytes.get(..shared);
+        if !is_theirs {
+            return Ok(false);
+        }
+        let extent = log.extent_of(parameters, segment);
         let object = object_of(&name, Arc::clone(&segment.bytes), &extent).await?;
         self.store.check_claim().await.map_err(|error| error.to_string())?;
         self.store.put(&name, object).await.map_err(|error| error.to_string())?;
@@ -176,17 +208,45 @@ impl Archive {
         parameters: &TimelineParameters,
         number: u64,
     ) -> Result<Option<Vec<u8>>, ArchiveError> {
+        Ok(self.get_segment(parameters, number).await?.map(|(_, segment)| segment))
+    }
+
+    async fn get_segment(
+        &self,
+        parameters: &TimelineParameters,
+        number: u64,
+    ) -> Result<Option<(Option<Extent>, Vec<u8>)>, ArchiveError> {
         let name = object_name(parameters, number);
         let size = parameters.segment_size as usize;
-        let Some((_, segment)) = self.get_object(&name, size).await? else { return Ok(None) };
+        let Some((extent, segment)) = self.get_object(&name, size).await? else { return Ok(None) };
         match segment.len() == size {
-            true => Ok(Some(segment)),
+            true => Ok(Some((extent, segment))),
             false => {
                 let length = segment.len();
                 let text = format!("{name} is damaged: {length} bytes, not {size}");
                 Err(ArchiveError::Damaged(text))
             }
         }
+    }
+
+    /// What an object says of itself, if it does; `None` if it was never stored.
+    async fn extent_of(&self, name: &str) -> Result<Option<Option<Extent>>, ArchiveError> {
+        for most in [SHORT_EXTENT, MAX_EXTENT] {
+            let begin = match self.store.get_range(name, 0..most).await {
+                Ok(begin) => begin,
+                Err(error) if error.is_not_found() => return Ok(None),
+                Err(error) => return Err(ArchiveError::away(error)),
+            };
+            match Extent::decode(&begin) {
+                // It may be longer than what was read.
+                Err(_) if begin.len() as u64 == most && most < MAX_EXTENT => {}
+                Err(error) => {
+                    return Err(ArchiveError::Damaged(format!("{name} is damaged: {error}")));
+                }
+                Ok(extent) => return Ok(Some(extent)),
+            }
+        }
+        Ok(None)
     }
 
     /// What an object says of itself, if it does, and its WAL, so many bytes at most; `None` if it was never stored.

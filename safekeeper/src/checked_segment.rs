@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pgstrata_format::archived::Extent;
 use pgstrata_ids::{Lsn, TimelineParameters};
 use pgstrata_pg_wal::{PgVersion, WalChecker};
-use pgstrata_quorum::TermHistory;
 
 use crate::chain_reader::{ChainReader, ReadError};
 
@@ -116,16 +114,6 @@ impl CheckedSegment {
         let boundary = last.map_or(from, WalChecker::position);
         let last_record = last.and_then(WalChecker::last_record);
         Ok(CheckedSegment { number, bytes: Arc::new(bytes), missing, boundary, last_record })
-    }
-
-    /// What an object of it says of itself, where that is the history of the log.
-    pub fn extent(&self, parameters: &TimelineParameters, history: &TermHistory) -> Extent {
-        Extent {
-            from: Lsn(self.number * u64::from(parameters.segment_size)),
-            boundary: self.boundary,
-            last_record: self.last_record,
-            history: history.up_to(self.boundary),
-        }
     }
 
     /// Whether an archived object's bytes are this segment's. What is not here of a branch's first

@@ -12,7 +12,7 @@ use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
 use parking_lot::Mutex;
 use pgstrata_blob::{Location, Store};
 use pgstrata_env::Disk;
-use pgstrata_format::quorum::Quorum;
+use pgstrata_format::quorum::{GivenUp, Quorum};
 use pgstrata_format::registration::Registration;
 use pgstrata_ids::{
     Incarnation, Lsn, Member, NodeId, TenantId, Term, TimelineId, TimelineParameters,
@@ -20,7 +20,7 @@ use pgstrata_ids::{
 use pgstrata_quorum::{
     Append, Configuration, Elected, ProposerId, TermHistory, TermStart, VoteRequest,
 };
-use pgstrata_safekeeper::archive::Archive;
+use pgstrata_safekeeper::archive::{Archive, Tail};
 use pgstrata_safekeeper::decisions::Decisions;
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
 use pgstrata_safekeeper::latch::Latch;
@@ -789,13 +789,13 @@ fn tails_are_removed_when_more_is_archived() {
         ends.push(log.commit(&timeline, 3000).unwrap());
         world.archive_tail(&timeline);
     }
-    let newest = |world: &World| world.runtime.block_on(archive.newest(&parameters)).unwrap();
+    let newest = |world: &World| world.runtime.block_on(archive.newest(&parameters, None)).unwrap();
     let extent = newest(&world).unwrap();
     assert_eq!((extent.from, extent.boundary), (START, ends[2]));
     assert_eq!(extent.history, timeline.history());
     let tail = |end: Lsn| timeline.read_tail(end).unwrap();
     for (drop_to, left) in [(ends[1], [false, true, true]), (ends[2], [false, false, true])] {
-        world.runtime.block_on(archive.drop_tails(&parameters, drop_to)).unwrap();
+        world.runtime.block_on(archive.drop_tails(&parameters, drop_to, 1)).unwrap();
         for (end, is_left) in ends.iter().zip(left) {
             let tail = tail(*end);
             let found = world.runtime.block_on(archive.holds_tail(&parameters, &tail));
@@ -803,7 +803,8 @@ fn tails_are_removed_when_more_is_archived() {
         }
     }
     // It counts from the begin of the segment.
-    let part = world.runtime.block_on(archive.part(&parameters, 1)).unwrap().unwrap();
+    let part =
+        world.runtime.block_on(archive.part(&parameters, 1, ends[2], None)).unwrap().unwrap();
     assert_eq!((part.0, part.1.len() as u64), (START, ends[2] - START));
     // One that says something else than what is committed is never replaced.
     let mut other = tail(ends[2]);
@@ -838,7 +839,7 @@ fn what_was_deleted_goes_and_never_comes_back() {
         assert_eq!(life.timelines.look_at_decision(key(1)), Ok(()));
         assert!(world.disk.list(&directory(1)).is_err());
         assert!(life.timelines.keys() == [key(2)] && life.timelines.damaged().is_empty());
-        let archived = |n| world.runtime.block_on(world.archive().newest(&nth(n))).unwrap();
+        let archived = |n| world.runtime.block_on(world.archive().newest(&nth(n), None)).unwrap();
         assert!(archived(1).is_none() && archived(2).is_some());
         // Whoever comes for it is told, and it is not begun anew.
         let greeting = Greeting {
@@ -890,4 +891,52 @@ fn wherever_it_stops_while_what_was_deleted_goes_it_goes_in_the_end() {
             assert!(world.disk.list(&directory(1)).is_err(), "{what}");
         }
     }
+}
+
+/// Members were given up at `ends[1]`, and one of them is there after all: what it archives then is not believed, and it
+/// takes nothing away.
+#[test]
+fn what_is_archived_by_who_was_given_up_is_not_of_the_log_that_goes_on() {
+    let mut world = World::new(1);
+    let life = world.open();
+    let mut log = life.found(1);
+    let timeline = life.get(1).unwrap();
+    let archive = world.archive();
+    let parameters = nth(1);
+    let ends: Vec<Lsn> = (0..4).map(|_| log.commit(&timeline, 3000).unwrap()).collect();
+    let tail = |end: Lsn, configuration: u64| {
+        let mut tail = timeline.read_tail(end).unwrap();
+        tail.extent.configuration = configuration;
+        tail
+    };
+    let put = |tail: &Tail| world.runtime.block_on(archive.put_tail(&parameters, tail)).unwrap();
+    let last_record = tail(ends[1], 1).extent.last_record;
+    let given_up = GivenUp { number: 2, lsn: ends[1], last_record };
+    let newest = || world.runtime.block_on(archive.newest(&parameters, Some(&given_up))).unwrap();
+    let part = |to: Lsn| {
+        let part = archive.part(&parameters, 1, to, Some(&given_up));
+        world.runtime.block_on(part).unwrap().unwrap()
+    };
+    // Up to there it is right, whoever archived it.
+    put(&tail(ends[1], 1));
+    assert_eq!(newest(), Some(tail(ends[1], 1).extent));
+    put(&tail(ends[3], 1));
+    assert_eq!(newest(), Some(tail(ends[1], 1).extent));
+    let drop_tails = |to: Lsn, configuration: u64| {
+        let dropped = archive.drop_tails(&parameters, to, configuration);
+        world.runtime.block_on(dropped).unwrap();
+    };
+    drop_tails(ends[3], 1);
+    assert_eq!(newest(), Some(tail(ends[1], 1).extent));
+    let (from, bytes) = part(ends[1]);
+    assert_eq!((from, bytes.len() as u64), (START, ends[1] - START));
+    assert_eq!(part(ends[2]).1.len() as u64, ends[1] - START);
+    // The log goes on, and is archived; that stays.
+    put(&tail(ends[2], 2));
+    assert_eq!(newest(), Some(tail(ends[2], 2).extent));
+    assert_eq!(part(ends[2]).1.len() as u64, ends[2] - START);
+    drop_tails(ends[3], 1);
+    assert_eq!(newest(), Some(tail(ends[2], 2).extent));
+    drop_tails(ends[3], 2);
+    assert_eq!(newest(), Some(tail(ends[1], 1).extent));
 }

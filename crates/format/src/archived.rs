@@ -16,11 +16,12 @@
 //!     32     8  LSN of the first byte of WAL
 //!     40     8  end of the last record that is whole in what is archived up to there
 //!     48     8  start of that record, 0 if it is not known
-//!     56     4  number of term history entries, then 16 bytes each: term, LSN
+//!     56     8  number of the newest configuration that its writer knew
+//!     64     4  number of term history entries, then 16 bytes each: term, LSN
 //! ```
 //!
 //! All integers are little endian. The history is that of the log up to that end, all of which is committed: whoever has lost
-//! everything else can go on from there.
+//! everything else can go on from there. By the configuration it is told apart what is of members that were given up.
 
 use pgstrata_ids::Lsn;
 use pgstrata_quorum::{MAX_HISTORY, TermHistory};
@@ -33,7 +34,7 @@ const EXTENT: Kind = Kind { what: "archived WAL's own frame", magic: *b"pgsWALex
 const SKIPPED: [u8; 4] = 0x184D_2A57_u32.to_le_bytes();
 
 /// Most bytes of one, with the frame around it.
-pub const MAX_SIZE: u64 = 60 + 16 * MAX_HISTORY as u64;
+pub const MAX_SIZE: u64 = 68 + 16 * MAX_HISTORY as u64;
 
 /// What an object of archived WAL says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Extent {
     pub boundary: Lsn,
     /// Where that record starts, if that is known.
     pub last_record: Option<Lsn>,
+    /// Number of the newest configuration that its writer knew.
+    pub configuration: u64,
     /// Which term wrote which byte before the boundary.
     pub history: TermHistory,
 }
@@ -51,10 +54,11 @@ pub struct Extent {
 impl Extent {
     /// The bytes that stand before the WAL.
     pub fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(28 + 16 * self.history.entries().len());
+        let mut body = Vec::with_capacity(36 + 16 * self.history.entries().len());
         for lsn in [self.from, self.boundary, self.last_record.unwrap_or_default()] {
             body.extend_from_slice(&lsn.0.to_le_bytes());
         }
+        body.extend_from_slice(&self.configuration.to_le_bytes());
         body.extend_from_slice(&(self.history.entries().len() as u32).to_le_bytes());
         for entry in self.history.entries() {
             body.extend_from_slice(&entry.term.0.to_le_bytes());
@@ -77,9 +81,11 @@ impl Extent {
         let (_, mut reader) = EXTENT.open(inside)?;
         let (from, boundary) = (Lsn(reader.u64()?), Lsn(reader.u64()?));
         let last_record = Some(reader.u64()?).filter(|&lsn| lsn > 0).map(Lsn);
-        let extent = Extent { from, boundary, last_record, history: history(&mut reader)? };
+        let configuration = reader.u64()?;
+        let history = history(&mut reader)?;
+        let extent = Extent { from, boundary, last_record, configuration, history };
         EXTENT.end(&reader)?;
-        if length as u64 != 52 + 16 * extent.history.entries().len() as u64 {
+        if length as u64 != 60 + 16 * extent.history.entries().len() as u64 {
             return Err(FormatError::corrupt(EXTENT.what, "it is longer than it says"));
         }
         extent.check().map(Some)
@@ -114,6 +120,7 @@ mod tests {
             from: Lsn(0x100_0000),
             boundary: Lsn(0x100_2000),
             last_record: Some(Lsn(0x100_1fd0)),
+            configuration: 3,
             history: TermHistory::new(vec![entry(1, 0x100_0028), entry(4, 0x100_1000)]).unwrap(),
         }
     }
@@ -121,10 +128,10 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = extent().encode();
-        assert_eq!(bytes.len(), 92);
-        assert_eq!(bytes[..20], *b"\x57\x2a\x4d\x18\x54\0\0\0pgsWALex\x01\0\0\0");
-        assert_eq!(bytes[32..60], {
-            let lsns = [0x100_0000u64, 0x100_2000, 0x100_1fd0].map(u64::to_le_bytes);
+        assert_eq!(bytes.len(), 100);
+        assert_eq!(bytes[..20], *b"\x57\x2a\x4d\x18\x5c\0\0\0pgsWALex\x01\0\0\0");
+        assert_eq!(bytes[32..68], {
+            let lsns = [0x100_0000u64, 0x100_2000, 0x100_1fd0, 3].map(u64::to_le_bytes);
             [lsns.concat(), 2u32.to_le_bytes().to_vec()].concat()
         });
         assert_eq!(Extent::decode(&bytes), Ok(Some(extent())));

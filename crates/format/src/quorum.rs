@@ -11,8 +11,8 @@
 //!  "configurations":[{"number":1,"members":[{"id":1,"incarnation":"..."}],"incoming":[]}]}
 //! ```
 //! The newest configurations are kept, oldest first ([`pgstrata_quorum::MAX_CHAIN`]). Where all members were lost, and new ones
-//! went on with what is archived, `"restored_lsn"` says from where on; and where some or all were given up, `"given_up_lsn"` how
-//! far the archive was right then. `"deleted":true` ends it all: nobody keeps the timeline from then on.
+//! went on with what is archived, `"restored_lsn"` says from where on; and where some or all were given up, `"given_up"`
+//! how far the archive was right then: `{"number":2,"lsn":"0/1234568","last_record":"0/1234500"}`. `"deleted":true` ends it all: nobody keeps the timeline from then on.
 
 use pgstrata_ids::{Lsn, Member, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_quorum::{Chain, Configuration};
@@ -42,14 +42,60 @@ pub struct Quorum {
     /// Whether it had been there before there was this object: its first members have copies, and one that has none has
     /// lost it.
     pub is_older: bool,
-    /// All members were lost, and others were made members, who have what is archived: that goes at least this far, and none of
+    /// All members were lost, and others were made members, who have what is archived, which goes at least this far: none of
     /// them may begin with less.
     pub restored_lsn: Option<Lsn>,
-    /// Members were given up last when the archive had whole records up to there. What its last segment had after that is a
-    /// piece of a record that may be lost, and other WAL may be committed in its place.
-    pub given_up_lsn: Option<Lsn>,
+    /// Members were given up last when the archive had whole records up to there. What it has after that of them is not of the
+    /// log that goes on, and other WAL may be committed in its place.
+    pub given_up: Option<GivenUp>,
     /// The branch was deleted: its members remove what they have, and what is archived. It never comes back.
     pub is_deleted: bool,
+}
+
+/// What the archive had when members were given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Number of the configuration that goes on without them: what they write has lower ones.
+    pub number: u64,
+    /// End of the last record that was whole there.
+    pub lsn: Lsn,
+    /// Where that record starts, if that is known.
+    pub last_record: Option<Lsn>,
+}
+
+impl GivenUp {
+    /// Whether WAL up to `end`, written by who knew of configuration `number`, is not of the log that goes on.
+    pub fn denies(&self, number: u64, end: Lsn) -> bool {
+        number < self.number && end > self.lsn
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Point {
+    number: u64,
+    lsn: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_record: Option<String>,
+}
+
+impl From<&GivenUp> for Point {
+    fn from(point: &GivenUp) -> Point {
+        Point {
+            number: point.number,
+            lsn: point.lsn.to_string(),
+            last_record: point.last_record.map(|lsn| lsn.to_string()),
+        }
+    }
+}
+
+impl Point {
+    fn read(&self) -> Result<GivenUp, FormatError> {
+        Ok(GivenUp {
+            number: self.number,
+            lsn: parsed(&self.lsn)?,
+            last_record: self.last_record.as_deref().map(parsed).transpose()?,
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -67,7 +113,7 @@ struct Document {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restored_lsn: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    given_up_lsn: Option<String>,
+    given_up: Option<Point>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     deleted: bool,
     configurations: Vec<Step>,
@@ -113,7 +159,7 @@ impl Quorum {
             ancestor_id: parameters.ancestor.map(|ancestor| ancestor.to_string()),
             is_older: self.is_older,
             restored_lsn: self.restored_lsn.map(|lsn| lsn.to_string()),
-            given_up_lsn: self.given_up_lsn.map(|lsn| lsn.to_string()),
+            given_up: self.given_up.as_ref().map(Point::from),
             deleted: self.is_deleted,
             configurations: self.chain.configurations().iter().map(step).collect(),
         })
@@ -136,11 +182,10 @@ impl Quorum {
         parameters.check().map_err(corrupt)?;
         let steps = document.configurations.iter().map(configuration);
         let chain = Chain::of(steps.collect::<Result<_, FormatError>>()?).map_err(corrupt)?;
-        let lsn = |text: Option<&str>| text.map(parsed).transpose();
-        let restored_lsn = lsn(document.restored_lsn.as_deref())?;
-        let given_up_lsn = lsn(document.given_up_lsn.as_deref())?;
+        let restored_lsn = document.restored_lsn.as_deref().map(parsed).transpose()?;
+        let given_up = document.given_up.as_ref().map(Point::read).transpose()?;
         let (is_older, is_deleted) = (document.is_older, document.deleted);
-        Ok(Quorum { parameters, chain, is_older, restored_lsn, given_up_lsn, is_deleted })
+        Ok(Quorum { parameters, chain, is_older, restored_lsn, given_up, is_deleted })
     }
 
     /// That of a timeline that was founded just now.
@@ -150,7 +195,7 @@ impl Quorum {
             chain,
             is_older: false,
             restored_lsn: None,
-            given_up_lsn: None,
+            given_up: None,
             is_deleted: false,
         }
     }
@@ -236,9 +281,15 @@ mod tests {
         assert_eq!(Quorum::decode(&bytes), Ok(changed()));
         let older = Quorum { is_older: true, ..changed() };
         assert_eq!(Quorum::decode(&older.encode()), Ok(older));
-        let (restored_lsn, given_up_lsn) = (Some(Lsn(0x123_4568)), Some(Lsn(0x123_4570)));
-        let restored = Quorum { restored_lsn, given_up_lsn, ..changed() };
+        let point = |number, lsn, last_record| Some(GivenUp { number, lsn, last_record });
+        let restored = Quorum {
+            restored_lsn: Some(Lsn(0x123_4560)),
+            given_up: point(2, Lsn(0x123_4568), Some(Lsn(0x123_4500))),
+            ..changed()
+        };
         assert_eq!(Quorum::decode(&restored.encode()), Ok(restored));
+        let unknown = Quorum { given_up: point(5, Lsn(0x123_4570), None), ..changed() };
+        assert_eq!(Quorum::decode(&unknown.encode()), Ok(unknown));
         let deleted = Quorum { is_deleted: true, ..changed() };
         assert_eq!(Quorum::decode(&deleted.encode()), Ok(deleted));
         for at in 0..bytes.len() {
@@ -248,6 +299,13 @@ mod tests {
                 assert!(Quorum::decode(&broken).is_err(), "byte {at} bit {bit}");
             }
         }
+    }
+
+    #[test]
+    fn what_who_was_given_up_archived_is_told_apart() {
+        let given_up = GivenUp { number: 4, lsn: Lsn(100), last_record: None };
+        assert!(given_up.denies(3, Lsn(101)) && !given_up.denies(3, Lsn(100)));
+        assert!(!given_up.denies(4, Lsn(101)) && !given_up.denies(5, Lsn(200)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pgstrata_format::quorum::GivenUp;
 use pgstrata_ids::{Lsn, TimelineParameters};
 
 use super::{Archive, ArchiveError};
@@ -44,7 +45,7 @@ impl ArchiveReader {
         if !self.last.as_ref().is_some_and(|last| last.has(parameters, at)) {
             self.last = None;
             let number = at.segment_number(u64::from(parameters.segment_size));
-            let found = self.archive.part(parameters, number).await?;
+            let found = self.archive.part(parameters, number, Lsn(at.0 + 1), None).await?;
             let part =
                 found.map(|(from, bytes)| Part { parameters: parameters.clone(), from, bytes });
             let Some(part) = part.filter(|part| part.has(parameters, at)) else {
@@ -63,21 +64,78 @@ impl ArchiveReader {
 }
 
 impl Archive {
-    /// What there is of a segment, and where that begins: all of it, or its beginning. `None` if there is nothing.
+    /// What there is of a segment of the log that goes on, and where that begins: all of it, or its beginning, up to `to` if there
+    /// is as much. `None` if there is nothing.
     pub async fn part(
         &self,
         parameters: &TimelineParameters,
         number: u64,
+        to: Lsn,
+        given_up: Option<&GivenUp>,
     ) -> Result<Option<(Lsn, Arc<Vec<u8>>)>, ArchiveError> {
+        let mut best: Option<(Lsn, Arc<Vec<u8>>)> = None;
+        // Tails are removed once the whole segment is there: then that is to be found.
+        for _ in 0..2 {
+            if let Some(part) = self.whole(parameters, number, given_up).await? {
+                if ends(&part) >= to {
+                    return Ok(Some(part));
+                }
+                best = Some(part);
+            }
+            for named in self.tails(parameters).await? {
+                if named.end.segment_number(u64::from(parameters.segment_size)) != number {
+                    continue;
+                }
+                let Some(tail) = self.get_tail(parameters, named.end).await? else { continue };
+                let part =
+                    shared(tail.extent.from, tail.bytes, tail.extent.configuration, given_up);
+                if ends(&part) >= to {
+                    return Ok(Some(part));
+                }
+                if best.as_ref().is_none_or(|best| ends(best) < ends(&part)) {
+                    best = Some(part);
+                }
+            }
+            if best.is_some() {
+                break;
+            }
+        }
+        Ok(best)
+    }
+
+    async fn whole(
+        &self,
+        parameters: &TimelineParameters,
+        number: u64,
+        given_up: Option<&GivenUp>,
+    ) -> Result<Option<(Lsn, Arc<Vec<u8>>)>, ArchiveError> {
+        let Some((extent, segment)) = self.get_segment(parameters, number).await? else {
+            return Ok(None);
+        };
         let from = Lsn(number * u64::from(parameters.segment_size));
-        let whole = |segment: Vec<u8>| (from, Arc::new(segment));
-        if let Some(segment) = self.get(parameters, number).await? {
-            return Ok(Some(whole(segment)));
+        let configuration = extent.map_or(0, |extent| extent.configuration);
+        Ok(Some(shared(from, Arc::new(segment), configuration, given_up)))
+    }
+}
+
+/// Where it ends.
+fn ends((from, bytes): &(Lsn, Arc<Vec<u8>>)) -> Lsn {
+    *from + bytes.len() as u64
+}
+
+/// What of it is of the log that goes on, too.
+fn shared(
+    from: Lsn,
+    bytes: Arc<Vec<u8>>,
+    configuration: u64,
+    given_up: Option<&GivenUp>,
+) -> (Lsn, Arc<Vec<u8>>) {
+    let end = from + bytes.len() as u64;
+    match given_up.filter(|given_up| given_up.denies(configuration, end)) {
+        None => (from, bytes),
+        Some(given_up) => {
+            let right = given_up.lsn.saturating_sub(from) as usize;
+            (from, Arc::new(bytes[..right.min(bytes.len())].to_vec()))
         }
-        if let Some(tail) = self.tail_of(parameters, number).await? {
-            return Ok(Some((tail.extent.from, tail.bytes)));
-        }
-        // Tails are removed once the whole segment is there.
-        Ok(self.get(parameters, number).await?.map(whole))
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pgstrata_blob::PutOutcome;
 use pgstrata_format::archived::Extent;
+use pgstrata_format::quorum::GivenUp;
 use pgstrata_ids::{Lsn, TimelineParameters};
 
 use super::{Archive, ArchiveError, differs, directory};
@@ -19,9 +20,9 @@ pub struct Tail {
 
 /// A tail's object, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Named {
-    end: Lsn,
-    name: String,
+pub(super) struct Named {
+    pub end: Lsn,
+    pub name: String,
 }
 
 impl Tail {
@@ -67,7 +68,7 @@ impl Archive {
     }
 
     /// Fetches the tail that ends there; `None` if it was never stored, or is removed by now.
-    async fn get_tail(
+    pub(super) async fn get_tail(
         &self,
         parameters: &TimelineParameters,
         end: Lsn,
@@ -85,7 +86,10 @@ impl Archive {
     }
 
     /// The tails that there are, the longest log first: one, or two for a moment.
-    async fn tails(&self, parameters: &TimelineParameters) -> Result<Vec<Named>, ArchiveError> {
+    pub(super) async fn tails(
+        &self,
+        parameters: &TimelineParameters,
+    ) -> Result<Vec<Named>, ArchiveError> {
         let listed = self.store.list(&format!("{}/tail/", directory(parameters))).await;
         let listed = listed.map_err(ArchiveError::away)?;
         let named = listed.into_iter().filter_map(|object| {
@@ -99,31 +103,20 @@ impl Archive {
         Ok(tails)
     }
 
-    /// The longest tail of a segment; `None` if there is none.
-    pub async fn tail_of(
-        &self,
-        parameters: &TimelineParameters,
-        number: u64,
-    ) -> Result<Option<Tail>, ArchiveError> {
-        let size = u64::from(parameters.segment_size);
-        for named in self.tails(parameters).await? {
-            if named.end.segment_number(size) == number
-                && let Some(tail) = self.get_tail(parameters, named.end).await?
-            {
-                return Ok(Some(tail));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Removes tails that end before `archived`, up to which this node has seen everything archived.
+    /// Removes tails that end before `archived`, up to which this node has seen everything archived, but for those of who knows
+    /// of a later configuration: this node may have been given up, and those may be all that others have.
     pub async fn drop_tails(
         &self,
         parameters: &TimelineParameters,
         archived: Lsn,
+        configuration: u64,
     ) -> Result<(), String> {
         for tail in self.tails(parameters).await? {
-            if tail.end < archived {
+            if tail.end >= archived {
+                continue;
+            }
+            let extent = self.extent_of(&tail.name).await?.flatten();
+            if extent.is_some_and(|extent| extent.configuration <= configuration) {
                 self.store.check_claim().await.map_err(|error| error.to_string())?;
                 self.store.delete(&tail.name).await.map_err(|error| error.to_string())?;
             }
@@ -131,29 +124,57 @@ impl Archive {
         Ok(())
     }
 
-    /// What the archived log is that goes furthest; `None` if nothing is archived, or if what is archived there does not say.
+    /// What the archived log is that goes furthest, but for what is of members who were given up; `None` if nothing is archived,
+    /// or if what is archived there does not say.
     pub async fn newest(
         &self,
         parameters: &TimelineParameters,
+        given_up: Option<&GivenUp>,
     ) -> Result<Option<Extent>, ArchiveError> {
         let size = u64::from(parameters.segment_size);
-        let tail = self.tails(parameters).await?.into_iter().next();
         let listed = self.store.list(&format!("{}/", directory(parameters))).await;
         let listed = listed.map_err(ArchiveError::away)?;
-        // Names of segments are in the order of their numbers, of one timeline of PostgreSQL.
-        let segments = listed.into_iter().map(|object| object.path);
-        let first = parameters.start_lsn.segment_number(size);
-        let last = segments.filter_map(|path| number_of(parameters, &path)).max();
-        let last = last.filter(|&number| number >= first);
-        if let Some(tail) =
-            tail.filter(|tail| last.is_none_or(|last| tail.end.segment_number(size) > last))
-            && let Some(tail) = self.get_tail(parameters, tail.end).await?
-        {
-            return Ok(Some(tail.extent));
+        let segment = |path: &str| {
+            let number = number_of(parameters, path)?;
+            Some((Lsn(number.checked_add(1)?.checked_mul(size)?), path.to_owned()))
+        };
+        let segments = listed.iter().filter_map(|object| segment(&object.path));
+        let tails = self.tails(parameters).await?;
+        let tails = tails.into_iter().map(|tail| (tail.end, tail.name));
+        let mut all: Vec<(Lsn, String)> = segments.chain(tails).collect();
+        // The last one first; those that are skipped are few.
+        all.sort_unstable_by(|one, two| two.cmp(one));
+        let mut shared = None;
+        for (end, name) in all {
+            let extent = match self.extent_of(&name).await? {
+                Some(Some(extent)) => extent,
+                Some(None) => break,
+                // Removed since it was listed.
+                None => continue,
+            };
+            match given_up.filter(|given_up| given_up.denies(extent.configuration, end)) {
+                // What both logs have is right in theirs too.
+                Some(given_up) if extent.boundary >= given_up.lsn => {
+                    shared = Some(clipped(extent, given_up));
+                }
+                Some(_) => {}
+                None => {
+                    let goes_further = |shared: &Extent| extent.boundary < shared.boundary;
+                    return Ok(Some(shared.filter(goes_further).unwrap_or(extent)));
+                }
+            }
         }
-        let Some(last) = last else { return Ok(None) };
-        let name = super::object_name(parameters, last);
-        Ok(self.get_object(&name, size as usize).await?.and_then(|(extent, _)| extent))
+        Ok(shared)
+    }
+}
+
+/// What is of the log that goes on.
+fn clipped(extent: Extent, given_up: &GivenUp) -> Extent {
+    Extent {
+        boundary: given_up.lsn,
+        last_record: given_up.last_record,
+        history: extent.history.up_to(given_up.lsn),
+        ..extent
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pgstrata_ids::{Lsn, NodeId};
 
 use super::{Background, INTERVAL};
-use crate::archive::{Archive, Tail};
+use crate::archive::{Archive, Log, Tail};
 use crate::chain_reader::ChainReader;
 use crate::checked_segment::{CheckedSegment, Reached, Trouble};
 use crate::timeline::Timeline;
@@ -185,7 +185,9 @@ async fn advance(
         timeline.note_archived(to);
         if uploads && (had_tail || due == Due::Tail(to)) {
             // What is left of them costs some space, and goes with the next one.
-            if let Err(error) = archive.drop_tails(parameters, to).await {
+            if let Err(error) =
+                archive.drop_tails(parameters, to, timeline.configuration_number()).await
+            {
                 tracing::info!(timeline = %parameters.timeline, error, "an old tail could not be removed");
             }
         }
@@ -232,7 +234,7 @@ impl Turn<'_> {
             return Ok(true);
         }
         if self.uploads {
-            self.archive.put(parameters, segment, &self.timeline.history()).await?;
+            self.archive.put(parameters, segment, &self.log()).await?;
         }
         Ok(self.uploads)
     }
@@ -245,11 +247,16 @@ impl Turn<'_> {
         let decided = tokio::task::spawn_blocking(move || decisions.read(key)).await;
         let decided = decided.map_err(|error| error.to_string())?;
         let decided = decided.map_err(|reason| reason.to_string())?;
-        let Some(given_up) = decided.and_then(|quorum| quorum.given_up_lsn) else {
+        let Some(given_up) = decided.and_then(|quorum| quorum.given_up) else {
             return Ok(false);
         };
-        let history = self.timeline.history();
-        self.archive.replace_given_up(parameters, segment, &history, given_up).await
+        self.archive.replace_given_up(parameters, segment, &self.log(), &given_up).await
+    }
+
+    fn log(&self) -> Log {
+        // The configuration first: what is archived is never said to be of a later one than it was.
+        let configuration = self.timeline.configuration_number();
+        Log { configuration, history: self.timeline.history() }
     }
 
     /// Whether the tail that ends at `end` is archived by now.

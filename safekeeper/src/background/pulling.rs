@@ -107,11 +107,16 @@ fn ask_archive(
     handle: &Handle,
 ) -> anyhow::Result<Option<Peer>> {
     let Some(archive) = &background.archive else { return Ok(None) };
-    let newest = handle.block_on(archive.newest(timeline.parameters()))?;
+    let parameters = timeline.parameters();
+    let key = (parameters.tenant, parameters.timeline);
+    let decided = background.timelines.context().decisions.read(key);
+    let decided = decided.map_err(|reason| anyhow::anyhow!("{reason}"))?;
+    let given_up = decided.and_then(|quorum| quorum.given_up);
+    let newest = handle.block_on(archive.newest(parameters, given_up.as_ref()))?;
     let status = newest.map(|extent| Status {
         // Nobody's: it counts for nothing.
         member: Member { node: NodeId(0), incarnation: Incarnation([0; 16]) },
-        parameters: timeline.parameters().clone(),
+        parameters: parameters.clone(),
         configuration: (*timeline.configuration()).clone(),
         configured_in: Term(0),
         has_proposer: false,

@@ -4,8 +4,8 @@
 //! committed, and whoever decides from now on has it first.
 
 use pgstrata_format::archived::Extent;
-use pgstrata_format::quorum::Quorum;
-use pgstrata_ids::{Lsn, Member, NodeId, TimelineParameters};
+use pgstrata_format::quorum::{GivenUp, Quorum};
+use pgstrata_ids::{Lsn, Member, NodeId};
 use pgstrata_quorum::Configuration;
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::http::safekeeper::{Change, Step};
@@ -62,17 +62,16 @@ impl Steward {
             let text = format!("others answer than was said: look again (these do: {answers})");
             return Err(Trouble::Conflict(text));
         }
-        let archived = self.archived(&quorum.parameters)?;
-        let given_up_lsn = archived.as_ref().map(|extent| extent.boundary).or(quorum.given_up_lsn);
+        let archived = self.archived(&quorum)?;
         let (chain, restored_lsn) = match most(&heard) {
             Some(most) => {
-                if let Some(extent) = archived {
-                    refuse_to_give_up(most, &extent, quorum.parameters.start_lsn)?;
+                if let Some(extent) = &archived {
+                    refuse_to_give_up(most, extent, quorum.parameters.start_lsn)?;
                 }
                 (quorum.chain.recovered(most.member, members).map_err(later)?, quorum.restored_lsn)
             }
             None => {
-                let Some(extent) = archived else {
+                let Some(extent) = &archived else {
                     let text = "no member answers, and no WAL of the timeline is in object storage";
                     return Err(Trouble::Conflict(text.into()));
                 };
@@ -80,12 +79,18 @@ impl Steward {
                 (quorum.chain.restored(members).map_err(later)?, Some(extent.boundary))
             }
         };
-        let decided = Quorum { chain, restored_lsn, given_up_lsn, ..quorum };
+        let number = chain.newest().number();
+        let given_up = archived.map(|extent| GivenUp {
+            number,
+            lsn: extent.boundary,
+            last_record: extent.last_record,
+        });
+        let given_up = given_up.or(quorum.given_up);
+        let decided = Quorum { chain, restored_lsn, given_up, ..quorum };
         match self.decisions.swap(key, &version, &decided).map_err(later)? {
             Swapped::Yes => {}
             Swapped::No => return Err(later("others change the members at the same time")),
         }
-        let number = decided.chain.newest().number();
         tracing::warn!(timeline = %key.1, number, survivors = answers, "who is left goes on alone");
         let told = self.finish(key, &decided.chain)?;
         Ok(match decided.chain.newest().incoming().is_empty() {
@@ -96,14 +101,15 @@ impl Steward {
     }
 
     /// How far the archived log goes.
-    fn archived(&self, parameters: &TimelineParameters) -> Result<Option<Extent>, Trouble> {
-        self.decisions.runtime().block_on(self.archive.newest(parameters)).map_err(later)
+    fn archived(&self, quorum: &Quorum) -> Result<Option<Extent>, Trouble> {
+        let newest = self.archive.newest(&quorum.parameters, quorum.given_up.as_ref());
+        self.decisions.runtime().block_on(newest).map_err(later)
     }
 
     /// How far the archived log of a timeline goes; `None` if none of it is archived.
     pub fn archived_lsn(&self, key: TimelineKey) -> Result<Option<Lsn>, Trouble> {
         match self.decisions.read(key).map_err(later)? {
-            Some(quorum) => Ok(self.archived(&quorum.parameters)?.map(|extent| extent.boundary)),
+            Some(quorum) => Ok(self.archived(&quorum)?.map(|extent| extent.boundary)),
             None => Err(Trouble::NotFound(format!("timeline {} was never founded", key.1))),
         }
     }
@@ -157,7 +163,7 @@ fn refuse_to_give_up(most: &Heard, extent: &Extent, start_lsn: Lsn) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_ids::{Incarnation, SystemId, TenantId, Term, TimelineId};
+    use pgstrata_ids::{Incarnation, SystemId, TenantId, Term, TimelineId, TimelineParameters};
     use pgstrata_quorum::{TermHistory, TermStart};
     use pgstrata_wire::safekeeper::Status;
 
@@ -201,6 +207,7 @@ mod tests {
             from: Lsn(0),
             boundary: Lsn(boundary),
             last_record: None,
+            configuration: 1,
             history: history(entries),
         };
         let refused = |most: &Heard, extent: &Extent| {

@@ -84,8 +84,9 @@ impl Timeline {
             }
         }
         let last_record = self.last_record_before(end).map_err(|error| error.to_string())?;
+        let configuration = self.configuration_number();
         let history = self.history().up_to(end);
-        let extent = Extent { from, boundary: end, last_record, history };
+        let extent = Extent { from, boundary: end, last_record, configuration, history };
         Ok(Tail { extent, bytes: Arc::new(bytes) })
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pgstrata_env::replace_file;
 use pgstrata_format::archived::Extent;
-use pgstrata_format::quorum::Quorum;
+use pgstrata_format::quorum::{GivenUp, Quorum};
 use pgstrata_format::resting::TimelineSummary;
 use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
@@ -146,7 +146,7 @@ impl Timelines {
     /// What is archived of a timeline whose members were all lost, which goes to `least` at least. For threads that may wait.
     pub(super) fn find_restored(
         &self,
-        parameters: &TimelineParameters,
+        decided: &Quorum,
         least: Lsn,
     ) -> Result<Extent, RefusedReason> {
         let later = |why: String| {
@@ -156,7 +156,8 @@ impl Timelines {
         let Some(archive) = &self.context.archive else {
             return Err(later("this safekeeper has no object store".to_owned()));
         };
-        let newest = self.context.decisions.runtime().block_on(archive.newest(parameters));
+        let newest = archive.newest(&decided.parameters, decided.given_up.as_ref());
+        let newest = self.context.decisions.runtime().block_on(newest);
         let newest = newest.map_err(|error| later(error.to_string()))?;
         // None of them begins with less: what was decided is that they have it.
         let newest = newest.filter(|extent| extent.boundary >= least);
@@ -236,11 +237,15 @@ impl Timelines {
         if checker.feed_position() == parameters.start_lsn {
             checker = checker.at_boundary();
         }
+        // Who was given up may have archived something else since.
+        let decided = self.context.decisions.read(key);
+        let decided = decided.map_err(|reason| NotBack::Later(reason.to_string()))?;
+        let given_up = decided.and_then(|quorum| quorum.given_up);
         let runtime = self.context.decisions.runtime();
         while checker.feed_position() < end {
             let at = checker.feed_position();
             let to = (at.segment_start(size) + size).min(end);
-            let wal = runtime.block_on(fetch(archive, parameters, at, to))?;
+            let wal = runtime.block_on(fetch(archive, parameters, (at, to), given_up.as_ref()))?;
             let skipped = at.segment_offset(size) as usize;
             let mut segment = vec![0; size as usize];
             segment[skipped..][..wal.len()].copy_from_slice(&wal);
@@ -273,14 +278,15 @@ impl Timelines {
 async fn fetch(
     archive: &Archive,
     parameters: &TimelineParameters,
-    from: Lsn,
-    to: Lsn,
+    (from, to): (Lsn, Lsn),
+    given_up: Option<&GivenUp>,
 ) -> Result<Vec<u8>, NotBack> {
     let number = from.segment_number(u64::from(parameters.segment_size));
-    let found = archive.part(parameters, number).await.map_err(|error| match error {
-        ArchiveError::Away(why) => NotBack::Later(why),
-        ArchiveError::Damaged(why) => NotBack::Gone(why),
-    })?;
+    let found =
+        archive.part(parameters, number, to, given_up).await.map_err(|error| match error {
+            ArchiveError::Away(why) => NotBack::Later(why),
+            ArchiveError::Damaged(why) => NotBack::Gone(why),
+        })?;
     let missing = || NotBack::Gone(format!("nothing there has WAL from {from} to {to}"));
     let (first, bytes) = found.ok_or_else(missing)?;
     let start = from.0.checked_sub(first.0).ok_or_else(missing)? as usize;

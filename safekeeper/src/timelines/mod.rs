@@ -342,7 +342,7 @@ impl Timelines {
             )));
         }
         let restored = match decided.restored_lsn {
-            Some(lsn) => Some(self.find_restored(&decided.parameters, lsn)?),
+            Some(lsn) => Some(self.find_restored(decided, lsn)?),
             None => None,
         };
         let creating = self.creating.lock();
