@@ -172,9 +172,10 @@ fn stream(compute: Compute, wal: &Wal, in_flight: u64, time: Duration) -> Measur
     let (acknowledged, answers): (SyncSender<u64>, Receiver<u64>) = sync_channel(1 << 16);
     let (sent, waiting) = sync_channel::<(u64, Instant)>(1 << 16);
     let mut reading = stream.try_clone().unwrap();
-    let end = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let reader = scope.spawn(move || {
-            let (mut times, mut count, mut oldest) = (Vec::new(), 0, None);
+            let (mut times, mut count) = (Vec::new(), 0);
+            let mut oldest: Option<(u64, Instant)> = None;
             let start = wal.start;
             'all: loop {
                 while input.next().unwrap().is_none() {
@@ -198,9 +199,8 @@ fn stream(compute: Compute, wal: &Wal, in_flight: u64, time: Duration) -> Measur
                             Err(std::sync::mpsc::TryRecvError::Disconnected) => break 'all,
                         }
                     }
-                    let Some((end, since)) = oldest.filter(|(end, _)| *end <= done) else { break };
-                    let _: u64 = end;
-                    let since: Instant = since;
+                    let is_done = |(end, _): &(u64, Instant)| *end <= done;
+                    let Some((_, since)) = oldest.filter(is_done) else { break };
                     times.push(since.elapsed());
                     oldest = None;
                 }
@@ -245,8 +245,7 @@ fn stream(compute: Compute, wal: &Wal, in_flight: u64, time: Duration) -> Measur
         drop(answers);
         let (times, answers) = reader.join().unwrap();
         Measured { bytes: from, seconds, times, answers }
-    });
-    end
+    })
 }
 
 fn safekeeper(computes: usize, piece: usize, in_flight: u64, time: Duration) -> Measured {

@@ -213,6 +213,12 @@ impl Night {
         let all = [Meanwhile::ComputeKilled, Meanwhile::Restarted, Meanwhile::Replaced];
         let meanwhile = match all.choose(&mut self.random).unwrap() {
             _ if self.random.random_bool(0.4) => Meanwhile::Nothing,
+            // A compute starts with what the page server has taken in.
+            Meanwhile::ComputeKilled
+                if from == Some(Party::PageServer) && who.len() == self.members.len() =>
+            {
+                Meanwhile::Nothing
+            }
             Meanwhile::Replaced
                 if !self.is_minority(who.len()) || from != Some(Party::Everybody) =>
             {
