@@ -42,7 +42,7 @@ impl Compute {
             life: 0,
             proposer: None,
             links: vec![Link::default(); nodes],
-            log: Vec::new(),
+            log: Vec::with_capacity(64 << 10),
             start: Lsn::INVALID,
             generator: None,
             asks: false,

@@ -61,7 +61,7 @@ pub enum Lie {
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 20] = [
+    pub const ALL: [Lie; 21] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -78,6 +78,7 @@ impl Lie {
         Lie::VoteForgetsTerm,
         Lie::VoteTwice,
         Lie::CopyBeyondCommit,
+        Lie::AnyLogFollowed,
         Lie::TrimBeforeArchive,
         Lie::AckCountsTwice,
         Lie::LossWithinConnection,

@@ -65,13 +65,13 @@ impl Plan {
             })
             .collect();
         troubles.sort_by_key(|&(at, _)| at);
-        let most_to_boundary = if rng.one_in(3) { 60_000 } else { 1500 };
+        let most_to_boundary = if rng.one_in(3) { 8000 } else { 1500 };
         let switches = rng.one_in(4);
-        let record = [100, 600, 3000, 20_000][rng.index(4)];
+        let record = [100, 400, 2000, 8000][rng.index(4)];
         // Several of them to a large record, or the other way round; and the rest of a segment is not thousands of them.
         let chunk = match switches {
-            true => [16 << 10, 64 << 10, 200_000, 1 << 20][rng.index(4)],
-            false => [record / 4 + 50, record, 8 * record, 64 << 10][rng.index(4)],
+            true => [4 << 10, 16 << 10, 40_000, 100_000][rng.index(4)],
+            false => [record / 4 + 50, record, 8 * record, 32 << 10][rng.index(4)],
         };
         Plan {
             seed,

@@ -8,6 +8,9 @@ use pgstrata_quorum::TermHistory;
 /// Why a run failed: what must never be was.
 pub type Checked<T = ()> = Result<T, String>;
 
+/// Room for the WAL of most runs, in bytes: what grows is copied over and over.
+const ROOM: usize = 256 << 10;
+
 #[derive(Debug)]
 struct TermLog {
     compute: usize,
@@ -35,7 +38,7 @@ impl Truth {
         Truth {
             start,
             terms: BTreeMap::new(),
-            bytes: Vec::new(),
+            bytes: Vec::with_capacity(ROOM),
             history: TermHistory::default(),
             known: BTreeMap::new(),
             archive: BTreeMap::new(),
@@ -77,7 +80,12 @@ impl Truth {
                 self.history
             ));
         }
-        let log = TermLog { compute, start, history: history.clone(), bytes: Vec::new() };
+        let log = TermLog {
+            compute,
+            start,
+            history: history.clone(),
+            bytes: Vec::with_capacity(ROOM / 4),
+        };
         self.terms.insert(term, log);
         Ok(())
     }

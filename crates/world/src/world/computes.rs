@@ -192,7 +192,9 @@ impl World {
             let mut bytes = Vec::new();
             for _ in 0..self.rng.between(1, 4) {
                 let is_large = self.rng.one_in(60);
-                let size = self.rng.below(if is_large { 30_000 } else { self.plan.record });
+                // The longest fill whole segments.
+                let most_large = if self.rng.one_in(8) { 150_000 } else { 20_000 };
+                let size = self.rng.below(if is_large { most_large } else { self.plan.record });
                 bytes.extend(generator.record(size as usize));
             }
             if self.plan.switches && self.rng.one_in(25) && written < MOST_WAL {

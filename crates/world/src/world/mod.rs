@@ -17,7 +17,7 @@ use pgstrata_quorum::{
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, Missing};
 use pgstrata_sim::Rng;
-use pgstrata_sim::wal::{SEGMENT_SIZE, WalGenerator, parameters};
+use pgstrata_sim::wal::{WalGenerator, parameters};
 use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
 
 use crate::compute::Compute;
@@ -26,6 +26,10 @@ use crate::network::{Connection, Reply, Request};
 use crate::node::Node;
 use crate::plan::{Plan, Time, Trouble};
 use crate::truth::{Checked, Truth};
+
+/// Less than PostgreSQL's smallest: most of what a run did would be to make segments and to look at them, and there are more
+/// ends of them for each byte.
+const SEGMENT_SIZE: u64 = 64 << 10;
 
 /// How often a compute looks after its connections.
 const TICK: Time = 8_000;
@@ -40,10 +44,10 @@ const BACKGROUND: Time = 15_000;
 const PATIENCE: Time = 2_000_000;
 
 /// WAL that a compute writes before it waits for some to be committed, in bytes.
-const MOST_PENDING: u64 = 256 << 10;
+const MOST_PENDING: u64 = 96 << 10;
 
 /// WAL of one run, in bytes.
-const MOST_WAL: u64 = 3 << 20;
+const MOST_WAL: u64 = 512 << 10;
 
 /// Events of one run: many times as many as there ever were.
 const MOST_EVENTS: u64 = 100_000;
@@ -153,8 +157,11 @@ impl World {
     pub fn new(plan: &Plan, lie: Option<Lie>, traces: bool) -> World {
         let mut rng = Rng::new(plan.seed ^ 0x005E_ED0F_7E57);
         let start = Lsn(3 * SEGMENT_SIZE - plan.bytes_to_boundary);
-        let parameters =
-            TimelineParameters { ancestor: Some(TimelineId([0x33; 16])), ..parameters(start) };
+        let parameters = TimelineParameters {
+            ancestor: Some(TimelineId([0x33; 16])),
+            segment_size: SEGMENT_SIZE as u32,
+            ..parameters(start)
+        };
         let nodes: Vec<Node> =
             (0..plan.nodes).map(|index| Node::new(index, rng.bits(), lie)).collect();
         let members = nodes.iter().map(|node| node.member).collect();
