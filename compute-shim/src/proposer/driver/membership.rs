@@ -161,6 +161,8 @@ impl Driver {
             "the branch's members were changed; the log goes on"
         );
         let term = self.core.term();
+        // Voters may know more to be committed than was heard here, and then that is never said again.
+        self.commit_lsn = self.commit_lsn.max(election.commit_lsn);
         self.backlog.restamp(term, self.commit_lsn);
         self.core.appended(self.record_end);
         self.election = Some(election);
@@ -216,9 +218,55 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_quorum::TermStart;
+    use pgstrata_ids::Incarnation;
+    use pgstrata_quorum::{ProposerId, TermStart, Vote};
+    use pgstrata_sim::wal::parameters;
 
     use super::*;
+    use crate::proposer::config::ProposerConfig;
+
+    const START: Lsn = Lsn(1 << 20);
+    const MEMBER: Member = Member { node: NodeId(1), incarnation: Incarnation([1; 16]) };
+
+    fn driver() -> Driver {
+        let config = ProposerConfig {
+            parameters: parameters(START),
+            safekeepers_to_ask: vec![MEMBER.node],
+            safekeepers: Arc::new(Vec::new()),
+            identity: None,
+            id: ProposerId([7; 16]),
+            asked_term: Arc::default(),
+        };
+        Driver::new(config, None).unwrap()
+    }
+
+    /// The one member votes; it has a log up to `end`, and knows so much of it to be committed.
+    fn elect(driver: &mut Driver, end: Lsn, commit_lsn: Lsn, history: TermHistory) -> Term {
+        driver.core.connected(MEMBER, driver.core.term(), &mut driver.outputs);
+        let term = driver.core.term();
+        let vote = Vote { asked: term, granted: true, term, flush_lsn: end, commit_lsn, history };
+        driver.core.vote(MEMBER, vote, &mut driver.outputs);
+        driver.act();
+        term
+    }
+
+    #[test]
+    fn what_voters_know_to_be_committed_is_said_when_the_log_goes_on() {
+        let mut driver = driver();
+        driver.adopt(Configuration::new(1, vec![MEMBER]).unwrap(), None);
+        elect(&mut driver, START, START, TermHistory::default());
+        assert_eq!(driver.commit_lsn(), START);
+        // It writes, and what is acknowledged gets lost.
+        let end = START + 800;
+        driver.record_end = end;
+        driver.core.appended(end);
+        let history = driver.core.history().clone();
+        // Members change. Who votes has proven meanwhile that all of it is committed: no acknowledgement says so again.
+        driver.adopt(Configuration::new(2, vec![MEMBER]).unwrap(), None);
+        elect(&mut driver, end, end, history);
+        assert!(driver.election().is_some());
+        assert_eq!(driver.commit_lsn(), end);
+    }
 
     fn history(entries: &[(u64, u64)]) -> TermHistory {
         let entry = |&(term, lsn): &(u64, u64)| TermStart { term: Term(term), lsn: Lsn(lsn) };
