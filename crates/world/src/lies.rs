@@ -57,11 +57,27 @@ pub enum Lie {
     LossWithinConnection,
     /// A compute goes on with the log of a certain voter, whatever the others have.
     DonorIsFixed,
+    /// Who lost its directory comes back as who it was.
+    WipedComesBack,
+    /// Who changes members overwrites what others decided meanwhile.
+    SwapWithoutCompare,
+    /// Votes are given to who counts members that were replaced.
+    StaleConfigurationTaken,
+    /// A member says that it has taken what was decided, and has not.
+    DecisionNotTaken,
+    /// The members after a change decide alone before both groups have committed anything together.
+    JointNotUsed,
+    /// What was won before members had heard of a change counts as won by both groups.
+    OldTermIsJoint,
+    /// A compute goes on with other members whatever log was won.
+    AnyLogLedOn,
+    /// A newcomer begins later than what is archived ends.
+    BeginsBeyondArchive,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 21] = [
+    pub const ALL: [Lie; 29] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -83,6 +99,14 @@ impl Lie {
         Lie::AckCountsTwice,
         Lie::LossWithinConnection,
         Lie::DonorIsFixed,
+        Lie::WipedComesBack,
+        Lie::SwapWithoutCompare,
+        Lie::StaleConfigurationTaken,
+        Lie::DecisionNotTaken,
+        Lie::JointNotUsed,
+        Lie::OldTermIsJoint,
+        Lie::AnyLogLedOn,
+        Lie::BeginsBeyondArchive,
     ];
 }
 

@@ -15,6 +15,7 @@ use pgstrata_safekeeper::segment::{Preparations, Preparer};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{OpenContext, Timeline};
 use pgstrata_sim::SimDisk;
+use pgstrata_wire::safekeeper::RefusedReason;
 
 use crate::lies::{Lie, LyingDisk};
 use crate::truth::{Checked, Truth};
@@ -64,15 +65,19 @@ pub struct Node {
     compared: Lsn,
 }
 
+/// With what is there before: the safekeeper's own directory.
+fn empty_disk(seed: u64) -> SimDisk {
+    let disk = SimDisk::new(seed);
+    let made = disk.create_directory(Path::new("/safekeeper"));
+    made.and_then(|()| disk.sync_directory(Path::new("/"))).expect("an empty disk that is well");
+    disk
+}
+
 impl Node {
     pub fn new(index: usize, seed: u64, lie: Option<Lie>) -> Node {
         let number = index as u8 + 1;
-        let disk = SimDisk::new(seed);
+        let disk = empty_disk(seed);
         let directory = PathBuf::from("/safekeeper/tenant/timeline");
-        // What is there before: the safekeeper's own directory.
-        let made = disk.create_directory(Path::new("/safekeeper"));
-        made.and_then(|()| disk.sync_directory(Path::new("/")))
-            .expect("an empty disk that is well");
         let member = Member { node: NodeId(number.into()), incarnation: Incarnation([number; 16]) };
         Node {
             name: format!("safekeeper {number}"),
@@ -93,6 +98,26 @@ impl Node {
             underway: None,
             compared: Lsn::INVALID,
         }
+    }
+
+    /// Its directory is lost, and it comes back with another one.
+    pub fn wipe(&mut self, seed: u64) {
+        self.disk = empty_disk(seed);
+        if self.lie != Some(Lie::WipedComesBack) {
+            let [first, lives, ..] = self.member.incarnation.0;
+            self.member.incarnation.0 = [first; 16];
+            self.member.incarnation.0[1] = lives.wrapping_add(1);
+        }
+        self.forget();
+    }
+
+    /// It never had the timeline.
+    fn forget(&mut self) {
+        self.timeline = None;
+        self.is_known = false;
+        self.promised = Promised::default();
+        self.underway = None;
+        self.compared = Lsn::INVALID;
     }
 
     fn context(&mut self) -> OpenContext {
@@ -116,7 +141,7 @@ impl Node {
 
     /// Creates the timeline if it never was here. True if it is there then.
     pub fn create(&mut self, founded: &Quorum) -> bool {
-        if self.timeline.is_none() {
+        if self.timeline.is_none() && !self.is_known {
             let context = self.context();
             match Timeline::create(&context, &self.directory, founded, &[]) {
                 Ok(timeline) => self.timeline = Some(Arc::new(timeline)),
@@ -216,6 +241,11 @@ impl Node {
         };
         let timeline = Arc::new(opened.timeline);
         self.check_promises(&timeline)?;
+        if timeline.is_left() {
+            drop(timeline);
+            self.let_go();
+            return Ok(());
+        }
         self.timeline = Some(Arc::clone(&timeline));
         // Founded, but nobody was told.
         self.is_known = true;
@@ -223,6 +253,29 @@ impl Node {
         self.promise(&timeline, voted_for);
         self.compared = timeline.marks().available_lsn;
         self.check(truth)
+    }
+
+    /// Others keep the timeline by now: its files go, as `Timelines::let_go` has it.
+    fn let_go(&mut self) {
+        let left = self.directory.with_extension(format!("left{}", self.life));
+        let disk = &self.disk;
+        let above = Path::new("/safekeeper/tenant");
+        let gone = disk.rename(&self.directory, &left).and_then(|()| disk.sync_directory(above));
+        match gone {
+            Ok(()) => self.forget(),
+            Err(error) => self.latch.throw(&error.to_string()),
+        }
+    }
+
+    /// Takes what was decided of the timeline's members, and says so only once it is durable.
+    pub fn follow(&mut self, decided: &Quorum) -> Result<(), RefusedReason> {
+        let Some(timeline) = self.timeline.clone() else {
+            return Err(RefusedReason::UnknownTimeline);
+        };
+        timeline.admit_decision(&decided.chain)?;
+        timeline.follow_decision(&decided.chain)?;
+        self.promise(&timeline, None);
+        Ok(())
     }
 
     fn check_promises(&self, timeline: &Timeline) -> Checked {

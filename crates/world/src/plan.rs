@@ -25,14 +25,26 @@ pub enum Trouble {
     Full { node: usize, lasts: Time },
     /// Messages take much longer for a while.
     Slow { node: usize, lasts: Time },
+    /// A directory is lost, if others have what it had, and the safekeeper comes back with an empty one. It is made a member
+    /// again, or another one (bits of nodes) in its place.
+    Wipe { node: usize, back_after: Time, replaced_after: Time },
+    /// Somebody wants these nodes (bits) to be the members.
+    Members { nodes: u8 },
+    /// Object storage doesn't answer for a while.
+    NoObjects { lasts: Time },
 }
+
+/// Safekeepers, of which some may be members only later.
+pub const SLOTS: usize = 5;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub seed: u64,
-    /// Safekeepers.
+    /// Safekeepers that are members at first.
     pub nodes: usize,
+    /// All that there are.
+    pub slots: usize,
     pub computes: usize,
     /// Where in its first segment the timeline begins: it is a branch, so that a boundary is near.
     pub bytes_to_boundary: u64,
@@ -58,10 +70,15 @@ impl Plan {
         let computes = rng.between(1, 2) as usize;
         let quiet_at = rng.between(150, 700) * MS;
         let count = rng.between(1, 10);
+        let changes = rng.one_in(2);
+        let slots = if changes { SLOTS } else { nodes };
         let mut troubles: Vec<(Time, Trouble)> = (0..count)
             .map(|_| {
                 let at = rng.between(1, quiet_at / MS) * MS;
-                (at, trouble(&mut rng, nodes, computes))
+                match changes && rng.one_in(3) {
+                    true => (at, change(&mut rng, nodes)),
+                    false => (at, trouble(&mut rng, slots, computes)),
+                }
             })
             .collect();
         troubles.sort_by_key(|&(at, _)| at);
@@ -76,6 +93,7 @@ impl Plan {
         Plan {
             seed,
             nodes,
+            slots,
             computes,
             bytes_to_boundary: beside_headers(8 * rng.between(1, most_to_boundary)),
             chunk: chunk as usize,
@@ -113,5 +131,25 @@ fn trouble(rng: &mut Rng, nodes: usize, computes: usize) -> Trouble {
         16..18 => Trouble::SyncFails { node, after: rng.below(10) },
         18 => Trouble::Full { node, lasts: rng.between(5, 100) * MS },
         _ => Trouble::Slow { node, lasts: rng.between(5, 100) * MS },
+    }
+}
+
+/// Of who the members are.
+fn change(rng: &mut Rng, nodes: usize) -> Trouble {
+    match rng.below(10) {
+        0..5 => Trouble::Wipe {
+            node: rng.index(nodes),
+            back_after: rng.between(1, 50) * MS,
+            replaced_after: rng.between(1, 100) * MS,
+        },
+        5..9 => {
+            let count = [1, 2, 3, 3, 3, 4, 5, 5][rng.index(8)];
+            let mut bits = 0u8;
+            while bits.count_ones() < count {
+                bits |= 1 << rng.index(SLOTS);
+            }
+            Trouble::Members { nodes: bits }
+        }
+        _ => Trouble::NoObjects { lasts: rng.between(5, 100) * MS },
     }
 }

@@ -2,6 +2,7 @@
 
 mod alone;
 mod computes;
+mod members;
 mod safekeepers;
 mod trouble;
 mod wires;
@@ -9,7 +10,7 @@ mod wires;
 use std::collections::BTreeMap;
 
 use pgstrata_format::quorum::Quorum;
-use pgstrata_ids::{Lsn, Term, TimelineId, TimelineParameters};
+use pgstrata_ids::{Lsn, Member, Term, TimelineId, TimelineParameters};
 use pgstrata_quorum::{
     Ack, Append, Chain, Configuration, Holding, Proposer, ProposerOutput, Refusal, TermHistory,
     provable_commit,
@@ -26,6 +27,8 @@ use crate::network::{Connection, Reply, Request};
 use crate::node::Node;
 use crate::plan::{Plan, Time, Trouble};
 use crate::truth::{Checked, Truth};
+
+use self::members::{Command, Stage};
 
 /// Less than PostgreSQL's smallest: most of what a run did would be to make segments and to look at them, and there are more
 /// ends of them for each byte.
@@ -56,7 +59,7 @@ const MOST_EVENTS: u64 = 100_000;
 enum Event {
     Begin(usize),
     Tick(usize, u64),
-    Write(usize, u64),
+    Write(usize, u64, Term),
     Arrive(usize, Request),
     Serve(usize),
     Answer(usize, Reply),
@@ -85,6 +88,12 @@ enum Event {
     Trouble(usize),
     Heal(usize),
     SpaceAgain(usize),
+    /// A step of a change of members, by the number of its command.
+    Steward(usize, Stage),
+    /// The election without a compute is over.
+    EndSteward(usize, u64),
+    /// Members whose directories are lost are replaced.
+    Replace,
     Quiet,
 }
 
@@ -102,6 +111,14 @@ pub struct Outcome {
     pub beginnings: u64,
     pub archived: u64,
     pub trimmed: u64,
+    /// Decisions about members.
+    pub changes: u64,
+    /// Directories that were lost.
+    pub wipes: u64,
+    /// Computes whose log went on with other members.
+    pub led_on: u64,
+    /// Newcomers whose log begins where others had removed what is before.
+    pub horizons: u64,
     pub committed_bytes: u64,
     /// What happened, if that was asked for.
     pub trace: Vec<String>,
@@ -118,6 +135,10 @@ impl Outcome {
         self.beginnings += other.beginnings;
         self.archived += other.archived;
         self.trimmed += other.trimmed;
+        self.changes += other.changes;
+        self.wipes += other.wipes;
+        self.led_on += other.led_on;
+        self.horizons += other.horizons;
         self.committed_bytes += other.committed_bytes;
     }
 }
@@ -136,7 +157,13 @@ pub struct World {
     connections: Vec<Connection>,
     truth: Truth,
     parameters: TimelineParameters,
+    /// Where it is decided who the members are, and how often that was done.
     quorum: Quorum,
+    version: u64,
+    /// Each safekeeper as it registered last.
+    registered: Vec<Option<Member>>,
+    commands: Vec<Command>,
+    no_objects_until: Time,
     /// Nothing goes wrong any more; something new is to be committed beyond this.
     quiet: Option<(Time, Lsn)>,
     /// By number of the trouble: who can't reach whom.
@@ -163,10 +190,12 @@ impl World {
             ..parameters(start)
         };
         let nodes: Vec<Node> =
-            (0..plan.nodes).map(|index| Node::new(index, rng.bits(), lie)).collect();
-        let members = nodes.iter().map(|node| node.member).collect();
+            (0..plan.slots).map(|index| Node::new(index, rng.bits(), lie)).collect();
+        let members = nodes.iter().take(plan.nodes).map(|node| node.member).collect();
         let chain = Chain::found(members).expect("a few members, each once");
-        let computes = (0..plan.computes).map(|index| Compute::new(index, plan.nodes)).collect();
+        let mut computes: Vec<Compute> =
+            (0..=plan.computes).map(|index| Compute::new(index, plan.slots)).collect();
+        computes[plan.computes].is_steward = true;
         let mut world = World {
             plan: plan.clone(),
             lie,
@@ -177,6 +206,10 @@ impl World {
             slow_until: vec![0; nodes.len()],
             preparing: vec![false; nodes.len()],
             copying: vec![false; nodes.len()],
+            registered: nodes.iter().map(|node| Some(node.member)).collect(),
+            version: 0,
+            commands: Vec::new(),
+            no_objects_until: 0,
             nodes,
             computes,
             connections: Vec::new(),
@@ -191,7 +224,7 @@ impl World {
         for (index, &(at, _)) in plan.troubles.iter().enumerate() {
             world.at(at, Event::Trouble(index));
         }
-        for node in 0..plan.nodes {
+        for node in 0..plan.slots {
             world.after(BACKGROUND, Event::Background(node));
         }
         for compute in 0..plan.computes {
@@ -227,13 +260,14 @@ impl World {
             }
             self.handle(event)?;
             if let Some((since, end)) = self.quiet {
-                if self.truth.end() > end && self.nodes.iter().all(|node| node.timeline.is_some()) {
+                if self.truth.end() > end && self.is_settled() {
                     return self.finish();
                 }
                 if self.now > since + PATIENCE {
                     return Err(format!(
-                        "nothing is committed beyond {} although all is well",
-                        self.truth.end()
+                        "nothing is committed beyond {} although all is well, or members are still changed: {}",
+                        self.truth.end(),
+                        self.is_settled()
                     ));
                 }
             }
@@ -264,7 +298,7 @@ impl World {
         match event {
             Event::Begin(compute) => self.begin(compute),
             Event::Tick(compute, life) => return self.tick(compute, life),
-            Event::Write(compute, life) => self.write(compute, life),
+            Event::Write(compute, life, term) => self.write(compute, life, term),
             Event::Arrive(connection, request) => self.arrive(connection, request),
             Event::Serve(connection) => return self.serve(connection),
             Event::Answer(connection, reply) => return self.answer(connection, reply),
@@ -294,6 +328,13 @@ impl World {
                 self.cut.remove(&index);
             }
             Event::SpaceAgain(node) => self.nodes[node].disk.set_full(false),
+            Event::Steward(command, stage) => return self.steward(command, stage),
+            Event::EndSteward(compute, life) => {
+                if self.computes[compute].life == life {
+                    self.end_compute(compute, 0);
+                }
+            }
+            Event::Replace => self.replace(),
             Event::Quiet => self.be_quiet(),
         }
         Ok(())
