@@ -6,14 +6,15 @@ use std::sync::Arc;
 use pgstrata_env::Disk;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_format::safekeeper::TimelineControl;
-use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
-use pgstrata_quorum::{ProposerId, TermHistory};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
+use pgstrata_quorum::{Configuration, ProposerId, TermHistory};
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
 use pgstrata_safekeeper::latch::Latch;
+use pgstrata_safekeeper::mend::{DamagedLog, Lack, Sources, may_be_mended};
 use pgstrata_safekeeper::meters::Meters;
 use pgstrata_safekeeper::segment::{Preparations, Preparer};
 use pgstrata_safekeeper::storage_error::StorageError;
-use pgstrata_safekeeper::timeline::{OpenContext, Timeline};
+use pgstrata_safekeeper::timeline::{OpenContext, Timeline, read_control};
 use pgstrata_sim::SimDisk;
 use pgstrata_wire::safekeeper::RefusedReason;
 
@@ -63,6 +64,10 @@ pub struct Node {
     underway: Option<Underway>,
     /// Served bytes up to here were compared.
     compared: Lsn,
+    /// Something of its log has rotted, and was not mended yet.
+    pub is_rotten: bool,
+    /// That was found, and it takes no part until it is mended.
+    pub is_mending: bool,
 }
 
 /// With what is there before: the safekeeper's own directory.
@@ -97,6 +102,8 @@ impl Node {
             promised: Promised::default(),
             underway: None,
             compared: Lsn::INVALID,
+            is_rotten: false,
+            is_mending: false,
         }
     }
 
@@ -118,6 +125,7 @@ impl Node {
         self.promised = Promised::default();
         self.underway = None;
         self.compared = Lsn::INVALID;
+        (self.is_rotten, self.is_mending) = (false, false);
     }
 
     fn context(&mut self) -> OpenContext {
@@ -217,6 +225,7 @@ impl Node {
     pub fn start(&mut self, truth: &Truth) -> Checked {
         self.is_up = true;
         self.latch = Latch::default();
+        self.is_mending = false;
         let names = self.disk.list(&self.directory).unwrap_or_default();
         if !names.iter().any(|name| name == "control") {
             return match self.is_known {
@@ -230,6 +239,10 @@ impl Node {
             // Of a full disk, or of a disk that fails.
             Err(StorageError::DiskFull { .. } | StorageError::Failed { .. }) => {
                 self.latch.throw("it can't be opened now");
+                return Ok(());
+            }
+            Err(error) if self.is_rotten && error.is_mendable() => {
+                self.is_mending = true;
                 return Ok(());
             }
             Err(error) => {
@@ -339,6 +352,9 @@ impl Node {
     }
 
     fn compare(&self, timeline: &Timeline, from: Lsn, to: Lsn, truth: &Truth) -> Checked {
+        if self.is_rotten {
+            return self.compare_checked(timeline, from, to, truth);
+        }
         let mut reader = timeline.reader();
         let mut at = from;
         let mut buffer = vec![0; (to - from).min(64 << 10) as usize];
@@ -355,19 +371,117 @@ impl Node {
         Ok(())
     }
 
-    /// The committed bytes of one of its segments.
-    pub fn segment(&self, timeline: &Timeline, number: u64) -> Option<Vec<u8>> {
+    /// What is handed out of a rotten log is right, or is not handed out.
+    fn compare_checked(&self, timeline: &Timeline, from: Lsn, to: Lsn, truth: &Truth) -> Checked {
+        let mut at = from;
+        let mut buffer = vec![0; (to - from).min(64 << 10) as usize];
+        let Ok(mut reading) = timeline.read_range(from, to, Term(0)) else { return Ok(()) };
+        while at < to {
+            match reading.next(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    truth.check_served(&self.name, at, &buffer[..count])?;
+                    at = at + count as u64;
+                }
+                // It is looked into in the background.
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The committed bytes of one of its segments, if they are right.
+    pub fn segment(&self, timeline: &Timeline, number: u64) -> Result<Option<Vec<u8>>, String> {
         let size = timeline.files().segment_size();
         let from = Lsn(number * size).max(timeline.parameters().start_lsn);
-        let mut bytes = vec![0; ((number + 1) * size - from.0) as usize];
-        let mut reader = timeline.reader();
+        let to = Lsn((number + 1) * size);
+        let mut bytes = vec![0; (to - from) as usize];
+        if !self.is_rotten || self.lie == Some(Lie::RottenArchived) {
+            let mut reader = timeline.reader();
+            let mut done = 0;
+            while done < bytes.len() {
+                match reader.read(from + done as u64, &mut bytes[done..]) {
+                    Ok(0) | Err(_) if self.is_rotten => return Ok(None),
+                    Ok(0) | Err(_) => return Err(format!("{} lacks segment {number}", self.name)),
+                    Ok(count) => done += count,
+                }
+            }
+            return Ok(Some(bytes));
+        }
+        let Ok(mut reading) = timeline.read_range(from, to, Term(0)) else { return Ok(None) };
         let mut done = 0;
         while done < bytes.len() {
-            match reader.read(from + done as u64, &mut bytes[done..]) {
-                Ok(0) | Err(_) => return None,
+            match reading.next(&mut bytes[done..]) {
+                Ok(0) | Err(_) => return Ok(None),
                 Ok(count) => done += count,
             }
         }
-        Some(bytes)
+        Ok(Some(bytes))
+    }
+
+    /// Where its log is durable for all that stands in its control file.
+    pub fn noted(&self) -> Lsn {
+        let control = self.control().map(|control| control.flush_lsn.max(control.state.commit_lsn));
+        control.unwrap_or_default()
+    }
+
+    /// The file of one of its segments.
+    pub fn segment_path(&self, timeline: &TimelineParameters, number: u64) -> PathBuf {
+        self.directory.join(timeline.segment_name(number))
+    }
+
+    /// End of what it acknowledged, and has for all that is known.
+    pub fn acknowledged(&self) -> Lsn {
+        self.promised.flush_lsn
+    }
+
+    /// It takes no part in the timeline until it is mended.
+    pub fn take_out(&mut self, why: &str) {
+        if let Some(timeline) = self.timeline.take() {
+            timeline.retire(why);
+            self.is_mending = true;
+        }
+    }
+
+    /// One attempt to mend, as `background::mending` makes it. Where the log was cut, if it was.
+    pub fn mend(
+        &mut self,
+        sources: impl FnOnce(&TimelineControl) -> Sources,
+        decided: &Configuration,
+        truth: &Truth,
+    ) -> Checked<Result<Option<Lsn>, String>> {
+        let context = self.context();
+        let control = match read_control(&context, &self.directory.join("control")) {
+            Ok(control) => control,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let names = self.disk.list(&self.directory).unwrap_or_default();
+        for configuration in [&control.state.configuration, decided] {
+            if let Err(why) = may_be_mended(&names, configuration, self.member) {
+                return Ok(Err(why));
+            }
+        }
+        let mut sources = sources(&control);
+        let (disk, space) = (Arc::clone(&context.disk), context.space.clone());
+        let log = DamagedLog::open(disk, &self.directory, control, space);
+        let mended = match log.map_err(Lack::from).and_then(|log| log.mend(&mut sources)) {
+            Ok(mended) => mended,
+            Err(lack) => {
+                if let Lack::Storage(error @ StorageError::Failed { .. }) = &lack
+                    && !error.is_of_reading()
+                {
+                    self.latch.throw(&lack.to_string());
+                }
+                return Ok(Err(lack.to_string()));
+            }
+        };
+        if let Some(cut) = mended.cut {
+            self.promised.flush_lsn = self.promised.flush_lsn.min(cut);
+        }
+        self.start(truth)?;
+        if !self.is_mending && self.timeline.is_some() {
+            self.is_rotten = false;
+        }
+        Ok(Ok(mended.cut))
     }
 }

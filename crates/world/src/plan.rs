@@ -30,8 +30,23 @@ pub enum Trouble {
     Wipe { node: usize, back_after: Time, replaced_after: Time },
     /// Somebody wants these nodes (bits) to be the members.
     Members { nodes: u8 },
+    /// Something of a log rots: where, in thousandths of what there is.
+    Rot { node: usize, rot: Rot, part: u64 },
     /// Object storage doesn't answer for a while.
     NoObjects { lasts: Time },
+}
+
+/// What becomes of bytes on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// A bit is the other one.
+    Bit,
+    /// A sector can't be read.
+    Sector,
+    /// A segment ends there.
+    Short,
+    /// A segment is gone.
+    Gone,
 }
 
 /// Safekeepers, of which some may be members only later.
@@ -115,7 +130,11 @@ fn beside_headers(bytes_to_boundary: u64) -> u64 {
 fn trouble(rng: &mut Rng, nodes: usize, computes: usize) -> Trouble {
     let (node, compute) = (rng.index(nodes), rng.index(computes));
     let back_after = if rng.one_in(3) { rng.between(50, 300) } else { rng.between(1, 30) } * MS;
-    match rng.below(20) {
+    match rng.below(22) {
+        20.. => {
+            let rot = [Rot::Bit, Rot::Sector, Rot::Short, Rot::Gone][rng.index(4)];
+            Trouble::Rot { node, rot, part: rng.below(1000) }
+        }
         0..8 => {
             let after = if rng.one_in(4) { 0 } else { rng.below(40) };
             Trouble::Crash { node, after, loses_power: !rng.one_in(4), back_after }

@@ -31,6 +31,7 @@ impl World {
             self.log(|| format!("safekeeper {}: {error}", index + 1));
         }
         self.settle(index)?;
+        self.look_for_rot(index);
         if self.nodes[index].timeline.is_some() && !timeline.is_left() {
             self.archive(index)?;
             self.settle(index)?;
@@ -58,16 +59,16 @@ impl World {
             let found = self.nodes[index].segment(&timeline, number);
             match found {
                 _ if self.lie == Some(Lie::TrimBeforeArchive) => timeline.note_archived(to),
-                Some(bytes) => {
+                Ok(Some(bytes)) => {
                     let from = Lsn(number * size).max(self.parameters.start_lsn);
                     self.truth.check_served(&name, from, &bytes)?;
                     self.truth.archive(&name, number, bytes)?;
                     timeline.note_archived(to);
                     self.outcome.archived += 1;
                 }
-                None => {
-                    return Err(format!("{name} lacks segment {number}, which is not archived"));
-                }
+                // It is not right, and looked into.
+                Ok(None) => {}
+                Err(why) => return Err(why),
             }
         }
         let consistent =
@@ -262,9 +263,14 @@ impl World {
             false => {
                 let Some(donor) = self.nodes[peer].timeline.clone() else { return Ok(()) };
                 let mut bytes = vec![0; (to - at) as usize];
-                let read = donor.read_range(at, to, missing.term);
-                let read = read.and_then(|mut reading| reading.next(&mut bytes));
-                bytes.truncate(read.unwrap_or(0));
+                let count = match self.lie {
+                    Some(Lie::RottenGiven) => donor.reader().read(at, &mut bytes).unwrap_or(0),
+                    _ => {
+                        let read = donor.read_range(at, to, missing.term);
+                        read.and_then(|mut reading| reading.next(&mut bytes)).unwrap_or(0)
+                    }
+                };
+                bytes.truncate(count);
                 bytes
             }
         };
@@ -304,6 +310,12 @@ impl World {
         self.outcome.beginnings += u64::from(missing.term > Term(0));
         match answer {
             Ok(answer) => {
+                if let Some(Message::Refused(RefusedReason::InvalidWal(why))) = &answer {
+                    return Err(format!(
+                        "what safekeeper {} was given is no WAL: {why}",
+                        index + 1
+                    ));
+                }
                 if let Some(Message::Refused(reason)) = &answer {
                     // A proposer that came meanwhile may have led it elsewhere, with all that is committed.
                     self.log(|| format!("safekeeper {} doesn't take that: {reason}", index + 1));

@@ -124,6 +124,7 @@ impl World {
                     let (life, delay) = (self.computes[compute].life, self.rng.below(2000));
                     if !self.computes[compute].is_steward {
                         self.after(delay, Event::Write(compute, life, term));
+                        self.after(BARRIER_PATIENCE, Event::Barrier(compute, life, term));
                     }
                 }
                 ProposerOutput::StreamFrom(member, lsn) => {
@@ -247,6 +248,18 @@ impl World {
             let (start, node) = (one.start, holders[self.rng.index(holders.len())]);
             self.computes[compute].asks = true;
             self.send(compute, node, Request::LastRecord(start));
+        }
+    }
+
+    /// Another one is started where a compute commits nothing in its term.
+    pub(super) fn barrier(&mut self, compute: usize, life: u64, term: Term) {
+        let one = &self.computes[compute];
+        let is_it = one.life == life && one.is_elected() && one.term() == term;
+        let start = one.proposer.as_ref().map_or(Lsn::INVALID, |proposer| {
+            proposer.history().last().map_or(Lsn::INVALID, |last| last.lsn)
+        });
+        if is_it && one.committed < start {
+            self.end_compute(compute, 1000);
         }
     }
 

@@ -48,11 +48,13 @@ impl World {
     }
 
     /// Whether a directory may be lost now: in each group more are left than are gone, also of what was committed before.
-    fn may_lose(&self, index: usize) -> bool {
+    pub(super) fn may_lose(&self, index: usize) -> bool {
         let newest = self.quorum.chain.newest();
         let own = self.nodes[index].member;
         let stays = |group: &[Member]| {
-            let gone = |member: &&Member| self.is_lost(**member) || **member == own;
+            let is_rotten = |member: Member| self.nodes[self.node_of(member.node.0)].is_rotten;
+            let gone =
+                |member: &&Member| self.is_lost(**member) || is_rotten(**member) || **member == own;
             group.iter().filter(gone).count() * 2 < group.len().max(1)
         };
         stays(newest.members()) && stays(newest.incoming())
@@ -122,7 +124,7 @@ impl World {
             && self.commands.iter().all(|command| command.is_over)
             && newest.all().all(|member| {
                 let node = &self.nodes[self.node_of(member.node.0)];
-                node.member == member && node.timeline.is_some()
+                node.member == member && node.timeline.is_some() && !node.is_rotten
             })
     }
 
@@ -378,6 +380,10 @@ impl World {
 
     /// Reads who the members are, and takes what stands there; the timeline comes to a member that never had it.
     pub(super) fn learn(&mut self, index: usize) -> Checked<Result<(), RefusedReason>> {
+        if self.nodes[index].is_mending {
+            let text = "WAL is damaged here".to_owned();
+            return Ok(Err(RefusedReason::Storage(text)));
+        }
         if self.no_objects_until > self.now {
             let text = "object storage does not answer".to_owned();
             return Ok(Err(RefusedReason::Unavailable(text)));

@@ -3,6 +3,7 @@
 mod alone;
 mod computes;
 mod members;
+mod rot;
 mod safekeepers;
 mod trouble;
 mod wires;
@@ -46,6 +47,9 @@ const BACKGROUND: Time = 15_000;
 /// Something new must be committed so long after nothing goes wrong any more.
 const PATIENCE: Time = 2_000_000;
 
+/// So long a compute waits for the first commit of its term: who alone has what it begins with may be gone.
+const BARRIER_PATIENCE: Time = 300_000;
+
 /// WAL that a compute writes before it waits for some to be committed, in bytes.
 const MOST_PENDING: u64 = 96 << 10;
 
@@ -88,12 +92,16 @@ enum Event {
     Trouble(usize),
     Heal(usize),
     SpaceAgain(usize),
+    /// A compute has waited for its first commit in a term for long enough.
+    Barrier(usize, u64, Term),
     /// A step of a change of members, by the number of its command.
     Steward(usize, Stage),
     /// The election without a compute is over.
     EndSteward(usize, u64),
     /// Members whose directories are lost are replaced.
     Replace,
+    /// A safekeeper tries to mend what is damaged.
+    Mend(usize),
     Quiet,
 }
 
@@ -119,6 +127,9 @@ pub struct Outcome {
     pub led_on: u64,
     /// Newcomers whose log begins where others had removed what is before.
     pub horizons: u64,
+    /// Logs of which something rotted, and those that were mended.
+    pub rots: u64,
+    pub mended: u64,
     pub committed_bytes: u64,
     /// What happened, if that was asked for.
     pub trace: Vec<String>,
@@ -139,6 +150,8 @@ impl Outcome {
         self.wipes += other.wipes;
         self.led_on += other.led_on;
         self.horizons += other.horizons;
+        self.rots += other.rots;
+        self.mended += other.mended;
         self.committed_bytes += other.committed_bytes;
     }
 }
@@ -334,7 +347,9 @@ impl World {
                     self.end_compute(compute, 0);
                 }
             }
+            Event::Barrier(compute, life, term) => self.barrier(compute, life, term),
             Event::Replace => self.replace(),
+            Event::Mend(node) => return self.mend(node),
             Event::Quiet => self.be_quiet(),
         }
         Ok(())

@@ -50,6 +50,7 @@ impl World {
                 let nodes = nodes.map(|node| self.nodes[node].member.node).collect();
                 self.want(nodes);
             }
+            Trouble::Rot { node, rot, part } => self.rot(node, rot, part),
             Trouble::NoObjects { lasts } => self.no_objects_until = self.now + lasts,
         }
     }
@@ -93,6 +94,9 @@ impl World {
     pub(super) fn start(&mut self, index: usize) -> Checked {
         self.nodes[index].start(&self.truth)?;
         self.registered[index] = Some(self.nodes[index].member);
+        if self.nodes[index].is_mending {
+            self.after(5_000, Event::Mend(index));
+        }
         self.copying[index] = false;
         let node = &self.nodes[index];
         let text = node.timeline.as_ref().map(|timeline| {
@@ -127,6 +131,10 @@ impl World {
             self.end_compute(compute, 0);
         }
         self.last_change();
+        if self.nodes.iter().any(|node| node.is_rotten) {
+            // Its end may be gone: what a later term commits shows that nobody depends on it.
+            self.end_compute(0, 1000);
+        }
         if self.computes[0].proposer.is_none() {
             self.after(1000, Event::Begin(0));
         }
