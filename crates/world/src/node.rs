@@ -475,6 +475,9 @@ impl Node {
                 return Ok(Err(lack.to_string()));
             }
         };
+        if self.is_finished() {
+            return Ok(Err("it has ended meanwhile".into()));
+        }
         if let Some(cut) = mended.cut {
             self.promised.flush_lsn = self.promised.flush_lsn.min(cut);
         }

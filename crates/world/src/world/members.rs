@@ -182,7 +182,8 @@ impl World {
                     let (heard, _) = self.ask(command, &joint, &|_| true, false)?;
                     let answers = |member: Member| {
                         let is_up = self.nodes[self.node_of(member.node.0)].is_up;
-                        heard.iter().any(|one| one.member == member)
+                        let is_rotten = self.nodes[self.node_of(member.node.0)].is_rotten;
+                        (heard.iter().any(|one| one.member == member) && !is_rotten)
                             || (turn::is_newcomer(&joint, member) && is_up)
                     };
                     if !joint.is_quorum(answers) {
@@ -191,9 +192,14 @@ impl World {
                     }
                     next
                 }
-                // All hear of it.
+                // All hear of it; as long as not enough do, it is said again.
                 Err(_) => {
-                    self.ask(command, &newest, &|_| true, true)?;
+                    let (heard, _) = self.ask(command, &newest, &|_| true, true)?;
+                    let knows = |member: Member| heard.iter().any(|one| one.member == member);
+                    if !newest.is_quorum(knows) {
+                        self.again(command);
+                        return Ok(());
+                    }
                     self.commands[command].is_over = true;
                     self.log(|| format!("command {command} is done"));
                     return Ok(());

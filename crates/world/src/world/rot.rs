@@ -123,7 +123,6 @@ impl World {
         let is_written_to = start + SEGMENT_SIZE > until;
         match rot {
             Rot::Bit | Rot::Short if may_be_left => return,
-            Rot::Gone if is_written_to => return,
             _ => {}
         }
         let path = node.segment_path(&self.parameters, at.segment_number(SEGMENT_SIZE));
@@ -146,6 +145,13 @@ impl World {
         self.nodes[index].is_rotten = true;
         self.outcome.rots += 1;
         self.log(|| format!("safekeeper {}: {rot:?} at {at}", index + 1));
+        if is_written_to && matches!(rot, Rot::Short | Rot::Gone) {
+            // Who went on writing would leave zeros where it had acknowledged something, and more after them: that is taken
+            // for a torn end, as rot is that looks so (docs/consensus.md).
+            let node = &mut self.nodes[index];
+            (node.is_doomed, node.loses_power, node.back_after) = (true, true, 5_000);
+            self.crash(index);
+        }
     }
 
     /// All of what is committed, as the scrub looks at it.
