@@ -43,7 +43,7 @@ pub(super) enum Stage {
 
 impl World {
     /// Whether a member's directory is lost.
-    fn is_lost(&self, member: Member) -> bool {
+    pub(super) fn is_lost(&self, member: Member) -> bool {
         self.nodes[self.node_of(member.node.0)].member != member
     }
 

@@ -131,7 +131,11 @@ impl World {
             self.end_compute(compute, 0);
         }
         self.last_change();
-        if self.nodes.iter().any(|node| node.is_rotten) {
+        // One that others have replaced long ago never hears of it, where all who knew it are gone.
+        let is_left = self.computes[0]
+            .configuration()
+            .is_some_and(|configuration| !configuration.is_quorum(|member| !self.is_lost(member)));
+        if is_left || self.nodes.iter().any(|node| node.is_rotten) {
             // Its end may be gone: what a later term commits shows that nobody depends on it.
             self.end_compute(0, 1000);
         }
