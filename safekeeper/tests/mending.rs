@@ -425,6 +425,39 @@ fn a_sector_that_can_not_be_read_is_replaced() {
     }
 }
 
+/// A log that was trimmed begins with what is left of a long record, in which there is no place to go on from.
+#[test]
+fn what_is_left_of_a_record_is_replaced_from_the_beginning_of_the_log() {
+    // On its first page, further on, and on its last one.
+    for lost_after in [0, 300_000, 508 << 10] {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FaultyDisk::default();
+        let mut copy = Copy::new(Arc::new(disk.clone()), &directory.path().join("tenant/timeline"));
+        let timeline = copy.create();
+        copy.follow(&timeline, &history(&[(1, START)]));
+        copy.append(&timeline, 1, (3 << 19) - 3000);
+        let end = copy.append(&timeline, 1, 800_000);
+        copy.append(&timeline, 1, 100);
+        timeline.checkpoint().unwrap();
+        timeline.note_flushed().unwrap();
+        let second = Lsn(2 * SEGMENT_SIZE);
+        timeline.note_archived(second);
+        timeline.note_consistent(end);
+        assert_eq!(timeline.trim().unwrap(), 1);
+        let (end, own, commit_lsn) =
+            (timeline.flush_lsn(), timeline.history(), timeline.commit_lsn());
+        drop(timeline);
+        disk.lose(&copy.path(2), lost_after..lost_after + 512);
+        let sources = copy.others(end, commit_lsn, own.clone());
+        let mended = copy.mend(&mut ask(&own, commit_lsn, sources));
+        assert_eq!(mended.unwrap().segments, 1, "{lost_after}");
+        let timeline = copy.open().unwrap();
+        let (mut reader, mut read) = (timeline.reader(), vec![0; 600_000]);
+        assert_eq!(reader.read(second, &mut read).unwrap(), read.len());
+        assert!(read == copy.bytes[(second - START) as usize..][..read.len()], "{lost_after}");
+    }
+}
+
 /// Whoever gives what is no WAL is not asked again, and what he gave is not kept.
 #[test]
 fn what_others_give_is_checked() {

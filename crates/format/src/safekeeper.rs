@@ -379,7 +379,7 @@ pub(crate) fn parameters(reader: &mut Reader<'_>) -> Result<TimelineParameters, 
         start_lsn: Lsn(reader.u64()?),
         ancestor: some_id(reader)?.map(TimelineId),
     };
-    parameters.check().map_err(impossible)?;
+    parameters.check_own().map_err(impossible)?;
     Ok(parameters)
 }
 

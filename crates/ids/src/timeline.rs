@@ -27,6 +27,12 @@ pub struct TimelineParameters {
     pub ancestor: Option<TimelineId>,
 }
 
+/// The smallest segments of PostgreSQL, in bytes.
+const SMALLEST_SEGMENT: u32 = 1 << 20;
+
+/// The smallest that simulations have: some pages.
+const SMALLEST_SIMULATED: u32 = 64 << 10;
+
 /// Parameters that no timeline can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimelineParametersError {
@@ -78,6 +84,16 @@ impl TimelineParameters {
 
     /// Checks each value on its own and the start against the rest.
     pub fn check(&self) -> Result<(), TimelineParametersError> {
+        self.check_with(SMALLEST_SEGMENT)
+    }
+
+    /// The same for what this program has written itself, which was checked when it came from others. Segments may be smaller
+    /// than PostgreSQL has them: simulations reach more boundaries with less WAL then.
+    pub fn check_own(&self) -> Result<(), TimelineParametersError> {
+        self.check_with(SMALLEST_SIMULATED)
+    }
+
+    fn check_with(&self, smallest: u32) -> Result<(), TimelineParametersError> {
         if !(15..=18).contains(&self.pg_version) {
             return Err(TimelineParametersError::Version(self.pg_version));
         }
@@ -85,7 +101,7 @@ impl TimelineParameters {
             return Err(TimelineParametersError::Timeline);
         }
         let size = self.segment_size;
-        if !size.is_power_of_two() || !(1 << 20..=1 << 30).contains(&size) {
+        if !size.is_power_of_two() || !(smallest..=1 << 30).contains(&size) {
             return Err(TimelineParametersError::SegmentSize(size));
         }
         let alignment = if self.ancestor.is_some() { 8 } else { u64::from(size) };
@@ -117,6 +133,11 @@ mod tests {
         assert_eq!(version.check(), Err(TimelineParametersError::Version(14)));
         let size = TimelineParameters { segment_size: 3 << 20, ..good.clone() };
         assert_eq!(size.check(), Err(TimelineParametersError::SegmentSize(3 << 20)));
+        let small = TimelineParameters { segment_size: 64 << 10, ..good.clone() };
+        assert_eq!(small.check(), Err(TimelineParametersError::SegmentSize(64 << 10)));
+        assert_eq!(small.check_own(), Ok(()));
+        let smaller = TimelineParameters { segment_size: 32 << 10, ..good.clone() };
+        assert_eq!(smaller.check_own(), Err(TimelineParametersError::SegmentSize(32 << 10)));
         let root = TimelineParameters { start_lsn: Lsn((16 << 20) + 8), ..good.clone() };
         assert_eq!(root.check(), Err(TimelineParametersError::Start(root.start_lsn)));
         let branch = TimelineParameters { ancestor: Some(TimelineId([4; 16])), ..root };

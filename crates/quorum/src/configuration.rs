@@ -126,6 +126,15 @@ impl Configuration {
         majority(&self.members) && (self.incoming.is_empty() || majority(&self.incoming))
     }
 
+    /// Whether who leads with this configuration goes on with a later one, by who knows of that: a majority of its members
+    /// before its change, or a quorum of the own ones. A few may have read what the others can't read now, and would not elect.
+    /// The own ones may never be a quorum again, where members were changed, and lost, and changed again meanwhile; and
+    /// newcomers are met only afterwards.
+    pub fn yields_to(&self, next: &Configuration, knows: impl Fn(Member) -> bool) -> bool {
+        let known = next.members.iter().filter(|&&member| knows(member)).count();
+        next.number > self.number && (known > next.members.len() / 2 || self.is_quorum(knows))
+    }
+
     /// The highest position that a majority of each group has reached.
     pub fn quorum_lsn(&self, reached: impl Fn(Member) -> Option<Lsn>) -> Option<Lsn> {
         let of_group = |group: &[Member]| {
@@ -164,6 +173,26 @@ mod tests {
         assert_eq!(twice, Err(ConfigurationError::Twice(NodeId(1))));
         let many = (0..16).map(member).collect();
         assert_eq!(Configuration::new(1, many), Err(ConfigurationError::TooMany(16)));
+    }
+
+    #[test]
+    fn a_leader_goes_on_when_those_know_who_can_elect() {
+        let again = Member { incarnation: Incarnation([9; 16]), ..member(0) };
+        let old = vec![member(0), member(1), member(2)];
+        let new = vec![again, member(1), member(2)];
+        let own = Configuration::joint(4, old, new.clone()).unwrap();
+        let replaced = Configuration::new(5, new.clone()).unwrap();
+        let grown =
+            Configuration::joint(6, new, vec![again, member(1), member(2), member(3), member(4)]);
+        let grown = grown.unwrap();
+        let by = |next: &Configuration, who: &[Member]| {
+            own.yields_to(next, |member| who.contains(&member))
+        };
+        assert!(!by(&replaced, &[again]) && !by(&grown, &[again]));
+        assert!(by(&replaced, &[again, member(1)]) && by(&replaced, &[member(1), member(2)]));
+        // Member 2 is lost: of the own first group only one is left, and 3 and 4 were never met.
+        assert!(by(&grown, &[again, member(1)]));
+        assert!(!replaced.yields_to(&own, |_| true));
     }
 
     #[test]

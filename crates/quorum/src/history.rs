@@ -90,6 +90,15 @@ impl TermHistory {
         history
     }
 
+    /// Whether a log that was won by the history `won` is, up to where the winner's term starts, the one that was led before by
+    /// this one. All terms of what was led from `own_since` on are the same proposer's, and wrote the same bytes.
+    pub fn is_led_on(&self, own_since: Term, won: &TermHistory, start: Lsn) -> bool {
+        let newest = won.up_to(start).last();
+        // Where members changed twice in a row, the voters may not have heard of the election between.
+        let mut own = self.entries().iter().filter(|led| led.term >= own_since);
+        newest == self.up_to(start).last() || own.any(|led| Some(*led) == newest)
+    }
+
     /// This history with old entries merged into one, if there are many; everything that they say
     /// is about bytes before `commit_lsn`, and so is the first byte of the entry after them, which a
     /// majority shares therefore.
@@ -159,6 +168,21 @@ mod tests {
         assert_eq!(history.term_at_end(Lsn(88)), Term(3));
         assert_eq!(history.term_at_end(Lsn(0)), Term(0));
         assert_eq!(history.up_to(Lsn(80)), self::history(&[(1, 0)]));
+    }
+
+    #[test]
+    fn a_log_goes_on_if_all_of_it_is_the_same_proposers() {
+        // Led in term 5 from 100 on, and in term 6, with other members, from 200 on.
+        let led = history(&[(3, 0), (5, 100), (6, 200)]);
+        let is_same = |won: &[(u64, u64)], start| led.is_led_on(Term(5), &history(won), Lsn(start));
+        assert!(is_same(&[(3, 0), (5, 100), (6, 200), (7, 250)], 250));
+        // Who voted had not heard of term 6, and has more of term 5 than who voted then, or less.
+        assert!(is_same(&[(3, 0), (5, 100), (7, 250)], 250));
+        assert!(is_same(&[(3, 0), (5, 100), (7, 150)], 150));
+        // Somebody else wrote, or what was led before is not there.
+        assert!(!is_same(&[(3, 0), (5, 100), (6, 150), (7, 250)], 250));
+        assert!(!is_same(&[(3, 0), (4, 100), (7, 250)], 250));
+        assert!(!is_same(&[(3, 0), (7, 250)], 250));
     }
 
     /// The slow twin: byte by byte, as long as both have the same term there.

@@ -54,8 +54,11 @@ impl WalGenerator {
     /// The bytes of one record with `size` bytes of main data, from the current position on.
     pub fn record(&mut self, size: usize) -> Vec<u8> {
         self.counter += 1;
-        let fill = self.counter.to_le_bytes();
-        let data: Vec<u8> = (0..size).map(|i| fill[i % 8] ^ (i / 8) as u8).collect();
+        let mut data = vec![0; size];
+        for (index, eight) in data.chunks_mut(8).enumerate() {
+            let fill = self.counter ^ u64::from_le_bytes([index as u8; 8]);
+            eight.copy_from_slice(&fill.to_le_bytes()[..eight.len()]);
+        }
         self.record_of(&data)
     }
 

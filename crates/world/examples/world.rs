@@ -43,7 +43,8 @@ fn main() -> ExitCode {
     println!(
         "{} seeds in {seconds:.1} s, {:.0} a second; a run: {} events, {:.2} simulated s, {:.1} elections, {:.1} crashes; \
          {} copies between safekeepers, {} of what a term began with, \
-         {} segments archived, {} removed, {} MB committed",
+         {} segments archived, {} removed, {} MB committed; {} decisions about members, {} directories lost, \
+         {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended",
         sum.runs,
         sum.runs as f64 / seconds,
         all.events / sum.runs.max(1),
@@ -55,6 +56,12 @@ fn main() -> ExitCode {
         all.archived,
         all.trimmed,
         all.committed_bytes >> 20,
+        all.changes,
+        all.wipes,
+        all.led_on,
+        all.horizons,
+        all.rots,
+        all.mended,
     );
     match sum.failed {
         Some(seed) => {

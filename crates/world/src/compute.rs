@@ -1,7 +1,7 @@
 //! One compute: the shipped proposer, the log that it goes on with, and its end of each connection.
 
-use pgstrata_ids::{Lsn, Term};
-use pgstrata_quorum::{Configuration, Phase, Proposer, ProposerId};
+use pgstrata_ids::{Lsn, Member, Term};
+use pgstrata_quorum::{Configuration, Phase, Proposer, ProposerId, TermHistory};
 use pgstrata_sim::wal::WalGenerator;
 
 use crate::plan::Time;
@@ -16,6 +16,12 @@ pub struct Link {
     pub next: Option<Lsn>,
     /// The commit LSN that was sent last.
     pub told: Lsn,
+    /// Who has greeted on it.
+    pub member: Option<Member>,
+    /// Who has answered there last.
+    pub heard: Option<Member>,
+    /// Number of the newest configuration that it told of.
+    pub tells_of: u64,
 }
 
 /// See the module.
@@ -33,6 +39,18 @@ pub struct Compute {
     pub generator: Option<WalGenerator>,
     /// Whether somebody is asked for that record.
     pub asks: bool,
+    /// What it knows to be committed, in whichever of its terms.
+    pub committed: Lsn,
+    /// What was led, while a term has to be won with other members.
+    pub led: Option<TermHistory>,
+    /// The first of the terms in which the own log was led.
+    pub own_since: Term,
+    /// The highest term that it asked for before members changed: who was promised a higher one has taken over.
+    pub yields_above: Option<Term>,
+    /// A newer configuration that members told of, before enough of them have.
+    pub told_of: Option<Configuration>,
+    /// It is a safekeeper that has members elect, where no compute does, and writes nothing.
+    pub is_steward: bool,
 }
 
 impl Compute {
@@ -42,24 +60,96 @@ impl Compute {
             life: 0,
             proposer: None,
             links: vec![Link::default(); nodes],
-            log: Vec::new(),
+            log: Vec::with_capacity(64 << 10),
             start: Lsn::INVALID,
             generator: None,
             asks: false,
+            committed: Lsn::INVALID,
+            led: None,
+            own_since: Term(0),
+            yields_above: None,
+            told_of: None,
+            is_steward: false,
         }
     }
 
     /// One begins, which nobody knows.
     pub fn begin(&mut self, configuration: Configuration, skipped: u32) {
         self.life += 1;
-        let mut id = [self.index as u8 + 1; 16];
-        id[..8].copy_from_slice(&self.life.to_le_bytes());
-        let proposer = Proposer::new(ProposerId(id), configuration, Term(0));
+        let proposer = Proposer::new(self.id(), configuration, Term(0));
         self.proposer = Some(proposer.skipping(skipped));
         self.links = vec![Link::default(); self.links.len()];
         self.log.clear();
         self.generator = None;
         self.asks = false;
+        self.committed = Lsn::INVALID;
+        self.led = None;
+        self.yields_above = None;
+        self.told_of = None;
+    }
+
+    fn id(&self) -> ProposerId {
+        let mut id = [self.index as u8 + 1; 16];
+        id[..8].copy_from_slice(&self.life.to_le_bytes());
+        ProposerId(id)
+    }
+
+    /// The members that it counts.
+    pub fn configuration(&self) -> Option<&Configuration> {
+        self.proposer.as_ref().map(Proposer::configuration)
+    }
+
+    /// A member tells of a newer configuration. True if it is to go on with that now: whoever leads does once a quorum has told
+    /// of it. As the shipped driver does.
+    pub fn hears_of(&mut self, decided: &Configuration, node: usize) -> Option<Configuration> {
+        let own = self.configuration()?.clone();
+        if decided.number() <= own.number() {
+            return None;
+        }
+        let link = &mut self.links[node];
+        link.tells_of = link.tells_of.max(decided.number());
+        if !self.is_elected() || self.led.is_some() {
+            return Some(decided.clone());
+        }
+        if self.told_of.as_ref().is_none_or(|told_of| told_of.number() < decided.number()) {
+            self.told_of = Some(decided.clone());
+        }
+        let next = self.told_of.clone()?;
+        let knows = |member: Member| {
+            let mut links = self.links.iter();
+            links.any(|link| link.heard == Some(member) && link.tells_of >= next.number())
+        };
+        own.yields_to(&next, knows).then_some(next)
+    }
+
+    /// Campaigns with other members. If a term was won already, its log is to go on with the next one.
+    pub fn adopt(&mut self, configuration: Configuration, skipped: u32) {
+        let Some(before) = self.proposer.take() else { return };
+        let term = before.term();
+        let next = Term(term.0 + 1);
+        self.told_of = None;
+        let mut skipped = skipped;
+        if before.phase() == Phase::Elected {
+            self.led = Some(before.history().clone());
+        }
+        if self.led.is_some() {
+            self.yields_above = Some(term);
+            skipped = 0;
+        }
+        self.proposer = Some(Proposer::new(self.id(), configuration, next).skipping(skipped));
+        for link in &mut self.links {
+            link.next = None;
+            link.told = Lsn::INVALID;
+        }
+    }
+
+    /// Whether the log goes on after an election that was won with other members: nobody else has written in between, and what
+    /// is missing at the winner's start is here.
+    pub fn goes_on(&self, led: &TermHistory, start: Lsn) -> bool {
+        let won = self.proposer.as_ref().map(Proposer::history);
+        won.is_some_and(|won| led.is_led_on(self.own_since, won, start))
+            && start >= self.committed
+            && (self.start..=self.end_lsn()).contains(&start)
     }
 
     /// It is gone.
@@ -76,10 +166,6 @@ impl Compute {
         self.proposer.as_ref().map_or(Term(0), Proposer::term)
     }
 
-    pub fn commit_lsn(&self) -> Lsn {
-        self.proposer.as_ref().map_or(Lsn::INVALID, Proposer::commit_lsn)
-    }
-
     /// End of what it wrote.
     pub fn end_lsn(&self) -> Lsn {
         self.start + self.log.len() as u64
@@ -88,6 +174,6 @@ impl Compute {
     /// Own bytes from `from` on, so many at most.
     pub fn bytes(&self, from: Lsn, most: usize) -> &[u8] {
         let offset = (from.0.saturating_sub(self.start.0) as usize).min(self.log.len());
-        &self.log[offset..self.log.len().min(offset + most)]
+        &self.log[offset..self.log.len().min(offset.saturating_add(most))]
     }
 }

@@ -57,11 +57,39 @@ pub enum Lie {
     LossWithinConnection,
     /// A compute goes on with the log of a certain voter, whatever the others have.
     DonorIsFixed,
+    /// Who lost its directory comes back as who it was.
+    WipedComesBack,
+    /// Who changes members overwrites what others decided meanwhile.
+    SwapWithoutCompare,
+    /// Votes are given to who counts members that were replaced.
+    StaleConfigurationTaken,
+    /// A member says that it has taken what was decided, and has not.
+    DecisionNotTaken,
+    /// The members after a change decide alone before both groups have committed anything together.
+    JointNotUsed,
+    /// What was won before members had heard of a change counts as won by both groups.
+    OldTermIsJoint,
+    /// A compute goes on with other members whatever log was won.
+    AnyLogLedOn,
+    /// A newcomer begins later than what is archived ends.
+    BeginsBeyondArchive,
+    /// What is found to be damaged goes on being used.
+    RottenNotTakenOut,
+    /// What a member reads it gives to another one without looking at it.
+    RottenGiven,
+    /// What is read is archived without looking at it.
+    RottenArchived,
+    /// A segment that replaces a damaged one has its name before it is synced.
+    MendedUnsynced,
+    /// The directory is not synced when a damaged segment was replaced.
+    MendedNameUnsynced,
+    /// Damaged WAL is replaced by that of any log.
+    AnyLogMends,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 20] = [
+    pub const ALL: [Lie; 35] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -78,10 +106,25 @@ impl Lie {
         Lie::VoteForgetsTerm,
         Lie::VoteTwice,
         Lie::CopyBeyondCommit,
+        Lie::AnyLogFollowed,
         Lie::TrimBeforeArchive,
         Lie::AckCountsTwice,
         Lie::LossWithinConnection,
         Lie::DonorIsFixed,
+        Lie::WipedComesBack,
+        Lie::SwapWithoutCompare,
+        Lie::StaleConfigurationTaken,
+        Lie::DecisionNotTaken,
+        Lie::JointNotUsed,
+        Lie::OldTermIsJoint,
+        Lie::AnyLogLedOn,
+        Lie::BeginsBeyondArchive,
+        Lie::RottenNotTakenOut,
+        Lie::RottenGiven,
+        Lie::RottenArchived,
+        Lie::MendedUnsynced,
+        Lie::MendedNameUnsynced,
+        Lie::AnyLogMends,
     ];
 }
 
@@ -91,6 +134,7 @@ enum Last {
     Nothing,
     SegmentNamed,
     ControlNamed,
+    MendedNamed,
     Removed,
 }
 
@@ -100,6 +144,8 @@ enum Kind {
     Wal,
     Control,
     Note,
+    /// A segment that is to replace a damaged one.
+    Mended,
     Other,
 }
 
@@ -124,6 +170,7 @@ fn kind(path: &Path) -> Kind {
     match path.file_name().and_then(|name| name.to_str()) {
         Some("zeroed.tmp") => Kind::Wal,
         Some("control.tmp") => Kind::Control,
+        Some("mending.tmp") => Kind::Mended,
         Some("flushed") => Kind::Note,
         Some(name) if name.len() == 24 => Kind::Wal,
         _ => Kind::Other,
@@ -194,7 +241,10 @@ impl DiskFile for LyingFile {
 
     fn sync_all(&self) -> io::Result<()> {
         let left_out = self.is_of(Kind::Wal, Lie::SegmentUnsynced) && *self.is_cut.lock();
-        match left_out || self.is_of(Kind::Control, Lie::ControlUnsynced) {
+        let left_out = left_out
+            || self.is_of(Kind::Control, Lie::ControlUnsynced)
+            || self.is_of(Kind::Mended, Lie::MendedUnsynced);
+        match left_out {
             true => Ok(()),
             false => self.file.sync_all(),
         }
@@ -225,6 +275,7 @@ impl Disk for LyingDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         *self.last.lock() = match kind(from) {
             Kind::Control => Last::ControlNamed,
+            Kind::Mended => Last::MendedNamed,
             _ => Last::SegmentNamed,
         };
         self.disk.rename(from, to)
@@ -249,6 +300,7 @@ impl Disk for LyingDisk {
         let left_out = match self.lie {
             Lie::SegmentNameUnsynced => last == Last::SegmentNamed,
             Lie::ControlNameUnsynced => last == Last::ControlNamed,
+            Lie::MendedNameUnsynced => last == Last::MendedNamed,
             Lie::RemovalUnsynced => last == Last::Removed,
             _ => false,
         };

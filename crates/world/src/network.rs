@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use pgstrata_ids::{Lsn, Term};
-use pgstrata_quorum::{Ack, Append, Elected, Vote, VoteRequest};
+use pgstrata_ids::{Lsn, Member, Term};
+use pgstrata_quorum::{Ack, Append, Configuration, Elected, Vote, VoteRequest};
 use pgstrata_safekeeper::timeline::{ComputeConnected, ProposerConnected};
 use pgstrata_wire::safekeeper::RefusedReason;
 
@@ -12,7 +12,8 @@ use crate::plan::Time;
 /// From a compute.
 #[derive(Clone, Debug)]
 pub enum Request {
-    Greet,
+    /// With the number of the newest configuration that it knows.
+    Greet(u64),
     Vote(VoteRequest),
     Elected(Elected),
     Append(Append, Vec<u8>),
@@ -23,7 +24,13 @@ pub enum Request {
 /// From a safekeeper.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    Greeting { promised: Term },
+    Greeting {
+        member: Member,
+        configuration: Configuration,
+        promised: Term,
+    },
+    /// Others are the members from now on, or are about to be.
+    Configuration(Configuration),
     Vote(Vote),
     Ack(Ack),
     Refused(RefusedReason),
@@ -52,4 +59,6 @@ pub struct Connection {
     /// The newest term that it asked for or won, as it said.
     pub asked: Term,
     pub greeted: Option<ComputeConnected>,
+    /// Number of the configuration that its compute was told of last.
+    pub told: u64,
 }

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use pgstrata_env::Disk;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_format::safekeeper::TimelineControl;
-use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
-use pgstrata_quorum::{ProposerId, TermHistory};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
+use pgstrata_quorum::{Configuration, ProposerId, TermHistory};
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
 use pgstrata_safekeeper::latch::Latch;
+use pgstrata_safekeeper::mend::{DamagedLog, Lack, Sources, may_be_mended};
 use pgstrata_safekeeper::meters::Meters;
 use pgstrata_safekeeper::segment::{Preparations, Preparer};
 use pgstrata_safekeeper::storage_error::StorageError;
-use pgstrata_safekeeper::timeline::{OpenContext, Timeline};
+use pgstrata_safekeeper::timeline::{OpenContext, Timeline, read_control};
 use pgstrata_sim::SimDisk;
+use pgstrata_wire::safekeeper::RefusedReason;
 
 use crate::lies::{Lie, LyingDisk};
 use crate::truth::{Checked, Truth};
@@ -62,17 +64,25 @@ pub struct Node {
     underway: Option<Underway>,
     /// Served bytes up to here were compared.
     compared: Lsn,
+    /// Something of its log has rotted, and was not mended yet.
+    pub is_rotten: bool,
+    /// That was found, and it takes no part until it is mended.
+    pub is_mending: bool,
+}
+
+/// With what is there before: the safekeeper's own directory.
+fn empty_disk(seed: u64) -> SimDisk {
+    let disk = SimDisk::new(seed);
+    let made = disk.create_directory(Path::new("/safekeeper"));
+    made.and_then(|()| disk.sync_directory(Path::new("/"))).expect("an empty disk that is well");
+    disk
 }
 
 impl Node {
     pub fn new(index: usize, seed: u64, lie: Option<Lie>) -> Node {
         let number = index as u8 + 1;
-        let disk = SimDisk::new(seed);
+        let disk = empty_disk(seed);
         let directory = PathBuf::from("/safekeeper/tenant/timeline");
-        // What is there before: the safekeeper's own directory.
-        let made = disk.create_directory(Path::new("/safekeeper"));
-        made.and_then(|()| disk.sync_directory(Path::new("/")))
-            .expect("an empty disk that is well");
         let member = Member { node: NodeId(number.into()), incarnation: Incarnation([number; 16]) };
         Node {
             name: format!("safekeeper {number}"),
@@ -92,7 +102,30 @@ impl Node {
             promised: Promised::default(),
             underway: None,
             compared: Lsn::INVALID,
+            is_rotten: false,
+            is_mending: false,
         }
+    }
+
+    /// Its directory is lost, and it comes back with another one.
+    pub fn wipe(&mut self, seed: u64) {
+        self.disk = empty_disk(seed);
+        if self.lie != Some(Lie::WipedComesBack) {
+            let [first, lives, ..] = self.member.incarnation.0;
+            self.member.incarnation.0 = [first; 16];
+            self.member.incarnation.0[1] = lives.wrapping_add(1);
+        }
+        self.forget();
+    }
+
+    /// It never had the timeline.
+    fn forget(&mut self) {
+        self.timeline = None;
+        self.is_known = false;
+        self.promised = Promised::default();
+        self.underway = None;
+        self.compared = Lsn::INVALID;
+        (self.is_rotten, self.is_mending) = (false, false);
     }
 
     fn context(&mut self) -> OpenContext {
@@ -116,7 +149,7 @@ impl Node {
 
     /// Creates the timeline if it never was here. True if it is there then.
     pub fn create(&mut self, founded: &Quorum) -> bool {
-        if self.timeline.is_none() {
+        if self.timeline.is_none() && !self.is_known {
             let context = self.context();
             match Timeline::create(&context, &self.directory, founded, &[]) {
                 Ok(timeline) => self.timeline = Some(Arc::new(timeline)),
@@ -192,6 +225,7 @@ impl Node {
     pub fn start(&mut self, truth: &Truth) -> Checked {
         self.is_up = true;
         self.latch = Latch::default();
+        self.is_mending = false;
         let names = self.disk.list(&self.directory).unwrap_or_default();
         if !names.iter().any(|name| name == "control") {
             return match self.is_known {
@@ -207,6 +241,10 @@ impl Node {
                 self.latch.throw("it can't be opened now");
                 return Ok(());
             }
+            Err(error) if self.is_rotten && error.is_mendable() => {
+                self.is_mending = true;
+                return Ok(());
+            }
             Err(error) => {
                 return Err(format!(
                     "{} refuses what it has, and nothing rotted: {error}",
@@ -216,6 +254,11 @@ impl Node {
         };
         let timeline = Arc::new(opened.timeline);
         self.check_promises(&timeline)?;
+        if timeline.is_left() {
+            drop(timeline);
+            self.let_go();
+            return Ok(());
+        }
         self.timeline = Some(Arc::clone(&timeline));
         // Founded, but nobody was told.
         self.is_known = true;
@@ -223,6 +266,29 @@ impl Node {
         self.promise(&timeline, voted_for);
         self.compared = timeline.marks().available_lsn;
         self.check(truth)
+    }
+
+    /// Others keep the timeline by now: its files go, as `Timelines::let_go` has it.
+    fn let_go(&mut self) {
+        let left = self.directory.with_extension(format!("left{}", self.life));
+        let disk = &self.disk;
+        let above = Path::new("/safekeeper/tenant");
+        let gone = disk.rename(&self.directory, &left).and_then(|()| disk.sync_directory(above));
+        match gone {
+            Ok(()) => self.forget(),
+            Err(error) => self.latch.throw(&error.to_string()),
+        }
+    }
+
+    /// Takes what was decided of the timeline's members, and says so only once it is durable.
+    pub fn follow(&mut self, decided: &Quorum) -> Result<(), RefusedReason> {
+        let Some(timeline) = self.timeline.clone() else {
+            return Err(RefusedReason::UnknownTimeline);
+        };
+        timeline.admit_decision(&decided.chain)?;
+        timeline.follow_decision(&decided.chain)?;
+        self.promise(&timeline, None);
+        Ok(())
     }
 
     fn check_promises(&self, timeline: &Timeline) -> Checked {
@@ -286,6 +352,9 @@ impl Node {
     }
 
     fn compare(&self, timeline: &Timeline, from: Lsn, to: Lsn, truth: &Truth) -> Checked {
+        if self.is_rotten {
+            return self.compare_checked(timeline, from, to, truth);
+        }
         let mut reader = timeline.reader();
         let mut at = from;
         let mut buffer = vec![0; (to - from).min(64 << 10) as usize];
@@ -302,19 +371,120 @@ impl Node {
         Ok(())
     }
 
-    /// The committed bytes of one of its segments.
-    pub fn segment(&self, timeline: &Timeline, number: u64) -> Option<Vec<u8>> {
+    /// What is handed out of a rotten log is right, or is not handed out.
+    fn compare_checked(&self, timeline: &Timeline, from: Lsn, to: Lsn, truth: &Truth) -> Checked {
+        let mut at = from;
+        let mut buffer = vec![0; (to - from).min(64 << 10) as usize];
+        let Ok(mut reading) = timeline.read_range(from, to, Term(0)) else { return Ok(()) };
+        while at < to {
+            match reading.next(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    truth.check_served(&self.name, at, &buffer[..count])?;
+                    at = at + count as u64;
+                }
+                // It is looked into in the background.
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The committed bytes of one of its segments, if they are right.
+    pub fn segment(&self, timeline: &Timeline, number: u64) -> Result<Option<Vec<u8>>, String> {
         let size = timeline.files().segment_size();
         let from = Lsn(number * size).max(timeline.parameters().start_lsn);
-        let mut bytes = vec![0; ((number + 1) * size - from.0) as usize];
-        let mut reader = timeline.reader();
+        let to = Lsn((number + 1) * size);
+        let mut bytes = vec![0; (to - from) as usize];
+        if !self.is_rotten || self.lie == Some(Lie::RottenArchived) {
+            let mut reader = timeline.reader();
+            let mut done = 0;
+            while done < bytes.len() {
+                match reader.read(from + done as u64, &mut bytes[done..]) {
+                    Ok(0) | Err(_) if self.is_rotten => return Ok(None),
+                    Ok(0) | Err(_) => return Err(format!("{} lacks segment {number}", self.name)),
+                    Ok(count) => done += count,
+                }
+            }
+            return Ok(Some(bytes));
+        }
+        let Ok(mut reading) = timeline.read_range(from, to, Term(0)) else { return Ok(None) };
         let mut done = 0;
         while done < bytes.len() {
-            match reader.read(from + done as u64, &mut bytes[done..]) {
-                Ok(0) | Err(_) => return None,
+            match reading.next(&mut bytes[done..]) {
+                Ok(0) | Err(_) => return Ok(None),
                 Ok(count) => done += count,
             }
         }
-        Some(bytes)
+        Ok(Some(bytes))
+    }
+
+    /// Where its log is durable for all that stands in its control file.
+    pub fn noted(&self) -> Lsn {
+        let control = self.control().map(|control| control.flush_lsn.max(control.state.commit_lsn));
+        control.unwrap_or_default()
+    }
+
+    /// The file of one of its segments.
+    pub fn segment_path(&self, timeline: &TimelineParameters, number: u64) -> PathBuf {
+        self.directory.join(timeline.segment_name(number))
+    }
+
+    /// End of what it acknowledged, and has for all that is known.
+    pub fn acknowledged(&self) -> Lsn {
+        self.promised.flush_lsn
+    }
+
+    /// It takes no part in the timeline until it is mended.
+    pub fn take_out(&mut self, why: &str) {
+        if let Some(timeline) = self.timeline.take() {
+            timeline.retire(why);
+            self.is_mending = true;
+        }
+    }
+
+    /// One attempt to mend, as `background::mending` makes it. Where the log was cut, if it was.
+    pub fn mend(
+        &mut self,
+        sources: impl FnOnce(&TimelineControl) -> Sources,
+        decided: &Configuration,
+        truth: &Truth,
+    ) -> Checked<Result<Option<Lsn>, String>> {
+        let context = self.context();
+        let control = match read_control(&context, &self.directory.join("control")) {
+            Ok(control) => control,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let names = self.disk.list(&self.directory).unwrap_or_default();
+        for configuration in [&control.state.configuration, decided] {
+            if let Err(why) = may_be_mended(&names, configuration, self.member) {
+                return Ok(Err(why));
+            }
+        }
+        let mut sources = sources(&control);
+        let (disk, space) = (Arc::clone(&context.disk), context.space.clone());
+        let log = DamagedLog::open(disk, &self.directory, control, space);
+        let mended = match log.map_err(Lack::from).and_then(|log| log.mend(&mut sources)) {
+            Ok(mended) => mended,
+            Err(lack) => {
+                if let Lack::Storage(error @ StorageError::Failed { .. }) = &lack
+                    && !error.is_of_reading()
+                {
+                    self.latch.throw(&lack.to_string());
+                }
+                return Ok(Err(lack.to_string()));
+            }
+        };
+        if self.is_finished() {
+            return Ok(Err("it has ended meanwhile".into()));
+        }
+        if let Some(cut) = mended.cut {
+            self.promised.flush_lsn = self.promised.flush_lsn.min(cut);
+        }
+        self.start(truth)?;
+        if !self.is_mending && self.timeline.is_some() {
+            self.is_rotten = false;
+        }
+        Ok(Ok(mended.cut))
     }
 }

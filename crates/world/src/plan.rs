@@ -25,14 +25,41 @@ pub enum Trouble {
     Full { node: usize, lasts: Time },
     /// Messages take much longer for a while.
     Slow { node: usize, lasts: Time },
+    /// A directory is lost, if others have what it had, and the safekeeper comes back with an empty one. It is made a member
+    /// again, or another one (bits of nodes) in its place.
+    Wipe { node: usize, back_after: Time, replaced_after: Time },
+    /// Somebody wants these nodes (bits) to be the members.
+    Members { nodes: u8 },
+    /// Something of a log rots: where, in thousandths of what there is.
+    Rot { node: usize, rot: Rot, part: u64 },
+    /// Object storage doesn't answer for a while.
+    NoObjects { lasts: Time },
 }
+
+/// What becomes of bytes on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// A bit is the other one.
+    Bit,
+    /// A sector can't be read.
+    Sector,
+    /// A segment ends there.
+    Short,
+    /// A segment is gone.
+    Gone,
+}
+
+/// Safekeepers, of which some may be members only later.
+pub const SLOTS: usize = 5;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub seed: u64,
-    /// Safekeepers.
+    /// Safekeepers that are members at first.
     pub nodes: usize,
+    /// All that there are.
+    pub slots: usize,
     pub computes: usize,
     /// Where in its first segment the timeline begins: it is a branch, so that a boundary is near.
     pub bytes_to_boundary: u64,
@@ -58,24 +85,30 @@ impl Plan {
         let computes = rng.between(1, 2) as usize;
         let quiet_at = rng.between(150, 700) * MS;
         let count = rng.between(1, 10);
+        let changes = rng.one_in(2);
+        let slots = if changes { SLOTS } else { nodes };
         let mut troubles: Vec<(Time, Trouble)> = (0..count)
             .map(|_| {
                 let at = rng.between(1, quiet_at / MS) * MS;
-                (at, trouble(&mut rng, nodes, computes))
+                match changes && rng.one_in(3) {
+                    true => (at, change(&mut rng, nodes)),
+                    false => (at, trouble(&mut rng, slots, computes)),
+                }
             })
             .collect();
         troubles.sort_by_key(|&(at, _)| at);
-        let most_to_boundary = if rng.one_in(3) { 60_000 } else { 1500 };
+        let most_to_boundary = if rng.one_in(3) { 8000 } else { 1500 };
         let switches = rng.one_in(4);
-        let record = [100, 600, 3000, 20_000][rng.index(4)];
+        let record = [100, 400, 2000, 8000][rng.index(4)];
         // Several of them to a large record, or the other way round; and the rest of a segment is not thousands of them.
         let chunk = match switches {
-            true => [16 << 10, 64 << 10, 200_000, 1 << 20][rng.index(4)],
-            false => [record / 4 + 50, record, 8 * record, 64 << 10][rng.index(4)],
+            true => [4 << 10, 16 << 10, 40_000, 100_000][rng.index(4)],
+            false => [record / 4 + 50, record, 8 * record, 32 << 10][rng.index(4)],
         };
         Plan {
             seed,
             nodes,
+            slots,
             computes,
             bytes_to_boundary: beside_headers(8 * rng.between(1, most_to_boundary)),
             chunk: chunk as usize,
@@ -97,7 +130,11 @@ fn beside_headers(bytes_to_boundary: u64) -> u64 {
 fn trouble(rng: &mut Rng, nodes: usize, computes: usize) -> Trouble {
     let (node, compute) = (rng.index(nodes), rng.index(computes));
     let back_after = if rng.one_in(3) { rng.between(50, 300) } else { rng.between(1, 30) } * MS;
-    match rng.below(20) {
+    match rng.below(22) {
+        20.. => {
+            let rot = [Rot::Bit, Rot::Sector, Rot::Short, Rot::Gone][rng.index(4)];
+            Trouble::Rot { node, rot, part: rng.below(1000) }
+        }
         0..8 => {
             let after = if rng.one_in(4) { 0 } else { rng.below(40) };
             Trouble::Crash { node, after, loses_power: !rng.one_in(4), back_after }
@@ -113,5 +150,25 @@ fn trouble(rng: &mut Rng, nodes: usize, computes: usize) -> Trouble {
         16..18 => Trouble::SyncFails { node, after: rng.below(10) },
         18 => Trouble::Full { node, lasts: rng.between(5, 100) * MS },
         _ => Trouble::Slow { node, lasts: rng.between(5, 100) * MS },
+    }
+}
+
+/// Of who the members are.
+fn change(rng: &mut Rng, nodes: usize) -> Trouble {
+    match rng.below(10) {
+        0..5 => Trouble::Wipe {
+            node: rng.index(nodes),
+            back_after: rng.between(1, 50) * MS,
+            replaced_after: rng.between(1, 100) * MS,
+        },
+        5..9 => {
+            let count = [1, 2, 3, 3, 3, 4, 5, 5][rng.index(8)];
+            let mut bits = 0u8;
+            while bits.count_ones() < count {
+                bits |= 1 << rng.index(SLOTS);
+            }
+            Trouble::Members { nodes: bits }
+        }
+        _ => Trouble::NoObjects { lasts: rng.between(5, 100) * MS },
     }
 }

@@ -1,12 +1,16 @@
 //! What is true of the whole cluster, which nobody in it can know: who won which term, what each wrote, what is committed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pgstrata_ids::{Lsn, Term};
 use pgstrata_quorum::TermHistory;
 
 /// Why a run failed: what must never be was.
 pub type Checked<T = ()> = Result<T, String>;
+
+/// Room for the WAL of most runs, in bytes: what grows is copied over and over.
+const ROOM: usize = 256 << 10;
 
 #[derive(Debug)]
 struct TermLog {
@@ -15,6 +19,9 @@ struct TermLog {
     history: TermHistory,
     bytes: Vec<u8>,
 }
+
+/// Full segments in object storage, by their numbers, without what is before the timeline's start.
+pub type Archive = BTreeMap<u64, Arc<Vec<u8>>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -27,7 +34,7 @@ pub struct Truth {
     /// How far that was known of each term.
     known: BTreeMap<Term, Lsn>,
     /// Full segments in object storage, without what is before the timeline's start.
-    archive: BTreeMap<u64, Vec<u8>>,
+    archive: Archive,
 }
 
 impl Truth {
@@ -35,10 +42,10 @@ impl Truth {
         Truth {
             start,
             terms: BTreeMap::new(),
-            bytes: Vec::new(),
+            bytes: Vec::with_capacity(ROOM),
             history: TermHistory::default(),
             known: BTreeMap::new(),
-            archive: BTreeMap::new(),
+            archive: Archive::new(),
         }
     }
 
@@ -77,7 +84,12 @@ impl Truth {
                 self.history
             ));
         }
-        let log = TermLog { compute, start, history: history.clone(), bytes: Vec::new() };
+        let log = TermLog {
+            compute,
+            start,
+            history: history.clone(),
+            bytes: Vec::with_capacity(ROOM / 4),
+        };
         self.terms.insert(term, log);
         Ok(())
     }
@@ -154,18 +166,27 @@ impl Truth {
         }
         let place = bytes.iter().zip(committed).position(|(found, right)| found != right);
         let at = from + place.unwrap_or_default() as u64;
-        Err(format!("{who} serves at {at} another byte than is committed"))
+        let (last, count) = bytes
+            .iter()
+            .zip(committed)
+            .enumerate()
+            .filter(|(_, (found, right))| found != right)
+            .fold((0, 0), |(_, count), (place, _)| (place, count + 1));
+        let last = from + last as u64;
+        Err(format!(
+            "{who} serves at {at} another byte than is committed, and {count} up to {last}"
+        ))
     }
 
     /// Stores a segment, unless one is there, which has to be the same.
     pub fn archive(&mut self, who: &str, number: u64, bytes: Vec<u8>) -> Checked {
         match self.archive.get(&number) {
-            Some(found) if *found != bytes => {
+            Some(found) if **found != bytes => {
                 Err(format!("{who} has another segment {number} than is archived"))
             }
             Some(_) => Ok(()),
             None => {
-                self.archive.insert(number, bytes);
+                self.archive.insert(number, Arc::new(bytes));
                 Ok(())
             }
         }
@@ -173,15 +194,25 @@ impl Truth {
 
     /// Reads archived bytes, to the end of the segment at most; empty if there are none.
     pub fn archived(&self, from: Lsn, to: Lsn, segment_size: u64) -> &[u8] {
-        let number = from.segment_number(segment_size);
-        let first = Lsn(number * segment_size).max(self.start);
-        let Some(segment) = self.archive.get(&number) else { return &[] };
-        let until = ((to.0 - first.0) as usize).min(segment.len());
-        segment.get((from.0 - first.0) as usize..until).unwrap_or_default()
+        read_archive(&self.archive, self.start, from, to, segment_size)
+    }
+
+    /// As it is now.
+    pub fn archive_now(&self) -> Archive {
+        self.archive.clone()
     }
 
     /// Whether a segment is archived.
     pub fn is_archived(&self, number: u64) -> bool {
         self.archive.contains_key(&number)
     }
+}
+
+/// Reads archived bytes of a timeline that starts there, to the end of the segment at most; empty if there are none.
+pub fn read_archive(archive: &Archive, start: Lsn, from: Lsn, to: Lsn, segment_size: u64) -> &[u8] {
+    let number = from.segment_number(segment_size);
+    let first = Lsn(number * segment_size).max(start);
+    let Some(segment) = archive.get(&number) else { return &[] };
+    let until = ((to.0 - first.0) as usize).min(segment.len());
+    segment.get((from.0 - first.0) as usize..until).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::{Background, INTERVAL};
 use crate::archive::ArchiveReader;
-use crate::mend::check::{Found, check};
+use crate::mend::check::confirm;
 use crate::mend::may_be_mended;
 use crate::mend::{DamagedLog, Lack, Mended, Said, Source, Sources};
 use crate::storage_error::StorageError;
@@ -75,26 +75,13 @@ pub async fn run(background: Background) {
 
 /// Whether what somebody met is so; then the timeline is used no more.
 fn look(background: &Background, timeline: &Arc<Timeline>, suspicion: &Suspicion) {
-    let size = timeline.files().segment_size();
-    // What comes before it was right. One record of any length, and a segment more.
-    let from = suspicion.at.segment_start(size);
-    let to = suspicion.at.segment_start(size) + 2 * size;
-    let no_pause = |_: usize| Some(Duration::ZERO);
-    let commit_lsn = timeline.commit_lsn();
-    // What is not committed may be cut while it is read, which the history shows: it is looked at first, and last.
-    let history = (suspicion.at >= commit_lsn).then(|| timeline.history());
-    let end = match &history {
-        Some(_) => timeline.flush_lsn(),
-        None => commit_lsn,
-    };
-    match check(timeline, from, to, end, no_pause) {
-        Found::Damaged(_) if history.is_some_and(|before| before != timeline.history()) => {}
-        Found::Damaged(found) => {
+    match confirm(timeline, suspicion) {
+        Some(found) => {
             let why =
                 format!("WAL is damaged on this safekeeper after {}: {}", found.at, found.why);
             background.timelines.take_out(timeline, &why);
         }
-        Found::Right(_) => tracing::info!(
+        None => tracing::info!(
             timeline = %timeline.parameters().timeline, at = %suspicion.at, why = suspicion.why,
             "somebody met what is no WAL, and it is right here"
         ),

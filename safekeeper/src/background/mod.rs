@@ -7,7 +7,7 @@ mod idle;
 mod known;
 mod lag;
 mod mending;
-mod pulling;
+pub mod pulling;
 mod scrub;
 mod waking;
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::safekeeper::{Message, Status};
 use tokio::runtime::Handle;
@@ -183,14 +183,10 @@ fn begin_at_horizon(
     handle: &Handle,
 ) -> anyhow::Result<bool> {
     let parameters = timeline.parameters();
-    let size = u64::from(parameters.segment_size);
     let from = peer.status.available_lsn;
-    let first = parameters.start_lsn.segment_number(size);
     let Some(archive) = &background.archive else { return Ok(false) };
-    if from.segment_number(size) <= first || from >= missing.target || !timeline.is_empty() {
-        return Ok(false);
-    }
-    let all = archive.has_all(parameters, first, from.segment_number(size));
+    let Some(removed) = removed_before(timeline, &peer.status, missing) else { return Ok(false) };
+    let all = archive.has_all(parameters, removed.start, removed.end);
     if !handle.block_on(all).map_err(anyhow::Error::msg)? {
         tracing::warn!(
             timeline = %parameters.timeline, %from, peer = %peer.status.member.node,
@@ -198,33 +194,10 @@ fn begin_at_horizon(
         );
         return Ok(false);
     }
-    // To the end of the first record that begins there: the next one's back link can be checked then.
-    let mut checker = checker(parameters, from);
-    let mut bytes = Vec::new();
-    let mut last_record = None;
-    while last_record.is_none() {
-        let at = from + bytes.len() as u64;
-        let to = missing.target.min(at + CHUNK);
-        if at == to || bytes.len() >= MAX_BEGINNING {
-            return Ok(false);
-        }
-        peer.read(at, to, Term(0), &mut bytes)?;
-        let new = &bytes[(at - from) as usize..];
-        if new.is_empty() {
-            bail!("{} gave no WAL at {at}", peer.name());
-        }
-        checker.check(new).map_err(|error| {
-            anyhow::anyhow!("what {} gave as committed is no valid WAL: {error}", peer.name())
-        })?;
-        last_record = checker.last_record();
-    }
-    let beginning = Beginning {
-        available_lsn: from,
-        lsn: checker.position(),
-        last_record,
-        bytes,
-        history: peer.status.history.clone(),
-        commit_lsn: missing.target,
+    let status = peer.status.clone();
+    let read = |at, to, bytes: &mut Vec<u8>| peer.read(at, to, Term(0), bytes);
+    let Some(beginning) = beginning_of(parameters, &status, missing, read)? else {
+        return Ok(false);
     };
     if let Some(Message::Refused(reason)) = timeline.begin_at(&beginning)? {
         bail!("WAL of {} doesn't fit: {reason}", peer.name());
@@ -234,6 +207,61 @@ fn begin_at_horizon(
         peer = %peer.status.member.node, "begun at what is not archived"
     );
     Ok(true)
+}
+
+/// The segments of which a log that is empty may leave out what it would copy, if they are archived: those that the peer has
+/// removed.
+pub fn removed_before(
+    timeline: &Timeline,
+    peer: &Status,
+    missing: &Missing,
+) -> Option<std::ops::Range<u64>> {
+    let parameters = timeline.parameters();
+    let size = u64::from(parameters.segment_size);
+    let from = peer.available_lsn;
+    let removed = parameters.start_lsn.segment_number(size)..from.segment_number(size);
+    let may = !removed.is_empty() && from < missing.target && timeline.is_empty();
+    may.then_some(removed)
+}
+
+/// The log that begins where a peer's does, to the end of the first record that begins there: the next one's back link can be
+/// checked then. `read` appends bytes of `[from, to)` that the peer has committed. `None` if that record is too long to begin
+/// with.
+pub fn beginning_of(
+    parameters: &TimelineParameters,
+    peer: &Status,
+    missing: &Missing,
+    mut read: impl FnMut(Lsn, Lsn, &mut Vec<u8>) -> anyhow::Result<()>,
+) -> anyhow::Result<Option<Beginning>> {
+    let from = peer.available_lsn;
+    let mut checker = checker(parameters, from);
+    let mut bytes = Vec::new();
+    let mut last_record = None;
+    while last_record.is_none() {
+        let at = from + bytes.len() as u64;
+        let to = missing.target.min(at + CHUNK);
+        if at == to || bytes.len() >= MAX_BEGINNING {
+            return Ok(None);
+        }
+        read(at, to, &mut bytes)?;
+        let new = &bytes[(at - from) as usize..];
+        if new.is_empty() {
+            bail!("safekeeper {} gave no WAL at {at}", peer.member.node);
+        }
+        checker.check(new).map_err(|error| {
+            let node = peer.member.node;
+            anyhow::anyhow!("what safekeeper {node} gave as committed is no valid WAL: {error}")
+        })?;
+        last_record = checker.last_record();
+    }
+    Ok(Some(Beginning {
+        available_lsn: from,
+        lsn: checker.position(),
+        last_record,
+        bytes,
+        history: peer.history.clone(),
+        commit_lsn: missing.target,
+    }))
 }
 
 /// Copies what is missing from the peer, or from the archive what the peer no longer has.

@@ -88,3 +88,24 @@ pub fn check(
     }
     Found::Right(to)
 }
+
+/// Whether what somebody met who read is so, and not something that was cut meanwhile.
+pub fn confirm(timeline: &Timeline, suspicion: &Suspicion) -> Option<Suspicion> {
+    let size = timeline.files().segment_size();
+    // What comes before it was right. One record of any length, and a segment more.
+    let from = suspicion.at.segment_start(size);
+    let to = from + 2 * size;
+    let no_pause = |_: usize| Some(Duration::ZERO);
+    let commit_lsn = timeline.commit_lsn();
+    // What is not committed may be cut while it is read, which the history shows: it is looked at first, and last.
+    let history = (suspicion.at >= commit_lsn).then(|| timeline.history());
+    let end = match &history {
+        Some(_) => timeline.flush_lsn(),
+        None => commit_lsn,
+    };
+    match check(timeline, from, to, end, no_pause) {
+        Found::Damaged(_) if history.is_some_and(|before| before != timeline.history()) => None,
+        Found::Damaged(found) => Some(found),
+        Found::Right(_) => None,
+    }
+}

@@ -107,7 +107,11 @@ impl DamagedLog {
         let mut fetched: Option<(Lsn, Lsn)> = None;
         let end = loop {
             let why = self.scan(&mut checker);
-            let at = checker.position();
+            // What is left of a record that begins before the log does has no boundary in it to go on from, and the checker
+            // says where its pages end.
+            let is_in_rest =
+                self.begin != self.control.parameters.start_lsn && checker.last_record().is_none();
+            let at = if is_in_rest { self.begin } else { checker.position() };
             let shown = match at < self.floor {
                 true => Ok(Some(why)),
                 false => evidence_of_more(&self.files, at),

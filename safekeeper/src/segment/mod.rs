@@ -227,7 +227,7 @@ impl SegmentFiles {
         }
         let file = self.disk.create(temporary).map_err(wrap())?;
         file.reserve(self.segment_size()).map_err(wrap())?;
-        let zeros = vec![0; ZERO_CHUNK];
+        let zeros = vec![0; ZERO_CHUNK.min(self.segment_size() as usize)];
         for at in (0..self.segment_size()).step_by(ZERO_CHUNK) {
             file.write_at(&zeros, at).map_err(wrap())?;
         }

@@ -154,7 +154,7 @@ pub(crate) fn last_written(files: &SegmentFiles, end: Lsn) -> Result<Option<Lsn>
             break;
         }
         let Some(file) = files.open(number)? else { continue };
-        let mut buffer = vec![0; READ_CHUNK];
+        let mut buffer = vec![0; READ_CHUNK.min(size as usize)];
         let mut upper = size;
         // What is before it need not be readable.
         let lowest = end.saturating_sub(start);
@@ -266,7 +266,7 @@ fn decoder(files: &SegmentFiles, start: Lsn) -> Result<WalDecoder, StorageError>
 /// Feeds the decoder until the bytes, the records, or `end` run out.
 fn scan(files: &SegmentFiles, decoder: &mut WalDecoder, end: Lsn) -> Result<(), StorageError> {
     let size = files.segment_size();
-    let mut buffer = vec![0; READ_CHUNK];
+    let mut buffer = vec![0; READ_CHUNK.min(size as usize)];
     let mut open: Option<(u64, Arc<dyn DiskFile>)> = None;
     loop {
         let at = decoder.feed_position();

@@ -7,6 +7,7 @@
 mod campaign;
 mod recovering;
 mod silence;
+pub mod turn;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,20 +15,17 @@ use std::time::{Duration, Instant};
 use pgstrata_format::registration::Registration;
 use pgstrata_ids::{Member, NodeId};
 use pgstrata_listen::Security;
-use pgstrata_quorum::{Adopter, Chain, ChainError, Configuration, Holding, joint_in_use};
+use pgstrata_quorum::{Chain, ChainError, Configuration};
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::http::safekeeper::{Change, Step};
-use pgstrata_wire::safekeeper::Status;
 
+use self::turn::{Heard, Turn, Verdict, is_newcomer};
 use crate::archive::Archive;
 use crate::background::Known;
 use crate::decisions::{Decisions, Swapped};
 use crate::timelines::TimelineKey;
 pub use recovering::Left;
 use silence::{PATIENCE, Silence};
-
-/// What a newcomer may lack when the change begins to count on it, in bytes: less than a proposer has in memory for it.
-const CLOSE: u64 = 32 << 20;
 
 /// So long none of the members has a compute, before one of them takes a term itself.
 const COMPUTE_PATIENCE: Duration = Duration::from_millis(1500);
@@ -80,15 +78,8 @@ enum Prepared {
     Waits(Change),
     /// The new group may decide alone.
     IsReady,
-    /// A newcomer will never be what it was to be: the group before it goes on.
+    /// A member will never be what it was to be: the group before it goes on.
     IsLost(NodeId),
-}
-
-/// A member that answers.
-#[derive(Debug)]
-struct Heard {
-    member: Member,
-    status: Status,
 }
 
 fn later(error: impl std::fmt::Display) -> Trouble {
@@ -124,10 +115,8 @@ impl Steward {
                 return Ok(Change { step: Step::Done, quorum, behind_bytes: 0, waits_for });
             }
             self.refuse_others(key, &quorum.chain, wish)?;
-            let is_asked_for = newest.incoming().len() == nodes.len()
-                && newest.incoming().iter().all(|member| nodes.contains(&member.node));
-            let next = if newest.incoming().is_empty() {
-                match quorum.chain.change_to(self.wanted(newest, nodes)?) {
+            let next = match turn::of(newest, nodes) {
+                Turn::Begin => match quorum.chain.change_to(self.wanted(newest, nodes)?) {
                     Err(ChainError::NoChange) => return self.finish(key, &quorum.chain),
                     Err(error) => return Err(Trouble::Conflict(error.to_string())),
                     Ok(next) => {
@@ -137,19 +126,17 @@ impl Steward {
                         self.refuse_silent(key, next.newest())?;
                         next
                     }
-                }
-            } else if !is_asked_for {
+                },
                 // It may never end, and begins again with what is asked for now.
-                undone(key, &quorum.chain, "others are asked for")?
-            } else {
-                match self.prepare(key, newest)? {
+                Turn::Undo => undone(key, &quorum.chain, "others are asked for")?,
+                Turn::Prepare => match self.prepare(key, newest)? {
                     Prepared::Waits(change) => return Ok(change),
                     Prepared::IsReady => quorum.chain.change_ended().map_err(later)?,
                     Prepared::IsLost(node) => {
                         let why = format!("safekeeper {node} has another directory by now");
                         undone(key, &quorum.chain, &why)?
                     }
-                }
+                },
             };
             let decided = pgstrata_format::quorum::Quorum { chain: next, ..quorum };
             // Where somebody else was faster, it is looked at anew.
@@ -270,15 +257,14 @@ impl Steward {
         Ok(())
     }
 
-    /// A newcomer of which it is known that it lost its directory.
-    fn lost_newcomer(&self, joint: &Configuration) -> Result<Option<NodeId>, Trouble> {
-        for member in joint.all().filter(|&member| is_newcomer(joint, member)) {
-            let registered = self.decisions.registration(member.node).map_err(later)?;
-            if registered.is_some_and(|registered| registered.member != member) {
-                return Ok(Some(member.node));
-            }
-        }
-        Ok(None)
+    /// A node because of which the change never ends, as it has registered with another directory.
+    fn never_ends(&self, joint: &Configuration) -> Result<Option<NodeId>, Trouble> {
+        let nodes: Vec<NodeId> = joint.incoming().iter().map(|member| member.node).collect();
+        let registered = self.decisions.registrations(&nodes).map_err(later)?;
+        let now: Vec<Member> = registered.into_iter().flatten().map(|one| one.member).collect();
+        Ok(turn::never_ends(joint, |member| {
+            now.iter().any(|one| one.node == member.node && *one != member)
+        }))
     }
 
     /// What is to be waited for until both groups have committed something together.
@@ -288,59 +274,43 @@ impl Steward {
         // Newcomers first: who has the timeline tells its compute, which then counts on them.
         let (newcomers, missing) = self.ask(key, joint, &is_new, Some(number));
         let (others, silent) = self.ask(key, joint, &|member| !is_new(member), None);
-        let committed = others.iter().map(|one| one.status.commit_lsn).max().unwrap_or_default();
-        let flushed = newcomers.iter().map(|one| one.status.flush_lsn).min();
-        let behind = flushed.map_or(0, |lsn| committed.saturating_sub(lsn));
+        let behind = turn::behind(&newcomers, &others);
         let change = |step, waits_for: String| {
             let quorum = Some(crate::http::described(joint));
             Ok(Prepared::Waits(Change { step, quorum, behind_bytes: behind, waits_for }))
         };
         if !missing.is_empty() {
-            if let Some(node) = self.lost_newcomer(joint)? {
+            if let Some(node) = self.never_ends(joint)? {
                 return Ok(Prepared::IsLost(node));
             }
             return change(Step::CatchingUp, missing.join("; "));
         }
-        if behind > CLOSE {
+        if behind > turn::CLOSE {
             return change(Step::CatchingUp, format!("newcomers, which lack {behind} bytes"));
         }
         let (old, _) = self.ask(key, joint, &|member| !is_new(member), Some(number));
         let all: Vec<Heard> = newcomers.into_iter().chain(old).collect();
-        let taken = |member| {
-            let its = all.iter().find(|one| one.member == member);
-            its.is_some_and(|one| one.status.configuration.number() == number)
-        };
-        if !joint.is_quorum(taken) {
-            let why = silent.join("; ");
-            return change(
-                Step::Joint,
-                format!("a majority of the members before the change: {why}"),
-            );
-        }
-        let said: Vec<Adopter> = all.iter().map(adopter).collect();
-        if let Some((term, _)) = joint_in_use(joint, &said) {
-            // Under load it is never as far as the others at one moment; but it gets what they get.
-            // What it copied from others it has without a compute that reaches it: then one that runs must.
-            let is_led = all.iter().any(|one| one.status.has_proposer);
-            let follows = |one: &Heard| {
-                let at = one.status.history.last();
-                at.is_some_and(|at| at.term >= term) && (one.status.has_proposer || !is_led)
-            };
-            let lacks = |one: &&Heard| is_new(&one.member) && !follows(one);
-            return match all.iter().find(lacks) {
-                None => Ok(Prepared::IsReady),
-                Some(one) => {
-                    let node = one.member.node;
-                    change(Step::CatchingUp, format!("the compute to reach safekeeper {node}"))
+        match turn::verdict(joint, &all) {
+            Verdict::IsReady => return Ok(Prepared::IsReady),
+            Verdict::WaitsForOld => {
+                if let Some(node) = self.never_ends(joint)? {
+                    return Ok(Prepared::IsLost(node));
                 }
-            };
+                let why = silent.join("; ");
+                let who = format!("a majority of the members before the change: {why}");
+                return change(Step::Joint, who);
+            }
+            Verdict::WaitsForCompute(member) => {
+                let text = format!("the compute to reach safekeeper {}", member.node);
+                return change(Step::CatchingUp, text);
+            }
+            Verdict::IsUnused => {}
         }
         // A compute that lost its connections, or is about to start, would be fenced: it gets a moment.
-        let is_led = |all: &[Heard]| all.iter().any(|one| one.status.has_proposer);
-        let is_led = is_led(&all) || {
+        let is_led = turn::is_led(&all) || {
             std::thread::sleep(COMPUTE_PATIENCE);
             let (all, _) = self.ask(key, joint, &|_| true, None);
-            is_led(&all)
+            turn::is_led(&all)
         };
         if is_led {
             return change(Step::Joint, "the compute to go on with the new members".into());
@@ -437,22 +407,8 @@ impl Steward {
     }
 }
 
-fn is_newcomer(joint: &Configuration, member: Member) -> bool {
-    !joint.members().contains(&member)
-}
-
 /// The chain in which the members before the change go on.
 fn undone(key: TimelineKey, chain: &Chain, why: &str) -> Result<Chain, Trouble> {
     tracing::info!(timeline = %key.1, why, "a change of members is undone");
     chain.change_undone().map_err(later)
-}
-
-fn adopter(heard: &Heard) -> Adopter {
-    let status = &heard.status;
-    let holding = Holding {
-        member: heard.member,
-        flush_lsn: status.flush_lsn,
-        history: status.history.clone(),
-    };
-    Adopter { number: status.configuration.number(), configured_in: status.configured_in, holding }
 }

@@ -11,7 +11,8 @@ use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::http::safekeeper::{Change, Step};
 
 use super::silence::PATIENCE;
-use super::{Heard, Steward, Trouble, later};
+use super::turn::Heard;
+use super::{Steward, Trouble, later};
 use crate::decisions::Swapped;
 use crate::timelines::TimelineKey;
 

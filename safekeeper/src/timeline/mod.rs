@@ -5,6 +5,7 @@
 //! reader of committed WAL or of the status waiting.
 
 mod core;
+mod deciding;
 mod open;
 mod peers;
 mod reading;

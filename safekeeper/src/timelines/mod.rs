@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Incarnation, NodeId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_quorum::{Configuration, Refusal};
-use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason};
+use pgstrata_wire::safekeeper::{Greeting, RefusedReason};
 
 use self::deleting::refuse_deleted;
 use self::resting::RestingFiles;
@@ -207,55 +207,17 @@ impl Timelines {
         }
     }
 
-    /// Refuses to be a member again with a log that others went on without: it may have what was given up.
-    fn refuse_given_up(
-        &self,
-        timeline: &Timeline,
-        before: &Configuration,
-        decided: &Quorum,
-    ) -> Result<(), RefusedReason> {
-        let member = self.context.shared.own;
-        let first = &decided.chain.configurations()[0];
-        let was_left_out =
-            before.contains(member) && before.number() < first.number() && !first.contains(member);
-        let kept = timeline.is_kept().map_err(|error| RefusedReason::Storage(error.to_string()))?;
-        if !was_left_out && !kept {
-            return Ok(());
-        }
-        let text = "the members of this timeline went on without this safekeeper, which may have what they lack: it \
-                    becomes one again only with a new directory";
-        Err(RefusedReason::Storage(text.into()))
-    }
-
     fn take(&self, timeline: &Timeline, decided: &Quorum) -> Result<(), RefusedReason> {
         check_parameters(timeline.parameters(), &decided.parameters)?;
         // It is removed in its turn.
         refuse_deleted(decided)?;
         let own = timeline.configuration();
-        if !decided.chain.goes_on_from(&own) {
-            let number = own.number();
-            return Err(RefusedReason::Quorum(Refusal::OtherMembers { number }));
-        }
         if !own.is_known() {
             self.check_first(&own, decided)?;
         }
-        let newest = decided.chain.newest();
-        if newest.contains(self.context.shared.own) {
-            self.refuse_given_up(timeline, &own, decided)?;
-        }
-        if !newest.contains(self.context.shared.own)
-            && !decided.chain.shows_leaving(self.context.shared.own)
-        {
-            // Others went on without its word, and may lack what it has.
-            timeline.keep().map_err(|error| RefusedReason::Storage(error.to_string()))?;
-        }
-        self.find(timeline, newest);
-        match timeline.configure(decided.chain.newest()) {
-            Ok(None) => Ok(()),
-            Ok(Some(Message::Refused(reason))) => Err(reason),
-            Ok(Some(_)) => Err(RefusedReason::Storage("a configuration was answered".into())),
-            Err(error) => Err(RefusedReason::Storage(error.to_string())),
-        }
+        timeline.admit_decision(&decided.chain)?;
+        self.find(timeline, decided.chain.newest());
+        timeline.follow_decision(&decided.chain)
     }
 
     /// Notes where members say that they are, so that whoever hears of them here can go there.

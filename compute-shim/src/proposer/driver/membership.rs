@@ -27,15 +27,6 @@ fn no_member(member: Member, configuration: &Configuration) -> String {
     }
 }
 
-/// Whether a log that was won is, up to where the winner's term starts, the one that was led before. All terms of what was led
-/// from `own_since` on are the same compute's, and wrote the same bytes.
-fn is_same_log(led: &TermHistory, own_since: Term, won: &TermHistory, start: Lsn) -> bool {
-    let newest = won.up_to(start).last();
-    // Where members changed twice in a row, the voters may not have heard of the election between.
-    let mut own = led.entries().iter().filter(|led| led.term >= own_since);
-    newest == led.up_to(start).last() || own.any(|led| Some(*led) == newest)
-}
-
 impl Driver {
     /// What a safekeeper knows of the timeline, and who it is.
     pub(super) fn take_greeting(&mut self, index: usize, reply: GreetingReply) -> io::Result<()> {
@@ -100,7 +91,7 @@ impl Driver {
             })
         };
         // Newcomers are met only afterwards; who changes members has them know first.
-        if (self.configuration.is_quorum(knows) || next.is_quorum(knows))
+        if self.configuration.yields_to(next, knows)
             && let Some(next) = self.told_of.take()
         {
             self.adopt(next, told_by);
@@ -148,7 +139,7 @@ impl Driver {
     pub(super) fn go_on(&mut self, led: &TermHistory, election: Election) {
         let start = election.start_lsn;
         // What was committed every winner has; it is looked at all the same, as it is sent on as committed.
-        let is_ours = is_same_log(led, self.own_since, self.core.history(), start)
+        let is_ours = led.is_led_on(self.own_since, self.core.history(), start)
             && start >= self.commit_lsn
             && (self.backlog.base()..=self.record_end).contains(&start);
         if !is_ours {
@@ -230,7 +221,7 @@ impl Driver {
 mod tests {
     use bytes::Bytes;
     use pgstrata_ids::{Incarnation, SystemId, TenantId, TimelineId, TimelineParameters};
-    use pgstrata_quorum::{ProposerId, TermStart, Vote};
+    use pgstrata_quorum::{ProposerId, Vote};
     use pgstrata_wire::frame::Stamp;
     use pgstrata_wire::safekeeper::{Message, decode, encode};
 
@@ -322,26 +313,5 @@ mod tests {
             decode(frame.kind, frame.body).unwrap(),
             Message::Greeting(driver.greeting.clone())
         );
-    }
-
-    fn history(entries: &[(u64, u64)]) -> TermHistory {
-        let entry = |&(term, lsn): &(u64, u64)| TermStart { term: Term(term), lsn: Lsn(lsn) };
-        TermHistory::new(entries.iter().map(entry).collect()).unwrap()
-    }
-
-    #[test]
-    fn a_log_goes_on_if_all_of_it_is_the_same_computes() {
-        // Led in term 5 from 100 on, and in term 6, with other members, from 200 on.
-        let led = history(&[(3, 0), (5, 100), (6, 200)]);
-        let is_same =
-            |won: &[(u64, u64)], start| is_same_log(&led, Term(5), &history(won), Lsn(start));
-        assert!(is_same(&[(3, 0), (5, 100), (6, 200), (7, 250)], 250));
-        // Who voted had not heard of term 6, and has more of term 5 than who voted then, or less.
-        assert!(is_same(&[(3, 0), (5, 100), (7, 250)], 250));
-        assert!(is_same(&[(3, 0), (5, 100), (7, 150)], 150));
-        // Somebody else wrote, or what was led before is not there.
-        assert!(!is_same(&[(3, 0), (5, 100), (6, 150), (7, 250)], 250));
-        assert!(!is_same(&[(3, 0), (4, 100), (7, 250)], 250));
-        assert!(!is_same(&[(3, 0), (7, 250)], 250));
     }
 }

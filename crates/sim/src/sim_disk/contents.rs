@@ -1,5 +1,7 @@
 //! What is in one file: as whoever reads it sees it, and as the device has it.
 
+use std::collections::BTreeSet;
+
 use crate::Rng;
 
 /// What a device writes whole or not at all, in bytes.
@@ -43,11 +45,18 @@ pub struct Contents {
     /// In bytes, as seen, and as on the device.
     size: u64,
     device_size: u64,
+    /// Sectors that can't be read.
+    lost: BTreeSet<u64>,
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
     bytes.chunks(BLOCK).all(|chunk| chunk == &ZEROS[..chunk.len()])
+}
+
+fn overlaps(sector: u64, from: u64, to: u64) -> bool {
+    let start = sector * SECTOR as u64;
+    start < to && from < start + SECTOR as u64
 }
 
 fn sectors(from: usize, to: usize) -> impl Iterator<Item = usize> {
@@ -120,6 +129,10 @@ impl Contents {
 
     pub fn write(&mut self, mut bytes: &[u8], mut position: u64, rng: &mut Rng) {
         self.size = self.size.max(position + bytes.len() as u64);
+        if !self.lost.is_empty() {
+            let end = position + bytes.len() as u64;
+            self.lost.retain(|sector| !overlaps(*sector, position, end));
+        }
         while !bytes.is_empty() {
             let (index, offset) = (position as usize / BLOCK, position as usize % BLOCK);
             let (now, rest) = bytes.split_at(bytes.len().min(BLOCK - offset));
@@ -250,6 +263,25 @@ impl Contents {
         {
             block.seen[rest..].fill(0);
         }
+    }
+
+    /// A sector can't be read until something is written there.
+    pub fn lose_sector(&mut self, position: u64) {
+        self.lost.insert(position / SECTOR as u64);
+    }
+
+    /// Whether one of these bytes can't be read.
+    pub fn is_lost(&self, position: u64, count: usize) -> bool {
+        let end = self.size.min(position + count as u64);
+        self.lost.iter().any(|sector| overlaps(*sector, position, end))
+    }
+
+    /// What is from `size` on is gone, here and on the device.
+    pub fn shorten(&mut self, size: u64) {
+        self.size = self.size.min(size);
+        self.device_size = self.device_size.min(size);
+        self.dirty.retain(|index| *index < self.size.div_ceil(BLOCK as u64) as usize);
+        self.cut();
     }
 
     /// A bit is the other one, here and on the device.

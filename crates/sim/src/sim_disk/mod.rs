@@ -173,11 +173,39 @@ impl SimDisk {
 
     /// A bit of a file rots.
     pub fn rot(&self, path: &Path, position: u64) -> io::Result<()> {
+        let bit = self.state.lock().rng.below(8) as u8;
+        self.flip(path, position, bit)
+    }
+
+    /// A certain one.
+    pub fn flip(&self, path: &Path, position: u64, bit: u8) -> io::Result<()> {
         let mut state = self.state.lock();
         let index = state.names.file(path)?;
-        let bit = state.rng.below(8) as u8;
         state.files[index].rot(position, bit);
         Ok(())
+    }
+
+    /// A sector of a file can't be read any more, until something is written there.
+    pub fn lose_sector(&self, path: &Path, position: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let index = state.names.file(path)?;
+        state.files[index].lose_sector(position);
+        Ok(())
+    }
+
+    /// What a file has from `size` on is gone.
+    pub fn shorten(&self, path: &Path, size: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let index = state.names.file(path)?;
+        state.files[index].shorten(size);
+        Ok(())
+    }
+
+    /// A file is gone, durably.
+    pub fn lose(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.names.file(path)?;
+        state.names.lose(path)
     }
 
     /// All of a file, as it is seen.
@@ -219,6 +247,9 @@ impl DiskFile for SimFile {
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
         self.with(|state, index| {
             state.check_stopped()?;
+            if state.files[index].is_lost(position, buffer.len()) {
+                return Err(failed("a sector can't be read"));
+            }
             Ok(state.files[index].read(buffer, position))
         })
     }

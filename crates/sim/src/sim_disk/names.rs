@@ -34,6 +34,14 @@ struct Directory {
 }
 
 impl Change {
+    /// Whether a name is of something after it.
+    fn gives(&self, other: &str) -> bool {
+        match self {
+            Change::Set(name, _) | Change::Rename(_, name, _) => name == other,
+            Change::Remove(_) => false,
+        }
+    }
+
     fn apply(self, entries: &mut Entries) {
         match self {
             Change::Set(name, node) => {
@@ -129,6 +137,16 @@ impl Names {
         self.file(path)?;
         let (directory, name) = self.place(path)?;
         self.change(directory, Change::Remove(name.to_owned()));
+        Ok(())
+    }
+
+    /// The same, and durable at once.
+    pub fn lose(&mut self, path: &Path) -> io::Result<()> {
+        let (directory, name) = self.place(path)?;
+        let directory = &mut self.directories[directory];
+        directory.seen.remove(name);
+        directory.device.remove(name);
+        directory.pending.retain(|(_, change)| !change.gives(name));
         Ok(())
     }
 

@@ -1,6 +1,11 @@
 //! What safekeepers do by themselves: notes, archive, removal, catching up.
 
+use pgstrata_safekeeper::background::pulling;
+
 use super::*;
+
+/// How seldom a safekeeper asks others whose log a compute feeds.
+const FULL_LOOK: u64 = 10;
 
 impl World {
     pub(super) fn background(&mut self, index: usize) -> Checked {
@@ -26,12 +31,16 @@ impl World {
             self.log(|| format!("safekeeper {}: {error}", index + 1));
         }
         self.settle(index)?;
-        if self.nodes[index].timeline.is_some() {
+        self.look_for_rot(index);
+        if self.nodes[index].timeline.is_some() && !timeline.is_left() {
             self.archive(index)?;
             self.settle(index)?;
         }
         if self.nodes[index].timeline.is_some()
-            && (!timeline.has_proposer() || timeline.lacks_beginning())
+            && !timeline.is_left()
+            && (!timeline.has_proposer()
+                || timeline.lacks_beginning()
+                || self.rng.one_in(FULL_LOOK))
         {
             self.ask_peers(index);
         }
@@ -50,16 +59,16 @@ impl World {
             let found = self.nodes[index].segment(&timeline, number);
             match found {
                 _ if self.lie == Some(Lie::TrimBeforeArchive) => timeline.note_archived(to),
-                Some(bytes) => {
+                Ok(Some(bytes)) => {
                     let from = Lsn(number * size).max(self.parameters.start_lsn);
                     self.truth.check_served(&name, from, &bytes)?;
                     self.truth.archive(&name, number, bytes)?;
                     timeline.note_archived(to);
                     self.outcome.archived += 1;
                 }
-                None => {
-                    return Err(format!("{name} lacks segment {number}, which is not archived"));
-                }
+                // It is not right, and looked into.
+                Ok(None) => {}
+                Err(why) => return Err(why),
             }
         }
         let consistent =
@@ -89,9 +98,12 @@ impl World {
             return;
         }
         let own = self.nodes[index].timeline.as_ref().map(|timeline| timeline.history());
+        let configuration = self.nodes[index].timeline.as_ref().map(|one| one.configuration());
+        let nodes = configuration.map(|one| one.nodes()).unwrap_or_default();
         let mut statuses = Vec::new();
         for peer in 0..self.nodes.len() {
-            if peer == index || self.is_cut_between(peer, index) {
+            let is_one = nodes.contains(&self.nodes[peer].member.node);
+            if peer == index || !is_one || self.is_cut_between(peer, index) {
                 continue;
             }
             let Some(timeline) = &self.nodes[peer].timeline else { continue };
@@ -123,6 +135,15 @@ impl World {
         let Some(timeline) = timeline else { return Ok(()) };
         self.copying[index] = false;
         let statuses: Vec<Status> = asked.iter().map(|(_, status)| status.clone()).collect();
+        let newest = statuses.iter().map(|status| status.configuration.number()).max();
+        if newest > Some(timeline.configuration_number())
+            && (self.learn(index)?.is_err() || self.nodes[index].life != life)
+        {
+            return Ok(());
+        }
+        if timeline.is_left() {
+            return Ok(());
+        }
         self.note_proof(&timeline.holding().ok(), &statuses)?;
         let missing = match timeline.conclude(&statuses) {
             Ok(missing) => missing,
@@ -143,6 +164,9 @@ impl World {
                     peer + 1
                 )
             });
+            if missing.term == Term(0) && self.begin_at_horizon(index, peer, &status, &missing)? {
+                return Ok(());
+            }
             self.copying[index] = true;
             let (delay, at) = (self.delay(index), missing.from);
             let begun = timeline.flush_lsn();
@@ -150,6 +174,50 @@ impl World {
             self.after(delay, Event::Copy { node: index, life, peer, status, missing, at, begun });
         }
         Ok(())
+    }
+
+    /// As `pulling::begin_at_horizon`.
+    fn begin_at_horizon(
+        &mut self,
+        index: usize,
+        peer: usize,
+        status: &Status,
+        missing: &Missing,
+    ) -> Checked<bool> {
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(false) };
+        let mut status = status.clone();
+        if self.lie == Some(Lie::BeginsBeyondArchive) {
+            status.available_lsn = missing.target.segment_start(SEGMENT_SIZE);
+        }
+        let removed = pulling::removed_before(&timeline, &status, missing);
+        let Some(mut removed) = removed else { return Ok(false) };
+        let is_archived = removed.all(|number| self.truth.is_archived(number));
+        if !is_archived && self.lie != Some(Lie::BeginsBeyondArchive) {
+            return Ok(false);
+        }
+        let Some(donor) = self.nodes[peer].timeline.clone() else { return Ok(false) };
+        let read = |from: Lsn, to: Lsn, bytes: &mut Vec<u8>| {
+            let mut buffer = vec![0; (to - from) as usize];
+            let read = donor.read_range(from, to, Term(0));
+            let count = read.and_then(|mut reading| reading.next(&mut buffer)).unwrap_or(0);
+            bytes.extend_from_slice(&buffer[..count]);
+            Ok(())
+        };
+        let parameters = timeline.parameters();
+        let beginning = pulling::beginning_of(parameters, &status, missing, read);
+        let Ok(Some(beginning)) = beginning else { return Ok(false) };
+        self.nodes[index].begin(&beginning.history.up_to(beginning.lsn), beginning.lsn);
+        match timeline.begin_at(&beginning) {
+            Ok(None) => {
+                self.nodes[index].promise(&timeline, None);
+                self.outcome.horizons += 1;
+                self.log(|| format!("safekeeper {} begins at {}", index + 1, beginning.lsn));
+            }
+            Ok(Some(answer)) => self.log(|| format!("safekeeper {}: {answer:?}", index + 1)),
+            Err(error) => self.log(|| format!("safekeeper {}: {error}", index + 1)),
+        }
+        self.settle(index)?;
+        Ok(true)
     }
 
     /// What the logs prove is committed, whether or not a compute ever heard of it.
@@ -195,9 +263,14 @@ impl World {
             false => {
                 let Some(donor) = self.nodes[peer].timeline.clone() else { return Ok(()) };
                 let mut bytes = vec![0; (to - at) as usize];
-                let read = donor.read_range(at, to, missing.term);
-                let read = read.and_then(|mut reading| reading.next(&mut bytes));
-                bytes.truncate(read.unwrap_or(0));
+                let count = match self.lie {
+                    Some(Lie::RottenGiven) => donor.reader().read(at, &mut bytes).unwrap_or(0),
+                    _ => {
+                        let read = donor.read_range(at, to, missing.term);
+                        read.and_then(|mut reading| reading.next(&mut bytes)).unwrap_or(0)
+                    }
+                };
+                bytes.truncate(count);
                 bytes
             }
         };
@@ -237,6 +310,12 @@ impl World {
         self.outcome.beginnings += u64::from(missing.term > Term(0));
         match answer {
             Ok(answer) => {
+                if let Some(Message::Refused(RefusedReason::InvalidWal(why))) = &answer {
+                    return Err(format!(
+                        "what safekeeper {} was given is no WAL: {why}",
+                        index + 1
+                    ));
+                }
                 if let Some(Message::Refused(reason)) = &answer {
                     // A proposer that came meanwhile may have led it elsewhere, with all that is committed.
                     self.log(|| format!("safekeeper {} doesn't take that: {reason}", index + 1));

@@ -2,6 +2,8 @@
 
 mod alone;
 mod computes;
+mod members;
+mod rot;
 mod safekeepers;
 mod trouble;
 mod wires;
@@ -9,7 +11,7 @@ mod wires;
 use std::collections::BTreeMap;
 
 use pgstrata_format::quorum::Quorum;
-use pgstrata_ids::{Lsn, Term, TimelineId, TimelineParameters};
+use pgstrata_ids::{Lsn, Member, Term, TimelineId, TimelineParameters};
 use pgstrata_quorum::{
     Ack, Append, Chain, Configuration, Holding, Proposer, ProposerOutput, Refusal, TermHistory,
     provable_commit,
@@ -17,7 +19,7 @@ use pgstrata_quorum::{
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, Missing};
 use pgstrata_sim::Rng;
-use pgstrata_sim::wal::{SEGMENT_SIZE, WalGenerator, parameters};
+use pgstrata_sim::wal::{WalGenerator, parameters};
 use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
 
 use crate::compute::Compute;
@@ -26,6 +28,12 @@ use crate::network::{Connection, Reply, Request};
 use crate::node::Node;
 use crate::plan::{Plan, Time, Trouble};
 use crate::truth::{Checked, Truth};
+
+use self::members::{Command, Stage};
+
+/// Less than PostgreSQL's smallest: most of what a run did would be to make segments and to look at them, and there are more
+/// ends of them for each byte.
+const SEGMENT_SIZE: u64 = 64 << 10;
 
 /// How often a compute looks after its connections.
 const TICK: Time = 8_000;
@@ -39,11 +47,14 @@ const BACKGROUND: Time = 15_000;
 /// Something new must be committed so long after nothing goes wrong any more.
 const PATIENCE: Time = 2_000_000;
 
+/// So long a compute waits for the first commit of its term: who alone has what it begins with may be gone.
+const BARRIER_PATIENCE: Time = 300_000;
+
 /// WAL that a compute writes before it waits for some to be committed, in bytes.
-const MOST_PENDING: u64 = 256 << 10;
+const MOST_PENDING: u64 = 96 << 10;
 
 /// WAL of one run, in bytes.
-const MOST_WAL: u64 = 3 << 20;
+const MOST_WAL: u64 = 512 << 10;
 
 /// Events of one run: many times as many as there ever were.
 const MOST_EVENTS: u64 = 100_000;
@@ -52,7 +63,7 @@ const MOST_EVENTS: u64 = 100_000;
 enum Event {
     Begin(usize),
     Tick(usize, u64),
-    Write(usize, u64),
+    Write(usize, u64, Term),
     Arrive(usize, Request),
     Serve(usize),
     Answer(usize, Reply),
@@ -81,6 +92,16 @@ enum Event {
     Trouble(usize),
     Heal(usize),
     SpaceAgain(usize),
+    /// A compute has waited for its first commit in a term for long enough.
+    Barrier(usize, u64, Term),
+    /// A step of a change of members, by the number of its command.
+    Steward(usize, Stage),
+    /// The election without a compute is over.
+    EndSteward(usize, u64),
+    /// Members whose directories are lost are replaced.
+    Replace,
+    /// A safekeeper tries to mend what is damaged.
+    Mend(usize),
     Quiet,
 }
 
@@ -98,6 +119,17 @@ pub struct Outcome {
     pub beginnings: u64,
     pub archived: u64,
     pub trimmed: u64,
+    /// Decisions about members.
+    pub changes: u64,
+    /// Directories that were lost.
+    pub wipes: u64,
+    /// Computes whose log went on with other members.
+    pub led_on: u64,
+    /// Newcomers whose log begins where others had removed what is before.
+    pub horizons: u64,
+    /// Logs of which something rotted, and those that were mended.
+    pub rots: u64,
+    pub mended: u64,
     pub committed_bytes: u64,
     /// What happened, if that was asked for.
     pub trace: Vec<String>,
@@ -114,6 +146,12 @@ impl Outcome {
         self.beginnings += other.beginnings;
         self.archived += other.archived;
         self.trimmed += other.trimmed;
+        self.changes += other.changes;
+        self.wipes += other.wipes;
+        self.led_on += other.led_on;
+        self.horizons += other.horizons;
+        self.rots += other.rots;
+        self.mended += other.mended;
         self.committed_bytes += other.committed_bytes;
     }
 }
@@ -132,7 +170,13 @@ pub struct World {
     connections: Vec<Connection>,
     truth: Truth,
     parameters: TimelineParameters,
+    /// Where it is decided who the members are, and how often that was done.
     quorum: Quorum,
+    version: u64,
+    /// Each safekeeper as it registered last.
+    registered: Vec<Option<Member>>,
+    commands: Vec<Command>,
+    no_objects_until: Time,
     /// Nothing goes wrong any more; something new is to be committed beyond this.
     quiet: Option<(Time, Lsn)>,
     /// By number of the trouble: who can't reach whom.
@@ -153,13 +197,18 @@ impl World {
     pub fn new(plan: &Plan, lie: Option<Lie>, traces: bool) -> World {
         let mut rng = Rng::new(plan.seed ^ 0x005E_ED0F_7E57);
         let start = Lsn(3 * SEGMENT_SIZE - plan.bytes_to_boundary);
-        let parameters =
-            TimelineParameters { ancestor: Some(TimelineId([0x33; 16])), ..parameters(start) };
+        let parameters = TimelineParameters {
+            ancestor: Some(TimelineId([0x33; 16])),
+            segment_size: SEGMENT_SIZE as u32,
+            ..parameters(start)
+        };
         let nodes: Vec<Node> =
-            (0..plan.nodes).map(|index| Node::new(index, rng.bits(), lie)).collect();
-        let members = nodes.iter().map(|node| node.member).collect();
+            (0..plan.slots).map(|index| Node::new(index, rng.bits(), lie)).collect();
+        let members = nodes.iter().take(plan.nodes).map(|node| node.member).collect();
         let chain = Chain::found(members).expect("a few members, each once");
-        let computes = (0..plan.computes).map(|index| Compute::new(index, plan.nodes)).collect();
+        let mut computes: Vec<Compute> =
+            (0..=plan.computes).map(|index| Compute::new(index, plan.slots)).collect();
+        computes[plan.computes].is_steward = true;
         let mut world = World {
             plan: plan.clone(),
             lie,
@@ -170,6 +219,10 @@ impl World {
             slow_until: vec![0; nodes.len()],
             preparing: vec![false; nodes.len()],
             copying: vec![false; nodes.len()],
+            registered: nodes.iter().map(|node| Some(node.member)).collect(),
+            version: 0,
+            commands: Vec::new(),
+            no_objects_until: 0,
             nodes,
             computes,
             connections: Vec::new(),
@@ -184,7 +237,7 @@ impl World {
         for (index, &(at, _)) in plan.troubles.iter().enumerate() {
             world.at(at, Event::Trouble(index));
         }
-        for node in 0..plan.nodes {
+        for node in 0..plan.slots {
             world.after(BACKGROUND, Event::Background(node));
         }
         for compute in 0..plan.computes {
@@ -220,13 +273,14 @@ impl World {
             }
             self.handle(event)?;
             if let Some((since, end)) = self.quiet {
-                if self.truth.end() > end && self.nodes.iter().all(|node| node.timeline.is_some()) {
+                if self.truth.end() > end && self.is_settled() {
                     return self.finish();
                 }
                 if self.now > since + PATIENCE {
                     return Err(format!(
-                        "nothing is committed beyond {} although all is well",
-                        self.truth.end()
+                        "nothing is committed beyond {} although all is well, or members are still changed: {}",
+                        self.truth.end(),
+                        self.is_settled()
                     ));
                 }
             }
@@ -257,7 +311,7 @@ impl World {
         match event {
             Event::Begin(compute) => self.begin(compute),
             Event::Tick(compute, life) => return self.tick(compute, life),
-            Event::Write(compute, life) => self.write(compute, life),
+            Event::Write(compute, life, term) => self.write(compute, life, term),
             Event::Arrive(connection, request) => self.arrive(connection, request),
             Event::Serve(connection) => return self.serve(connection),
             Event::Answer(connection, reply) => return self.answer(connection, reply),
@@ -287,6 +341,15 @@ impl World {
                 self.cut.remove(&index);
             }
             Event::SpaceAgain(node) => self.nodes[node].disk.set_full(false),
+            Event::Steward(command, stage) => return self.steward(command, stage),
+            Event::EndSteward(compute, life) => {
+                if self.computes[compute].life == life {
+                    self.end_compute(compute, 0);
+                }
+            }
+            Event::Barrier(compute, life, term) => self.barrier(compute, life, term),
+            Event::Replace => self.replace(),
+            Event::Mend(node) => return self.mend(node),
             Event::Quiet => self.be_quiet(),
         }
         Ok(())

@@ -95,6 +95,11 @@ impl World {
             let fenced = RefusedReason::Quorum(Refusal::Fenced { promised });
             return self.give(index, node, Ok(Some(Message::Refused(fenced))));
         }
+        let configuration = timeline.configuration();
+        if configuration.number() > self.connections[index].told {
+            self.connections[index].told = configuration.number();
+            self.reply(index, Reply::Configuration(Configuration::clone(&configuration)));
+        }
         let goes_on = self.give(index, node, answer);
         timeline.wake_readers();
         goes_on
@@ -137,9 +142,54 @@ impl World {
     pub(super) fn check_refusal(&mut self, node: usize, reason: &RefusedReason) -> Checked {
         self.log(|| format!("safekeeper {} refuses: {reason}", node + 1));
         match reason {
-            RefusedReason::Quorum(Refusal::Fenced { .. }) | RefusedReason::Storage(_) => Ok(()),
+            RefusedReason::Quorum(
+                Refusal::Fenced { .. }
+                | Refusal::StaleConfiguration { .. }
+                | Refusal::Undecided { .. }
+                | Refusal::NotMember,
+            )
+            | RefusedReason::Storage(_)
+            | RefusedReason::Unavailable(_) => Ok(()),
             other => Err(format!("safekeeper {} refuses: {other}", node + 1)),
         }
+    }
+
+    /// As `Timelines::greet`.
+    fn greet(&mut self, index: usize, node: usize, known: u64) -> Checked<bool> {
+        let connection = &mut self.connections[index];
+        connection.proposer = None;
+        let before = connection.greeted.take();
+        let own = self.nodes[node].timeline.as_ref().map(|one| one.configuration_number());
+        if own.is_none_or(|own| known > own) {
+            let learned = self.learn(node)?;
+            if self.nodes[node].is_finished() || !self.nodes[node].is_up {
+                return Ok(false);
+            }
+            match learned {
+                // It is no member, and has nothing: it says who is.
+                Err(RefusedReason::UnknownTimeline) => {
+                    let configuration = self.quorum.chain.newest().clone();
+                    let (member, promised) = (self.nodes[node].member, Term(0));
+                    self.reply(index, Reply::Greeting { member, configuration, promised });
+                    return Ok(true);
+                }
+                Err(reason) => {
+                    return self.give(index, node, Ok(Some(Message::Refused(reason))));
+                }
+                Ok(()) => {}
+            }
+        }
+        let Some(timeline) = &self.nodes[node].timeline else { return Ok(false) };
+        let configuration = Configuration::clone(&timeline.configuration());
+        let (member, promised) = (self.nodes[node].member, timeline.term());
+        let connection = &mut self.connections[index];
+        if configuration.contains(member) {
+            connection.greeted = Some(timeline.compute_connected());
+        }
+        drop(before);
+        connection.told = configuration.number();
+        self.reply(index, Reply::Greeting { member, configuration, promised });
+        Ok(true)
     }
 
     pub(super) fn serve_one(
@@ -148,21 +198,28 @@ impl World {
         node: usize,
         request: Request,
     ) -> Checked<bool> {
-        if let Request::Greet = request {
-            if !self.nodes[node].create(&self.quorum) || self.nodes[node].is_finished() {
-                return Ok(false);
-            }
-            let Some(timeline) = &self.nodes[node].timeline else { return Ok(false) };
-            self.connections[index].greeted = Some(timeline.compute_connected());
-            let promised = timeline.term();
-            self.reply(index, Reply::Greeting { promised });
-            return Ok(true);
+        if let Request::Greet(known) = request {
+            return self.greet(index, node, known);
         }
         let Some(timeline) = self.nodes[node].timeline.clone() else { return Ok(false) };
+        if self.connections[index].greeted.is_none() {
+            return Ok(false);
+        }
         match request {
             Request::Vote(request) => {
                 let asked = &mut self.connections[index].asked;
                 *asked = request.term.max(*asked);
+                let newer = request.configuration.number() > timeline.configuration_number();
+                if newer && let Err(reason) = self.learn(node)? {
+                    return self.give(index, node, Ok(Some(Message::Refused(reason))));
+                }
+                let own = timeline.configuration();
+                let mut request = request;
+                if self.lie == Some(Lie::StaleConfigurationTaken)
+                    && request.configuration.number() < own.number()
+                {
+                    request.configuration = Configuration::clone(&own);
+                }
                 let mut answer = timeline.vote(&request);
                 let mut voted_for = None;
                 if let Ok(Some(Message::Vote(vote))) = &mut answer {
@@ -210,7 +267,7 @@ impl World {
                 self.reply(index, Reply::LastRecord(found));
                 Ok(true)
             }
-            Request::Greet | Request::Append(..) | Request::Ping => Ok(true),
+            Request::Greet(_) | Request::Append(..) | Request::Ping => Ok(true),
         }
     }
 }

@@ -42,6 +42,16 @@ impl World {
                 self.after(lasts, Event::SpaceAgain(node));
             }
             Trouble::Slow { node, lasts } => self.slow_until[node] = self.now + lasts,
+            Trouble::Wipe { node, back_after, replaced_after } => {
+                self.wipe(node, back_after, replaced_after);
+            }
+            Trouble::Members { nodes } => {
+                let nodes = (0..self.nodes.len()).filter(|&node| is_in(nodes, node));
+                let nodes = nodes.map(|node| self.nodes[node].member.node).collect();
+                self.want(nodes);
+            }
+            Trouble::Rot { node, rot, part } => self.rot(node, rot, part),
+            Trouble::NoObjects { lasts } => self.no_objects_until = self.now + lasts,
         }
     }
 
@@ -83,6 +93,10 @@ impl World {
 
     pub(super) fn start(&mut self, index: usize) -> Checked {
         self.nodes[index].start(&self.truth)?;
+        self.registered[index] = Some(self.nodes[index].member);
+        if self.nodes[index].is_mending {
+            self.after(5_000, Event::Mend(index));
+        }
         self.copying[index] = false;
         let node = &self.nodes[index];
         let text = node.timeline.as_ref().map(|timeline| {
@@ -102,6 +116,7 @@ impl World {
         self.log(|| "nothing goes wrong any more".into());
         self.quiet = Some((self.now, self.truth.end()));
         self.cut.clear();
+        self.no_objects_until = 0;
         for index in 0..self.nodes.len() {
             self.slow_until[index] = 0;
             self.nodes[index].disk.set_full(false);
@@ -114,6 +129,15 @@ impl World {
         }
         for compute in 1..self.computes.len() {
             self.end_compute(compute, 0);
+        }
+        self.last_change();
+        // One that others have replaced long ago never hears of it, where all who knew it are gone.
+        let is_left = self.computes[0]
+            .configuration()
+            .is_some_and(|configuration| !configuration.is_quorum(|member| !self.is_lost(member)));
+        if is_left || self.nodes.iter().any(|node| node.is_rotten) {
+            // Its end may be gone: what a later term commits shows that nobody depends on it.
+            self.end_compute(0, 1000);
         }
         if self.computes[0].proposer.is_none() {
             self.after(1000, Event::Begin(0));

@@ -23,7 +23,7 @@ impl World {
 
     pub(super) fn send(&mut self, compute: usize, node: usize, request: Request) {
         let Some(index) = self.computes[compute].links[node].connection else { return };
-        if self.is_lost(index) {
+        if self.is_gone(index) {
             return;
         }
         let delay = self.delay(node);
@@ -34,7 +34,7 @@ impl World {
     }
 
     pub(super) fn reply(&mut self, index: usize, reply: Reply) {
-        if self.connections[index].is_left || self.is_lost(index) {
+        if self.connections[index].is_left || self.is_gone(index) {
             return;
         }
         let delay = self.delay(self.connections[index].node);
@@ -45,7 +45,7 @@ impl World {
     }
 
     /// Whether what is sent now gets lost. Then nothing later comes through either.
-    pub(super) fn is_lost(&mut self, index: usize) -> bool {
+    pub(super) fn is_gone(&mut self, index: usize) -> bool {
         let connection = &self.connections[index];
         let is_cut = self.is_cut(connection.compute, connection.node);
         if self.lie == Some(Lie::LossWithinConnection) && !connection.is_dead {
@@ -59,6 +59,7 @@ impl World {
     pub(super) fn disconnect(&mut self, compute: usize, node: usize) {
         let link = &mut self.computes[compute].links[node];
         link.next = None;
+        link.member = None;
         if let Some(connection) = link.connection.take() {
             // What is on its way still arrives; what the other end sends is heard by nobody.
             self.connections[connection].is_left = true;
@@ -81,10 +82,12 @@ impl World {
             proposer: None,
             asked: Term(0),
             greeted: None,
+            told: 0,
         });
         let link = &mut self.computes[compute].links[node];
         link.connection = Some(index);
         link.last_heard = self.now;
-        self.send(compute, node, Request::Greet);
+        let known = self.computes[compute].configuration().map_or(0, |one| one.number());
+        self.send(compute, node, Request::Greet(known));
     }
 }

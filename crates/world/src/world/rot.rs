@@ -1,0 +1,263 @@
+//! What rots on disks, how it is found, and what mends it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgstrata_ids::Member;
+use pgstrata_safekeeper::checked_segment::checker;
+use pgstrata_safekeeper::mend::check::{Found, check, confirm};
+use pgstrata_safekeeper::mend::{Said, Source, Sources};
+use pgstrata_safekeeper::timeline::{Suspicion, Timeline};
+
+use crate::plan::Rot;
+use crate::truth::{Archive, read_archive};
+
+use super::*;
+
+/// How seldom all of a log is looked at.
+const SCRUB: u64 = 4;
+
+/// How long until mending is tried, or tried again.
+const RETRY: Time = 10_000;
+
+/// Another member, as far as it can be reached now.
+struct Peer {
+    name: String,
+    timeline: Arc<Timeline>,
+    /// A mistake: its log is taken for the own one.
+    as_own: Option<TermHistory>,
+}
+
+impl Source for Peer {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn said(&mut self) -> Result<Option<Said>, String> {
+        let status = self.timeline.status().map_err(|error| error.to_string())?;
+        if !status.configuration.contains(status.member) {
+            return Err("is no member by now".into());
+        }
+        Ok(Some(Said {
+            member: status.member,
+            configuration: status.configuration,
+            term: status.term,
+            available_lsn: status.available_lsn,
+            flush_lsn: status.flush_lsn,
+            commit_lsn: status.commit_lsn,
+            history: self.as_own.clone().unwrap_or(status.history),
+        }))
+    }
+
+    fn read(&mut self, from: Lsn, to: Lsn, term: Term) -> Result<Vec<u8>, String> {
+        let mut bytes = vec![0; to.saturating_sub(from) as usize];
+        let mut reading = self.timeline.read_range(from, to, term).map_err(|no| no.to_string())?;
+        let mut done = 0;
+        while done < bytes.len() {
+            match reading.next(&mut bytes[done..]).map_err(|no| no.to_string())? {
+                0 => break,
+                count => done += count,
+            }
+        }
+        bytes.truncate(done);
+        Ok(bytes)
+    }
+}
+
+/// What is in object storage.
+struct Archived {
+    archive: Archive,
+    start: Lsn,
+}
+
+impl Source for Archived {
+    fn name(&self) -> String {
+        "the archive".into()
+    }
+
+    fn said(&mut self) -> Result<Option<Said>, String> {
+        Ok(None)
+    }
+
+    fn read(&mut self, from: Lsn, to: Lsn, _: Term) -> Result<Vec<u8>, String> {
+        Ok(read_archive(&self.archive, self.start, from, to, SEGMENT_SIZE).to_vec())
+    }
+}
+
+/// Where the record begins in which `at` is, if that is known from `begin` on.
+fn record_before(timeline: &Timeline, begin: Lsn, at: Lsn) -> Option<Lsn> {
+    let mut checker = match begin == timeline.parameters().start_lsn {
+        true => checker(timeline.parameters(), begin).at_boundary(),
+        false => checker(timeline.parameters(), begin),
+    };
+    let mut reader = timeline.reader();
+    let mut buffer = vec![0; 8192];
+    while checker.feed_position() < at {
+        let count = buffer.len().min((at - checker.feed_position()) as usize);
+        let count = reader.read(checker.feed_position(), &mut buffer[..count]).ok()?;
+        checker.check(&buffer[..count]).ok().filter(|()| count > 0)?;
+    }
+    let is_known = checker.last_record().is_some() || begin == timeline.parameters().start_lsn;
+    is_known.then(|| checker.position())
+}
+
+impl World {
+    /// Something of a log rots, if that of no other member has. Only what is known to have been durable: of what was written in
+    /// the last moment a start can't tell whether it ever was.
+    pub(super) fn rot(&mut self, index: usize, rot: Rot, part: u64) {
+        let newest = self.quorum.chain.newest();
+        if !newest.contains(self.nodes[index].member) || !self.may_lose(index) {
+            return;
+        }
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return };
+        let begin = timeline.marks().available_lsn.max(self.parameters.start_lsn);
+        let node = &self.nodes[index];
+        let until = node.noted().min(timeline.commit_lsn());
+        if until <= begin || node.is_finished() || node.is_doomed {
+            return;
+        }
+        let at = begin + (until - begin) * part / 1000;
+        // What is left, where a log begins, of a record that begins before is checked by nobody, but for whether it can be read.
+        let start = at.segment_start(SEGMENT_SIZE);
+        let may_be_left = record_before(&timeline, begin, at).is_none_or(|record| record < start);
+        let is_written_to = start + SEGMENT_SIZE > until;
+        match rot {
+            Rot::Bit | Rot::Short if may_be_left => return,
+            _ => {}
+        }
+        let path = node.segment_path(&self.parameters, at.segment_number(SEGMENT_SIZE));
+        let offset = at.segment_offset(SEGMENT_SIZE);
+        let done = match rot {
+            Rot::Bit => node.disk.flip(&path, offset, (part % 8) as u8),
+            Rot::Sector => node.disk.lose_sector(&path, offset),
+            Rot::Short => node.disk.shorten(&path, offset),
+            Rot::Gone => node.disk.lose(&path),
+        };
+        let is_seen = done.is_ok() && self.scrubbed(&timeline).is_some();
+        if !is_seen {
+            // What pads a segment, or is left of a record that begins before, is not looked at by anybody.
+            if rot == Rot::Bit && done.is_ok() {
+                let back = self.nodes[index].disk.flip(&path, offset, (part % 8) as u8);
+                back.unwrap_or_else(|error| unreachable!("{error}"));
+            }
+            return;
+        }
+        self.nodes[index].is_rotten = true;
+        self.outcome.rots += 1;
+        self.log(|| format!("safekeeper {}: {rot:?} at {at}", index + 1));
+        if is_written_to && matches!(rot, Rot::Short | Rot::Gone) {
+            // Who went on writing would leave zeros where it had acknowledged something, and more after them: that is taken
+            // for a torn end, as rot is that looks so (docs/consensus.md).
+            let node = &mut self.nodes[index];
+            (node.is_doomed, node.loses_power, node.back_after) = (true, true, 5_000);
+            self.crash(index);
+        }
+    }
+
+    /// All of what is committed, as the scrub looks at it.
+    fn scrubbed(&self, timeline: &Timeline) -> Option<Suspicion> {
+        let begin = timeline.marks().available_lsn.max(self.parameters.start_lsn);
+        let end = timeline.commit_lsn();
+        match check(timeline, begin, end, end, |_| Some(Duration::ZERO)) {
+            Found::Right(_) => None,
+            Found::Damaged(found) => Some(found),
+        }
+    }
+
+    /// Looks into what readers met, and now and then at everything.
+    pub(super) fn look_for_rot(&mut self, index: usize) {
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return };
+        if self.nodes[index].is_rotten && self.rng.one_in(SCRUB) {
+            match self.scrubbed(&timeline) {
+                Some(found) => timeline.suspect(found.at, found.why),
+                // It was trimmed, or written over.
+                None => self.nodes[index].is_rotten = false,
+            }
+        }
+        let Some(suspicion) = timeline.take_suspicion() else { return };
+        let found = confirm(&timeline, &suspicion);
+        if let Some(found) = found
+            && self.lie != Some(Lie::RottenNotTakenOut)
+        {
+            self.log(|| format!("safekeeper {}: {} after {}", index + 1, found.why, found.at));
+            drop(timeline);
+            self.nodes[index].take_out(&found.why);
+            self.hang_up_all(index);
+            self.after(RETRY, Event::Mend(index));
+        }
+    }
+
+    /// Whoever is connected about a timeline that is damaged is refused.
+    fn hang_up_all(&mut self, index: usize) {
+        for connection in 0..self.connections.len() {
+            if self.connections[connection].node == index {
+                self.hang_up(connection);
+            }
+        }
+    }
+
+    pub(super) fn mend(&mut self, index: usize) -> Checked {
+        let node = &self.nodes[index];
+        if !node.is_mending || !node.is_up {
+            return Ok(());
+        }
+        let lie = self.lie;
+        let peers: Vec<(String, Arc<Timeline>, Member)> = (0..self.nodes.len())
+            .filter(|&peer| peer != index && !self.is_cut_between(peer, index))
+            .filter_map(|peer| {
+                let node = &self.nodes[peer];
+                Some((node.name.clone(), node.timeline.clone()?, node.member))
+            })
+            .collect();
+        let (archive, start) = (self.truth.archive_now(), self.parameters.start_lsn);
+        let decided = self.quorum.chain.newest().clone();
+        let asked = decided.clone();
+        let sources = |control: &pgstrata_format::safekeeper::TimelineControl| {
+            let state = &control.state;
+            let mut nodes = state.configuration.nodes();
+            nodes.extend(asked.nodes());
+            let as_own = (lie == Some(Lie::AnyLogMends)).then(|| state.history.clone());
+            let mut sources: Vec<Box<dyn Source>> = Vec::new();
+            for (name, timeline, member) in peers {
+                if nodes.contains(&member.node) {
+                    sources.push(Box::new(Peer { name, timeline, as_own: as_own.clone() }));
+                }
+            }
+            sources.push(Box::new(Archived { archive, start }));
+            Sources::ask(state.history.clone(), start, state.commit_lsn, sources, Vec::new())
+        };
+        let mended = self.nodes[index].mend(sources, &decided, &self.truth)?;
+        match mended {
+            Ok(cut) if !self.nodes[index].is_mending => {
+                self.outcome.mended += 1;
+                self.log(|| format!("safekeeper {} is mended, and cut at {cut:?}", index + 1));
+                if cut.is_some() {
+                    self.check_relief(index)?;
+                }
+            }
+            Ok(_) => {
+                self.log(|| format!("safekeeper {} is damaged still", index + 1));
+                self.after(RETRY, Event::Mend(index));
+            }
+            Err(why) => {
+                self.log(|| format!("safekeeper {} is not mended: {why}", index + 1));
+                self.after(RETRY, Event::Mend(index));
+            }
+        }
+        self.settle(index)
+    }
+
+    /// Nobody depends on what was cut: others have all that is committed, as many as decide.
+    fn check_relief(&self, index: usize) -> Checked {
+        let own = self.nodes[index].member;
+        let has_all = |member: Member| {
+            let node = &self.nodes[self.node_of(member.node.0)];
+            member != own && node.member == member && node.acknowledged() >= self.truth.end()
+        };
+        let known = self.quorum.chain.configurations();
+        match known.iter().any(|one| one.is_quorum(has_all)) {
+            true => Ok(()),
+            false => Err(format!("safekeeper {} was relieved, and is needed", index + 1)),
+        }
+    }
+}

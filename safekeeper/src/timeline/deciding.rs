@@ -1,0 +1,59 @@
+//! Taking what was decided of a timeline's members.
+
+use pgstrata_quorum::{Chain, Configuration, Refusal};
+use pgstrata_wire::safekeeper::{Message, RefusedReason};
+
+use super::Timeline;
+use crate::storage_error::StorageError;
+
+fn failed(error: StorageError) -> RefusedReason {
+    RefusedReason::Storage(error.to_string())
+}
+
+impl Timeline {
+    /// Whether this log may go on by these decisions. One that others went on without is kept from now on, durably.
+    pub fn admit_decision(&self, decided: &Chain) -> Result<(), RefusedReason> {
+        let own = self.configuration();
+        if !decided.goes_on_from(&own) {
+            let number = own.number();
+            return Err(RefusedReason::Quorum(Refusal::OtherMembers { number }));
+        }
+        if decided.newest().contains(self.own) {
+            return self.refuse_given_up(&own, decided);
+        }
+        if !decided.shows_leaving(self.own) {
+            // Others went on without its word, and may lack what it has.
+            self.keep().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the newest of decisions that were admitted, durably on return.
+    pub fn follow_decision(&self, decided: &Chain) -> Result<(), RefusedReason> {
+        match self.configure(decided.newest()) {
+            Ok(None) => Ok(()),
+            Ok(Some(Message::Refused(reason))) => Err(reason),
+            Ok(Some(_)) => Err(RefusedReason::Storage("a configuration was answered".into())),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Refuses to be a member again with a log that others went on without: it may have what was given up.
+    fn refuse_given_up(
+        &self,
+        before: &Configuration,
+        decided: &Chain,
+    ) -> Result<(), RefusedReason> {
+        let first = &decided.configurations()[0];
+        let was_left_out = before.contains(self.own)
+            && before.number() < first.number()
+            && !first.contains(self.own);
+        let kept = self.is_kept().map_err(failed)?;
+        if !was_left_out && !kept {
+            return Ok(());
+        }
+        let text = "the members of this timeline went on without this safekeeper, which may have what they lack: it \
+                    becomes one again only with a new directory";
+        Err(RefusedReason::Storage(text.into()))
+    }
+}
