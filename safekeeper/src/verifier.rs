@@ -270,4 +270,53 @@ mod tests {
         let (out, whole) = read(&bytes, floor, floor, end);
         assert!(whole && out == bytes[(floor - START) as usize..]);
     }
+
+    /// WAL from the segment after `START`'s on, which begins with the last `rest` bytes of a record that is a header alone: a
+    /// switch, or one that others follow. Where it ends, and where the last record in it starts.
+    fn log_after_rest(is_switch: bool, rest: u64) -> (Vec<u8>, Lsn, Lsn) {
+        let at = Lsn(START.0 + SEGMENT_SIZE - (24 - rest));
+        let mut generator = WalGenerator::new(parameters(START), at, Lsn(START.0 + 40));
+        let mut bytes = match is_switch {
+            true => generator.switch(),
+            false => generator.record(0),
+        };
+        if !is_switch {
+            bytes.extend(generator.record(500));
+            bytes.extend(generator.record(700));
+            bytes.extend(generator.switch());
+        }
+        bytes.extend(generator.record(100));
+        let last = generator.at;
+        bytes.extend(generator.record(10));
+        (bytes[(24 - rest) as usize..].to_vec(), generator.at, last)
+    }
+
+    #[test]
+    fn a_log_may_begin_with_the_rest_of_a_switch() {
+        let begin = START + SEGMENT_SIZE;
+        for rest in [8, 16] {
+            for is_switch in [true, false] {
+                let (bytes, end, last) = log_after_rest(is_switch, rest);
+                for piece in [1, 7, 8, 4096, 100_000, bytes.len()] {
+                    let mut checker = checker(&parameters(START), begin);
+                    for bytes in bytes.chunks(piece) {
+                        checker.check(bytes).unwrap();
+                    }
+                    assert_eq!((checker.position(), checker.last_record()), (end, Some(last)));
+                }
+            }
+            // Where there were records, and are zeros, the next one says so.
+            let (mut bytes, _, _) = log_after_rest(false, rest);
+            let after_rest = 40 + rest as usize;
+            bytes[after_rest..SEGMENT_SIZE as usize].fill(0);
+            let error = checker(&parameters(START), begin).check(&bytes).unwrap_err();
+            assert_eq!(error.lsn, begin + SEGMENT_SIZE + 40, "{error}");
+            // A longer rest is no switch's.
+            let mut generator =
+                WalGenerator::new(parameters(START), Lsn(begin.0 - 24), Lsn(START.0 + 40));
+            let mut bytes = generator.record(30);
+            bytes.resize(SEGMENT_SIZE as usize, 0);
+            assert!(checker(&parameters(START), begin).check(&bytes[24..]).is_err());
+        }
+    }
 }

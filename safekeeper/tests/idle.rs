@@ -153,12 +153,14 @@ fn is_whole() -> bool {
 fn thousands_of_idle_timelines_cost_little() {
     let count: u32 = if is_whole() { 10_000 } else { 1000 };
     let broker = start_broker();
-    let mut cluster = Cluster::start_with(1, &["--broker", &broker.url]);
+    let mut cluster =
+        Cluster::start_with(1, &["--broker", &broker.url, "--archive-tail-after", "1"]);
     let (writer, proposing) = cluster.lead(&parameters(START), true);
     let first = proposing.commit_lsn();
     let end = writer.commit(10, 1000);
     proposing.stop().unwrap();
-    cluster.nodes[0].wait_lsn("commit_lsn", end, LONG);
+    // What is not archived does not rest.
+    cluster.nodes[0].wait_lsn("archived_lsn", end, LONG);
     let node = &mut cluster.nodes[0];
     assert_eq!(node.stop(), Some(0));
     let alone = started(node);
@@ -216,7 +218,7 @@ fn thousands_of_idle_timelines_cost_little() {
 }
 
 /// Timelines rest soon.
-const SHORT: [&str; 2] = ["--rest-after", "1"];
+const SHORT: [&str; 4] = ["--rest-after", "1", "--archive-tail-after", "1"];
 
 /// Three safekeepers, whose timelines rest soon.
 fn resting_cluster() -> (Broker, Cluster) {

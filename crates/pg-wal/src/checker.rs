@@ -50,6 +50,10 @@ pub struct WalChecker {
     /// A boundary that counts once the cursor is there.
     pending: Option<Lsn>,
     overwritten: Option<Lsn>,
+    /// Where the rest of a record ends with which a segment, and what was given, begins, if it may be that of a switch.
+    after_rest: Option<Lsn>,
+    /// It was one: the next record links to where it began, before this.
+    switched_before: Option<Lsn>,
     synced: bool,
 
     position: Lsn,
@@ -76,6 +80,8 @@ impl WalChecker {
             discard_until: start,
             pending: None,
             overwritten: None,
+            after_rest: None,
+            switched_before: None,
             synced: start.page_offset() != 0,
             position: start,
             last_record: None,
@@ -187,6 +193,9 @@ impl WalChecker {
             crc: 0,
         };
         record.prefix[..HEADER_SIZE].copy_from_slice(&here[..HEADER_SIZE]);
+        if self.is_end_of_switch(&record) {
+            return Ok(None);
+        }
         record.total = self.record_length(&record)?;
         let Some(whole) = here.get(..record.total) else { return Ok(None) };
         let prefix = PREFIX.min(whole.len());
@@ -256,6 +265,11 @@ impl WalChecker {
                 // Continuation data that fills the page may go on in the next one, whose header tells.
                 self.synced = skip < room;
                 self.pending = Some(self.discard_until);
+                // It is a header and nothing else, of 24 bytes.
+                let begins_segment =
+                    self.cursor.segment_offset(self.segment_size) < PAGE_SIZE as u64;
+                self.after_rest =
+                    Some(self.discard_until).filter(|_| begins_segment && skip < HEADER_SIZE);
             }
             (None, None) => self.synced = true,
         }
@@ -288,6 +302,11 @@ impl WalChecker {
             partial.crc = crc32c::crc32c_append(partial.crc, now);
         }
         partial.done += taken;
+        if partial.done == 4 && self.is_end_of_switch(&partial) {
+            self.partial = None;
+            self.end_segment(partial.start);
+            return Ok(self.advance(taken));
+        }
         if partial.done == 4 {
             partial.total = self.record_length(&partial)?;
         }
@@ -305,6 +324,22 @@ impl WalChecker {
             self.finish(&partial);
         }
         Ok(taken)
+    }
+
+    /// Whether what begins with the rest of a short record, in a segment's first bytes, goes on with zeros: that was the end of a
+    /// segment switch, whose own begin was not given. Otherwise there would be a record.
+    fn is_end_of_switch(&self, partial: &Partial) -> bool {
+        self.after_rest == Some(partial.start) && word(&partial.prefix, 0) == [0; 4]
+    }
+
+    /// The rest of the segment, from `at` on, is padding.
+    fn end_segment(&mut self, at: Lsn) {
+        let end = at.segment_start(self.segment_size) + self.segment_size;
+        self.discard_until = end;
+        self.pending = Some(end);
+        self.after_rest = None;
+        // Where records were here, and are zeros, the next one links to one of them.
+        self.switched_before = Some(at.segment_start(self.segment_size));
     }
 
     fn record_length(&self, partial: &Partial) -> Result<usize, WalError> {
@@ -328,7 +363,9 @@ impl WalChecker {
             Some(expected) if found != expected => {
                 return Err(WalErrorKind::PreviousLink { expected, found }.at(start));
             }
-            None if found >= start => return Err(WalErrorKind::LinkNotBackwards(found).at(start)),
+            None if found >= self.switched_before.unwrap_or(start) => {
+                return Err(WalErrorKind::LinkNotBackwards(found).at(start));
+            }
             _ => {}
         }
         match is_valid_rmgr(header[17]) {
@@ -369,6 +406,8 @@ impl WalChecker {
         }
         self.discard_until = end;
         self.link = Some(partial.start);
+        self.after_rest = None;
+        self.switched_before = None;
         self.overwritten = None;
         self.pending = Some(end);
         self.advance(0);

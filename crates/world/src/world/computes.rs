@@ -281,9 +281,7 @@ impl World {
                 let size = self.rng.below(if is_large { most_large } else { self.plan.record });
                 bytes.extend(generator.record(size as usize));
             }
-            // A log that begins with the rest of such a record, which goes on in the next segment, passes for damaged today.
-            let crosses = SEGMENT_SIZE - generator.at.segment_offset(SEGMENT_SIZE) < 64;
-            if self.plan.switches && self.rng.one_in(25) && written < MOST_WAL && !crosses {
+            if self.plan.switches && self.rng.one_in(25) && written < MOST_WAL {
                 bytes.extend(generator.switch());
             }
             one.log.extend_from_slice(&bytes);
