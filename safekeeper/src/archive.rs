@@ -43,6 +43,9 @@ pub enum ArchiveError {
     /// It is not what was stored: no later attempt mends that.
     #[error("{0}")]
     Damaged(String),
+    /// What goes furthest, to there, does not say what log it is of.
+    #[error("WAL up to {0} was archived by an older version, which does not say what log it is of")]
+    Older(Lsn),
 }
 
 impl ArchiveError {
@@ -150,6 +153,17 @@ impl Archive {
         self.store.check_claim().await.map_err(|error| error.to_string())?;
         self.store.put(&name, object).await.map_err(|error| error.to_string())?;
         Ok(true)
+    }
+
+    /// Whether a segment's object says that it is of an earlier configuration than that.
+    pub async fn is_of_before(
+        &self,
+        parameters: &TimelineParameters,
+        number: u64,
+        configuration: u64,
+    ) -> Result<bool, String> {
+        let extent = self.extent_of(&object_name(parameters, number)).await?.flatten();
+        Ok(extent.map_or(0, |extent| extent.configuration) < configuration)
     }
 
     /// WAL under a name that has never had any other.

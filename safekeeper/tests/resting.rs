@@ -733,7 +733,7 @@ fn wherever_it_stops_while_wal_goes_or_comes_back_all_of_it_is_there_then() {
 }
 
 #[test]
-fn what_can_not_be_fetched_is_waited_for_and_what_is_gone_is_mended() {
+fn what_can_not_be_fetched_is_waited_for_and_what_is_gone_is_asked_for() {
     let mut world = World::new(1);
     let life = world.open();
     let mut log = life.found(1);
@@ -767,13 +767,20 @@ fn what_can_not_be_fetched_is_waited_for_and_what_is_gone_is_mended() {
     let last = bytes.len() - 9;
     bytes[last] ^= 1;
     std::fs::write(&tail, &bytes).unwrap();
-    assert!(matches!(life.get(1), Err(RefusedReason::Storage(_))));
-    assert_eq!(life.timelines.mending(), [key(1)]);
+    let refused = life.get(1).unwrap_err();
+    assert!(
+        matches!(&refused, RefusedReason::Unavailable(why) if why.contains("damaged") && why.contains("Put it back")),
+        "{refused}"
+    );
     drop(life);
     world.disk.lose_power();
     let life = world.open();
-    assert_eq!(life.timelines.mending(), [key(1)]);
+    assert!(life.get(1).is_err() && life.timelines.is_away(key(1)));
     assert!(world.latch.reason().is_none());
+    // It is as before once that is.
+    bytes[last] ^= 1;
+    std::fs::write(&tail, &bytes).unwrap();
+    assert_eq!(life.get(1).unwrap().flush_lsn(), end);
 }
 
 #[test]
@@ -937,6 +944,16 @@ fn what_is_archived_by_who_was_given_up_is_not_of_the_log_that_goes_on() {
     assert_eq!(part(ends[2]).1.len() as u64, ends[2] - START);
     drop_tails(ends[3], 1);
     assert_eq!(newest(), Some(tail(ends[2], 2).extent));
+    // What is right, and said by who was given up, is said again.
+    let replaced = |tail: &Tail| {
+        let replaced = archive.replace_tail_given_up(&parameters, tail, &given_up);
+        world.runtime.block_on(replaced).unwrap()
+    };
+    let of_before = archive.is_tail_of_before(&parameters, ends[3], 2);
+    assert_eq!(world.runtime.block_on(of_before), Ok(true));
+    assert!(!replaced(&tail(ends[3], 1)) && replaced(&tail(ends[3], 2)));
+    assert!(!replaced(&tail(ends[3], 2)));
+    assert_eq!(newest(), Some(tail(ends[3], 2).extent));
     drop_tails(ends[3], 2);
-    assert_eq!(newest(), Some(tail(ends[1], 1).extent));
+    assert_eq!(newest(), Some(tail(ends[3], 2).extent));
 }

@@ -210,6 +210,18 @@ fn get_archived(able: &[&Service], key: Key, known: Lsn) -> Result<Lsn> {
 fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<()> {
     let (name, key) = (&row.name, (row.tenant_id, row.timeline_id));
     let able: Vec<&Seen> = seen.iter().filter(|one| one.said.is_ok()).collect();
+    // What it has is not lost yet.
+    let mends = |one: &&&Seen| {
+        let mut damaged = one.said.iter().flat_map(|said| &said.damaged);
+        damaged.any(|one| (one.tenant_id, one.timeline_id) == key && one.mending)
+    };
+    if let Some(one) = able.iter().find(mends) {
+        bail!(
+            "safekeeper {} answers, and gets what is damaged of branch '{name}' from others: it may have what they lack. Stop it \
+             if what it has is to be given up",
+            one.node
+        );
+    }
     let Some(first) = able.first() else {
         bail!("no safekeeper answers: start as many as branch '{name}' had, with new directories")
     };

@@ -24,10 +24,13 @@ use crate::document::Kind;
 const KIND: Kind = Kind {
     what: "timeline's quorum",
     prefix: "pgstrata-quorum ",
-    version: 1,
+    version: 2,
     first_version: 1,
     sealed_from: 1,
 };
+
+/// For what has nothing that an older program would leave out.
+const FIRST: Kind = Kind { version: 1, ..KIND };
 
 /// Bytes of one, at most: 64 configurations of two groups of 15, of some 80 bytes each.
 pub const LIMIT: u64 = 256 << 10;
@@ -148,7 +151,9 @@ impl Quorum {
             incoming: named(configuration.incoming()),
         };
         let parameters = &self.parameters;
-        KIND.encode(&Document {
+        let is_new = self.restored_lsn.is_some() || self.given_up.is_some() || self.is_deleted;
+        let kind = if is_new { &KIND } else { &FIRST };
+        kind.encode(&Document {
             tenant_id: parameters.tenant.to_string(),
             timeline_id: parameters.timeline.to_string(),
             system_id: parameters.system_id.to_string(),
@@ -262,6 +267,8 @@ mod tests {
         let text = String::from_utf8(changed().encode()).unwrap();
         let (line, document) = text.split_once('\n').unwrap();
         assert!(line.starts_with("pgstrata-quorum 1 "), "{line}");
+        let deleted = Quorum { is_deleted: true, ..changed() }.encode();
+        assert!(deleted.starts_with(b"pgstrata-quorum 2 "));
         let five = "05".repeat(16);
         let member = |node: u64| format!(r#"{{"id":{node},"incarnation":"{five}"}}"#);
         let old = format!("[{},{},{}]", member(1), member(2), member(3));

@@ -12,6 +12,7 @@ use super::{Archive, ArchiveError};
 pub struct ArchiveReader {
     archive: Arc<Archive>,
     last: Option<Part>,
+    given_up: Option<GivenUp>,
 }
 
 /// A segment, or the tail in it.
@@ -32,7 +33,12 @@ impl Part {
 impl ArchiveReader {
     /// A reader of `archive`.
     pub fn new(archive: Arc<Archive>) -> ArchiveReader {
-        ArchiveReader { archive, last: None }
+        ArchiveReader { archive, last: None, given_up: None }
+    }
+
+    /// The same, that leaves out what is of members who were given up.
+    pub fn without(self, given_up: Option<GivenUp>) -> ArchiveReader {
+        ArchiveReader { given_up, ..self }
     }
 
     /// Fills `buffer` from `at` on, to the end of the segment, or of what is archived of it, at most.
@@ -45,7 +51,10 @@ impl ArchiveReader {
         if !self.last.as_ref().is_some_and(|last| last.has(parameters, at)) {
             self.last = None;
             let number = at.segment_number(u64::from(parameters.segment_size));
-            let found = self.archive.part(parameters, number, Lsn(at.0 + 1), None).await?;
+            let found = self
+                .archive
+                .part(parameters, number, Lsn(at.0 + 1), self.given_up.as_ref())
+                .await?;
             let part =
                 found.map(|(from, bytes)| Part { parameters: parameters.clone(), from, bytes });
             let Some(part) = part.filter(|part| part.has(parameters, at)) else {
@@ -95,9 +104,6 @@ impl Archive {
                 if best.as_ref().is_none_or(|best| ends(best) < ends(&part)) {
                     best = Some(part);
                 }
-            }
-            if best.is_some() {
-                break;
             }
         }
         Ok(best)

@@ -54,6 +54,37 @@ impl Archive {
         }
     }
 
+    /// Stores a tail in the place of one of the same end that is of members who were given up. False if there is none such.
+    pub async fn replace_tail_given_up(
+        &self,
+        parameters: &TimelineParameters,
+        tail: &Tail,
+        given_up: &GivenUp,
+    ) -> Result<bool, String> {
+        let end = tail.extent.boundary;
+        let Some(found) = self.get_tail(parameters, end).await? else { return Ok(false) };
+        let own = tail.extent.configuration;
+        if own < given_up.number || !given_up.denies(found.extent.configuration, end) {
+            return Ok(false);
+        }
+        let name = object_name(parameters, end);
+        let object = super::object_of(&name, Arc::clone(&tail.bytes), &tail.extent).await?;
+        self.store.check_claim().await.map_err(|error| error.to_string())?;
+        self.store.put(&name, object).await.map_err(|error| error.to_string())?;
+        Ok(true)
+    }
+
+    /// Whether a tail says that it is of an earlier configuration than that.
+    pub async fn is_tail_of_before(
+        &self,
+        parameters: &TimelineParameters,
+        end: Lsn,
+        configuration: u64,
+    ) -> Result<bool, String> {
+        let extent = self.extent_of(&object_name(parameters, end)).await?.flatten();
+        Ok(extent.is_some_and(|extent| extent.configuration < configuration))
+    }
+
     /// Whether a tail is archived, by reading it. An object that differs is an error.
     pub async fn holds_tail(
         &self,
@@ -148,7 +179,7 @@ impl Archive {
         for (end, name) in all {
             let extent = match self.extent_of(&name).await? {
                 Some(Some(extent)) => extent,
-                Some(None) => break,
+                Some(None) => return Err(ArchiveError::Older(end)),
                 // Removed since it was listed.
                 None => continue,
             };

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgstrata_format::quorum::GivenUp;
 use pgstrata_ids::{Lsn, NodeId};
 
 use super::{Background, INTERVAL};
@@ -166,6 +167,11 @@ async fn advance(
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
     for _ in 0..SEGMENTS_PER_TURN {
+        if timeline.is_left() {
+            return Ok(false);
+        }
+        // Before anything is read: WAL is never said to be of a later configuration than it is.
+        let configuration = timeline.configuration_number();
         let Some(due) = state.due else { return Ok(false) };
         let (Due::Segment(to) | Due::Tail(to)) = due;
         let claimed = background.known.highest(key, |progress| progress.archived_lsn) >= to;
@@ -173,7 +179,7 @@ async fn advance(
         if !claimed && !uploads {
             return Ok(false);
         }
-        let turn = Turn { background, archive, timeline, claimed, uploads };
+        let turn = Turn { background, archive, timeline, configuration, claimed, uploads };
         let is_there = match due {
             Due::Segment(_) => turn.segment(state).await?,
             Due::Tail(to) => turn.tail(to).await?,
@@ -201,6 +207,8 @@ struct Turn<'a> {
     background: &'a Background,
     archive: &'a Arc<Archive>,
     timeline: &'a Arc<Timeline>,
+    /// Number of the newest configuration when the turn began.
+    configuration: u64,
     /// Whether somebody says that it is archived.
     claimed: bool,
     /// Whether it is this node's to archive it.
@@ -219,12 +227,31 @@ impl Turn<'_> {
         let (reached, commit_lsn) = (&mut state.reached, timeline.commit_lsn());
         let segment =
             CheckedSegment::read(&mut reader, parameters, number, commit_lsn, reached).await?;
-        match self.store(&segment).await {
-            Err(why) if self.uploads && self.replaces_given_up(&segment).await? => {
-                tracing::warn!(timeline = %parameters.timeline, number, why, "replaced: members were given up in it");
-                Ok(true)
+        let stored = self.store(&segment).await;
+        // What is there counts for others only if they believe it, however right it is.
+        let is_doubtful = match &stored {
+            Ok(is_there) => *is_there && self.is_of_before(Due::Segment(Lsn(number))).await?,
+            Err(_) => self.uploads,
+        };
+        if is_doubtful && self.replaces_given_up(&segment).await? {
+            let why = stored.err().unwrap_or_default();
+            tracing::warn!(timeline = %parameters.timeline, number, why, "replaced: members were given up in it");
+            return Ok(true);
+        }
+        Ok(stored?)
+    }
+
+    /// Whether the object of a segment, by its number, or of a tail, by its end, is of an earlier configuration. Of the first one
+    /// there is none.
+    async fn is_of_before(&self, object: Due) -> Result<bool, String> {
+        let (archive, parameters) = (self.archive, self.timeline.parameters());
+        let configuration = self.configuration;
+        match object {
+            _ if configuration <= 1 => Ok(false),
+            Due::Segment(Lsn(number)) => {
+                archive.is_of_before(parameters, number, configuration).await
             }
-            stored => Ok(stored?),
+            Due::Tail(end) => archive.is_tail_of_before(parameters, end, configuration).await,
         }
     }
 
@@ -239,24 +266,30 @@ impl Turn<'_> {
         Ok(self.uploads)
     }
 
-    /// What is there may be of a log that was given up in the middle of a record.
+    /// What is there may be of a log that was given up in the middle of a record, or of who was given up.
     async fn replaces_given_up(&self, segment: &CheckedSegment) -> Result<bool, String> {
+        let parameters = self.timeline.parameters();
+        match self.given_up().await? {
+            Some(given_up) => {
+                let log = self.log();
+                self.archive.replace_given_up(parameters, segment, &log, &given_up).await
+            }
+            None => Ok(false),
+        }
+    }
+
+    async fn given_up(&self) -> Result<Option<GivenUp>, String> {
         let parameters = self.timeline.parameters();
         let decisions = self.background.timelines.context().decisions.clone();
         let key = (parameters.tenant, parameters.timeline);
         let decided = tokio::task::spawn_blocking(move || decisions.read(key)).await;
         let decided = decided.map_err(|error| error.to_string())?;
         let decided = decided.map_err(|reason| reason.to_string())?;
-        let Some(given_up) = decided.and_then(|quorum| quorum.given_up) else {
-            return Ok(false);
-        };
-        self.archive.replace_given_up(parameters, segment, &self.log(), &given_up).await
+        Ok(decided.and_then(|quorum| quorum.given_up))
     }
 
     fn log(&self) -> Log {
-        // The configuration first: what is archived is never said to be of a later one than it was.
-        let configuration = self.timeline.configuration_number();
-        Log { configuration, history: self.timeline.history() }
+        Log { configuration: self.configuration, history: self.timeline.history() }
     }
 
     /// Whether the tail that ends at `end` is archived by now.
@@ -265,11 +298,27 @@ impl Turn<'_> {
         let timeline = Arc::clone(self.timeline);
         let tail = tokio::task::spawn_blocking(move || timeline.read_tail(end)).await;
         let tail = tail.map_err(|error| error.to_string())??;
-        if self.claimed && archive.holds_tail(parameters, &tail).await? {
+        let stored = self.store_tail(&tail).await;
+        let is_doubtful = match &stored {
+            Ok(is_there) => *is_there && self.is_of_before(Due::Tail(end)).await?,
+            Err(_) => self.uploads,
+        };
+        if is_doubtful
+            && let Some(given_up) = self.given_up().await?
+            && archive.replace_tail_given_up(parameters, &tail, &given_up).await?
+        {
+            return Ok(true);
+        }
+        Ok(stored?)
+    }
+
+    async fn store_tail(&self, tail: &Tail) -> Result<bool, String> {
+        let parameters = self.timeline.parameters();
+        if self.claimed && self.archive.holds_tail(parameters, tail).await? {
             return Ok(true);
         }
         if self.uploads {
-            archive.put_tail(parameters, &tail).await?;
+            self.archive.put_tail(parameters, tail).await?;
         }
         Ok(self.uploads)
     }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use pgstrata_format::quorum::GivenUp;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::safekeeper::{Message, Status};
@@ -37,6 +38,8 @@ struct Peer {
     status: Status,
     /// `None` for the archive.
     client: Option<SafekeeperClient>,
+    /// What is not believed of the archive.
+    given_up: Option<GivenUp>,
 }
 
 impl Peer {
@@ -111,6 +114,13 @@ fn ask_archive(
     let key = (parameters.tenant, parameters.timeline);
     let decided = background.timelines.context().decisions.read(key);
     let decided = decided.map_err(|reason| anyhow::anyhow!("{reason}"))?;
+    if let Some(decided) = &decided
+        && decided.chain.newest().number() > timeline.configuration_number()
+    {
+        // This one may have been given up: then what it has is kept.
+        background.timelines.learn(timeline).map_err(|reason| anyhow::anyhow!("{reason}"))?;
+        return Ok(None);
+    }
     let given_up = decided.and_then(|quorum| quorum.given_up);
     let newest = handle.block_on(archive.newest(parameters, given_up.as_ref()))?;
     let status = newest.map(|extent| Status {
@@ -126,7 +136,7 @@ fn ask_archive(
         commit_lsn: extent.boundary,
         history: extent.history,
     });
-    Ok(status.map(|status| Peer { status, client: None }))
+    Ok(status.map(|status| Peer { status, client: None, given_up }))
 }
 
 /// Asks all other members at once: one that is gone keeps nobody waiting for what another one has.
@@ -170,7 +180,7 @@ fn ask(background: &Background, timeline: &Timeline, node: NodeId) -> Option<Pee
     let mut client = client.ok()?;
     let status = client.open(parameters.tenant, parameters.timeline).ok()?;
     let is_it = status.member.node == node && status.parameters == *parameters;
-    is_it.then_some(Peer { status, client: Some(client) })
+    is_it.then_some(Peer { status, client: Some(client), given_up: None })
 }
 
 /// Has an empty log begin where the peer's does: what that has removed is in the archive, and would be removed here as well.
@@ -276,7 +286,8 @@ fn copy(
     let target = missing.target;
     // Beyond where they part it may be cut.
     let begun = timeline.flush_lsn();
-    let mut archive = background.archive.clone().map(ArchiveReader::new);
+    let archive = background.archive.clone().map(ArchiveReader::new);
+    let mut archive = archive.map(|archive| archive.without(peer.given_up));
     let mut at = missing.from;
     while at < target {
         if timeline.flush_lsn() > at.max(begun) {

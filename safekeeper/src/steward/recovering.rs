@@ -13,6 +13,7 @@ use pgstrata_wire::http::safekeeper::{Change, Step};
 use super::silence::PATIENCE;
 use super::turn::Heard;
 use super::{Steward, Trouble, later};
+use crate::archive::ArchiveError;
 use crate::decisions::Swapped;
 use crate::timelines::TimelineKey;
 
@@ -63,7 +64,18 @@ impl Steward {
             let text = format!("others answer than was said: look again (these do: {answers})");
             return Err(Trouble::Conflict(text));
         }
-        let archived = self.archived(&quorum)?;
+        let (archived, older) = match self.newest(&quorum) {
+            Ok(archived) => (archived, false),
+            // Who has all of it does not need to be told what log it is of.
+            Err(ArchiveError::Older(end))
+                if heard.iter().any(|one| one.status.commit_lsn >= end) =>
+            {
+                (None, true)
+            }
+            Err(error) => return Err(later(error)),
+        };
+        let members_left = !members.is_empty();
+        let known = heard.iter().map(|one| one.status.commit_lsn).max().unwrap_or_default();
         let (chain, restored_lsn) = match most(&heard) {
             Some(most) => {
                 if let Some(extent) = &archived {
@@ -76,18 +88,23 @@ impl Steward {
                     let text = "no member answers, and no WAL of the timeline is in object storage";
                     return Err(Trouble::Conflict(text.into()));
                 };
-                let members = self.newcomers(&left.newcomers, newest)?;
+                let members = self.newcomers(key, &left.newcomers, newest)?;
                 (quorum.chain.restored(members).map_err(later)?, Some(extent.boundary))
             }
         };
         let number = chain.newest().number();
+        // Up to what is known to be committed here all logs are the same, whoever archives theirs.
         let given_up = archived.map(|extent| GivenUp {
             number,
-            lsn: extent.boundary,
-            last_record: extent.last_record,
+            lsn: extent.boundary.max(known),
+            last_record: extent.last_record.filter(|_| known <= extent.boundary),
         });
+        let given_up =
+            given_up.or(older.then_some(GivenUp { number, lsn: known, last_record: None }));
         let given_up = given_up.or(quorum.given_up);
-        let decided = Quorum { chain, restored_lsn, given_up, ..quorum };
+        // None of those who begin with what is archived had a copy before.
+        let is_older = quorum.is_older && members_left;
+        let decided = Quorum { chain, restored_lsn, given_up, is_older, ..quorum };
         match self.decisions.swap(key, &version, &decided).map_err(later)? {
             Swapped::Yes => {}
             Swapped::No => return Err(later("others change the members at the same time")),
@@ -102,30 +119,39 @@ impl Steward {
     }
 
     /// How far the archived log goes.
-    fn archived(&self, quorum: &Quorum) -> Result<Option<Extent>, Trouble> {
+    fn newest(&self, quorum: &Quorum) -> Result<Option<Extent>, ArchiveError> {
         let newest = self.archive.newest(&quorum.parameters, quorum.given_up.as_ref());
-        self.decisions.runtime().block_on(newest).map_err(later)
+        self.decisions.runtime().block_on(newest)
     }
 
     /// How far the archived log of a timeline goes; `None` if none of it is archived.
     pub fn archived_lsn(&self, key: TimelineKey) -> Result<Option<Lsn>, Trouble> {
         match self.decisions.read(key).map_err(later)? {
-            Some(quorum) => Ok(self.archived(&quorum)?.map(|extent| extent.boundary)),
+            Some(quorum) => match self.newest(&quorum) {
+                Err(ArchiveError::Older(end)) => Ok(Some(end)),
+                newest => Ok(newest.map_err(later)?.map(|extent| extent.boundary)),
+            },
             None => Err(Trouble::NotFound(format!("timeline {} was never founded", key.1))),
         }
     }
 
     /// As many of these as there were members, each of which answers.
-    fn newcomers(&self, nodes: &[NodeId], before: &Configuration) -> Result<Vec<Member>, Trouble> {
+    fn newcomers(
+        &self,
+        key: TimelineKey,
+        nodes: &[NodeId],
+        before: &Configuration,
+    ) -> Result<Vec<Member>, Trouble> {
         let count = before.members().len();
         let registered = self.decisions.registrations(nodes).map_err(later)?;
         let members = registered.into_iter().flatten().filter_map(|one| {
             let node = one.member.node;
             let address = self.address(node)?;
             let identity = self.security.identity();
-            SafekeeperClient::connect(&address, Some(node), identity, PATIENCE).ok()?;
-            // One that is back in the life in which it was a member has promised something.
-            (!before.contains(one.member)).then_some(one.member)
+            let client = SafekeeperClient::connect(&address, Some(node), identity, PATIENCE);
+            // One that has the timeline was a member once, and has promised something.
+            let has_it = client.ok()?.open(key.0, key.1).is_ok();
+            (!has_it && !before.contains(one.member)).then_some(one.member)
         });
         let members: Vec<Member> = members.take(count).collect();
         match members.len() > count / 2 {

@@ -71,6 +71,8 @@ impl Timeline {
 
     /// What is committed of the segment of `end`, before that, which is a record's end: for the archive. Waits for the disk.
     pub fn read_tail(&self, end: Lsn) -> Result<Tail, String> {
+        // First: what is read is never said to be of a later configuration than it is.
+        let configuration = self.configuration_number();
         let from = Tail::start(self.parameters(), end);
         let mut bytes = vec![0; (end - from) as usize];
         // What is damaged is noted where it is met.
@@ -84,7 +86,6 @@ impl Timeline {
             }
         }
         let last_record = self.last_record_before(end).map_err(|error| error.to_string())?;
-        let configuration = self.configuration_number();
         let history = self.history().up_to(end);
         let extent = Extent { from, boundary: end, last_record, configuration, history };
         Ok(Tail { extent, bytes: Arc::new(bytes) })

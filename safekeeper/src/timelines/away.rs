@@ -286,6 +286,7 @@ async fn fetch(
         archive.part(parameters, number, to, given_up).await.map_err(|error| match error {
             ArchiveError::Away(why) => NotBack::Later(why),
             ArchiveError::Damaged(why) => NotBack::Gone(why),
+            older @ ArchiveError::Older(_) => NotBack::Gone(older.to_string()),
         })?;
     let missing = || NotBack::Gone(format!("nothing there has WAL from {from} to {to}"));
     let (first, bytes) = found.ok_or_else(missing)?;

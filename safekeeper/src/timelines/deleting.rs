@@ -35,8 +35,9 @@ impl Timelines {
         let parameters = &decided.parameters;
         let key = (parameters.tenant, parameters.timeline);
         const WHY: &str = "the timeline was deleted";
-        match self.slots.see(key) {
+        let summary = match self.slots.see(key) {
             Seen::Open(timeline) => {
+                let summary = timeline.overview().summary;
                 // First, so that nothing goes on through it.
                 timeline.retire(WHY);
                 self.slots.end(key, &timeline, WHY);
@@ -44,15 +45,21 @@ impl Timelines {
                 while Arc::strong_count(&timeline) > 1 && Instant::now() < deadline {
                     std::thread::sleep(PAUSE);
                 }
+                summary
             }
             Seen::Resting => match self.slots.take_resting(key) {
-                Some(_) => self.slots.give_back(key, Slot::Damaged(WHY.to_owned())),
+                Some(summary) => {
+                    self.slots.give_back(key, Slot::Damaged(WHY.to_owned()));
+                    summary
+                }
                 None => return Ok(()),
             },
             // Somebody is at it; or its files are to be looked at by people.
             Seen::Busy(_) | Seen::Damaged(_) | Seen::Nothing => return Ok(()),
-        }
+        };
+        // What can't be removed now is looked at again.
         self.remove_deleted(key, decided)
+            .inspect_err(|_| self.slots.insert(key, Slot::Resting(summary)))
     }
 
     fn remove_deleted(&self, key: TimelineKey, decided: &Quorum) -> Result<(), RefusedReason> {

@@ -215,6 +215,13 @@ impl Timelines {
         if !own.is_known() {
             self.check_first(&own, decided)?;
         }
+        let first = decided.chain.configurations()[0].number();
+        let is_member = decided.chain.newest().contains(self.context.shared.own);
+        if decided.restored_lsn.is_some() && own.number() < first && is_member {
+            let text = "the members of this timeline were lost, and others began anew with what is archived, which this \
+                        safekeeper's log may lack: it becomes a member again only with a new directory";
+            return Err(RefusedReason::Storage(text.into()));
+        }
         timeline.admit_decision(&decided.chain)?;
         self.find(timeline, decided.chain.newest());
         timeline.follow_decision(&decided.chain)

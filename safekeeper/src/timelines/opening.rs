@@ -170,8 +170,7 @@ impl Timelines {
         }
     }
 
-    /// Has the timeline's WAL be here if it was in object storage only. What is not there any more is damage, for others to
-    /// mend, which is found when the timeline is opened.
+    /// Has the timeline's WAL be here if it was in object storage only. Until it is, the timeline counts for nothing.
     fn bring_back_if_away(&self, key: TimelineKey, directory: &Path) -> Result<(), RefusedReason> {
         let storage = |error: StorageError| {
             if !is_passing(&error) && !error.is_mendable() {
@@ -187,8 +186,11 @@ impl Timelines {
             Err(later @ NotBack::Later(_)) => Err(RefusedReason::Unavailable(later.to_string())),
             Err(NotBack::Storage(error)) => Err(storage(error)),
             Err(gone @ NotBack::Gone(_)) => {
-                tracing::error!(timeline = %key.1, error = %gone, "it is looked for at other members");
-                self.note_back(directory).map_err(storage)
+                let text = format!(
+                    "{gone}. Put it back; or, where others have it, have another safekeeper in the place of this one"
+                );
+                tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
+                Err(RefusedReason::Unavailable(text))
             }
         }
     }
