@@ -190,6 +190,12 @@ impl Node {
             Some(Underway { floor: shared.min(own.flush_lsn), history: history.clone() });
     }
 
+    /// It ended while it was mended, and nobody depends on what it had.
+    pub fn may_be_cut(&mut self) {
+        let history = self.promised.history.clone();
+        self.underway = Some(Underway { floor: Lsn::INVALID, history });
+    }
+
     /// It is done, and answered: what it says by now is promised.
     pub fn promise(&mut self, timeline: &Timeline, voted_for: Option<ProposerId>) {
         let Ok((holding, configuration)) = timeline.holding() else { return };

@@ -241,6 +241,10 @@ impl World {
             }
             Err(why) => {
                 self.log(|| format!("safekeeper {} is not mended: {why}", index + 1));
+                // It may have been about to cut what nobody depends on.
+                if self.nodes[index].is_finished() && self.check_relief(index).is_ok() {
+                    self.nodes[index].may_be_cut();
+                }
                 self.after(RETRY, Event::Mend(index));
             }
         }
