@@ -584,3 +584,30 @@ fn a_branch_that_is_idle_is_kept_in_object_storage_only_and_goes_on_from_there()
     assert!(all.starts_with(&writer.bytes()) && all.ends_with(&more.bytes()));
     proposing.stop().unwrap();
 }
+
+/// Too few answer for a quorum, so that the archive is asked too, and object storage can't be read: what the one has who answers
+/// is pulled all the same.
+#[test]
+fn where_few_answer_and_the_archive_does_not_they_are_pulled_from() {
+    let broker = start_broker();
+    let mut cluster = Cluster::start_with(5, &["--broker", &broker.url]);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead(&parameters, true);
+    let first = proposing.commit_lsn();
+    let some = writer.commit(10, 1000);
+    cluster.nodes[4].wait_lsn("flush_lsn", some, LONG);
+    cluster.nodes[4].kill();
+    let end = writer.commit(50, 1000);
+    proposing.stop().unwrap();
+    cluster.nodes[3].wait_lsn("commit_lsn", end, LONG);
+    for node in &mut cluster.nodes[..3] {
+        node.kill();
+    }
+    let of = format!("tenants/{}/timelines/{}", parameters.tenant, parameters.timeline);
+    let wal = cluster.dir.path().join("objects").join(of).join("wal");
+    assert!(!wal.exists());
+    std::fs::write(&wal, "no directory").unwrap();
+    cluster.nodes[4].start();
+    cluster.nodes[4].wait_lsn("commit_lsn", end, LONG);
+    assert!(cluster.nodes[4].read_all(first, end) == writer.bytes());
+}

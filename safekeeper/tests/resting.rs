@@ -783,6 +783,43 @@ fn what_can_not_be_fetched_is_waited_for_and_what_is_gone_is_asked_for() {
     assert_eq!(life.get(1).unwrap().flush_lsn(), end);
 }
 
+/// One that may lack everything is not taken for one of which all is in object storage: it asks for what others have.
+#[test]
+fn what_was_never_written_to_is_not_away() {
+    let mut world = World::new(1);
+    let life = world.open();
+    life.found(1);
+    assert!(life.rest_as_it_is(1));
+    assert_eq!(life.timelines.send_away(&[key(1)]).unwrap(), 0);
+    assert!(!life.timelines.is_away(key(1)));
+    assert!(!world.disk.list(&directory(1)).unwrap().contains(&"away".to_owned()));
+    assert!(life.get(1).is_ok());
+}
+
+/// A timeline whose control file has rotted is damaged, before or after its WAL went; the safekeeper goes on with the others.
+#[test]
+fn a_control_file_that_rots_ends_nothing_but_its_timeline() {
+    for is_away in [false, true] {
+        let mut world = World::new(1);
+        let life = world.open();
+        let mut logs = [life.found(1), life.found(2)];
+        for log in &mut logs {
+            log.commit(&life.get(log.n).unwrap(), 1000).unwrap();
+            world.archive_tail(&life.get(log.n).unwrap());
+            assert!(life.rest_as_it_is(log.n));
+        }
+        if is_away {
+            assert_eq!(life.timelines.send_away(&[key(1)]).unwrap(), 1);
+        }
+        world.disk.rot(&directory(1).join("control"), 60).unwrap();
+        assert_eq!(life.timelines.send_away(&[key(1), key(2)]).unwrap(), 1);
+        assert!(matches!(life.get(1), Err(RefusedReason::Storage(_))));
+        assert_eq!(life.timelines.damaged().len(), 1);
+        assert!(life.get(2).is_ok());
+        assert_eq!(world.latch.reason(), None);
+    }
+}
+
 #[test]
 fn tails_are_removed_when_more_is_archived() {
     let mut world = World::new(1);

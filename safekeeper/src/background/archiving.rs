@@ -229,11 +229,15 @@ impl Turn<'_> {
             CheckedSegment::read(&mut reader, parameters, number, commit_lsn, reached).await?;
         let stored = self.store(&segment).await;
         // What is there counts for others only if they believe it, however right it is.
-        let is_doubtful = match &stored {
-            Ok(is_there) => *is_there && self.is_of_before(Due::Segment(Lsn(number))).await?,
-            Err(_) => self.uploads,
+        let replaced = match &stored {
+            Ok(true) if self.is_of_before(Due::Segment(Lsn(number))).await? => {
+                self.replaces_given_up(&segment).await?
+            }
+            // Where that can't be found out either, the first trouble is what is told.
+            Err(_) if self.uploads => self.replaces_given_up(&segment).await.unwrap_or(false),
+            _ => false,
         };
-        if is_doubtful && self.replaces_given_up(&segment).await? {
+        if replaced {
             let why = stored.err().unwrap_or_default();
             tracing::warn!(timeline = %parameters.timeline, number, why, "replaced: members were given up in it");
             return Ok(true);
@@ -294,22 +298,26 @@ impl Turn<'_> {
 
     /// Whether the tail that ends at `end` is archived by now.
     async fn tail(&self, end: Lsn) -> Result<bool, Trouble> {
-        let (archive, parameters) = (self.archive, self.timeline.parameters());
         let timeline = Arc::clone(self.timeline);
         let tail = tokio::task::spawn_blocking(move || timeline.read_tail(end)).await;
         let tail = tail.map_err(|error| error.to_string())??;
         let stored = self.store_tail(&tail).await;
-        let is_doubtful = match &stored {
-            Ok(is_there) => *is_there && self.is_of_before(Due::Tail(end)).await?,
-            Err(_) => self.uploads,
+        let replaced = match &stored {
+            Ok(true) if self.is_of_before(Due::Tail(end)).await? => {
+                self.replaces_tail_given_up(&tail).await?
+            }
+            Err(_) if self.uploads => self.replaces_tail_given_up(&tail).await.unwrap_or(false),
+            _ => false,
         };
-        if is_doubtful
-            && let Some(given_up) = self.given_up().await?
-            && archive.replace_tail_given_up(parameters, &tail, &given_up).await?
-        {
-            return Ok(true);
+        if replaced { Ok(true) } else { Ok(stored?) }
+    }
+
+    async fn replaces_tail_given_up(&self, tail: &Tail) -> Result<bool, String> {
+        let parameters = self.timeline.parameters();
+        match self.given_up().await? {
+            Some(given_up) => self.archive.replace_tail_given_up(parameters, tail, &given_up).await,
+            None => Ok(false),
         }
-        Ok(stored?)
     }
 
     async fn store_tail(&self, tail: &Tail) -> Result<bool, String> {

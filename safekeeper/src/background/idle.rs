@@ -26,6 +26,7 @@ pub fn run(background: &Background) {
     let between = BETWEEN_LISTS.min(background.rest_after);
     let mut written_at: Option<Instant> = None;
     let mut resting = Resting::default();
+    let mut looked_at: Option<Instant> = None;
     loop {
         std::thread::sleep(INTERVAL);
         let timelines = &background.timelines;
@@ -36,7 +37,10 @@ pub fn run(background: &Background) {
             let Some(timeline) = timelines.get_open(key) else { continue };
             watch.look(key, State::of(&timeline), now);
         }
-        if let Some(away_after) = background.away_after {
+        if let Some(away_after) = background.away_after
+            && looked_at.is_none_or(|at| now - at >= BETWEEN_LISTS.min(away_after))
+        {
+            looked_at = Some(now);
             let of = |one: &Arc<TimelineSummary>| (one.parameters.tenant, one.parameters.timeline);
             let here = timelines.resting().into_iter().filter(|one| !is_away(one));
             let keys = resting.for_long(here.map(|one| of(&one)).collect(), now, away_after);

@@ -89,7 +89,17 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
     let answers = |member| member == own || peers.iter().any(|peer| peer.status.member == member);
     if !timeline.configuration().is_quorum(answers) {
         // What is archived was committed, and those who had it may be gone.
-        peers.extend(ask_archive(background, timeline, handle)?);
+        match ask_archive(background, timeline, handle) {
+            Ok(archive) => peers.extend(archive),
+            // Those who answer have something all the same.
+            Err(error) => {
+                let id = timeline.parameters().timeline;
+                tracing::info!(timeline = %id, %error, "what is archived is not known");
+            }
+        }
+        if timeline.is_left() {
+            return Ok(0);
+        }
     }
     let statuses: Vec<Status> = peers.iter().map(|peer| peer.status.clone()).collect();
     let Some(missing) = timeline.conclude(&statuses)? else { return Ok(0) };

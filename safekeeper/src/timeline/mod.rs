@@ -29,7 +29,7 @@ pub use self::core::{Answer, Beginning, SYNC_EVERY};
 pub use self::open::{OpenContext, Opened, read_control};
 pub use self::peers::Missing;
 pub use self::reading::{ReadOn, Reading};
-pub use self::rest::{Overview, can_be_trimmed, is_archived, is_away};
+pub use self::rest::{Overview, can_be_trimmed, has_wal, is_archived, is_away};
 use crate::checked_segment::Trouble;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;

@@ -70,16 +70,20 @@ pub fn can_be_trimmed(summary: &TimelineSummary, remote_consistent_lsn: Lsn) -> 
     lsn.min(summary.last_record_lsn).segment_start(size) > summary.available_lsn
 }
 
-/// Whether none of its WAL is on this disk: all of it is in object storage, or there is none.
+/// Whether there is WAL of it, and none of that on this disk: all is in object storage.
 pub fn is_away(summary: &TimelineSummary) -> bool {
-    summary.segments == 0
+    summary.segments == 0 && has_wal(summary)
+}
+
+/// Whether anything of it is known to be committed here.
+pub fn has_wal(summary: &TimelineSummary) -> bool {
+    summary.commit_lsn > summary.parameters.start_lsn
 }
 
 /// Whether all of its WAL is in object storage.
 pub fn is_archived(summary: &TimelineSummary) -> bool {
     summary.flush_lsn == summary.commit_lsn
-        && (summary.archived_lsn == summary.commit_lsn
-            || summary.commit_lsn == summary.parameters.start_lsn)
+        && (summary.archived_lsn == summary.commit_lsn || !has_wal(summary))
 }
 
 /// Whether nothing is to be done with a timeline of which all is durable: what is there is committed, and nothing of it is to

@@ -5,6 +5,7 @@
 //! the timeline promised to have is in its control file all the time, and is what it has to have then.
 
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::archive::{Archive, ArchiveError};
 use crate::checked_segment::checker;
 use crate::segment::SegmentFiles;
 use crate::storage_error::StorageError;
-use crate::timeline::{AWAY, is_archived, is_away, read_control};
+use crate::timeline::{AWAY, has_wal, is_archived, is_away, read_control};
 
 /// Why a timeline's WAL is not here.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,7 @@ impl Timelines {
         for &key in keys {
             let Some(summary) = self.slots.take_resting(key) else { continue };
             let may_go = is_archived(&summary)
+                && has_wal(&summary)
                 && !is_away(&summary)
                 && summary.configuration.contains(own)
                 && self.context.archive.is_some();
@@ -126,7 +128,14 @@ impl Timelines {
         let disk = self.context.shared.disk.as_ref();
         let directory = self.directory_of(key);
         // By what is durable, and not by what is in a list.
-        let control = read_control(&self.context.shared, &directory.join("control"))?;
+        let control = match read_control(&self.context.shared, &directory.join("control")) {
+            Ok(control) => control,
+            // Whoever needs the timeline meets that; the others go on.
+            Err(error) => {
+                tracing::warn!(timeline = %key.1, %error, "its WAL stays here");
+                return Ok(false);
+            }
+        };
         if !is_archived(&summary_of(&control)) {
             return Ok(false);
         }
@@ -220,10 +229,13 @@ impl Timelines {
 
     /// Fetches the WAL of a timeline that was sent away, durably on return. For whoever has the timeline for himself, and may
     /// wait.
-    pub(super) fn bring_back(&self, key: TimelineKey) -> Result<(), NotBack> {
+    pub(super) fn bring_back(
+        &self,
+        key: TimelineKey,
+        control: &TimelineControl,
+    ) -> Result<(), NotBack> {
         let directory = self.directory_of(key);
         let shared = &self.context.shared;
-        let control = read_control(shared, &directory.join("control"))?;
         let parameters = &control.parameters;
         let Some(archive) = &self.context.archive else {
             return Err(NotBack::Later("this safekeeper has no object store".to_owned()));
@@ -245,13 +257,16 @@ impl Timelines {
         while checker.feed_position() < end {
             let at = checker.feed_position();
             let to = (at.segment_start(size) + size).min(end);
-            let wal = runtime.block_on(fetch(archive, parameters, (at, to), given_up.as_ref()))?;
-            let skipped = at.segment_offset(size) as usize;
             let mut segment = vec![0; size as usize];
-            segment[skipped..][..wal.len()].copy_from_slice(&wal);
-            checker.check(&wal).map_err(|error| {
-                NotBack::Gone(format!("what is there is no WAL that goes on here: {error}"))
-            })?;
+            {
+                let fetched = fetch(archive, parameters, (at, to), given_up.as_ref());
+                let (bytes, place) = runtime.block_on(fetched)?;
+                let wal = &bytes[place];
+                checker.check(wal).map_err(|error| {
+                    NotBack::Gone(format!("what is there is no WAL that goes on here: {error}"))
+                })?;
+                segment[at.segment_offset(size) as usize..][..wal.len()].copy_from_slice(wal);
+            }
             files.replace(at.segment_number(size), &segment)?;
         }
         if checker.is_synced() && checker.position() != end {
@@ -274,13 +289,13 @@ impl Timelines {
     }
 }
 
-/// Archived WAL of one segment.
+/// Archived WAL of one segment, and where in it is what is asked for.
 async fn fetch(
     archive: &Archive,
     parameters: &TimelineParameters,
     (from, to): (Lsn, Lsn),
     given_up: Option<&GivenUp>,
-) -> Result<Vec<u8>, NotBack> {
+) -> Result<(Arc<Vec<u8>>, Range<usize>), NotBack> {
     let number = from.segment_number(u64::from(parameters.segment_size));
     let found =
         archive.part(parameters, number, to, given_up).await.map_err(|error| match error {
@@ -291,6 +306,9 @@ async fn fetch(
     let missing = || NotBack::Gone(format!("nothing there has WAL from {from} to {to}"));
     let (first, bytes) = found.ok_or_else(missing)?;
     let start = from.0.checked_sub(first.0).ok_or_else(missing)? as usize;
-    let wal = bytes.get(start..start + (to - from) as usize).ok_or_else(missing)?;
-    Ok(wal.to_vec())
+    let place = start..start + (to - from) as usize;
+    match bytes.get(place.clone()) {
+        Some(_) => Ok((bytes, place)),
+        None => Err(missing()),
+    }
 }

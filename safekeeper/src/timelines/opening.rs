@@ -13,7 +13,7 @@ use super::away::NotBack;
 use super::slots::{Seen, Slot};
 use super::{TimelineKey, Timelines};
 use crate::storage_error::StorageError;
-use crate::timeline::{Overview, Timeline, is_away};
+use crate::timeline::{Overview, Timeline, is_away, read_control};
 
 /// Longest wait for a timeline that is being opened, or comes to rest. Who asked has given up by then.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -181,7 +181,11 @@ impl Timelines {
         if !self.is_sent_away(directory).map_err(storage)? {
             return Ok(());
         }
-        match self.bring_back(key) {
+        // What is wrong with that is found, and told of, when the timeline is opened.
+        let Ok(control) = read_control(&self.context.shared, &directory.join("control")) else {
+            return Ok(());
+        };
+        match self.bring_back(key, &control) {
             Ok(()) => Ok(()),
             Err(later @ NotBack::Later(_)) => Err(RefusedReason::Unavailable(later.to_string())),
             Err(NotBack::Storage(error)) => Err(storage(error)),
