@@ -66,8 +66,6 @@ pub struct Driver {
     replaced_by: Option<u64>,
     /// What the log was that was led by the term before, while members were changed and a term has to be won with the new ones.
     led: Option<TermHistory>,
-    /// A newer configuration that members told of, before enough of them have.
-    told_of: Option<Configuration>,
     /// The first term in which the source's log was led; all later ones in its history are ours.
     own_since: Term,
     /// Where the log begins that the source writes.
@@ -146,7 +144,6 @@ impl Driver {
             yields_above,
             replaced_by: None,
             led: None,
-            told_of: None,
             own_since: Term(0),
             own_start_lsn: Lsn::INVALID,
             record_end: Lsn::INVALID,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId};
+use pgstrata_quorum::Configuration;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::safekeeper::{Greeting, Message};
 
@@ -33,8 +34,8 @@ pub struct Link {
     pub member: Option<Member>,
     /// In which life of its directory it answered last, member or not.
     pub heard: Option<Incarnation>,
-    /// The number of the newest configuration that it told of, in whichever life of its directory.
-    pub tells_of: u64,
+    /// The newest configuration that it told of, in whichever life of its directory.
+    pub tells_of: Option<Configuration>,
     /// False once the members were changed, and it is none any more.
     pub is_wanted: bool,
     members: Arc<dyn Members>,
@@ -79,7 +80,7 @@ impl Link {
             node,
             member: None,
             heard: None,
-            tells_of: 0,
+            tells_of: None,
             is_wanted: true,
             members,
             told: None,

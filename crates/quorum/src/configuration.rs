@@ -126,11 +126,24 @@ impl Configuration {
         majority(&self.members) && (self.incoming.is_empty() || majority(&self.incoming))
     }
 
+    /// With what later configuration who leads with this one goes on, by the newest that each member tells of: the newest of
+    /// those that enough know. A newer one that a few know hides no other: they may have read what the rest can't
+    /// read now, or are no members any more, and those who are may never hear of it as long as nothing changes again.
+    pub fn next_of<'a>(&self, told: &[(Member, &'a Configuration)]) -> Option<&'a Configuration> {
+        let knows = |member: Member, number: u64| {
+            told.iter().any(|(who, newest)| *who == member && newest.number >= number)
+        };
+        let known = told.iter().map(|(_, newest)| *newest);
+        known
+            .filter(|next| self.yields_to(next, |member| knows(member, next.number)))
+            .max_by_key(|next| next.number)
+    }
+
     /// Whether who leads with this configuration goes on with a later one, by who knows of that: a majority of its members
     /// before its change, or a quorum of the own ones. A few may have read what the others can't read now, and would not elect.
     /// The own ones may never be a quorum again, where members were changed, and lost, and changed again meanwhile; and
     /// newcomers are met only afterwards.
-    pub fn yields_to(&self, next: &Configuration, knows: impl Fn(Member) -> bool) -> bool {
+    fn yields_to(&self, next: &Configuration, knows: impl Fn(Member) -> bool) -> bool {
         let known = next.members.iter().filter(|&&member| knows(member)).count();
         next.number > self.number && (known > next.members.len() / 2 || self.is_quorum(knows))
     }
@@ -193,6 +206,24 @@ mod tests {
         // Member 2 is lost: of the own first group only one is left, and 3 and 4 were never met.
         assert!(by(&grown, &[again, member(1)]));
         assert!(!replaced.yields_to(&own, |_| true));
+    }
+
+    #[test]
+    fn a_newer_configuration_that_few_know_hides_none_that_enough_know() {
+        let old: Vec<Member> = [1, 2, 3].map(member).to_vec();
+        let own = Configuration::joint(4, old, vec![member(5)]).unwrap();
+        let ended = Configuration::new(5, vec![member(5)]).unwrap();
+        let all = [1, 2, 5].map(member).to_vec();
+        let begun = Configuration::joint(6, vec![member(5)], all).unwrap();
+        let undone = Configuration::new(7, vec![member(5)]).unwrap();
+        let told = [(member(1), &undone), (member(2), &begun)];
+        assert_eq!(own.next_of(&told), None);
+        let told = [told[0], told[1], (member(5), &ended)];
+        assert_eq!(own.next_of(&told), Some(&ended));
+        let told = [told[0], (member(5), &begun)];
+        assert_eq!(own.next_of(&told), Some(&begun));
+        assert_eq!(own.next_of(&[(member(5), &undone)]), Some(&undone));
+        assert_eq!(undone.next_of(&told), None);
     }
 
     #[test]

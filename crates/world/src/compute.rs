@@ -20,8 +20,8 @@ pub struct Link {
     pub member: Option<Member>,
     /// Who has answered there last.
     pub heard: Option<Member>,
-    /// Number of the newest configuration that it told of.
-    pub tells_of: u64,
+    /// The newest configuration that it told of.
+    pub tells_of: Option<Configuration>,
 }
 
 /// See the module.
@@ -47,8 +47,6 @@ pub struct Compute {
     pub own_since: Term,
     /// The highest term that it asked for before members changed: who was promised a higher one has taken over.
     pub yields_above: Option<Term>,
-    /// A newer configuration that members told of, before enough of them have.
-    pub told_of: Option<Configuration>,
     /// It is a safekeeper that has members elect, where no compute does, and writes nothing.
     pub is_steward: bool,
 }
@@ -68,7 +66,6 @@ impl Compute {
             led: None,
             own_since: Term(0),
             yields_above: None,
-            told_of: None,
             is_steward: false,
         }
     }
@@ -85,7 +82,6 @@ impl Compute {
         self.committed = Lsn::INVALID;
         self.led = None;
         self.yields_above = None;
-        self.told_of = None;
     }
 
     fn id(&self) -> ProposerId {
@@ -106,20 +102,16 @@ impl Compute {
         if decided.number() <= own.number() {
             return None;
         }
-        let link = &mut self.links[node];
-        link.tells_of = link.tells_of.max(decided.number());
+        let tells_of = &mut self.links[node].tells_of;
+        if tells_of.as_ref().is_none_or(|before| before.number() < decided.number()) {
+            *tells_of = Some(decided.clone());
+        }
         if !self.is_elected() || self.led.is_some() {
             return Some(decided.clone());
         }
-        if self.told_of.as_ref().is_none_or(|told_of| told_of.number() < decided.number()) {
-            self.told_of = Some(decided.clone());
-        }
-        let next = self.told_of.clone()?;
-        let knows = |member: Member| {
-            let mut links = self.links.iter();
-            links.any(|link| link.heard == Some(member) && link.tells_of >= next.number())
-        };
-        own.yields_to(&next, knows).then_some(next)
+        let told =
+            self.links.iter().filter_map(|link| Some((link.heard?, link.tells_of.as_ref()?)));
+        own.next_of(&told.collect::<Vec<_>>()).cloned()
     }
 
     /// Campaigns with other members. If a term was won already, its log is to go on with the next one.
@@ -127,7 +119,6 @@ impl Compute {
         let Some(before) = self.proposer.take() else { return };
         let term = before.term();
         let next = Term(term.0 + 1);
-        self.told_of = None;
         let mut skipped = skipped;
         if before.phase() == Phase::Elected {
             self.led = Some(before.history().clone());

@@ -7,10 +7,10 @@ use pgstrata_env::Disk;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
-use pgstrata_quorum::{Configuration, ProposerId, TermHistory};
+use pgstrata_quorum::{Chain, ProposerId, TermHistory};
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
 use pgstrata_safekeeper::latch::Latch;
-use pgstrata_safekeeper::mend::{DamagedLog, Lack, Sources, may_be_mended};
+use pgstrata_safekeeper::mend::{DamagedLog, Fate, Lack, Sources, fate};
 use pgstrata_safekeeper::meters::Meters;
 use pgstrata_safekeeper::segment::{Preparations, Preparer};
 use pgstrata_safekeeper::storage_error::StorageError;
@@ -453,7 +453,7 @@ impl Node {
     pub fn mend(
         &mut self,
         sources: impl FnOnce(&TimelineControl) -> Sources,
-        decided: &Configuration,
+        decided: &Chain,
         truth: &Truth,
     ) -> Checked<Result<Option<Lsn>, String>> {
         let context = self.context();
@@ -462,10 +462,13 @@ impl Node {
             Err(error) => return Ok(Err(error.to_string())),
         };
         let names = self.disk.list(&self.directory).unwrap_or_default();
-        for configuration in [&control.state.configuration, decided] {
-            if let Err(why) = may_be_mended(&names, configuration, self.member) {
-                return Ok(Err(why));
+        match fate(&names, &control.state.configuration, Some(decided), self.member) {
+            Fate::Mended => {}
+            Fate::LetGo => {
+                self.let_go();
+                return Ok(Ok(None));
             }
+            Fate::Kept => return Ok(Err("it is kept for others".into())),
         }
         let mut sources = sources(&control);
         let (disk, space) = (Arc::clone(&context.disk), context.space.clone());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
-use pgstrata_quorum::Configuration;
+use pgstrata_quorum::{Chain, Configuration};
 use pgstrata_wal_client::SafekeeperClient;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -14,8 +14,7 @@ use tokio::task::JoinSet;
 use super::{Background, INTERVAL};
 use crate::archive::ArchiveReader;
 use crate::mend::check::confirm;
-use crate::mend::may_be_mended;
-use crate::mend::{DamagedLog, Lack, Mended, Said, Source, Sources};
+use crate::mend::{DamagedLog, Fate, Lack, Mended, Said, Source, Sources, fate};
 use crate::storage_error::StorageError;
 use crate::timeline::{Suspicion, Timeline, read_control};
 use crate::timelines::TimelineKey;
@@ -120,14 +119,28 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     let control = read_control(shared, &directory.join("control"));
     let control = control.map_err(|error| error.to_string())?;
     let names = shared.disk.list(&directory).map_err(|error| error.to_string())?;
-    may_be_mended(&names, &control.state.configuration, shared.own)?;
-    // Those that were decided on since then are asked too: they may be the only ones that are left.
     let decided = background.timelines.context().decisions.read(key).ok().flatten();
-    let decided = decided.map(|decided| decided.chain.newest().clone());
-    let mut sources = ask(background, &control, decided.as_ref(), handle);
-    let newest = sources.newest_configuration().cloned().into_iter().chain(decided);
-    for newest in newest.filter(|one| one.number() > control.state.configuration.number()) {
-        may_be_mended(&names, &newest, shared.own)?;
+    let decided = decided.map(|decided| decided.chain);
+    let own = &control.state.configuration;
+    match fate(&names, own, decided.as_ref(), shared.own) {
+        Fate::Mended => {}
+        Fate::LetGo => return background.timelines.let_go_damaged(key),
+        Fate::Kept => {
+            return Err("the members of this timeline went on without this safekeeper, which may have what they lack, \
+                        and its WAL is damaged here: it is left as it is"
+                .to_owned());
+        }
+    }
+    // Those that were decided on since then are asked too: they may be the only ones that are left.
+    let newest = decided.as_ref().map_or(own, Chain::newest);
+    let mut sources = ask(background, &control, newest, handle);
+    if let Some(said) = sources.newest_configuration()
+        && said.number() > own.number().max(newest.number())
+        && !said.contains(shared.own)
+    {
+        return Err("other safekeepers keep this timeline by now, they say, and its WAL is damaged here: what becomes of it \
+                    stands in object storage, which can't be read now"
+            .to_owned());
     }
     let (disk, space) = (Arc::clone(&shared.disk), shared.space.clone());
     let log = DamagedLog::open(disk, &directory, control, space);
@@ -151,17 +164,15 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
 fn ask(
     background: &Background,
     control: &TimelineControl,
-    decided: Option<&Configuration>,
+    newest: &Configuration,
     handle: &Handle,
 ) -> Sources {
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     let mut silent = Vec::new();
     let own = background.timelines.context().shared.own.node;
     let mut nodes = control.state.configuration.nodes();
-    let more = decided.map(Configuration::nodes).unwrap_or_default();
-    nodes.extend(
-        more.into_iter().filter(|node| !control.state.configuration.nodes().contains(node)),
-    );
+    let known = nodes.clone();
+    nodes.extend(newest.nodes().into_iter().filter(|node| !known.contains(node)));
     for node in nodes.into_iter().filter(|&node| node != own) {
         match background.wal_address(node, &control.addresses) {
             Some(address) => {

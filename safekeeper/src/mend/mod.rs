@@ -5,7 +5,7 @@
 //! shown that nobody depends on what was there.
 
 use pgstrata_ids::Member;
-use pgstrata_quorum::Configuration;
+use pgstrata_quorum::{Chain, Configuration};
 
 use crate::timeline::KEEP;
 
@@ -18,24 +18,40 @@ pub use log::{DamagedLog, Lack, Mended};
 pub use relief::relieves;
 pub use sources::{Said, Source, Sources};
 
-/// Whether a timeline's log may be changed to mend it: not one that is kept for what others lack, whatever they say of it, nor
-/// one of which others are the members by now. An error says why, for people.
-pub fn may_be_mended(
+/// What is to become of a timeline whose WAL is damaged here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is mended.
+    Mended,
+    /// Others keep it, and have what is here: its files are removed, as those of one that is not damaged are.
+    LetGo,
+    /// Others went on without what is here, and may lack it: it is left as it is, whatever they say of it.
+    Kept,
+}
+
+/// That, by the names of its files, its own configuration, and what is decided of its members, as far as that can be read.
+pub fn fate(
     names: &[String],
-    configuration: &Configuration,
-    own: Member,
-) -> Result<(), String> {
+    own: &Configuration,
+    decided: Option<&Chain>,
+    member: Member,
+) -> Fate {
     if names.iter().any(|name| name == KEEP) {
-        return Err("the members of this timeline went on without this safekeeper, which may have what they lack, and its WAL \
-                    is damaged here: it is left as it is"
-            .to_owned());
+        return Fate::Kept;
     }
-    if configuration.is_known() && !configuration.contains(own) {
-        return Err("other safekeepers keep this timeline by now, and its WAL is damaged here: what is here is of no \
-                    further use, if they lack nothing"
-            .to_owned());
+    if own.is_known() && !own.contains(member) {
+        // Where others had gone on without its word it would have been kept before it took that.
+        return Fate::LetGo;
     }
-    Ok(())
+    match decided.filter(|decided| decided.newest().number() > own.number()) {
+        Some(decided) if !decided.newest().contains(member) => {
+            match decided.goes_on_from(own) && decided.shows_leaving(member) {
+                true => Fate::LetGo,
+                false => Fate::Kept,
+            }
+        }
+        _ => Fate::Mended,
+    }
 }
 
 #[cfg(test)]
@@ -44,17 +60,48 @@ mod tests {
 
     use super::*;
 
+    fn member(node: u64) -> Member {
+        Member { node: NodeId(node), incarnation: Incarnation([1; 16]) }
+    }
+
+    fn members(nodes: &[u64]) -> Vec<Member> {
+        nodes.iter().map(|&node| member(node)).collect()
+    }
+
+    fn fate_of(names: &[&str], own: &Configuration, decided: Option<&Chain>) -> Fate {
+        let names = names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        fate(&names, own, decided, member(1))
+    }
+
     #[test]
     fn what_is_kept_for_others_is_not_touched() {
-        let member = |node: u64| Member { node: NodeId(node), incarnation: Incarnation([1; 16]) };
-        let of = |nodes: &[u64]| {
-            Configuration::new(7, nodes.iter().map(|&node| member(node)).collect()).unwrap()
-        };
-        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        let plain = names(&["control", "flushed"]);
-        assert_eq!(may_be_mended(&plain, &of(&[1, 2, 3]), member(1)), Ok(()));
-        let kept = names(&["control", KEEP]);
-        assert!(may_be_mended(&kept, &of(&[1, 2, 3]), member(1)).is_err());
-        assert!(may_be_mended(&plain, &of(&[2, 3]), member(1)).is_err());
+        let of = |nodes: &[u64]| Configuration::new(7, members(nodes)).unwrap();
+        let plain = ["control", "flushed"];
+        assert_eq!(fate_of(&plain, &of(&[1, 2, 3]), None), Fate::Mended);
+        assert_eq!(fate_of(&["control", KEEP], &of(&[1, 2, 3]), None), Fate::Kept);
+        assert_eq!(fate_of(&["control", KEEP], &of(&[2, 3]), None), Fate::Kept);
+        assert_eq!(fate_of(&plain, &of(&[2, 3]), None), Fate::LetGo);
+    }
+
+    #[test]
+    fn what_others_took_over_is_let_go_also_where_that_was_not_heard_of() {
+        let plain = ["control", "flushed"];
+        let founded = Chain::found(members(&[1, 2, 3])).unwrap();
+        let own = founded.newest().clone();
+        assert_eq!(fate_of(&plain, &own, Some(&founded)), Fate::Mended);
+        let joint = founded.change_to(members(&[2, 3, 4])).unwrap();
+        assert_eq!(
+            fate_of(&plain, &own, Some(&joint)),
+            Fate::Mended,
+            "it is needed until that ends"
+        );
+        let ended = joint.change_ended().unwrap();
+        assert_eq!(fate_of(&plain, &own, Some(&ended)), Fate::LetGo);
+        let back = ended.change_to(members(&[1, 2, 3])).unwrap();
+        assert_eq!(fate_of(&plain, &own, Some(&back)), Fate::Mended, "a member again");
+        // It took the end of the change before it was damaged: what it would be given again begins anew.
+        assert_eq!(fate_of(&plain, ended.newest(), Some(&back)), Fate::LetGo);
+        let without = founded.recovered(member(2), members(&[2])).unwrap();
+        assert_eq!(fate_of(&plain, &own, Some(&without)), Fate::Kept, "nobody asked it");
     }
 }

@@ -40,6 +40,19 @@ impl Timelines {
         }
     }
 
+    /// Removes a timeline that is damaged and that others keep by now, who have what was here.
+    pub fn let_go_damaged(&self, key: TimelineKey) -> Result<(), String> {
+        if !self.slots.is_mending(key) {
+            return Ok(());
+        }
+        self.let_go(key, &self.directory_of(key)).map_err(|error| {
+            if !matches!(error, StorageError::DiskFull { .. }) {
+                self.context.shared.latch.throw(&error.to_string());
+            }
+            error.to_string()
+        })
+    }
+
     /// The place of a timeline that could not be opened.
     pub(super) fn slot_of_damaged(&self, key: TimelineKey, error: &StorageError) -> Slot {
         let was_mended = self.slots.is_mending(key);

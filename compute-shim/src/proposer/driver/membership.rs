@@ -73,27 +73,21 @@ impl Driver {
         if number <= self.configuration.number() {
             return;
         }
-        let link = &mut self.links[index];
-        link.tells_of = link.tells_of.max(number);
+        let tells_of = &mut self.links[index].tells_of;
+        if tells_of.as_ref().is_none_or(|before| before.number() < number) {
+            *tells_of = Some(decided.clone());
+        }
         let told_by = Some(index).filter(|_| is_greeting);
         // Whoever campaigns, or goes on just now with members that it was told of before, commits nothing meanwhile.
         if self.election.is_none() || self.led.is_some() {
             return self.adopt(decided, told_by);
         }
-        if self.told_of.as_ref().is_none_or(|told_of| told_of.number() < number) {
-            self.told_of = Some(decided);
-        }
-        let Some(next) = &self.told_of else { return };
-        let knows = |member: Member| {
-            let mut links = self.links.iter().filter(|link| link.node == member.node);
-            links.any(|link| {
-                link.heard == Some(member.incarnation) && link.tells_of >= next.number()
-            })
-        };
+        let told = self.links.iter().filter_map(|link| {
+            let member = Member { node: link.node, incarnation: link.heard? };
+            Some((member, link.tells_of.as_ref()?))
+        });
         // Newcomers are met only afterwards; who changes members has them know first.
-        if self.configuration.yields_to(next, knows)
-            && let Some(next) = self.told_of.take()
-        {
+        if let Some(next) = self.configuration.next_of(&told.collect::<Vec<_>>()).cloned() {
             self.adopt(next, told_by);
         }
     }
@@ -103,7 +97,6 @@ impl Driver {
     pub(super) fn adopt(&mut self, configuration: Configuration, told_by: Option<usize>) {
         self.greeting.known = configuration.number();
         self.configuration = configuration;
-        self.told_of = None;
         let nodes = self.configuration.nodes();
         for (index, link) in self.links.iter_mut().enumerate() {
             // One that is wanted no more is left in the next turn: what it sent may be just being read.

@@ -1,5 +1,7 @@
 //! Computes: elections, what they write and send.
 
+use pgstrata_ids::NodeId;
+
 use super::*;
 
 impl World {
@@ -12,7 +14,12 @@ impl World {
         // One that it was told of before, perhaps, and hears of the newest only now.
         let known = self.quorum.chain.configurations();
         let back = if self.rng.one_in(3) { self.rng.index(known.len()) } else { 0 };
-        let configuration = known[known.len() - 1 - back].clone();
+        let mut configuration = known[known.len() - 1 - back].clone();
+        let serves = |node: &NodeId| !self.nodes[self.node_of(node.0)].is_mending;
+        if self.quiet.is_some() && !configuration.nodes().iter().any(serves) {
+            // Whom nobody answers is told of others by who starts it again.
+            configuration = self.quorum.chain.newest().clone();
+        }
         self.computes[compute].begin(configuration, skipped);
         let life = self.computes[compute].life;
         self.log(|| format!("compute {compute} begins, the {life}th"));

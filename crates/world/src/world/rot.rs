@@ -210,8 +210,8 @@ impl World {
             })
             .collect();
         let (archive, start) = (self.truth.archive_now(), self.parameters.start_lsn);
-        let decided = self.quorum.chain.newest().clone();
-        let asked = decided.clone();
+        let decided = self.quorum.chain.clone();
+        let asked = decided.newest().clone();
         let sources = |control: &pgstrata_format::safekeeper::TimelineControl| {
             let state = &control.state;
             let mut nodes = state.configuration.nodes();
@@ -228,6 +228,9 @@ impl World {
         };
         let mended = self.nodes[index].mend(sources, &decided, &self.truth)?;
         match mended {
+            Ok(_) if !self.nodes[index].is_mending && self.nodes[index].timeline.is_none() => {
+                self.log(|| format!("safekeeper {} lets go of what others keep", index + 1));
+            }
             Ok(cut) if !self.nodes[index].is_mending => {
                 self.outcome.mended += 1;
                 self.log(|| format!("safekeeper {} is mended, and cut at {cut:?}", index + 1));
