@@ -255,8 +255,9 @@ fn settle(files: &SegmentFiles, number: u64) -> Result<(), StorageError> {
 
 fn decoder(files: &SegmentFiles, start: Lsn) -> Result<WalDecoder, StorageError> {
     let parameters = &files.parameters;
-    let decoder =
-        WalDecoder::new(start, files.segment_size()).with_system_identifier(parameters.system_id.0);
+    let decoder = WalDecoder::new(start, files.segment_size())
+        .with_system_identifier(parameters.system_id.0)
+        .with_timeline(parameters.pg_timeline);
     match PgVersion::from_major(parameters.pg_version) {
         Some(version) => Ok(decoder.with_version(version)),
         None => Ok(decoder),

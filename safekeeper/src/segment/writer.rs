@@ -11,6 +11,9 @@ use crate::storage_error::StorageError;
 /// Zeros written at once when a log is cut, in bytes.
 const ZERO_CHUNK: usize = 256 << 10;
 
+/// Segments that are made ahead of one writer, at most.
+const MOST_AHEAD: u64 = 2;
+
 /// The end of one timeline's log.
 #[derive(Debug)]
 pub struct LogWriter {
@@ -20,12 +23,14 @@ pub struct LogWriter {
     unsynced: Vec<(u64, Arc<dyn DiskFile>)>,
     /// Everything after it is zero.
     end: Lsn,
+    /// Segments that are asked for ahead of the one that is written to.
+    ahead: u64,
 }
 
 impl LogWriter {
     /// A writer for a log that ends at `end`, with nothing but zeros after it.
     pub fn new(files: Arc<SegmentFiles>, preparer: Preparer, end: Lsn) -> LogWriter {
-        LogWriter { files, preparer, open: None, unsynced: Vec::new(), end }
+        LogWriter { files, preparer, open: None, unsynced: Vec::new(), end, ahead: 1 }
     }
 
     /// Makes the segment of the next byte soon.
@@ -50,8 +55,15 @@ impl LogWriter {
 
     fn segment(&mut self, number: u64) -> Result<&Arc<dyn DiskFile>, StorageError> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
-            let file = self.files.open_or_make(number)?;
-            self.preparer.request(&self.files, number + 1);
+            let (file, was_there) = self.files.open_or_make(number)?;
+            // One is not enough for who fills segments as quickly as they are made.
+            let goes_on = self.open.as_ref().is_some_and(|(open, _)| open + 1 == number);
+            if goes_on && !was_there {
+                self.ahead = MOST_AHEAD;
+            }
+            for next in 1..=self.ahead {
+                self.preparer.request(&self.files, number + next);
+            }
             return Ok(&self.open.insert((number, file)).1);
         }
         match &self.open {
@@ -117,5 +129,48 @@ impl LogWriter {
             at += count as u64;
         }
         file.sync_data().map_err(StorageError::unsynced("sync", &path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use pgstrata_env::Disk;
+    use pgstrata_sim::SimDisk;
+    use pgstrata_sim::wal::parameters;
+
+    use super::*;
+    use crate::latch::Latch;
+
+    const SIZE: u32 = 64 << 10;
+
+    #[test]
+    fn who_had_to_wait_for_a_segment_asks_for_two_from_then_on() {
+        let disk = SimDisk::new(1);
+        let directory = Path::new("/timeline");
+        disk.create_directory(directory).unwrap();
+        let mut parameters = parameters(Lsn(SIZE.into()));
+        parameters.segment_size = SIZE;
+        let files = Arc::new(SegmentFiles::new(Arc::new(disk), directory, parameters));
+        let (preparer, preparations) = Preparer::queue(Latch::default());
+        let mut writer = LogWriter::new(Arc::clone(&files), preparer, Lsn(SIZE.into()));
+        let mut fill = |number: u64| writer.write(Lsn(number * u64::from(SIZE)), &[1]).unwrap();
+        let make =
+            || std::iter::repeat_with(|| preparations.step()).take_while(|&made| made).count();
+        fill(1);
+        assert_eq!(
+            (make(), files.numbers().unwrap()),
+            (1, vec![1, 2]),
+            "the first is always waited for"
+        );
+        fill(2);
+        assert_eq!((make(), files.numbers().unwrap()), (1, vec![1, 2, 3]));
+        fill(3);
+        fill(4);
+        assert_eq!(make(), 3, "4, which was made by who waited, 5 and 6");
+        assert_eq!(files.numbers().unwrap(), [1, 2, 3, 4, 5, 6]);
+        fill(5);
+        assert_eq!((make(), files.numbers().unwrap()), (2, vec![1, 2, 3, 4, 5, 6, 7]));
     }
 }
