@@ -65,6 +65,7 @@ pub fn checker(parameters: &TimelineParameters, start: Lsn) -> WalChecker {
     WalChecker::new(start, u64::from(parameters.segment_size))
         .with_system_identifier(parameters.system_id.0)
         .with_version(PgVersion::from_major(parameters.pg_version))
+        .with_timeline(parameters.pg_timeline)
 }
 
 /// A checker for what follows the record boundary `lsn`; `last_record` is the start of the record

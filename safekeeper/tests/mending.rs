@@ -458,6 +458,23 @@ fn what_is_left_of_a_record_is_replaced_from_the_beginning_of_the_log() {
     }
 }
 
+/// What a page says of its timeline looks right for itself, and makes the pages after it seem wrong, whoever gives them.
+#[test]
+fn a_page_that_is_of_another_timeline_is_replaced_itself() {
+    let disk = SimDisk::new(9);
+    let mut copy = Copy::on_sim(&disk);
+    let timeline = copy.written();
+    let (end, own, commit_lsn) = (timeline.flush_lsn(), timeline.history(), timeline.commit_lsn());
+    drop(timeline);
+    let timeline_of_page = 12 * 8192 + 4;
+    disk.flip(&copy.path(2), timeline_of_page, 2).unwrap();
+    disk.end_process();
+    let sources = copy.others(end, commit_lsn, own.clone());
+    let mended = copy.mend(&mut ask(&own, commit_lsn, sources)).unwrap();
+    assert_eq!(mended.segments, 1);
+    copy.assert_whole("of another timeline");
+}
+
 /// Whoever gives what is no WAL is not asked again, and what he gave is not kept.
 #[test]
 fn what_others_give_is_checked() {

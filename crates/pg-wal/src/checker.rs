@@ -39,6 +39,7 @@ pub struct WalChecker {
     system_identifier: Option<u64>,
     version: Option<PgVersion>,
     tli: Option<u32>,
+    only_tli: Option<u32>,
 
     /// Where the next byte belongs.
     cursor: Lsn,
@@ -73,6 +74,7 @@ impl WalChecker {
             system_identifier: None,
             version: None,
             tli: None,
+            only_tli: None,
             cursor: start,
             page_header: [0; LONG_SIZE],
             page_header_done: 0,
@@ -106,6 +108,12 @@ impl WalChecker {
     /// Also checks that segments belong to this cluster.
     pub fn with_system_identifier(mut self, system_identifier: u64) -> WalChecker {
         self.system_identifier = Some(system_identifier);
+        self
+    }
+
+    /// Also checks that pages are of this timeline.
+    pub fn with_timeline(mut self, tli: u32) -> WalChecker {
+        self.only_tli = Some(tli);
         self
     }
 
@@ -231,6 +239,9 @@ impl WalChecker {
     fn check_page(&mut self, header: &PageHeader) -> Result<(), WalErrorKind> {
         if self.version.is_some_and(|version| version != header.version) {
             return Err(WalErrorKind::OtherVersion(header.version.wal_magic()));
+        }
+        if let Some(expected) = self.only_tli.filter(|expected| header.tli != *expected) {
+            return Err(WalErrorKind::OtherTimeline { found: header.tli, expected });
         }
         if let Some(before) = self.tli.filter(|before| header.tli < *before) {
             return Err(WalErrorKind::TimelineWentBack { found: header.tli, before });

@@ -68,6 +68,7 @@ pub struct WalDecoder {
     system_identifier: Option<u64>,
     version: Option<PgVersion>,
     tli: Option<u32>,
+    only_tli: Option<u32>,
 
     /// Bytes fed and not yet dropped; those before `consumed` are done with.
     input: Vec<u8>,
@@ -99,6 +100,7 @@ impl WalDecoder {
             system_identifier: None,
             version: None,
             tli: None,
+            only_tli: None,
             input: Vec::new(),
             consumed: 0,
             cursor: start,
@@ -125,6 +127,12 @@ impl WalDecoder {
     /// Also checks that segments belong to this cluster.
     pub fn with_system_identifier(mut self, system_identifier: u64) -> WalDecoder {
         self.system_identifier = Some(system_identifier);
+        self
+    }
+
+    /// Also checks that pages are of this timeline.
+    pub fn with_timeline(mut self, tli: u32) -> WalDecoder {
+        self.only_tli = Some(tli);
         self
     }
 
@@ -311,6 +319,9 @@ impl WalDecoder {
     fn check_page(&mut self, header: &PageHeader) -> Result<(), WalErrorKind> {
         if self.version.is_some_and(|version| version != header.version) {
             return Err(WalErrorKind::OtherVersion(header.version.wal_magic()));
+        }
+        if let Some(expected) = self.only_tli.filter(|expected| header.tli != *expected) {
+            return Err(WalErrorKind::OtherTimeline { found: header.tli, expected });
         }
         if let Some(before) = self.tli.filter(|before| header.tli < *before) {
             return Err(WalErrorKind::TimelineWentBack { found: header.tli, before });

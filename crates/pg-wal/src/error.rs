@@ -53,6 +53,14 @@ pub enum WalErrorKind {
         /// Timeline of the pages before it.
         before: u32,
     },
+    /// The log is of another timeline.
+    #[error("page is of timeline {found}, in a log of timeline {expected}")]
+    OtherTimeline {
+        /// Timeline of the page.
+        found: u32,
+        /// What the decoder was told.
+        expected: u32,
+    },
     /// The segment belongs to another cluster.
     #[error("segment belongs to the cluster with system identifier {0}")]
     SystemIdentifier(u64),

@@ -134,6 +134,7 @@ proptest! {
         damage in prop::option::of((any::<prop::sample::Index>(), 1u8..)),
         switch: bool,
         knows_prev: bool,
+        knows_timeline: bool,
     ) {
         let (mut bytes, bounds) = stream(start, &lengths);
         if switch {
@@ -151,6 +152,10 @@ proptest! {
         }
         let mut decoder = WalDecoder::new(start, SEGMENT).with_system_identifier(42);
         let mut checker = WalChecker::new(start, SEGMENT).with_system_identifier(42);
+        if knows_timeline {
+            decoder = decoder.with_timeline(1);
+            checker = checker.with_timeline(1);
+        }
         if knows_prev {
             decoder = decoder.with_prev(Lsn(8));
             checker = checker.with_prev(Lsn(8));

@@ -254,7 +254,8 @@ impl World {
         self.settle(index)
     }
 
-    /// Nobody depends on what was cut: others have all that is committed, as many as decide.
+    /// Nobody depends on what was cut: others have all that is committed, as many as decide, or so many that nobody is elected
+    /// without them, where directories were lost since then.
     fn check_relief(&self, index: usize) -> Checked {
         let own = self.nodes[index].member;
         let has_all = |member: Member| {
@@ -262,7 +263,10 @@ impl World {
             member != own && node.member == member && node.acknowledged() >= self.truth.end()
         };
         let known = self.quorum.chain.configurations();
-        match known.iter().any(|one| one.is_quorum(has_all)) {
+        let may_lack = |member: Member| !self.is_lost(member) && !has_all(member);
+        let is_held = known.iter().any(|one| one.is_quorum(has_all))
+            || !self.quorum.chain.newest().is_quorum(may_lack);
+        match is_held {
             true => Ok(()),
             false => Err(format!("safekeeper {} was relieved, and is needed", index + 1)),
         }
