@@ -300,9 +300,12 @@ impl SegmentFiles {
     }
 }
 
+/// A segment that is to be made, by its number.
+type Request = (Weak<SegmentFiles>, u64);
+
 /// Asks for segments ahead of their use.
 #[derive(Clone, Debug)]
-pub struct Preparer(SyncSender<(Weak<SegmentFiles>, u64)>);
+pub struct Preparer(SyncSender<Request>);
 
 impl Preparer {
     /// Starts the threads that make them; they end when the last handle is dropped.
@@ -335,7 +338,7 @@ impl Preparer {
 #[derive(Clone, Debug)]
 pub struct Preparations {
     /// Held by the one who waits for the next, and not while anything is made.
-    requests: Arc<Mutex<Receiver<(Weak<SegmentFiles>, u64)>>>,
+    requests: Arc<Mutex<Receiver<Request>>>,
     latch: Latch,
 }
 

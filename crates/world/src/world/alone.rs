@@ -263,13 +263,8 @@ impl World {
             false => {
                 let Some(donor) = self.nodes[peer].timeline.clone() else { return Ok(()) };
                 let mut bytes = vec![0; (to - at) as usize];
-                let count = match self.lie {
-                    Some(Lie::RottenGiven) => donor.reader().read(at, &mut bytes).unwrap_or(0),
-                    _ => {
-                        let read = donor.read_range(at, to, missing.term);
-                        read.and_then(|mut reading| reading.next(&mut bytes)).unwrap_or(0)
-                    }
-                };
+                let read = donor.read_range(at, to, missing.term);
+                let count = read.and_then(|mut reading| reading.next(&mut bytes)).unwrap_or(0);
                 bytes.truncate(count);
                 bytes
             }

@@ -322,7 +322,9 @@ impl World {
             return Ok(());
         }
         one.links[node].member = Some(member);
-        if one.yields_above.is_some_and(|asked| promised > asked) {
+        if one.yields_above.is_some_and(|asked| promised > asked)
+            && self.lie != Some(Lie::AnyLogLedOn)
+        {
             self.drive(compute, |proposer, outputs| proposer.outranked(promised, outputs))?;
         }
         self.drive(compute, |proposer, outputs| proposer.connected(member, promised, outputs))

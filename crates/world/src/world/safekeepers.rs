@@ -213,19 +213,9 @@ impl World {
                 if newer && let Err(reason) = self.learn(node)? {
                     return self.give(index, node, Ok(Some(Message::Refused(reason))));
                 }
-                let own = timeline.configuration();
-                let mut request = request;
-                if self.lie == Some(Lie::StaleConfigurationTaken)
-                    && request.configuration.number() < own.number()
-                {
-                    request.configuration = Configuration::clone(&own);
-                }
                 let mut answer = timeline.vote(&request);
                 let mut voted_for = None;
                 if let Ok(Some(Message::Vote(vote))) = &mut answer {
-                    if self.lie == Some(Lie::VoteForgetsTerm) {
-                        vote.history = vote.history.up_to(vote.flush_lsn);
-                    }
                     if self.lie == Some(Lie::VoteTwice) && vote.term == request.term {
                         vote.granted = true;
                     }
