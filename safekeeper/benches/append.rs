@@ -2,7 +2,7 @@
 //! in the ways that there are.
 //!
 //! `cargo bench -p pgstrata-safekeeper --bench append`; `-- SECONDS COMPUTES` for other than 3 seconds each,
-//! and one number of computes.
+//! and one number of computes; `-- SECONDS COMPUTES safekeeper` without the raw disk, to compare two programs.
 #![allow(clippy::unwrap_used)] // A failed benchmark ends.
 
 #[path = "../tests/common/mod.rs"]
@@ -280,7 +280,9 @@ fn main() {
     for (size, piece) in [("8 KiB", 8 << 10), ("1 MiB", 1 << 20)] {
         for count in &counts {
             println!("{size}, {count} at once");
-            raw::print_all(*count, piece, time);
+            if given.get(2).is_none() {
+                raw::print_all(*count, piece, time);
+            }
             safekeeper(*count, piece, 0, time).print("safekeeper, each waits for its answer");
             safekeeper(*count, piece, IN_FLIGHT, time).print("safekeeper, 4 MiB on their way");
         }

@@ -206,7 +206,7 @@ impl World {
         let parameters = timeline.parameters();
         let beginning = pulling::beginning_of(parameters, &status, missing, read);
         let Ok(Some(beginning)) = beginning else { return Ok(false) };
-        self.nodes[index].begin(&beginning.history.up_to(beginning.lsn), beginning.lsn);
+        self.nodes[index].begin(&beginning.history.up_to(beginning.commit_lsn), beginning.lsn);
         match timeline.begin_at(&beginning) {
             Ok(None) => {
                 self.nodes[index].promise(&timeline, None);

@@ -80,8 +80,11 @@ impl World {
     /// Members that are lost are replaced, by themselves or others.
     pub(super) fn replace(&mut self) {
         let newest = self.quorum.chain.newest();
+        let is_mending = |member: &Member| self.nodes[self.node_of(member.node.0)].is_mending;
         let group = match newest.incoming() {
             [] => newest.members(),
+            // A change to who may be mended only once it is over is taken back by whoever began it.
+            incoming if self.quiet.is_some() && incoming.iter().any(is_mending) => newest.members(),
             incoming => incoming,
         };
         let mut nodes: Vec<NodeId> = group.iter().map(|member| member.node).collect();
