@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pgstrata_blob::{PutOutcome, Store};
 use pgstrata_format::archived::{Extent, MAX_SIZE as MAX_EXTENT};
-use pgstrata_format::quorum::GivenUp;
+use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_ids::{Lsn, TimelineParameters};
 use pgstrata_quorum::TermHistory;
 
@@ -130,22 +130,21 @@ impl Archive {
         parameters: &TimelineParameters,
         segment: &CheckedSegment,
         log: &Log,
-        given_up: &GivenUp,
+        given_up: &AllGivenUp,
     ) -> Result<bool, String> {
         let size = u64::from(parameters.segment_size);
         let name = object_name(parameters, segment.number);
         let from = Lsn(segment.number * size);
-        if log.configuration < given_up.number || segment.missing > 0 {
+        if given_up.includes(log.configuration) || segment.missing > 0 {
             return Ok(false);
         }
         let Some((extent, found)) = self.get_object(&name, size as usize).await? else {
             return Ok(false);
         };
         let number = extent.map_or(0, |extent| extent.configuration);
-        let shared = (given_up.lsn.saturating_sub(from) as usize).min(segment.bytes.len());
-        let is_theirs = given_up.denies(number, from + size)
-            && found.get(..shared) == segment.bytes.get(..shared);
-        if !is_theirs {
+        let Some(limit) = given_up.denies(number, from + size) else { return Ok(false) };
+        let shared = (limit.lsn.saturating_sub(from) as usize).min(segment.bytes.len());
+        if found.get(..shared) != segment.bytes.get(..shared) {
             return Ok(false);
         }
         let extent = log.extent_of(parameters, segment);

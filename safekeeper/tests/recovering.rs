@@ -10,6 +10,7 @@ use common::cluster::Cluster;
 use common::source::Writer;
 use common::wal::{SEGMENT_SIZE, parameters};
 use pgstrata_compute_shim::proposer::Proposing;
+use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Lsn, NodeId};
 use serde_json::Value;
 
@@ -141,6 +142,32 @@ fn what_goes_on_from_the_last_whole_record_is_archived_in_its_place() {
 }
 
 /// The one that is left had been behind for long, and gets what the others had archived before it decides.
+/// Those who are given up may live on, and archive what they have before they hear of it: nothing of that is believed, whether
+/// or not anything was archived before.
+#[test]
+fn who_was_given_up_is_not_believed_though_nothing_was_archived() {
+    let (mut cluster, _broker) = start(3, &["--archive-tail-after", "3600"]);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let some = writer.commit(10, 1000);
+    cluster.nodes[2].wait_lsn("flush_lsn", some, LONG);
+    cluster.nodes[2].kill();
+    writer.commit(10, 1000);
+    drop(proposing);
+    for node in &mut cluster.nodes[..2] {
+        node.kill();
+    }
+    cluster.nodes[2].start();
+    assert_eq!(catch_up(&cluster, 3)["archived_lsn"], Value::Null);
+    let (status, answer) = recover(&cluster, 3, "survivors=3&after=1");
+    assert_eq!(status, 200, "{answer}");
+    let parameters = parameters(START);
+    let name = Quorum::object_name(parameters.tenant, parameters.timeline);
+    let object = std::fs::read(cluster.dir.path().join("objects").join(name)).unwrap();
+    let given_up = Quorum::decode(&object).unwrap().given_up;
+    assert!(given_up.denies(1, some + 1).is_some(), "{given_up:?}");
+    assert!(given_up.denies(2, some + 1).is_none(), "{given_up:?}");
+}
+
 #[test]
 fn who_is_left_has_what_is_archived_before_it_goes_on() {
     let (mut cluster, _broker) = start(3, &["--archive-tail-after", "1"]);

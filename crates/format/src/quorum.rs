@@ -12,7 +12,7 @@
 //! ```
 //! The newest configurations are kept, oldest first ([`pgstrata_quorum::MAX_CHAIN`]). Where all members were lost, and new ones
 //! went on with what is archived, `"restored_lsn"` says from where on; and where some or all were given up, `"given_up"`
-//! how far the archive was right then: `{"number":2,"lsn":"0/1234568","last_record":"0/1234500"}`. `"deleted":true` ends it all: nobody keeps the timeline from then on.
+//! how far the archive was right then, for each time: `[{"number":2,"lsn":"0/1234568","last_record":"0/1234500"}]`. `"deleted":true` ends it all: nobody keeps the timeline from then on.
 
 use pgstrata_ids::{Lsn, Member, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_quorum::{Chain, Configuration};
@@ -48,14 +48,14 @@ pub struct Quorum {
     /// All members were lost, and others were made members, who have what is archived, which goes at least this far: none of
     /// them may begin with less.
     pub restored_lsn: Option<Lsn>,
-    /// Members were given up last when the archive had whole records up to there. What it has after that of them is not of the
-    /// log that goes on, and other WAL may be committed in its place.
-    pub given_up: Option<GivenUp>,
+    /// What of the archive is not of the log that goes on, since those who wrote it were given up.
+    pub given_up: AllGivenUp,
     /// The branch was deleted: its members remove what they have, and what is archived. It never comes back.
     pub is_deleted: bool,
 }
 
-/// What the archive had when members were given up.
+/// Members were given up when the archive had whole records up to there. What it has after that of them is not of the log that
+/// goes on, and other WAL may be committed in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GivenUp {
     /// Number of the configuration that goes on without them: what they write has lower ones.
@@ -66,10 +66,49 @@ pub struct GivenUp {
     pub last_record: Option<Lsn>,
 }
 
-impl GivenUp {
-    /// Whether WAL up to `end`, written by who knew of configuration `number`, is not of the log that goes on.
-    pub fn denies(&self, number: u64, end: Lsn) -> bool {
-        number < self.number && end > self.lsn
+/// How often members may be given up of one timeline, where the log went on each time.
+pub const MAX_GIVEN_UP: usize = 256;
+
+/// Each time that members were given up, the first one first. One that says no more than a later one does is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllGivenUp(Vec<GivenUp>);
+
+impl AllGivenUp {
+    /// With one more, of a higher number.
+    pub fn with(&self, next: GivenUp) -> AllGivenUp {
+        let said = |one: &GivenUp| one.number < next.number && one.lsn < next.lsn;
+        let mut all: Vec<GivenUp> = self.0.iter().copied().filter(said).collect();
+        all.push(next);
+        AllGivenUp(all)
+    }
+
+    /// How far WAL up to `end`, written by who knew of configuration `number`, is of the log that goes on, if not all of it is:
+    /// as far as when that was first given up.
+    pub fn denies(&self, number: u64, end: Lsn) -> Option<&GivenUp> {
+        self.0.iter().find(|one| number < one.number).filter(|one| end > one.lsn)
+    }
+
+    /// Whether who knows of configuration `number` was given up himself, for all that is known here.
+    pub fn includes(&self, number: u64) -> bool {
+        self.0.last().is_some_and(|last| number < last.number)
+    }
+
+    /// Whether nobody ever was.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether there is no room for another one.
+    pub fn is_full(&self) -> bool {
+        self.0.len() >= MAX_GIVEN_UP
+    }
+
+    fn checked(all: Vec<GivenUp>) -> Result<AllGivenUp, FormatError> {
+        let rise = |pair: &[GivenUp]| pair[0].number < pair[1].number && pair[0].lsn < pair[1].lsn;
+        match all.len() <= MAX_GIVEN_UP && all.windows(2).all(rise) {
+            true => Ok(AllGivenUp(all)),
+            false => Err(corrupt("what was given up is out of order, or too much")),
+        }
     }
 }
 
@@ -115,8 +154,8 @@ struct Document {
     is_older: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restored_lsn: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    given_up: Option<Point>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    given_up: Vec<Point>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     deleted: bool,
     configurations: Vec<Step>,
@@ -151,7 +190,7 @@ impl Quorum {
             incoming: named(configuration.incoming()),
         };
         let parameters = &self.parameters;
-        let is_new = self.restored_lsn.is_some() || self.given_up.is_some() || self.is_deleted;
+        let is_new = self.restored_lsn.is_some() || !self.given_up.is_empty() || self.is_deleted;
         let kind = if is_new { &KIND } else { &FIRST };
         kind.encode(&Document {
             tenant_id: parameters.tenant.to_string(),
@@ -164,7 +203,7 @@ impl Quorum {
             ancestor_id: parameters.ancestor.map(|ancestor| ancestor.to_string()),
             is_older: self.is_older,
             restored_lsn: self.restored_lsn.map(|lsn| lsn.to_string()),
-            given_up: self.given_up.as_ref().map(Point::from),
+            given_up: self.given_up.0.iter().map(Point::from).collect(),
             deleted: self.is_deleted,
             configurations: self.chain.configurations().iter().map(step).collect(),
         })
@@ -188,7 +227,8 @@ impl Quorum {
         let steps = document.configurations.iter().map(configuration);
         let chain = Chain::of(steps.collect::<Result<_, FormatError>>()?).map_err(corrupt)?;
         let restored_lsn = document.restored_lsn.as_deref().map(parsed).transpose()?;
-        let given_up = document.given_up.as_ref().map(Point::read).transpose()?;
+        let given_up = document.given_up.iter().map(Point::read);
+        let given_up = AllGivenUp::checked(given_up.collect::<Result<_, FormatError>>()?)?;
         let (is_older, is_deleted) = (document.is_older, document.deleted);
         Ok(Quorum { parameters, chain, is_older, restored_lsn, given_up, is_deleted })
     }
@@ -200,7 +240,7 @@ impl Quorum {
             chain,
             is_older: false,
             restored_lsn: None,
-            given_up: None,
+            given_up: AllGivenUp::default(),
             is_deleted: false,
         }
     }
@@ -288,15 +328,15 @@ mod tests {
         assert_eq!(Quorum::decode(&bytes), Ok(changed()));
         let older = Quorum { is_older: true, ..changed() };
         assert_eq!(Quorum::decode(&older.encode()), Ok(older));
-        let point = |number, lsn, last_record| Some(GivenUp { number, lsn, last_record });
-        let restored = Quorum {
-            restored_lsn: Some(Lsn(0x123_4560)),
-            given_up: point(2, Lsn(0x123_4568), Some(Lsn(0x123_4500))),
-            ..changed()
-        };
+        let first = GivenUp { number: 2, lsn: Lsn(0x123_4568), last_record: Some(Lsn(0x123_4500)) };
+        let given_up = AllGivenUp::default().with(first);
+        let restored =
+            Quorum { restored_lsn: Some(Lsn(0x123_4560)), given_up: given_up.clone(), ..changed() };
         assert_eq!(Quorum::decode(&restored.encode()), Ok(restored));
-        let unknown = Quorum { given_up: point(5, Lsn(0x123_4570), None), ..changed() };
-        assert_eq!(Quorum::decode(&unknown.encode()), Ok(unknown));
+        let given_up =
+            given_up.with(GivenUp { number: 5, lsn: Lsn(0x123_4570), last_record: None });
+        let twice = Quorum { given_up, ..changed() };
+        assert_eq!(Quorum::decode(&twice.encode()), Ok(twice));
         let deleted = Quorum { is_deleted: true, ..changed() };
         assert_eq!(Quorum::decode(&deleted.encode()), Ok(deleted));
         for at in 0..bytes.len() {
@@ -310,9 +350,41 @@ mod tests {
 
     #[test]
     fn what_who_was_given_up_archived_is_told_apart() {
-        let given_up = GivenUp { number: 4, lsn: Lsn(100), last_record: None };
-        assert!(given_up.denies(3, Lsn(101)) && !given_up.denies(3, Lsn(100)));
-        assert!(!given_up.denies(4, Lsn(101)) && !given_up.denies(5, Lsn(200)));
+        let point = |number: u64, lsn: u64| GivenUp { number, lsn: Lsn(lsn), last_record: None };
+        let given_up = AllGivenUp::default().with(point(4, 100));
+        let limit = |all: &AllGivenUp, number: u64, end: u64| {
+            all.denies(number, Lsn(end)).map(|one| one.lsn.0)
+        };
+        assert_eq!((limit(&given_up, 3, 101), limit(&given_up, 3, 100)), (Some(100), None));
+        assert_eq!((limit(&given_up, 4, 101), limit(&given_up, 5, 200)), (None, None));
+        // Who was given up first stays so, whatever was given up since.
+        let twice = given_up.with(point(7, 150));
+        assert_eq!((limit(&twice, 3, 120), limit(&twice, 3, 200)), (Some(100), Some(100)));
+        assert_eq!((limit(&twice, 4, 120), limit(&twice, 6, 200)), (None, Some(150)));
+        assert!(twice.includes(6) && !twice.includes(7));
+        // Less than what was known then: that is all that is right of either.
+        let less = twice.with(point(9, 90));
+        assert_eq!((limit(&less, 3, 95), limit(&less, 8, 95)), (Some(90), Some(90)));
+        assert_eq!(less, AllGivenUp::default().with(point(9, 90)));
+    }
+
+    #[test]
+    fn the_most_that_was_given_up_is_within_the_limit_too() {
+        let mut all = AllGivenUp::default();
+        for at in 1..=MAX_GIVEN_UP as u64 {
+            assert!(!all.is_full());
+            let lsn = Lsn(u64::MAX - 1000 + at);
+            all = all.with(GivenUp { number: u64::MAX - 1000 + at, lsn, last_record: Some(lsn) });
+        }
+        assert!(all.is_full());
+        let most = u64::MAX - MAX_MEMBERS as u64..u64::MAX;
+        let mut chain = Chain::found(group(most.clone(), 0)).unwrap();
+        for life in 1..MAX_CHAIN as u8 {
+            chain = chain.change_to(group(most.clone(), life)).unwrap().change_ended().unwrap();
+        }
+        let longest = Quorum { given_up: all, ..quorum(chain) };
+        assert!(longest.encode().len() as u64 <= LIMIT, "{}", longest.encode().len());
+        assert_eq!(Quorum::decode(&longest.encode()), Ok(longest));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pgstrata_blob::PutOutcome;
 use pgstrata_format::archived::Extent;
-use pgstrata_format::quorum::GivenUp;
+use pgstrata_format::quorum::{AllGivenUp, GivenUp};
 use pgstrata_ids::{Lsn, TimelineParameters};
 
 use super::{Archive, ArchiveError, differs, directory};
@@ -59,12 +59,12 @@ impl Archive {
         &self,
         parameters: &TimelineParameters,
         tail: &Tail,
-        given_up: &GivenUp,
+        given_up: &AllGivenUp,
     ) -> Result<bool, String> {
         let end = tail.extent.boundary;
         let Some(found) = self.get_tail(parameters, end).await? else { return Ok(false) };
-        let own = tail.extent.configuration;
-        if own < given_up.number || !given_up.denies(found.extent.configuration, end) {
+        let is_theirs = given_up.denies(found.extent.configuration, end).is_some();
+        if given_up.includes(tail.extent.configuration) || !is_theirs {
             return Ok(false);
         }
         let name = object_name(parameters, end);
@@ -160,7 +160,7 @@ impl Archive {
     pub async fn newest(
         &self,
         parameters: &TimelineParameters,
-        given_up: Option<&GivenUp>,
+        given_up: &AllGivenUp,
     ) -> Result<Option<Extent>, ArchiveError> {
         let size = u64::from(parameters.segment_size);
         let listed = self.store.list(&format!("{}/", directory(parameters))).await;
@@ -183,7 +183,7 @@ impl Archive {
                 // Removed since it was listed.
                 None => continue,
             };
-            match given_up.filter(|given_up| given_up.denies(extent.configuration, end)) {
+            match given_up.denies(extent.configuration, end) {
                 // What both logs have is right in theirs too.
                 Some(given_up) if extent.boundary >= given_up.lsn => {
                     shared = Some(clipped(extent, given_up));

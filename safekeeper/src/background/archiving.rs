@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgstrata_format::quorum::GivenUp;
+use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_ids::{Lsn, NodeId};
 
 use super::{Background, INTERVAL};
@@ -273,23 +273,18 @@ impl Turn<'_> {
     /// What is there may be of a log that was given up in the middle of a record, or of who was given up.
     async fn replaces_given_up(&self, segment: &CheckedSegment) -> Result<bool, String> {
         let parameters = self.timeline.parameters();
-        match self.given_up().await? {
-            Some(given_up) => {
-                let log = self.log();
-                self.archive.replace_given_up(parameters, segment, &log, &given_up).await
-            }
-            None => Ok(false),
-        }
+        let (given_up, log) = (self.given_up().await?, self.log());
+        self.archive.replace_given_up(parameters, segment, &log, &given_up).await
     }
 
-    async fn given_up(&self) -> Result<Option<GivenUp>, String> {
+    async fn given_up(&self) -> Result<AllGivenUp, String> {
         let parameters = self.timeline.parameters();
         let decisions = self.background.timelines.context().decisions.clone();
         let key = (parameters.tenant, parameters.timeline);
         let decided = tokio::task::spawn_blocking(move || decisions.read(key)).await;
         let decided = decided.map_err(|error| error.to_string())?;
         let decided = decided.map_err(|reason| reason.to_string())?;
-        Ok(decided.and_then(|quorum| quorum.given_up))
+        Ok(decided.map(|quorum| quorum.given_up).unwrap_or_default())
     }
 
     fn log(&self) -> Log {
@@ -314,10 +309,8 @@ impl Turn<'_> {
 
     async fn replaces_tail_given_up(&self, tail: &Tail) -> Result<bool, String> {
         let parameters = self.timeline.parameters();
-        match self.given_up().await? {
-            Some(given_up) => self.archive.replace_tail_given_up(parameters, tail, &given_up).await,
-            None => Ok(false),
-        }
+        let given_up = self.given_up().await?;
+        self.archive.replace_tail_given_up(parameters, tail, &given_up).await
     }
 
     async fn store_tail(&self, tail: &Tail) -> Result<bool, String> {

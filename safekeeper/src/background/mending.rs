@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{Chain, Configuration};
@@ -120,9 +121,15 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     let control = control.map_err(|error| error.to_string())?;
     let names = shared.disk.list(&directory).map_err(|error| error.to_string())?;
     let decided = background.timelines.context().decisions.read(key).ok().flatten();
-    let decided = decided.map(|decided| decided.chain);
+    let is_deleted = decided.as_ref().is_some_and(|decided| decided.is_deleted);
+    let (decided, given_up) = match decided {
+        Some(decided) => (Some(decided.chain), decided.given_up),
+        None => (None, AllGivenUp::default()),
+    };
     let own = &control.state.configuration;
     match fate(&names, own, decided.as_ref(), shared.own) {
+        // Nobody needs it any more.
+        _ if is_deleted => return background.timelines.let_go_damaged(key),
         Fate::Mended => {}
         Fate::LetGo => return background.timelines.let_go_damaged(key),
         Fate::Kept => {
@@ -133,7 +140,7 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     }
     // Those that were decided on since then are asked too: they may be the only ones that are left.
     let newest = decided.as_ref().map_or(own, Chain::newest);
-    let mut sources = ask(background, &control, newest, handle);
+    let mut sources = ask(background, &control, newest, given_up, handle);
     if let Some(said) = sources.newest_configuration()
         && said.number() > own.number().max(newest.number())
         && !said.contains(shared.own)
@@ -165,6 +172,7 @@ fn ask(
     background: &Background,
     control: &TimelineControl,
     newest: &Configuration,
+    given_up: AllGivenUp,
     handle: &Handle,
 ) -> Sources {
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
@@ -189,6 +197,7 @@ fn ask(
         }
     }
     if let Some(archive) = background.archive.clone().map(ArchiveReader::new) {
+        let archive = archive.without(given_up);
         let (parameters, handle) = (control.parameters.clone(), handle.clone());
         sources.push(Box::new(Archived { archive, parameters, handle }));
     }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use pgstrata_format::quorum::GivenUp;
+use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::safekeeper::{Message, Status};
@@ -39,7 +39,7 @@ struct Peer {
     /// `None` for the archive.
     client: Option<SafekeeperClient>,
     /// What is not believed of the archive.
-    given_up: Option<GivenUp>,
+    given_up: AllGivenUp,
 }
 
 impl Peer {
@@ -131,8 +131,8 @@ fn ask_archive(
         background.timelines.learn(timeline).map_err(|reason| anyhow::anyhow!("{reason}"))?;
         return Ok(None);
     }
-    let given_up = decided.and_then(|quorum| quorum.given_up);
-    let newest = handle.block_on(archive.newest(parameters, given_up.as_ref()))?;
+    let given_up = decided.map(|quorum| quorum.given_up).unwrap_or_default();
+    let newest = handle.block_on(archive.newest(parameters, &given_up))?;
     let status = newest.map(|extent| Status {
         // Nobody's: it counts for nothing.
         member: Member { node: NodeId(0), incarnation: Incarnation([0; 16]) },
@@ -190,7 +190,7 @@ fn ask(background: &Background, timeline: &Timeline, node: NodeId) -> Option<Pee
     let mut client = client.ok()?;
     let status = client.open(parameters.tenant, parameters.timeline).ok()?;
     let is_it = status.member.node == node && status.parameters == *parameters;
-    is_it.then_some(Peer { status, client: Some(client), given_up: None })
+    is_it.then_some(Peer { status, client: Some(client), given_up: AllGivenUp::default() })
 }
 
 /// Has an empty log begin where the peer's does: what that has removed is in the archive, and would be removed here as well.
@@ -297,7 +297,7 @@ fn copy(
     // Beyond where they part it may be cut.
     let begun = timeline.flush_lsn();
     let archive = background.archive.clone().map(ArchiveReader::new);
-    let mut archive = archive.map(|archive| archive.without(peer.given_up));
+    let mut archive = archive.map(|archive| archive.without(peer.given_up.clone()));
     let mut at = missing.from;
     while at < target {
         if timeline.flush_lsn() > at.max(begun) {

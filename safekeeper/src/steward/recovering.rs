@@ -64,13 +64,13 @@ impl Steward {
             let text = format!("others answer than was said: look again (these do: {answers})");
             return Err(Trouble::Conflict(text));
         }
-        let (archived, older) = match self.newest(&quorum) {
-            Ok(archived) => (archived, false),
+        let archived = match self.newest(&quorum) {
+            Ok(archived) => archived,
             // Who has all of it does not need to be told what log it is of.
             Err(ArchiveError::Older(end))
                 if heard.iter().any(|one| one.status.commit_lsn >= end) =>
             {
-                (None, true)
+                None
             }
             Err(error) => return Err(later(error)),
         };
@@ -88,20 +88,24 @@ impl Steward {
                     let text = "no member answers, and no WAL of the timeline is in object storage";
                     return Err(Trouble::Conflict(text.into()));
                 };
+                self.check_archived(&quorum, extent)?;
                 let members = self.newcomers(key, &left.newcomers, newest)?;
                 (quorum.chain.restored(members).map_err(later)?, Some(extent.boundary))
             }
         };
         let number = chain.newest().number();
         // Up to what is known to be committed here all logs are the same, whoever archives theirs.
-        let given_up = archived.map(|extent| GivenUp {
-            number,
-            lsn: extent.boundary.max(known),
-            last_record: extent.last_record.filter(|_| known <= extent.boundary),
-        });
-        let given_up =
-            given_up.or(older.then_some(GivenUp { number, lsn: known, last_record: None }));
-        let given_up = given_up.or(quorum.given_up);
+        // Also where nothing is archived yet: those who are given up may still live, and archive what they have before they
+        // hear of it.
+        let known = known.max(quorum.parameters.start_lsn);
+        let lsn = archived.as_ref().map_or(known, |extent| extent.boundary.max(known));
+        let last_record = archived.filter(|extent| known <= extent.boundary);
+        let last_record = last_record.and_then(|extent| extent.last_record);
+        if quorum.given_up.is_full() {
+            let text = "members of this timeline were given up too often: make a branch of it";
+            return Err(Trouble::Conflict(text.into()));
+        }
+        let given_up = quorum.given_up.with(GivenUp { number, lsn, last_record });
         // None of those who begin with what is archived had a copy before.
         let is_older = quorum.is_older && members_left;
         let decided = Quorum { chain, restored_lsn, given_up, is_older, ..quorum };
@@ -120,8 +124,20 @@ impl Steward {
 
     /// How far the archived log goes.
     fn newest(&self, quorum: &Quorum) -> Result<Option<Extent>, ArchiveError> {
-        let newest = self.archive.newest(&quorum.parameters, quorum.given_up.as_ref());
+        let newest = self.archive.newest(&quorum.parameters, &quorum.given_up);
         self.decisions.runtime().block_on(newest)
+    }
+
+    /// Nobody is made a member who could not begin: what is archived can be had, and has a record that ends where it is said to
+    /// end.
+    fn check_archived(&self, quorum: &Quorum, extent: &Extent) -> Result<(), Trouble> {
+        let checked = self.archive.check_end(&quorum.parameters, extent, &quorum.given_up);
+        self.decisions.runtime().block_on(checked).map_err(|why| {
+            Trouble::Later(format!(
+                "what is archived up to {} can't be gone on with: {why}",
+                extent.boundary
+            ))
+        })
     }
 
     /// How far the archived log of a timeline goes; `None` if none of it is archived.

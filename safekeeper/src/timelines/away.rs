@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use pgstrata_env::replace_file;
 use pgstrata_format::archived::Extent;
-use pgstrata_format::quorum::{GivenUp, Quorum};
+use pgstrata_format::quorum::{AllGivenUp, Quorum};
 use pgstrata_format::resting::TimelineSummary;
 use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
@@ -165,7 +165,7 @@ impl Timelines {
         let Some(archive) = &self.context.archive else {
             return Err(later("this safekeeper has no object store".to_owned()));
         };
-        let newest = archive.newest(&decided.parameters, decided.given_up.as_ref());
+        let newest = archive.newest(&decided.parameters, &decided.given_up);
         let newest = self.context.decisions.runtime().block_on(newest);
         let newest = newest.map_err(|error| later(error.to_string()))?;
         // None of them begins with less: what was decided is that they have it.
@@ -252,14 +252,14 @@ impl Timelines {
         // Who was given up may have archived something else since.
         let decided = self.context.decisions.read(key);
         let decided = decided.map_err(|reason| NotBack::Later(reason.to_string()))?;
-        let given_up = decided.and_then(|quorum| quorum.given_up);
+        let given_up = decided.map(|quorum| quorum.given_up).unwrap_or_default();
         let runtime = self.context.decisions.runtime();
         while checker.feed_position() < end {
             let at = checker.feed_position();
             let to = (at.segment_start(size) + size).min(end);
             let mut segment = vec![0; size as usize];
             {
-                let fetched = fetch(archive, parameters, (at, to), given_up.as_ref());
+                let fetched = fetch(archive, parameters, (at, to), &given_up);
                 let (bytes, place) = runtime.block_on(fetched)?;
                 let wal = &bytes[place];
                 checker.check(wal).map_err(|error| {
@@ -294,7 +294,7 @@ async fn fetch(
     archive: &Archive,
     parameters: &TimelineParameters,
     (from, to): (Lsn, Lsn),
-    given_up: Option<&GivenUp>,
+    given_up: &AllGivenUp,
 ) -> Result<(Arc<Vec<u8>>, Range<usize>), NotBack> {
     let number = from.segment_number(u64::from(parameters.segment_size));
     let found =

@@ -190,11 +190,9 @@ impl Timelines {
             Err(later @ NotBack::Later(_)) => Err(RefusedReason::Unavailable(later.to_string())),
             Err(NotBack::Storage(error)) => Err(storage(error)),
             Err(gone @ NotBack::Gone(_)) => {
-                let text = format!(
-                    "{gone}. Put it back; or, where others have it, have another safekeeper in the place of this one"
-                );
-                tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
-                Err(RefusedReason::Unavailable(text))
+                // Other members may have it, or object storage again: it is mended, as a log of which segments are missing.
+                tracing::error!(timeline = %key.1, error = %gone, "its WAL has to come from other members");
+                self.note_back(directory).map_err(storage)
             }
         }
     }
