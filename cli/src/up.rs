@@ -457,8 +457,7 @@ fn store_options(cluster: &Cluster, command: &mut Command) {
     }
 }
 
-/// Starts the safekeepers. Returns what is wrong with those that did not start, if the others
-/// are a majority.
+/// Starts the safekeepers. Returns what is wrong with those that did not start.
 fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
     let mut started = Vec::new();
     let mut troubles = Vec::new();
@@ -492,11 +491,19 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
     }
     cluster.save()?;
     let members = cluster.state.safekeepers.len();
-    ensure!(
-        members - troubles.len() > members / 2,
-        "no majority of the safekeepers can run: {}",
-        troubles.join("; ")
-    );
+    if members - troubles.len() <= members / 2 {
+        // A branch may have members among the others only, or be recovered: for that the page server has to run.
+        ensure!(
+            cluster.state.founded,
+            "no majority of the safekeepers can run: {}",
+            troubles.join("; ")
+        );
+        troubles.push(
+            "no majority of the safekeepers runs: if the others are lost for good, 'pgstrata quorum recover BRANCH' goes on \
+             without them"
+                .to_owned(),
+        );
+    }
     Ok(troubles)
 }
 

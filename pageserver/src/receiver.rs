@@ -26,6 +26,8 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 const AVOIDED: Duration = Duration::from_secs(10);
 /// A safekeeper that says nothing at all for so long, or stops inside a message, is given up.
 const SILENCE: Duration = Duration::from_secs(30);
+/// So long a record that has begun, and of which nobody has more, is waited for before it is asked for again.
+const BEGUN_PAUSE: Duration = Duration::from_millis(200);
 /// How often a branch whose ancestor is behind looks whether it is to stop.
 const ANCESTOR_PATIENCE: Duration = Duration::from_millis(200);
 /// How soon ingest is tried again after it could not read or keep something.
@@ -63,15 +65,17 @@ pub trait Safekeepers: Send + Sync {
 pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
     let mut pause = STORAGE_PAUSE;
     let mut refused = Refused::default();
+    let mut failed = HashMap::new();
     while !timeline.is_stopping() {
         if let Err(error) = timeline.wait(timeline.info.start_lsn, ANCESTOR_PATIENCE) {
             tracing::debug!(timeline = %timeline.info.id, "ingest waits: {error}");
             continue;
         }
         let before = timeline.progress.lsn();
-        let followed = Ingest::new(Arc::clone(timeline))
-            .map_err(IngestError::Storage)
-            .and_then(|ingest| follow_with(timeline, safekeepers, ingest, &mut refused));
+        let followed =
+            Ingest::new(Arc::clone(timeline)).map_err(IngestError::Storage).and_then(|ingest| {
+                follow_with(timeline, safekeepers, ingest, &mut refused, &mut failed)
+            });
         match followed {
             Ok(()) => {}
             Err(IngestError::Wal(error)) => return timeline.fail(format!("{error:#}")),
@@ -120,10 +124,12 @@ fn follow_with(
     safekeepers: &dyn Safekeepers,
     mut ingest: Ingest,
     refused: &mut Refused,
+    failed: &mut HashMap<String, Instant>,
 ) -> Result<(), IngestError> {
     let identity = safekeepers.identity();
     let mut pause = Duration::from_millis(20);
-    let mut failed: HashMap<String, Instant> = HashMap::new();
+    // Who gave the beginning of the record that ingest is within.
+    let mut begun_by: Option<String> = None;
     while !timeline.is_stopping() {
         let before = ingest.position();
         let mut candidates = safekeepers.candidates(timeline);
@@ -141,8 +147,22 @@ fn follow_with(
         failed.retain(|_, at| at.elapsed() < AVOIDED);
         candidates.sort_by_key(|address| failed.get(address).copied());
         for address in candidates {
-            match stream(timeline, &mut ingest, &address, identity.as_ref()) {
+            let whole = timeline.progress.lsn();
+            let is_within = ingest.position() > whole;
+            let is_begun_by_another = is_within && begun_by.as_ref() != Some(&address);
+            let fed = ingest.position();
+            let streamed = stream(timeline, &mut ingest, &address, identity.as_ref());
+            let is_same_record = is_begun_by_another && timeline.progress.lsn() == whole;
+            if ingest.position() > fed && !is_same_record {
+                begun_by = Some(address.clone());
+            }
+            match streamed {
                 Ok(()) => {}
+                // The one may have begun a record that was never committed, and was given up with it.
+                Err(Ended::Ingest(IngestError::Bytes(_))) if is_begun_by_another => {
+                    failed.extend(begun_by.map(|begun_by| (begun_by, Instant::now())));
+                    return Ok(());
+                }
                 Err(Ended::Stream(error)) => {
                     tracing::debug!(timeline = %timeline.info.id, address, "{error:#}");
                     unknown += usize::from(error.is::<Unknown>());
@@ -166,6 +186,10 @@ fn follow_with(
         ingest.freeze_if_due(false);
         if ingest.position() > before {
             pause = Duration::from_millis(20);
+        } else if ingest.position() > timeline.progress.lsn() && !timeline.is_stopping() {
+            // Nobody has more of a record that has begun: it may not be of the log that goes on. It is asked for again.
+            timeline.progress.wait_until_wanted(BEGUN_PAUSE);
+            return Ok(());
         } else if known > 0 && unknown == known {
             wait_until_known(timeline, safekeepers);
         } else {

@@ -39,7 +39,13 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
 }
 
-fn serve(mut stream: TcpStream, start: Lsn, wal: &[u8]) -> Option<()> {
+/// Sends what it has, and waits for the other to end.
+fn serve(stream: TcpStream, start: Lsn, wal: &[u8]) -> Option<()> {
+    let mut stream = send(stream, start, wal)?;
+    std::io::copy(&mut stream, &mut std::io::sink()).ok().map(drop)
+}
+
+fn send(mut stream: TcpStream, start: Lsn, wal: &[u8]) -> Option<TcpStream> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).ok()?;
     let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
@@ -63,10 +69,25 @@ fn serve(mut stream: TcpStream, start: Lsn, wal: &[u8]) -> Option<()> {
         at = end;
     }
     // Until the other one has enough.
-    std::io::copy(&mut stream, &mut std::io::sink()).ok().map(drop)
+    Some(stream)
 }
 
 impl Safekeeper {
+    /// One that ends each connection when it has sent all. Also how often it did.
+    fn ending(start: Lsn, wal: Vec<u8>) -> (Safekeeper, Arc<AtomicU64>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (asked, ends) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let ended = Arc::clone(&ends);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = send(stream, start, &wal);
+                ended.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        (Safekeeper { address, asked }, ends)
+    }
+
     fn start(start: Lsn, wal: Vec<u8>) -> Safekeeper {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -141,6 +162,43 @@ fn h12_a_rotten_safekeeper_is_left_for_another() {
         .wait(history.end(), Duration::from_secs(10))
         .or_else(|_| timeline.wait(history.end(), Duration::from_secs(10)))
         .unwrap();
+    timeline.stop();
+    follower.join().unwrap();
+    repository.stop();
+}
+
+/// A source begins a record that was given up with it; others went on with other ones, of which it knows nothing.
+#[test]
+fn a_record_that_was_given_up_when_it_had_begun_keeps_nobody_from_going_on() {
+    let (runtime, directory) = (runtime(), tempfile::tempdir().unwrap());
+    let store = Store::open(&Location::Memory, None).unwrap();
+    let repository = open(&runtime, &store, directory.path(), Limits::default()).unwrap();
+    let state = State::first(&mut SmallRng::seed_from_u64(1));
+    let archive = archive(PgVersion::V15, &state);
+    let timeline = repository.import(TENANT, TimelineId([7; 16]), "main", &archive[..]).unwrap();
+    let info = &timeline.info;
+    let state = Arc::new(state);
+    let grown = |last: u64| {
+        let mut history =
+            History::new(PgVersion::V15, info.start_lsn, info.start_record, Arc::clone(&state));
+        history.grow(&mut SmallRng::seed_from_u64(2), 100);
+        let shared = history.bytes.len();
+        history.grow(&mut SmallRng::seed_from_u64(last), 100);
+        (history, shared)
+    };
+    let ((given_up, shared), (history, _)) = (grown(3), grown(4));
+    // One that has no more than the beginning of a record, or goes on, for a moment, with others.
+    let begun = given_up.bytes[..shared + 30].to_vec();
+    assert!(begun[shared..] != history.bytes[shared..begun.len()]);
+    let (lost, ends) = Safekeeper::ending(given_up.start, begun);
+    let left = Safekeeper::start(history.start, history.bytes.clone());
+    let safekeepers = Fixed(vec![lost.address.clone(), left.address.clone()]);
+    let follower = {
+        let timeline = Arc::clone(&timeline);
+        std::thread::spawn(move || follow(&timeline, &safekeepers))
+    };
+    timeline.wait(history.end(), Duration::from_secs(10)).unwrap();
+    assert!(ends.load(Ordering::SeqCst) > 0 && timeline.bad_sources().is_empty());
     timeline.stop();
     follower.join().unwrap();
     repository.stop();
