@@ -108,9 +108,10 @@ pub enum QuorumVerb {
     },
     /// Have who is left of a branch's safekeepers go on alone, when most of them are gone for good
     ///
-    /// Without --accept-loss it only says what would be lost. Commits that only the lost safekeepers had are gone then; if one of
-    /// them comes back after all, it is not listened to. What the page server has is never lost: where it has more than the
-    /// safekeepers that are left, a branch of it is the way.
+    /// Without --accept-loss it only says what would be lost. Commits that only the lost safekeepers had, and that are not in object
+    /// storage, are gone then; if one of them comes back after all, it counts for nothing, and keeps what it has. Where none is left
+    /// others go on with what is in object storage. What the page server has is never lost: where it has more than the safekeepers
+    /// that are left and object storage, a branch of it is the way.
     Recover {
         /// Branch
         #[arg(long, default_value = "main")]

@@ -499,7 +499,7 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
             troubles.join("; ")
         );
         troubles.push(
-            "no majority of the safekeepers runs: if the others are lost for good, 'pgstrata quorum recover BRANCH' goes on \
+            "no majority of the safekeepers runs: if the others are lost for good, 'pgstrata quorum recover --branch BRANCH' goes on \
              without them"
                 .to_owned(),
         );
@@ -593,9 +593,20 @@ pub fn end_safekeeper(cluster: &mut Cluster, id: u64) -> Result<()> {
     cluster.save()?;
     let directory = cluster.dir.join(name);
     if directory.exists() {
-        eprintln!("pgstrata: {} is of no further use", directory.display());
+        let what = match has_what_was_given_up(&directory) {
+            true => "may have commits that were given up: keep it for as long as any are missed",
+            false => "is of no further use",
+        };
+        eprintln!("pgstrata: {} {what}", directory.display());
     }
     Ok(())
+}
+
+/// Whether a safekeeper keeps what the members of a timeline went on without (`keep`, in docs/formats/safekeeper-files.md).
+fn has_what_was_given_up(directory: &Path) -> bool {
+    let inside = |directory: &Path| std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let timelines = inside(directory).flat_map(|tenant| inside(&tenant.path()));
+    timelines.into_iter().any(|timeline| timeline.path().join("keep").exists())
 }
 
 fn start_pageserver(cluster: &Cluster) -> Result<()> {
