@@ -32,6 +32,7 @@ const SHORT_EXTENT: u64 = 4096;
 #[derive(Debug)]
 pub struct Archive {
     store: Store,
+    level: i32,
 }
 
 /// Archived WAL that can't be had.
@@ -95,7 +96,12 @@ pub fn object_name(parameters: &TimelineParameters, number: u64) -> String {
 impl Archive {
     /// The archive in `store`.
     pub fn new(store: Store) -> Archive {
-        Archive { store }
+        Archive { store, level: ZSTD_LEVEL }
+    }
+
+    /// The same with another compression level: simulations have little use for small objects.
+    pub fn compressing(self, level: i32) -> Archive {
+        Archive { level, ..self }
     }
 
     /// Stores a segment. If an object of its name is there already, that is read, and must be the
@@ -149,7 +155,7 @@ impl Archive {
             return Ok(false);
         }
         let extent = log.extent_of(parameters, segment);
-        let object = object_of(&name, Arc::clone(&segment.bytes), &extent).await?;
+        let object = self.object_of(&name, Arc::clone(&segment.bytes), &extent).await?;
         self.store.check_claim().await.map_err(|error| error.to_string())?;
         self.store.put(&name, object).await.map_err(|error| error.to_string())?;
         Ok(true)
@@ -176,7 +182,8 @@ impl Archive {
         // Each time: where two of one timeline go apart, the first to store a segment keeps the other from it. One that
         // is on its way while the store is taken still gets there.
         self.store.check_claim().await.map_err(|error| error.to_string())?;
-        let stored = self.store.put_if_absent(name, object_of(name, wal, extent).await?).await;
+        let object = self.object_of(name, wal, extent).await?;
+        let stored = self.store.put_if_absent(name, object).await;
         stored.map_err(|error| error.to_string())
     }
 
@@ -283,18 +290,24 @@ impl Archive {
         let wal = off_runtime(move || zstd::bulk::decompress(&object, size)).await;
         Ok(Some((extent, wal.map_err(|error| damaged(&error))?)))
     }
-}
 
-/// An object's bytes.
-async fn object_of(name: &str, wal: Arc<Vec<u8>>, extent: &Extent) -> Result<Bytes, String> {
-    // Of a log that no term wrote there is nothing to say.
-    let mut object = match extent.history.last() {
-        Some(_) => extent.encode(),
-        None => Vec::new(),
-    };
-    let compressed = off_runtime(move || compress(&wal)).await;
-    object.extend(compressed.map_err(|error| format!("can't compress {name}: {error}"))?);
-    Ok(Bytes::from(object))
+    /// An object's bytes.
+    async fn object_of(
+        &self,
+        name: &str,
+        wal: Arc<Vec<u8>>,
+        extent: &Extent,
+    ) -> Result<Bytes, String> {
+        // Of a log that no term wrote there is nothing to say.
+        let mut object = match extent.history.last() {
+            Some(_) => extent.encode(),
+            None => Vec::new(),
+        };
+        let level = self.level;
+        let compressed = off_runtime(move || compress(&wal, level)).await;
+        object.extend(compressed.map_err(|error| format!("can't compress {name}: {error}"))?);
+        Ok(Bytes::from(object))
+    }
 }
 
 fn differs(name: &str) -> String {
@@ -305,8 +318,8 @@ fn differs(name: &str) -> String {
 }
 
 /// One zstd frame with a checksum.
-fn compress(segment: &[u8]) -> io::Result<Vec<u8>> {
-    let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
+fn compress(segment: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
     compressor.include_checksum(true)?;
     compressor.compress(segment)
 }
