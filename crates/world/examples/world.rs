@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     println!(
         "{} seeds in {seconds:.1} s, {:.0} a second; a run: {} events, {:.2} simulated s, {:.1} elections, {:.1} crashes; \
          {} copies between safekeepers, {} of what a term began with, \
-         {} segments archived, {} removed, {} MB committed; {} decisions about members, {} directories lost, \
+         {} objects of WAL, {} of them tails, the archive asked {} times and read {} times for others, {} segments removed, {} MB committed; {} decisions about members, {} directories lost, \
          {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended",
         sum.runs,
         sum.runs as f64 / seconds,
@@ -54,6 +54,9 @@ fn main() -> ExitCode {
         all.copies,
         all.beginnings,
         all.archived,
+        all.tails,
+        all.archive_asked,
+        all.archive_reads,
         all.trimmed,
         all.committed_bytes >> 20,
         all.changes,

@@ -85,11 +85,21 @@ pub enum Lie {
     MendedNameUnsynced,
     /// Damaged WAL is replaced by that of any log.
     AnyLogMends,
+    /// A tail is archived to the end of the log, committed or not.
+    TailBeyondCommit,
+    /// A tail is written in the place of the one before it.
+    TailInPlaceOfAnother,
+    /// Old tails are removed before what has more is stored.
+    TailsDroppedFirst,
+    /// What could not be stored counts as archived.
+    FailureIsArchived,
+    /// What is archived is taken for the beginning of the own log, whatever log it says it is of.
+    AnyArchiveFollowed,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 35] = [
+    pub const ALL: [Lie; 40] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -125,6 +135,11 @@ impl Lie {
         Lie::MendedUnsynced,
         Lie::MendedNameUnsynced,
         Lie::AnyLogMends,
+        Lie::TailBeyondCommit,
+        Lie::TailInPlaceOfAnother,
+        Lie::TailsDroppedFirst,
+        Lie::FailureIsArchived,
+        Lie::AnyArchiveFollowed,
     ];
 }
 

@@ -396,35 +396,6 @@ impl Node {
         Ok(())
     }
 
-    /// The committed bytes of one of its segments, if they are right.
-    pub fn segment(&self, timeline: &Timeline, number: u64) -> Result<Option<Vec<u8>>, String> {
-        let size = timeline.files().segment_size();
-        let from = Lsn(number * size).max(timeline.parameters().start_lsn);
-        let to = Lsn((number + 1) * size);
-        let mut bytes = vec![0; (to - from) as usize];
-        if !self.is_rotten || self.lie == Some(Lie::RottenArchived) {
-            let mut reader = timeline.reader();
-            let mut done = 0;
-            while done < bytes.len() {
-                match reader.read(from + done as u64, &mut bytes[done..]) {
-                    Ok(0) | Err(_) if self.is_rotten => return Ok(None),
-                    Ok(0) | Err(_) => return Err(format!("{} lacks segment {number}", self.name)),
-                    Ok(count) => done += count,
-                }
-            }
-            return Ok(Some(bytes));
-        }
-        let Ok(mut reading) = timeline.read_range(from, to, Term(0)) else { return Ok(None) };
-        let mut done = 0;
-        while done < bytes.len() {
-            match reading.next(&mut bytes[done..]) {
-                Ok(0) | Err(_) => return Ok(None),
-                Ok(count) => done += count,
-            }
-        }
-        Ok(Some(bytes))
-    }
-
     /// Where its log is durable for all that stands in its control file.
     pub fn noted(&self) -> Lsn {
         let control = self.control().map(|control| control.flush_lsn.max(control.state.commit_lsn));

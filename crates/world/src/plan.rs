@@ -69,6 +69,10 @@ pub struct Plan {
     pub record: u64,
     /// Whether segments are ended before they are full, and removed once they are archived.
     pub switches: bool,
+    /// So long nothing is committed before a tail is archived.
+    pub tail_after: Time,
+    /// One operation of object storage in so many fails, or is done and not answered; none if 0.
+    pub storage_fails: u64,
     /// When nothing goes wrong any more.
     pub quiet_at: Time,
     /// By when.
@@ -105,8 +109,12 @@ impl Plan {
             true => [4 << 10, 16 << 10, 40_000, 100_000][rng.index(4)],
             false => [record / 4 + 50, record, 8 * record, 32 << 10][rng.index(4)],
         };
+        let tail_after = [5, 15, 40, 100][rng.index(4)] * MS;
+        let storage_fails = [0, 7, 20, 60][rng.index(4)];
         Plan {
             seed,
+            tail_after,
+            storage_fails,
             nodes,
             slots,
             computes,

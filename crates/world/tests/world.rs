@@ -43,6 +43,8 @@ fn what_is_committed_stays_whatever_goes_wrong() {
     assert!(each_has.iter().all(|&count| count > SEEDS), "{sum:?}");
     let some_have = [sum.changes, sum.wipes, sum.led_on, sum.horizons, sum.rots, sum.mended];
     assert!(some_have.iter().all(|&count| count > SEEDS / 20), "{sum:?}");
+    let archive_is_used = [sum.tails, sum.archive_asked, sum.archive_reads];
+    assert!(archive_is_used.iter().all(|&count| count > SEEDS / 20), "{sum:?}");
 }
 
 #[test]
@@ -75,18 +77,19 @@ fn a_mistake_in_disks_or_drivers_is_found() {
 }
 
 /// And in how many seeds.
-const FOUND: [(Lie, u64); 28] = [
+const FOUND: [(Lie, u64); 33] = [
     // The long ones first.
     (Lie::WipedComesBack, 1000),
+    (Lie::MendedUnsynced, 500),
     (Lie::NoteNotLowered, 300),
     (Lie::SwapWithoutCompare, 300),
     (Lie::BeginsBeyondArchive, 300),
+    (Lie::JointNotUsed, 250),
     (Lie::AnyLogMends, 250),
     (Lie::CutNotZeroed, 250),
-    (Lie::MendedUnsynced, 200),
+    (Lie::AnyArchiveFollowed, 300),
     (Lie::CutUnsynced, 150),
     (Lie::CacheBelieved, 150),
-    (Lie::JointNotUsed, 100),
     (Lie::CopyBeyondCommit, 20),
     (Lie::AnyLogFollowed, 40),
     (Lie::WalUnsynced, 20),
@@ -104,5 +107,9 @@ const FOUND: [(Lie, u64); 28] = [
     (Lie::DonorIsFixed, 20),
     (Lie::DecisionNotTaken, 20),
     (Lie::RottenNotTakenOut, 50),
-    (Lie::RottenArchived, 50),
+    (Lie::RottenArchived, 200),
+    (Lie::TailBeyondCommit, 20),
+    (Lie::TailInPlaceOfAnother, 20),
+    (Lie::TailsDroppedFirst, 20),
+    (Lie::FailureIsArchived, 20),
 ];

@@ -51,7 +51,11 @@ impl World {
                 self.want(nodes);
             }
             Trouble::Rot { node, rot, part } => self.rot(node, rot, part),
-            Trouble::NoObjects { lasts } => self.no_objects_until = self.now + lasts,
+            Trouble::NoObjects { lasts } => {
+                self.no_objects_until = self.now + lasts;
+                self.objects.set_away(true);
+                self.after(lasts, Event::ObjectsAgain);
+            }
         }
     }
 
@@ -82,6 +86,7 @@ impl World {
             connection.proposer = None;
             connection.greeted = None;
         }
+        self.leave_turns(index);
         self.outcome.crashes += 1;
         self.nodes[index].end(loses_power);
         self.log(|| {
@@ -108,6 +113,9 @@ impl World {
             )
         });
         self.log(|| format!("safekeeper {} starts: {}", index + 1, text.unwrap_or_default()));
+        if let Some(timeline) = &self.nodes[index].timeline {
+            self.check_archived(index, timeline)?;
+        }
         self.settle(index)
     }
 
@@ -117,6 +125,7 @@ impl World {
         self.quiet = Some((self.now, self.truth.end()));
         self.cut.clear();
         self.no_objects_until = 0;
+        self.objects.be_well();
         for index in 0..self.nodes.len() {
             self.slow_until[index] = 0;
             self.nodes[index].disk.set_full(false);
