@@ -64,6 +64,7 @@ pub struct Reached {
 pub fn checker(parameters: &TimelineParameters, start: Lsn) -> WalChecker {
     WalChecker::new(start, u64::from(parameters.segment_size))
         .with_system_identifier(parameters.system_id.0)
+        .with_timeline(parameters.pg_timeline)
         .with_version(PgVersion::from_major(parameters.pg_version))
 }
 

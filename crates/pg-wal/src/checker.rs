@@ -39,6 +39,8 @@ pub struct WalChecker {
     system_identifier: Option<u64>,
     version: Option<PgVersion>,
     tli: Option<u32>,
+    /// No page is of a later one.
+    last_tli: Option<u32>,
 
     /// Where the next byte belongs.
     cursor: Lsn,
@@ -73,6 +75,7 @@ impl WalChecker {
             system_identifier: None,
             version: None,
             tli: None,
+            last_tli: None,
             cursor: start,
             page_header: [0; LONG_SIZE],
             page_header_done: 0,
@@ -112,6 +115,13 @@ impl WalChecker {
     /// Also checks that pages are of this version.
     pub fn with_version(mut self, version: Option<PgVersion>) -> WalChecker {
         self.version = version;
+        self
+    }
+
+    /// Also checks that no page is of a later PostgreSQL timeline than this one. Otherwise that is seen only at the next page, which
+    /// seems to go back then.
+    pub fn with_timeline(mut self, tli: u32) -> WalChecker {
+        self.last_tli = Some(tli);
         self
     }
 
@@ -234,6 +244,9 @@ impl WalChecker {
         }
         if let Some(before) = self.tli.filter(|before| header.tli < *before) {
             return Err(WalErrorKind::TimelineWentBack { found: header.tli, before });
+        }
+        if let Some(own) = self.last_tli.filter(|own| header.tli > *own) {
+            return Err(WalErrorKind::LaterTimeline { found: header.tli, own });
         }
         if let (Some((found, _)), Some(expected)) = (header.segment, self.system_identifier)
             && found != expected

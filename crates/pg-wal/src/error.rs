@@ -53,6 +53,14 @@ pub enum WalErrorKind {
         /// Timeline of the pages before it.
         before: u32,
     },
+    /// The page's timeline is a later one than the log's.
+    #[error("page is of timeline {found}, but the log is of timeline {own}")]
+    LaterTimeline {
+        /// Timeline of the page.
+        found: u32,
+        /// Timeline of the log.
+        own: u32,
+    },
     /// The segment belongs to another cluster.
     #[error("segment belongs to the cluster with system identifier {0}")]
     SystemIdentifier(u64),
