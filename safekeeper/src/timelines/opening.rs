@@ -9,7 +9,7 @@ use pgstrata_format::resting::TimelineSummary;
 use pgstrata_wire::safekeeper::RefusedReason;
 use rustix::io::Errno;
 
-use super::away::NotBack;
+use super::away::{NotBack, is_sent_away};
 use super::slots::{Seen, Slot};
 use super::{TimelineKey, Timelines};
 use crate::storage_error::StorageError;
@@ -178,7 +178,7 @@ impl Timelines {
             }
             RefusedReason::Unavailable(error.to_string())
         };
-        if !self.is_sent_away(directory).map_err(storage)? {
+        if !is_sent_away(&self.context.shared, directory).map_err(storage)? {
             return Ok(());
         }
         // What is wrong with that is found, and told of, when the timeline is opened.
