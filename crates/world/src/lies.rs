@@ -95,11 +95,15 @@ pub enum Lie {
     FailureIsArchived,
     /// What is archived is taken for the beginning of the own log, whatever log it says it is of.
     AnyArchiveFollowed,
+    /// What is at rest is removed, whether or not it is archived.
+    AwayBeforeArchived,
+    /// The directory is not synced when it was noted that what is at rest is removed.
+    AwayNameUnsynced,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 40] = [
+    pub const ALL: [Lie; 42] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -140,6 +144,8 @@ impl Lie {
         Lie::TailsDroppedFirst,
         Lie::FailureIsArchived,
         Lie::AnyArchiveFollowed,
+        Lie::AwayBeforeArchived,
+        Lie::AwayNameUnsynced,
     ];
 }
 
@@ -150,6 +156,7 @@ enum Last {
     SegmentNamed,
     ControlNamed,
     MendedNamed,
+    AwayNamed,
     Removed,
 }
 
@@ -161,6 +168,8 @@ enum Kind {
     Note,
     /// A segment that is to replace a damaged one.
     Mended,
+    /// That WAL is away.
+    Away,
     Other,
 }
 
@@ -186,6 +195,7 @@ fn kind(path: &Path) -> Kind {
         Some("zeroed.tmp") => Kind::Wal,
         Some("control.tmp") => Kind::Control,
         Some("mending.tmp") => Kind::Mended,
+        Some("away.tmp") => Kind::Away,
         Some("flushed") => Kind::Note,
         Some(name) if name.len() == 24 => Kind::Wal,
         _ => Kind::Other,
@@ -291,6 +301,7 @@ impl Disk for LyingDisk {
         *self.last.lock() = match kind(from) {
             Kind::Control => Last::ControlNamed,
             Kind::Mended => Last::MendedNamed,
+            Kind::Away => Last::AwayNamed,
             _ => Last::SegmentNamed,
         };
         self.disk.rename(from, to)
@@ -316,6 +327,7 @@ impl Disk for LyingDisk {
             Lie::SegmentNameUnsynced => last == Last::SegmentNamed,
             Lie::ControlNameUnsynced => last == Last::ControlNamed,
             Lie::MendedNameUnsynced => last == Last::MendedNamed,
+            Lie::AwayNameUnsynced => last == Last::AwayNamed,
             Lie::RemovalUnsynced => last == Last::Removed,
             _ => false,
         };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -21,6 +21,15 @@ use crate::truth::{Checked, Truth};
 
 /// A level of compression that takes next to no time.
 const FAST: i32 = -7;
+
+/// What waits for threads that compress. All worlds have the same: to make one takes a while.
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let runtime = Builder::new_current_thread().build();
+        runtime.expect("a runtime without input and output")
+    })
+}
 
 /// Something of somebody that goes on in steps.
 pub type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -87,7 +96,7 @@ impl Interceptor for Network {
 
 /// See the module.
 pub struct Objects {
-    runtime: Runtime,
+    runtime: &'static Runtime,
     network: Arc<Network>,
     /// The archive as safekeepers have it.
     pub archive: Arc<Archive>,
@@ -113,7 +122,6 @@ impl std::fmt::Debug for Objects {
 impl Objects {
     /// None yet. `before` is what the first segment of the timeline has of its ancestor.
     pub fn new(parameters: TimelineParameters, before: Vec<u8>, rng: Rng, fails: u64) -> Objects {
-        let runtime = Builder::new_current_thread().max_blocking_threads(1).build();
         let way = Way {
             rng,
             fails,
@@ -127,7 +135,7 @@ impl Objects {
         let store = Store::open(&Location::Memory, None).expect("memory is always there");
         let archive = Archive::new(store.intercepted(Arc::clone(&network) as _));
         Objects {
-            runtime: runtime.expect("a runtime without input and output"),
+            runtime: runtime(),
             archive: Arc::new(archive.compressing(FAST)),
             network,
             store,

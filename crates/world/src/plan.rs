@@ -32,6 +32,8 @@ pub enum Trouble {
     Members { nodes: u8 },
     /// Something of a log rots: where, in thousandths of what there is.
     Rot { node: usize, rot: Rot, part: u64 },
+    /// No compute is there for a while.
+    Idle { lasts: Time },
     /// Object storage doesn't answer for a while.
     NoObjects { lasts: Time },
 }
@@ -111,6 +113,11 @@ impl Plan {
         };
         let tail_after = [5, 15, 40, 100][rng.index(4)] * MS;
         let storage_fails = [0, 7, 20, 60][rng.index(4)];
+        if rng.one_in(3) {
+            let at = rng.between(1, quiet_at / MS) * MS;
+            troubles.push((at, Trouble::Idle { lasts: rng.between(50, 300) * MS }));
+            troubles.sort_by_key(|&(at, _)| at);
+        }
         Plan {
             seed,
             tail_after,

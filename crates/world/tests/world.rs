@@ -43,7 +43,14 @@ fn what_is_committed_stays_whatever_goes_wrong() {
     assert!(each_has.iter().all(|&count| count > SEEDS), "{sum:?}");
     let some_have = [sum.changes, sum.wipes, sum.led_on, sum.horizons, sum.rots, sum.mended];
     assert!(some_have.iter().all(|&count| count > SEEDS / 20), "{sum:?}");
-    let archive_is_used = [sum.tails, sum.archive_asked, sum.archive_reads];
+    let archive_is_used = [
+        sum.tails,
+        sum.archive_asked,
+        sum.archive_reads,
+        sum.rests,
+        sum.sent_away,
+        sum.brought_back,
+    ];
     assert!(archive_is_used.iter().all(|&count| count > SEEDS / 20), "{sum:?}");
 }
 
@@ -77,7 +84,7 @@ fn a_mistake_in_disks_or_drivers_is_found() {
 }
 
 /// And in how many seeds.
-const FOUND: [(Lie, u64); 33] = [
+const FOUND: [(Lie, u64); 35] = [
     // The long ones first.
     (Lie::WipedComesBack, 1000),
     (Lie::MendedUnsynced, 500),
@@ -87,6 +94,7 @@ const FOUND: [(Lie, u64); 33] = [
     (Lie::JointNotUsed, 250),
     (Lie::AnyLogMends, 250),
     (Lie::CutNotZeroed, 250),
+    (Lie::AwayNameUnsynced, 400),
     (Lie::AnyArchiveFollowed, 300),
     (Lie::CutUnsynced, 150),
     (Lie::CacheBelieved, 150),
@@ -112,4 +120,5 @@ const FOUND: [(Lie, u64); 33] = [
     (Lie::TailInPlaceOfAnother, 20),
     (Lie::TailsDroppedFirst, 20),
     (Lie::FailureIsArchived, 20),
+    (Lie::AwayBeforeArchived, 50),
 ];

@@ -21,6 +21,9 @@ impl World {
                 connection.greeted = None;
             }
         }
+        if self.nodes[index].is_resting && self.nodes[index].is_up {
+            return self.rest_on(index);
+        }
         let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
         // As `background::write_down` does.
         let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
@@ -40,23 +43,28 @@ impl World {
             self.archive(index)?;
             self.settle(index)?;
         }
+        let is_led = timeline.has_proposer() && !timeline.lacks_beginning();
+        let is_left = timeline.is_left();
+        drop(timeline);
+        self.let_rest(index);
         if self.nodes[index].timeline.is_some()
-            && !timeline.is_left()
-            && (!timeline.has_proposer()
-                || timeline.lacks_beginning()
-                || self.rng.one_in(FULL_LOOK))
+            && !is_left
+            && (!is_led || self.rng.one_in(FULL_LOOK))
         {
-            self.ask_peers(index);
+            self.ask_peers(index)?;
         }
         Ok(())
     }
 
     /// Unless somebody was asked just before.
-    pub(super) fn ask_peers(&mut self, index: usize) {
+    pub(super) fn ask_peers(&mut self, index: usize) -> Checked {
         if self.copying[index] {
-            return;
+            return Ok(());
         }
         let own = self.nodes[index].timeline.as_ref().map(|timeline| timeline.history());
+        let own_lags = self.nodes[index].timeline.as_ref().is_none_or(|timeline| {
+            timeline.lacks_beginning() || timeline.commit_lsn() < self.truth.end()
+        });
         let configuration = self.nodes[index].timeline.as_ref().map(|one| one.configuration());
         let nodes = configuration.map(|one| one.nodes()).unwrap_or_default();
         let mut statuses = Vec::new();
@@ -64,6 +72,10 @@ impl World {
             let is_one = nodes.contains(&self.nodes[peer].member.node);
             if peer == index || !is_one || self.is_cut_between(peer, index) {
                 continue;
+            }
+            // Who only looks is told by the broker that there is nothing new.
+            if own_lags || self.archiving.one_in(20) {
+                self.wake(peer)?;
             }
             let Some(timeline) = &self.nodes[peer].timeline else { continue };
             let Ok(mut status) = timeline.status() else { continue };
@@ -78,6 +90,7 @@ impl World {
         self.copying[index] = true;
         let (delay, life) = (self.delay(index), self.nodes[index].life);
         self.after(delay, Event::Conclude { node: index, life, statuses });
+        Ok(())
     }
 
     /// As `background::catch_up` does.
@@ -87,10 +100,11 @@ impl World {
         life: u64,
         asked: &[(usize, Status)],
     ) -> Checked {
-        let timeline =
-            self.nodes[index].timeline.clone().filter(|_| self.nodes[index].life == life);
-        let Some(timeline) = timeline else { return Ok(()) };
+        if self.nodes[index].life != life {
+            return Ok(());
+        }
         self.copying[index] = false;
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
         let mut asked = asked.to_vec();
         let newest = asked.iter().map(|(_, status)| status.configuration.number()).max();
         if newest > Some(timeline.configuration_number())
@@ -237,10 +251,11 @@ impl World {
         missing: Missing,
         (at, begun): (Lsn, Lsn),
     ) -> Checked {
-        let timeline =
-            self.nodes[index].timeline.clone().filter(|_| self.nodes[index].life == life);
-        let Some(timeline) = timeline else { return Ok(()) };
+        if self.nodes[index].life != life {
+            return Ok(());
+        }
         self.copying[index] = false;
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
         // A proposer sends what is missing.
         let is_fed = timeline.flush_lsn() > at.max(begun);
         if is_fed || (peer != ARCHIVE && self.is_cut_between(peer, index)) {

@@ -104,6 +104,13 @@ pub(super) struct Turn {
     is_orphan: bool,
 }
 
+impl Turn {
+    /// Whether a safekeeper that is up takes it.
+    pub(super) fn is_of(&self, node: usize) -> bool {
+        self.node == node && !self.is_orphan
+    }
+}
+
 impl std::fmt::Debug for Turn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Turn").field("node", &self.node).finish_non_exhaustive()
@@ -127,7 +134,7 @@ impl World {
     /// Stores what is due, and removes segments that nobody needs.
     pub(super) fn archive(&mut self, index: usize) -> Checked {
         self.hear_of_others(index);
-        if self.turns.values().any(|turn| turn.node == index && !turn.is_orphan) {
+        if self.turns.values().any(|turn| turn.is_of(index)) {
             return Ok(());
         }
         let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
@@ -222,7 +229,9 @@ impl World {
         let has_first = |&index: &usize| {
             let timeline = self.nodes[index].timeline.as_ref();
             let end = Lsn((first + 1) * SEGMENT_SIZE);
-            let has_it = timeline.is_some_and(|timeline| timeline.commit_lsn() >= end);
+            let has_it =
+                |timeline: &Arc<Timeline>| !timeline.is_left() && timeline.commit_lsn() >= end;
+            let has_it = timeline.is_some_and(has_it);
             has_it && self.here[index].before.0.is_some()
         };
         if !self.objects.has_segment(first) && !members.iter().any(has_first) {
@@ -239,12 +248,18 @@ impl World {
                 return self.objects.check_all(&self.truth);
             }
         }
-        Err("what is committed is not archived, although all is well".into())
+        let names: Vec<&str> =
+            members.iter().map(|&index| self.nodes[index].name.as_str()).collect();
+        Err(format!("what is committed is not archived by {names:?}, although all is well"))
     }
 
     /// A turn without pauses. Whether there is nothing more to do.
     fn archive_now(&mut self, index: usize) -> Checked<bool> {
         let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(false) };
+        if timeline.is_left() {
+            // It has not heard yet that it is a member again.
+            return Ok(true);
+        }
         for peer in (0..self.nodes.len()).filter(|&peer| peer != index) {
             if let Some(other) = &self.nodes[peer].timeline {
                 let said = progress_of(other);
@@ -315,7 +330,7 @@ impl World {
         self.between[index] = None;
         let rng = &mut self.archiving;
         self.turns.retain(|_, turn| {
-            if turn.node == index && !turn.is_orphan {
+            if turn.is_of(index) {
                 turn.is_orphan = true;
                 return turn.asks && rng.one_in(2);
             }

@@ -4,6 +4,7 @@ mod alone;
 mod archive;
 mod computes;
 mod members;
+mod rest;
 mod rot;
 mod safekeepers;
 mod trouble;
@@ -144,6 +145,10 @@ pub struct Outcome {
     /// Logs of which something rotted, and those that were mended.
     pub rots: u64,
     pub mended: u64,
+    /// Timelines that came to rest, those of which the WAL was removed, and those that got it back.
+    pub rests: u64,
+    pub sent_away: u64,
+    pub brought_back: u64,
     pub committed_bytes: u64,
     /// What happened, if that was asked for.
     pub trace: Vec<String>,
@@ -169,6 +174,9 @@ impl Outcome {
         self.horizons += other.horizons;
         self.rots += other.rots;
         self.mended += other.mended;
+        self.rests += other.rests;
+        self.sent_away += other.sent_away;
+        self.brought_back += other.brought_back;
         self.committed_bytes += other.committed_bytes;
     }
 }
@@ -194,6 +202,8 @@ pub struct World {
     registered: Vec<Option<Member>>,
     commands: Vec<Command>,
     no_objects_until: Time,
+    /// No compute begins before.
+    idle_until: Time,
     objects: Objects,
     /// For what archiving meets.
     archiving: Rng,
@@ -261,6 +271,7 @@ impl World {
             version: 0,
             commands: Vec::new(),
             no_objects_until: 0,
+            idle_until: 0,
             objects: Objects::new(parameters.clone(), bytes, storage, plan.storage_fails),
             archiving,
             here,
@@ -335,7 +346,7 @@ impl World {
 
     fn finish(&mut self) -> Checked {
         self.nodes.iter_mut().try_for_each(|node| node.check_all(&self.truth))?;
-        match self.archiving.one_in(8) {
+        match self.archiving.one_in(16) {
             true => self.archive_all(),
             false => Ok(()),
         }

@@ -51,6 +51,7 @@ impl World {
                 self.want(nodes);
             }
             Trouble::Rot { node, rot, part } => self.rot(node, rot, part),
+            Trouble::Idle { lasts } => self.be_idle(lasts),
             Trouble::NoObjects { lasts } => {
                 self.no_objects_until = self.now + lasts;
                 self.objects.set_away(true);
@@ -124,7 +125,7 @@ impl World {
         self.log(|| "nothing goes wrong any more".into());
         self.quiet = Some((self.now, self.truth.end()));
         self.cut.clear();
-        self.no_objects_until = 0;
+        (self.no_objects_until, self.idle_until) = (0, 0);
         self.objects.be_well();
         for index in 0..self.nodes.len() {
             self.slow_until[index] = 0;
