@@ -33,6 +33,8 @@ const SHORT_EXTENT: u64 = 4096;
 pub struct Archive {
     store: Store,
     level: i32,
+    /// Whether what takes long is another thread's.
+    is_off_runtime: bool,
 }
 
 /// Archived WAL that can't be had.
@@ -96,12 +98,13 @@ pub fn object_name(parameters: &TimelineParameters, number: u64) -> String {
 impl Archive {
     /// The archive in `store`.
     pub fn new(store: Store) -> Archive {
-        Archive { store, level: ZSTD_LEVEL }
+        Archive { store, level: ZSTD_LEVEL, is_off_runtime: true }
     }
 
-    /// The same with another compression level: simulations have little use for small objects.
+    /// The same with another compression level, on the thread that asks: simulations have one thread, and little use for small
+    /// objects.
     pub fn compressing(self, level: i32) -> Archive {
-        Archive { level, ..self }
+        Archive { level, is_off_runtime: false, ..self }
     }
 
     /// Stores a segment. If an object of its name is there already, that is read, and must be the
@@ -287,7 +290,7 @@ impl Archive {
             ArchiveError::Damaged(format!("{name} is damaged: {error}"))
         };
         let extent = Extent::decode(&object).map_err(|error| damaged(&error))?;
-        let wal = off_runtime(move || zstd::bulk::decompress(&object, size)).await;
+        let wal = self.off_runtime(move || zstd::bulk::decompress(&object, size)).await;
         Ok(Some((extent, wal.map_err(|error| damaged(&error))?)))
     }
 
@@ -304,9 +307,20 @@ impl Archive {
             None => Vec::new(),
         };
         let level = self.level;
-        let compressed = off_runtime(move || compress(&wal, level)).await;
+        let compressed = self.off_runtime(move || compress(&wal, level)).await;
         object.extend(compressed.map_err(|error| format!("can't compress {name}: {error}"))?);
         Ok(Bytes::from(object))
+    }
+
+    /// Does what takes long away from the threads that serve connections.
+    async fn off_runtime<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        match self.is_off_runtime {
+            true => tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?,
+            false => work(),
+        }
     }
 }
 
@@ -322,11 +336,4 @@ fn compress(segment: &[u8], level: i32) -> io::Result<Vec<u8>> {
     let mut compressor = zstd::bulk::Compressor::new(level)?;
     compressor.include_checksum(true)?;
     compressor.compress(segment)
-}
-
-/// Does what takes long away from the threads that serve connections.
-async fn off_runtime<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
