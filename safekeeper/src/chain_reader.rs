@@ -1,5 +1,6 @@
 //! WAL of a timeline and, before its start, of its ancestors.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use pgstrata_ids::Lsn;
@@ -9,7 +10,7 @@ use crate::archive::{Archive, ArchiveReader};
 use crate::segment::SegmentReader;
 use crate::storage_error::StorageError;
 use crate::timeline::Timeline;
-use crate::timelines::Timelines;
+use crate::timelines::{TimelineKey, Timelines};
 use crate::verifier::Verifier;
 
 /// Most generations of branches of branches that are followed.
@@ -29,6 +30,21 @@ pub enum ReadError {
     Storage(#[from] StorageError),
 }
 
+/// A timeline, once it is there.
+pub type Found = Pin<Box<dyn Future<Output = Result<Arc<Timeline>, RefusedReason>> + Send>>;
+
+/// Where the timelines are that others branched from.
+pub trait Ancestors: std::fmt::Debug + Send + Sync {
+    /// One of them; it may have to be opened first.
+    fn find(self: Arc<Self>, key: TimelineKey) -> Found;
+}
+
+impl Ancestors for Timelines {
+    fn find(self: Arc<Self>, key: TimelineKey) -> Found {
+        Box::pin(async move { self.get_async(key).await })
+    }
+}
+
 /// Where a position's bytes are.
 #[derive(Debug)]
 struct Place {
@@ -43,7 +59,7 @@ struct Place {
 /// Reads one timeline's WAL, wherever it is.
 #[derive(Debug)]
 pub struct ChainReader {
-    timelines: Arc<Timelines>,
+    ancestors: Arc<dyn Ancestors>,
     leaf: Arc<Timeline>,
     archive: Option<ArchiveReader>,
     place: Option<Place>,
@@ -52,11 +68,11 @@ pub struct ChainReader {
 impl ChainReader {
     /// A reader for `leaf`, that also looks into `archive` for what is no longer on disk.
     pub fn new(
-        timelines: Arc<Timelines>,
+        ancestors: Arc<dyn Ancestors>,
         leaf: Arc<Timeline>,
         archive: Option<Arc<Archive>>,
     ) -> ChainReader {
-        ChainReader { timelines, leaf, archive: archive.map(ArchiveReader::new), place: None }
+        ChainReader { ancestors, leaf, archive: archive.map(ArchiveReader::new), place: None }
     }
 
     /// Fills `buffer` from `at` on, as far as one place and one segment go; at least one byte.
@@ -152,7 +168,8 @@ impl ChainReader {
             };
             let key = (parameters.tenant, ancestor);
             to = from;
-            timeline = self.timelines.get_async(key).await.map_err(|reason| match reason {
+            let found = Arc::clone(&self.ancestors).find(key).await;
+            timeline = found.map_err(|reason| match reason {
                 RefusedReason::UnknownTimeline => ReadError::Missing(format!(
                     "WAL at {at} belongs to the ancestor timeline {ancestor}, which this \
                      safekeeper doesn't have"

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -91,6 +92,12 @@ pub enum Verdict {
 pub trait Interceptor: std::fmt::Debug + Send + Sync {
     /// What becomes of this operation. `action` is `read`, `write`, `swap`, `delete` or `list`.
     fn verdict(&self, action: &'static str, path: &str) -> Verdict;
+
+    /// Is waited for twice: before an operation is performed, and before its caller hears of it. It takes no time, unless a test
+    /// says so.
+    fn pause(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// An object store. Cheap to clone.
@@ -175,15 +182,17 @@ impl Store {
         path: &str,
         work: impl Future<Output = Result<T, BlobError>>,
     ) -> Result<T, BlobError> {
-        let verdict = self.interceptor.as_ref().map(|asked| asked.verdict(action, path));
-        match verdict.unwrap_or(Verdict::Perform) {
+        let Some(asked) = &self.interceptor else { return work.await };
+        asked.pause().await;
+        let answer = match asked.verdict(action, path) {
             Verdict::Perform => work.await,
             Verdict::Refuse => Err(self.failed(action, path, "refused by an interceptor".into())),
-            Verdict::LoseAnswer => {
-                work.await?;
+            Verdict::LoseAnswer => work.await.and_then(|_| {
                 Err(self.failed(action, path, "its answer was lost by an interceptor".into()))
-            }
-        }
+            }),
+        };
+        asked.pause().await;
+        answer
     }
 
     /// The location, for messages.

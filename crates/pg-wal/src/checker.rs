@@ -111,7 +111,8 @@ impl WalChecker {
         self
     }
 
-    /// Also checks that pages are of this timeline.
+    /// Also checks that pages are of this timeline. Otherwise one of a later one is noticed only at the next page, which seems to
+    /// go back then.
     pub fn with_timeline(mut self, tli: u32) -> WalChecker {
         self.only_tli = Some(tli);
         self

@@ -73,6 +73,23 @@ fn start_strategy() -> impl Strategy<Value = Lsn> {
     )
 }
 
+#[test]
+fn a_page_of_another_timeline_is_the_one_that_is_wrong() {
+    let (mut bytes, bounds) = stream(Lsn(SEGMENT), &[3 * PAGE_SIZE, 100, 100]);
+    let checker = || WalChecker::new(Lsn(SEGMENT), SEGMENT);
+    assert_eq!(checker().with_timeline(1).check(&bytes), Ok(()));
+    // A bit of the second page's header, after its magic and its flags.
+    bytes[PAGE_SIZE + 4 + 2] ^= 2;
+    let error = checker().with_timeline(1).check(&bytes).unwrap_err();
+    let second = Lsn(SEGMENT + PAGE_SIZE as u64);
+    assert_eq!(error, WalErrorKind::OtherTimeline { found: 0x2_0001, expected: 1 }.at(second));
+    // Who does not know which timeline it is meets that a page later.
+    let third = second + PAGE_SIZE as u64;
+    let error = checker().check(&bytes).unwrap_err();
+    assert_eq!(error, WalErrorKind::TimelineWentBack { found: 1, before: 0x2_0001 }.at(third));
+    assert!(bounds[0].1 > third);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 

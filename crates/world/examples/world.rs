@@ -43,8 +43,8 @@ fn main() -> ExitCode {
     println!(
         "{} seeds in {seconds:.1} s, {:.0} a second; a run: {} events, {:.2} simulated s, {:.1} elections, {:.1} crashes; \
          {} copies between safekeepers, {} of what a term began with, \
-         {} segments archived, {} removed, {} MB committed; {} decisions about members, {} directories lost, \
-         {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended",
+         {} objects of WAL, {} of them tails, the archive asked {} times and read {} times for others, {} segments removed, {} MB committed; {} decisions about members, {} directories lost, \
+         {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended; {} came to rest, {} were sent away, {} brought back",
         sum.runs,
         sum.runs as f64 / seconds,
         all.events / sum.runs.max(1),
@@ -54,6 +54,9 @@ fn main() -> ExitCode {
         all.copies,
         all.beginnings,
         all.archived,
+        all.tails,
+        all.archive_asked,
+        all.archive_reads,
         all.trimmed,
         all.committed_bytes >> 20,
         all.changes,
@@ -62,6 +65,9 @@ fn main() -> ExitCode {
         all.horizons,
         all.rots,
         all.mended,
+        all.rests,
+        all.sent_away,
+        all.brought_back,
     );
     match sum.failed {
         Some(seed) => {

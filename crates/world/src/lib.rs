@@ -21,9 +21,11 @@
 pub mod lies;
 pub mod plan;
 
+mod ancestor;
 mod compute;
 mod network;
 mod node;
+mod objects;
 mod truth;
 mod world;
 

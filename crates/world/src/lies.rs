@@ -75,11 +75,25 @@ pub enum Lie {
     MendedUnsynced,
     /// Damaged WAL is replaced by that of any log.
     AnyLogMends,
+    /// A tail is archived to the end of the log, committed or not.
+    TailBeyondCommit,
+    /// A tail is written in the place of the one before it.
+    TailInPlaceOfAnother,
+    /// Old tails are removed before what has more is stored.
+    TailsDroppedFirst,
+    /// What could not be stored counts as archived.
+    FailureIsArchived,
+    /// What is archived is taken for the beginning of the own log, whatever log it says it is of.
+    AnyArchiveFollowed,
+    /// What is at rest is removed, whether or not it is archived.
+    AwayBeforeArchived,
+    /// The directory is not synced when it was noted that what is at rest is removed.
+    AwayNameUnsynced,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 30] = [
+    pub const ALL: [Lie; 37] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -110,6 +124,13 @@ impl Lie {
         Lie::RottenArchived,
         Lie::MendedUnsynced,
         Lie::AnyLogMends,
+        Lie::TailBeyondCommit,
+        Lie::TailInPlaceOfAnother,
+        Lie::TailsDroppedFirst,
+        Lie::FailureIsArchived,
+        Lie::AnyArchiveFollowed,
+        Lie::AwayBeforeArchived,
+        Lie::AwayNameUnsynced,
     ];
 }
 
@@ -119,6 +140,7 @@ enum Last {
     Nothing,
     SegmentNamed,
     ControlNamed,
+    AwayNamed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +151,8 @@ enum Kind {
     Note,
     /// A segment that is to replace a damaged one.
     Mended,
+    /// That WAL is away.
+    Away,
     Other,
 }
 
@@ -154,6 +178,7 @@ fn kind(path: &Path) -> Kind {
         Some("zeroed.tmp") => Kind::Wal,
         Some("control.tmp") => Kind::Control,
         Some("mending.tmp") => Kind::Mended,
+        Some("away.tmp") => Kind::Away,
         Some("flushed") => Kind::Note,
         Some(name) if name.len() == 24 => Kind::Wal,
         _ => Kind::Other,
@@ -259,6 +284,7 @@ impl Disk for LyingDisk {
         *self.last.lock() = match kind(from) {
             Kind::Control => Last::ControlNamed,
             Kind::Mended => Last::Nothing,
+            Kind::Away => Last::AwayNamed,
             _ => Last::SegmentNamed,
         };
         self.disk.rename(from, to)
@@ -281,6 +307,7 @@ impl Disk for LyingDisk {
         let left_out = match self.lie {
             Lie::SegmentNameUnsynced => last == Last::SegmentNamed,
             Lie::ControlNameUnsynced => last == Last::ControlNamed,
+            Lie::AwayNameUnsynced => last == Last::AwayNamed,
             _ => false,
         };
         if left_out { Ok(()) } else { self.disk.sync_directory(path) }

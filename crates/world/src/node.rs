@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgstrata_env::Disk;
-use pgstrata_format::quorum::Quorum;
+use pgstrata_env::{Disk, replace_file};
+use pgstrata_format::quorum::{AllGivenUp, Quorum};
+use pgstrata_format::resting::TimelineSummary;
 use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{Chain, ProposerId, TermHistory};
@@ -14,12 +15,25 @@ use pgstrata_safekeeper::mend::{DamagedLog, Fate, Lack, Sources, fate};
 use pgstrata_safekeeper::meters::Meters;
 use pgstrata_safekeeper::segment::{Preparations, Preparer};
 use pgstrata_safekeeper::storage_error::StorageError;
-use pgstrata_safekeeper::timeline::{OpenContext, Timeline, read_control};
+use pgstrata_safekeeper::timeline::{AWAY, OpenContext, Timeline, read_control};
+use pgstrata_safekeeper::timelines::away::{NotBack, bring_back, is_sent_away, send_away};
 use pgstrata_sim::SimDisk;
 use pgstrata_wire::safekeeper::RefusedReason;
 
 use crate::lies::{Lie, LyingDisk};
+use crate::objects::Objects;
 use crate::truth::{Checked, Truth};
+
+/// What became of a timeline that was at rest.
+#[derive(Debug)]
+pub enum Woken {
+    /// It is open, or found to be damaged.
+    IsOpen,
+    /// The same, with WAL from object storage.
+    IsBack,
+    /// It rests on.
+    NotYet(String),
+}
 
 /// What it said, durably: after a crash it has to have it.
 #[derive(Clone, Debug, Default)]
@@ -68,6 +82,8 @@ pub struct Node {
     pub is_rotten: bool,
     /// That was found, and it takes no part until it is mended.
     pub is_mending: bool,
+    /// Nothing has happened with its timeline, which is not open; whoever needs it opens it.
+    pub is_resting: bool,
 }
 
 /// With what is there before: the safekeeper's own directory.
@@ -104,6 +120,7 @@ impl Node {
             compared: Lsn::INVALID,
             is_rotten: false,
             is_mending: false,
+            is_resting: false,
         }
     }
 
@@ -125,7 +142,7 @@ impl Node {
         self.promised = Promised::default();
         self.underway = None;
         self.compared = Lsn::INVALID;
-        (self.is_rotten, self.is_mending) = (false, false);
+        (self.is_rotten, self.is_mending, self.is_resting) = (false, false, false);
     }
 
     fn context(&mut self) -> OpenContext {
@@ -222,6 +239,7 @@ impl Node {
             true => self.disk.lose_power(),
             false => self.disk.end_process(),
         }
+        self.is_resting = false;
         self.is_up = false;
         self.is_doomed = false;
         self.life += 1;
@@ -233,6 +251,10 @@ impl Node {
         self.latch = Latch::default();
         self.is_mending = false;
         let names = self.disk.list(&self.directory).unwrap_or_default();
+        if self.disk.has_stopped() {
+            // It was woken, and has ended meanwhile.
+            return Ok(());
+        }
         if !names.iter().any(|name| name == "control") {
             return match self.is_known {
                 true => Err(format!("{} has lost the timeline: {names:?}", self.name)),
@@ -240,6 +262,11 @@ impl Node {
             };
         }
         let context = self.context();
+        if names.iter().any(|name| name == AWAY) {
+            // It is at rest until somebody needs it, and what it promised is in its control file.
+            self.is_resting = true;
+            return Ok(());
+        }
         let opened = match Timeline::open(&context, &self.directory) {
             Ok(opened) => opened,
             // Of a full disk, or of a disk that fails.
@@ -272,6 +299,96 @@ impl Node {
         self.promise(&timeline, voted_for);
         self.compared = timeline.marks().available_lsn;
         self.check(truth)
+    }
+
+    /// Lets it come to rest if nothing is to be done with it, as `Timelines::let_rest` does. For who has it alone.
+    pub fn let_rest(&mut self) -> bool {
+        let Some(timeline) = &self.timeline else { return false };
+        let summary = timeline.at_rest();
+        let is_own = |summary: TimelineSummary| summary.configuration.contains(self.member);
+        if !summary.is_some_and(is_own) && !self.rests_early(timeline) {
+            return false;
+        }
+        timeline.files().let_go();
+        self.timeline = None;
+        self.is_resting = true;
+        true
+    }
+
+    /// A mistake: that not all of it is archived is not seen.
+    fn rests_early(&self, timeline: &Timeline) -> bool {
+        self.lie == Some(Lie::AwayBeforeArchived)
+            && !timeline.has_compute()
+            && timeline.stored_commit_lsn() == timeline.flush_lsn()
+            && timeline.flush_lsn() > timeline.parameters().start_lsn
+    }
+
+    /// Has its WAL be in object storage only. True if it is.
+    pub fn send_away(&mut self) -> bool {
+        let context = self.context();
+        let sent = match self.lie {
+            Some(Lie::AwayBeforeArchived) => self.remove_all(&context),
+            _ => send_away(&context, &self.directory),
+        };
+        match sent {
+            Ok(is_away) => is_away,
+            Err(StorageError::DiskFull { .. }) => false,
+            Err(error) => {
+                self.latch.throw(&error.to_string());
+                false
+            }
+        }
+    }
+
+    fn remove_all(&self, context: &OpenContext) -> Result<bool, StorageError> {
+        let failed = |error| StorageError::wrap("remove", &self.directory)(error);
+        let disk = context.disk.as_ref();
+        replace_file(disk, &self.directory.join(AWAY), b"").map_err(failed)?;
+        for name in disk.list(&self.directory).map_err(failed)? {
+            if name.len() == 24 {
+                disk.remove(&self.directory.join(name)).map_err(failed)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Somebody needs it: opens it, with what is in object storage, as `Timelines::get` does. It rests on if that can't be had now.
+    pub fn wake(&mut self, objects: &Objects, truth: &Truth) -> Checked<Woken> {
+        let context = self.context();
+        let is_passing = |error: &StorageError| matches!(error, StorageError::DiskFull { .. });
+        let is_away = is_sent_away(&context, &self.directory);
+        let control = read_control(&context, &self.directory.join("control"));
+        let back = match (is_away, control) {
+            (Ok(true), Ok(control)) => {
+                let (archive, handle) = (&objects.archive, objects.handle());
+                bring_back(
+                    &context,
+                    &self.directory,
+                    &control,
+                    archive,
+                    &AllGivenUp::default(),
+                    &handle,
+                )
+                .map(|()| Woken::IsBack)
+            }
+            (Ok(_), _) => Ok(Woken::IsOpen),
+            (Err(error), _) => Err(NotBack::Storage(error)),
+        };
+        match back {
+            Ok(woken) => {
+                self.is_resting = false;
+                self.start(truth)?;
+                Ok(woken)
+            }
+            Err(NotBack::Later(why)) => Ok(Woken::NotYet(why)),
+            Err(NotBack::Storage(error)) => {
+                if !is_passing(&error) && !error.is_mendable() {
+                    self.latch.throw(&error.to_string());
+                }
+                Ok(Woken::NotYet(error.to_string()))
+            }
+            Err(gone @ NotBack::Gone(_)) => Err(format!("{}: {gone}", self.name)),
+        }
     }
 
     /// Others keep the timeline by now: its files go, as `Timelines::let_go` has it.
@@ -396,33 +513,10 @@ impl Node {
         Ok(())
     }
 
-    /// The committed bytes of one of its segments, if they are right.
-    pub fn segment(&self, timeline: &Timeline, number: u64) -> Result<Option<Vec<u8>>, String> {
-        let size = timeline.files().segment_size();
-        let from = Lsn(number * size).max(timeline.parameters().start_lsn);
-        let to = Lsn((number + 1) * size);
-        let mut bytes = vec![0; (to - from) as usize];
-        if !self.is_rotten || self.lie == Some(Lie::RottenArchived) {
-            let mut reader = timeline.reader();
-            let mut done = 0;
-            while done < bytes.len() {
-                match reader.read(from + done as u64, &mut bytes[done..]) {
-                    Ok(0) | Err(_) if self.is_rotten => return Ok(None),
-                    Ok(0) | Err(_) => return Err(format!("{} lacks segment {number}", self.name)),
-                    Ok(count) => done += count,
-                }
-            }
-            return Ok(Some(bytes));
-        }
-        let Ok(mut reading) = timeline.read_range(from, to, Term(0)) else { return Ok(None) };
-        let mut done = 0;
-        while done < bytes.len() {
-            match reading.next(&mut bytes[done..]) {
-                Ok(0) | Err(_) => return Ok(None),
-                Ok(count) => done += count,
-            }
-        }
-        Ok(Some(bytes))
+    /// Whether none of its segments was removed but those that it has trimmed.
+    pub fn has_all_segments(&self) -> bool {
+        let names = self.disk.list(&self.directory).unwrap_or_default();
+        !names.iter().any(|name| name == AWAY)
     }
 
     /// Where its log is durable for all that stands in its control file.

@@ -32,6 +32,8 @@ pub enum Trouble {
     Members { nodes: u8 },
     /// Something of a log rots: where, in thousandths of what there is.
     Rot { node: usize, rot: Rot, part: u64 },
+    /// No compute is there for a while.
+    Idle { lasts: Time },
     /// Object storage doesn't answer for a while.
     NoObjects { lasts: Time },
 }
@@ -69,6 +71,10 @@ pub struct Plan {
     pub record: u64,
     /// Whether segments are ended before they are full, and removed once they are archived.
     pub switches: bool,
+    /// So long nothing is committed before a tail is archived.
+    pub tail_after: Time,
+    /// One operation of object storage in so many fails, or is done and not answered; none if 0.
+    pub storage_fails: u64,
     /// When nothing goes wrong any more.
     pub quiet_at: Time,
     /// By when.
@@ -105,8 +111,17 @@ impl Plan {
             true => [4 << 10, 16 << 10, 40_000, 100_000][rng.index(4)],
             false => [record / 4 + 50, record, 8 * record, 32 << 10][rng.index(4)],
         };
+        let tail_after = [5, 15, 40, 100][rng.index(4)] * MS;
+        let storage_fails = [0, 7, 20, 60][rng.index(4)];
+        if rng.one_in(3) {
+            let at = rng.between(1, quiet_at / MS) * MS;
+            troubles.push((at, Trouble::Idle { lasts: rng.between(50, 300) * MS }));
+            troubles.sort_by_key(|&(at, _)| at);
+        }
         Plan {
             seed,
+            tail_after,
+            storage_fails,
             nodes,
             slots,
             computes,

@@ -1,7 +1,6 @@
 //! What is true of the whole cluster, which nobody in it can know: who won which term, what each wrote, what is committed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use pgstrata_ids::{Lsn, Term};
 use pgstrata_quorum::TermHistory;
@@ -20,9 +19,6 @@ struct TermLog {
     bytes: Vec<u8>,
 }
 
-/// Full segments in object storage, by their numbers, without what is before the timeline's start.
-pub type Archive = BTreeMap<u64, Arc<Vec<u8>>>;
-
 /// See the module.
 #[derive(Debug)]
 pub struct Truth {
@@ -33,8 +29,6 @@ pub struct Truth {
     history: TermHistory,
     /// How far that was known of each term.
     known: BTreeMap<Term, Lsn>,
-    /// Full segments in object storage, without what is before the timeline's start.
-    archive: Archive,
 }
 
 impl Truth {
@@ -45,13 +39,17 @@ impl Truth {
             bytes: Vec::with_capacity(ROOM),
             history: TermHistory::default(),
             known: BTreeMap::new(),
-            archive: Archive::new(),
         }
     }
 
     /// The end of what is committed.
     pub fn end(&self) -> Lsn {
         self.start + self.bytes.len() as u64
+    }
+
+    /// Which term wrote what is committed.
+    pub fn history(&self) -> &TermHistory {
+        &self.history
     }
 
     /// Committed bytes.
@@ -177,42 +175,4 @@ impl Truth {
             "{who} serves at {at} another byte than is committed, and {count} up to {last}"
         ))
     }
-
-    /// Stores a segment, unless one is there, which has to be the same.
-    pub fn archive(&mut self, who: &str, number: u64, bytes: Vec<u8>) -> Checked {
-        match self.archive.get(&number) {
-            Some(found) if **found != bytes => {
-                Err(format!("{who} has another segment {number} than is archived"))
-            }
-            Some(_) => Ok(()),
-            None => {
-                self.archive.insert(number, Arc::new(bytes));
-                Ok(())
-            }
-        }
-    }
-
-    /// Reads archived bytes, to the end of the segment at most; empty if there are none.
-    pub fn archived(&self, from: Lsn, to: Lsn, segment_size: u64) -> &[u8] {
-        read_archive(&self.archive, self.start, from, to, segment_size)
-    }
-
-    /// As it is now.
-    pub fn archive_now(&self) -> Archive {
-        self.archive.clone()
-    }
-
-    /// Whether a segment is archived.
-    pub fn is_archived(&self, number: u64) -> bool {
-        self.archive.contains_key(&number)
-    }
-}
-
-/// Reads archived bytes of a timeline that starts there, to the end of the segment at most; empty if there are none.
-pub fn read_archive(archive: &Archive, start: Lsn, from: Lsn, to: Lsn, segment_size: u64) -> &[u8] {
-    let number = from.segment_number(segment_size);
-    let first = Lsn(number * segment_size).max(start);
-    let Some(segment) = archive.get(&number) else { return &[] };
-    let until = ((to.0 - first.0) as usize).min(segment.len());
-    segment.get((from.0 - first.0) as usize..until).unwrap_or_default()
 }

@@ -68,7 +68,7 @@ impl Archive {
             return Ok(false);
         }
         let name = object_name(parameters, end);
-        let object = super::object_of(&name, Arc::clone(&tail.bytes), &tail.extent).await?;
+        let object = self.object_of(&name, Arc::clone(&tail.bytes), &tail.extent).await?;
         self.store.check_claim().await.map_err(|error| error.to_string())?;
         self.store.put(&name, object).await.map_err(|error| error.to_string())?;
         Ok(true)

@@ -1,32 +1,19 @@
 //! Uploading full segments, and the tail of a log that nobody writes to, and removing from disk what nobody needs here any more.
-//!
-//! What others say is a hint where to look, never a reason to remove something: WAL counts
-//! as archived on a node once that node has put it there, or has read it back and found it the
-//! same as its own.
+
+pub mod turn;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_wire::broker::TimelineProgress;
 
+use self::turn::{Around, GivenUpRead, State, advance};
 use super::{Background, INTERVAL};
-use crate::archive::{Archive, Log, Tail};
-use crate::chain_reader::ChainReader;
-use crate::checked_segment::{CheckedSegment, Reached, Trouble};
+use crate::chain_reader::Ancestors;
 use crate::timeline::Timeline;
 use crate::timelines::TimelineKey;
-
-/// A member that finds something unarchived for this long takes the next turn: whoever is
-/// before it can't.
-const TURN: Duration = Duration::from_secs(15);
-
-/// First and longest pause after an attempt that failed.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
-/// Segments of one timeline looked at before others have their turn.
-const SEGMENTS_PER_TURN: usize = 4;
 
 pub async fn run(background: Background) {
     let Some(archive) = background.archive.clone() else { return };
@@ -46,282 +33,51 @@ pub async fn run(background: Background) {
             if timeline.is_left() {
                 continue;
             }
-            let state = states.entry(key).or_insert_with(State::new);
-            state.look(&timeline, background.tail_after);
-            if Instant::now() >= state.retry_at {
+            let state = states.entry(key).or_insert_with(|| State::new(Instant::now()));
+            state.look(&timeline, &background);
+            if state.is_due(Instant::now()) {
                 let advanced = advance(&background, &archive, &timeline, state).await;
                 has_more |= advanced.as_ref().is_ok_and(|&whole_turn| whole_turn);
-                state.note(&timeline, advanced.map(|_| ()));
+                state.note(&timeline, advanced.map(|_| ()), Instant::now());
             }
             trim(&timeline).await;
         }
     }
 }
 
-/// What is to be archived next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
-    /// The segment that ends there.
-    Segment(Lsn),
-    /// What there is of the last one, up to there.
-    Tail(Lsn),
-}
-
-/// What is known of one timeline between rounds.
-struct State {
-    reached: Reached,
-    /// What is committed, and since when it is no more than that.
-    commit_lsn: Lsn,
-    quiet_since: Instant,
-    /// What is archived, and since when it is no more than that although something is due.
-    archived_lsn: Lsn,
-    since: Instant,
-    due: Option<Due>,
-    retry_at: Instant,
-    pause: Duration,
-}
-
-impl State {
-    fn new() -> State {
-        let now = Instant::now();
-        State {
-            reached: Reached::default(),
-            commit_lsn: Lsn::INVALID,
-            quiet_since: now,
-            archived_lsn: Lsn::INVALID,
-            since: now,
-            due: None,
-            retry_at: now,
-            pause: PAUSE.0,
-        }
+impl Around for Background {
+    fn own(&self) -> NodeId {
+        self.timelines.context().shared.own.node
     }
 
-    fn look(&mut self, timeline: &Timeline, tail_after: Duration) {
-        // In this order, so that what is archived is never more than what is committed.
-        let archived_lsn = timeline.marks().archived_lsn;
-        let commit_lsn = timeline.commit_lsn();
-        if commit_lsn != self.commit_lsn {
-            self.commit_lsn = commit_lsn;
-            self.quiet_since = Instant::now();
-        }
-        let size = timeline.files().segment_size();
-        let full = archived_lsn.segment_start(size).checked_add(size);
-        self.due = match full.filter(|&full| full <= commit_lsn) {
-            Some(full) => Some(Due::Segment(full)),
-            None => {
-                let has_tail = commit_lsn > archived_lsn.max(timeline.parameters().start_lsn);
-                let is_quiet = self.quiet_since.elapsed() >= tail_after;
-                (has_tail && is_quiet).then_some(Due::Tail(commit_lsn))
-            }
-        };
-        if archived_lsn != self.archived_lsn || self.due.is_none() {
-            self.archived_lsn = archived_lsn;
-            self.since = Instant::now();
-        }
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 
-    fn note(&mut self, timeline: &Timeline, advanced: Result<(), Trouble>) {
-        self.pause = match &advanced {
-            Ok(()) => PAUSE.0,
-            Err(_) => (self.pause * 2).min(PAUSE.1),
-        };
-        if let Err(error) = &advanced {
-            self.retry_at = Instant::now() + self.pause;
-            let id = timeline.parameters().timeline;
-            tracing::warn!(timeline = %id, %error, "WAL can't be archived; it will be tried again");
-        }
-        timeline.note_archiving(advanced.err());
-    }
-}
-
-/// One member uploads: the first, in an order that differs from timeline to timeline, of those
-/// that have what is next; after it each of the others, if nothing comes of it. Two that see
-/// it differently do no harm.
-fn is_uploader(background: &Background, timeline: &Timeline, waited: Duration) -> bool {
-    let own = background.timelines.context().shared.own.node;
-    let parameters = timeline.parameters();
-    let key = (parameters.tenant, parameters.timeline);
-    let wanted = timeline.marks().archived_lsn;
-    let has_it = |node: NodeId| {
-        let progress = background.known.progress(node, key);
-        progress.is_some_and(|progress| progress.commit_lsn > wanted)
-    };
-    let configuration = timeline.configuration();
-    let mut members: Vec<NodeId> =
-        configuration.members().iter().map(|member| member.node).collect();
-    let turn = usize::from(parameters.timeline.0[15]) % members.len().max(1);
-    members.rotate_left(turn);
-    let able = members.into_iter().filter(|&node| node == own || has_it(node));
-    let before = able.take_while(|&node| node != own).count();
-    waited >= TURN * before as u32
-}
-
-/// Moves on over WAL that is in the archive: because others say so and this node has seen
-/// that it is true, or because it put it there. True if it went as far as it may in one turn.
-async fn advance(
-    background: &Background,
-    archive: &Arc<Archive>,
-    timeline: &Arc<Timeline>,
-    state: &mut State,
-) -> Result<bool, Trouble> {
-    let parameters = timeline.parameters();
-    let key = (parameters.tenant, parameters.timeline);
-    for _ in 0..SEGMENTS_PER_TURN {
-        if timeline.is_left() {
-            return Ok(false);
-        }
-        // Before anything is read: WAL is never said to be of a later configuration than it is.
-        let configuration = timeline.configuration_number();
-        let Some(due) = state.due else { return Ok(false) };
-        let (Due::Segment(to) | Due::Tail(to)) = due;
-        let claimed = background.known.highest(key, |progress| progress.archived_lsn) >= to;
-        let uploads = is_uploader(background, timeline, state.since.elapsed());
-        if !claimed && !uploads {
-            return Ok(false);
-        }
-        let turn = Turn { background, archive, timeline, configuration, claimed, uploads };
-        let is_there = match due {
-            Due::Segment(_) => turn.segment(state).await?,
-            Due::Tail(to) => turn.tail(to).await?,
-        };
-        if !is_there {
-            return Ok(false);
-        }
-        let had_tail = timeline.marks().archived_lsn > Tail::start(parameters, Lsn(to.0 - 1));
-        timeline.note_archived(to);
-        if uploads && (had_tail || due == Due::Tail(to)) {
-            // What is left of them costs some space, and goes with the next one.
-            if let Err(error) =
-                archive.drop_tails(parameters, to, timeline.configuration_number()).await
-            {
-                tracing::info!(timeline = %parameters.timeline, error, "an old tail could not be removed");
-            }
-        }
-        state.look(timeline, background.tail_after);
-    }
-    Ok(true)
-}
-
-/// One look at something that is due.
-struct Turn<'a> {
-    background: &'a Background,
-    archive: &'a Arc<Archive>,
-    timeline: &'a Arc<Timeline>,
-    /// Number of the newest configuration when the turn began.
-    configuration: u64,
-    /// Whether somebody says that it is archived.
-    claimed: bool,
-    /// Whether it is this node's to archive it.
-    uploads: bool,
-}
-
-impl Turn<'_> {
-    /// Whether the next full segment is archived by now.
-    async fn segment(&self, state: &mut State) -> Result<bool, Trouble> {
-        let (timeline, archive, parameters) =
-            (self.timeline, self.archive, self.timeline.parameters());
-        let number = timeline.marks().archived_lsn.segment_number(timeline.files().segment_size());
-        let timelines = Arc::clone(&self.background.timelines);
-        let mut reader =
-            ChainReader::new(timelines, Arc::clone(timeline), Some(Arc::clone(archive)));
-        let (reached, commit_lsn) = (&mut state.reached, timeline.commit_lsn());
-        let segment =
-            CheckedSegment::read(&mut reader, parameters, number, commit_lsn, reached).await?;
-        let stored = self.store(&segment).await;
-        // What is there counts for others only if they believe it, however right it is.
-        let replaced = match &stored {
-            Ok(true) if self.is_of_before(Due::Segment(Lsn(number))).await? => {
-                self.replaces_given_up(&segment).await?
-            }
-            // Where that can't be found out either, the first trouble is what is told.
-            Err(_) if self.uploads => self.replaces_given_up(&segment).await.unwrap_or(false),
-            _ => false,
-        };
-        if replaced {
-            let why = stored.err().unwrap_or_default();
-            tracing::warn!(timeline = %parameters.timeline, number, why, "replaced: members were given up in it");
-            return Ok(true);
-        }
-        Ok(stored?)
+    fn tail_after(&self) -> Duration {
+        self.tail_after
     }
 
-    /// Whether the object of a segment, by its number, or of a tail, by its end, is of an earlier configuration. Of the first one
-    /// there is none.
-    async fn is_of_before(&self, object: Due) -> Result<bool, String> {
-        let (archive, parameters) = (self.archive, self.timeline.parameters());
-        let configuration = self.configuration;
-        match object {
-            _ if configuration <= 1 => Ok(false),
-            Due::Segment(Lsn(number)) => {
-                archive.is_of_before(parameters, number, configuration).await
-            }
-            Due::Tail(end) => archive.is_tail_of_before(parameters, end, configuration).await,
-        }
+    fn progress(&self, node: NodeId, key: TimelineKey) -> Option<TimelineProgress> {
+        self.known.progress(node, key)
     }
 
-    async fn store(&self, segment: &CheckedSegment) -> Result<bool, String> {
-        let parameters = self.timeline.parameters();
-        if self.claimed && self.archive.holds(parameters, segment).await? {
-            return Ok(true);
-        }
-        if self.uploads {
-            self.archive.put(parameters, segment, &self.log()).await?;
-        }
-        Ok(self.uploads)
+    fn claimed(&self, key: TimelineKey) -> Lsn {
+        self.known.highest(key, |progress| progress.archived_lsn)
     }
 
-    /// What is there may be of a log that was given up in the middle of a record, or of who was given up.
-    async fn replaces_given_up(&self, segment: &CheckedSegment) -> Result<bool, String> {
-        let parameters = self.timeline.parameters();
-        let (given_up, log) = (self.given_up().await?, self.log());
-        self.archive.replace_given_up(parameters, segment, &log, &given_up).await
+    fn ancestors(&self) -> Arc<dyn Ancestors> {
+        Arc::clone(&self.timelines) as _
     }
 
-    async fn given_up(&self) -> Result<AllGivenUp, String> {
-        let parameters = self.timeline.parameters();
-        let decisions = self.background.timelines.context().decisions.clone();
-        let key = (parameters.tenant, parameters.timeline);
-        let decided = tokio::task::spawn_blocking(move || decisions.read(key)).await;
-        let decided = decided.map_err(|error| error.to_string())?;
-        let decided = decided.map_err(|reason| reason.to_string())?;
-        Ok(decided.map(|quorum| quorum.given_up).unwrap_or_default())
-    }
-
-    fn log(&self) -> Log {
-        Log { configuration: self.configuration, history: self.timeline.history() }
-    }
-
-    /// Whether the tail that ends at `end` is archived by now.
-    async fn tail(&self, end: Lsn) -> Result<bool, Trouble> {
-        let timeline = Arc::clone(self.timeline);
-        let tail = tokio::task::spawn_blocking(move || timeline.read_tail(end)).await;
-        let tail = tail.map_err(|error| error.to_string())??;
-        let stored = self.store_tail(&tail).await;
-        let replaced = match &stored {
-            Ok(true) if self.is_of_before(Due::Tail(end)).await? => {
-                self.replaces_tail_given_up(&tail).await?
-            }
-            Err(_) if self.uploads => self.replaces_tail_given_up(&tail).await.unwrap_or(false),
-            _ => false,
-        };
-        if replaced { Ok(true) } else { Ok(stored?) }
-    }
-
-    async fn replaces_tail_given_up(&self, tail: &Tail) -> Result<bool, String> {
-        let parameters = self.timeline.parameters();
-        let given_up = self.given_up().await?;
-        self.archive.replace_tail_given_up(parameters, tail, &given_up).await
-    }
-
-    async fn store_tail(&self, tail: &Tail) -> Result<bool, String> {
-        let parameters = self.timeline.parameters();
-        if self.claimed && self.archive.holds_tail(parameters, tail).await? {
-            return Ok(true);
-        }
-        if self.uploads {
-            self.archive.put_tail(parameters, tail).await?;
-        }
-        Ok(self.uploads)
+    fn given_up(&self, key: TimelineKey) -> GivenUpRead {
+        let decisions = self.timelines.context().decisions.clone();
+        Box::pin(async move {
+            let decided = tokio::task::spawn_blocking(move || decisions.read(key)).await;
+            let decided = decided.map_err(|error| error.to_string())?;
+            let decided = decided.map_err(|reason| reason.to_string())?;
+            Ok(decided.map(|quorum| quorum.given_up).unwrap_or_default())
+        })
     }
 }
 

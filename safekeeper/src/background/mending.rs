@@ -198,8 +198,8 @@ fn ask(
     }
     if let Some(archive) = background.archive.clone().map(ArchiveReader::new) {
         let archive = archive.without(given_up);
-        let (parameters, handle) = (control.parameters.clone(), handle.clone());
-        sources.push(Box::new(Archived { archive, parameters, handle }));
+        let parameters = control.parameters.clone();
+        sources.push(Box::new(Archived::new(archive, parameters, handle.clone())));
     }
     let state = &control.state;
     let history = state.history.clone();
@@ -271,11 +271,19 @@ impl Source for Peer {
     }
 }
 
-/// Segments in object storage.
-struct Archived {
+/// What is in object storage.
+#[derive(Debug)]
+pub struct Archived {
     archive: ArchiveReader,
     parameters: TimelineParameters,
     handle: Handle,
+}
+
+impl Archived {
+    /// Of a timeline. `handle` waits for it.
+    pub fn new(archive: ArchiveReader, parameters: TimelineParameters, handle: Handle) -> Archived {
+        Archived { archive, parameters, handle }
+    }
 }
 
 impl Source for Archived {

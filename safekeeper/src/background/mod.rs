@@ -1,12 +1,12 @@
 //! What goes on without being asked: telling the broker, catching up, archiving, trimming, looking for damage, mending it.
 
-mod archiving;
+pub mod archiving;
 mod broker;
 mod catch_up;
 mod idle;
 mod known;
 mod lag;
-mod mending;
+pub mod mending;
 pub mod pulling;
 mod scrub;
 mod waking;

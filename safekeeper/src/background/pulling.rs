@@ -7,6 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use pgstrata_format::archived::Extent;
 use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_wal_client::SafekeeperClient;
@@ -113,7 +114,7 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
     Ok(length)
 }
 
-/// What the archive has, as if a member said it that has all of it there.
+/// The archive in the place of a member.
 fn ask_archive(
     background: &Background,
     timeline: &Timeline,
@@ -133,20 +134,25 @@ fn ask_archive(
     }
     let given_up = decided.map(|quorum| quorum.given_up).unwrap_or_default();
     let newest = handle.block_on(archive.newest(parameters, &given_up))?;
-    let status = newest.map(|extent| Status {
+    let status = newest.map(|extent| status_of_archive(timeline, extent));
+    Ok(status.map(|status| Peer { status, client: None, given_up }))
+}
+
+/// What is archived of a log, as if a member said it that has all of it there.
+pub fn status_of_archive(timeline: &Timeline, newest: Extent) -> Status {
+    Status {
         // Nobody's: it counts for nothing.
         member: Member { node: NodeId(0), incarnation: Incarnation([0; 16]) },
-        parameters: parameters.clone(),
+        parameters: timeline.parameters().clone(),
         configuration: (*timeline.configuration()).clone(),
         configured_in: Term(0),
         has_proposer: false,
         term: Term(0),
-        available_lsn: extent.boundary,
-        flush_lsn: extent.boundary,
-        commit_lsn: extent.boundary,
-        history: extent.history,
-    });
-    Ok(status.map(|status| Peer { status, client: None, given_up }))
+        available_lsn: newest.boundary,
+        flush_lsn: newest.boundary,
+        commit_lsn: newest.boundary,
+        history: newest.history,
+    }
 }
 
 /// Asks all other members at once: one that is gone keeps nobody waiting for what another one has.

@@ -17,6 +17,7 @@ use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::ControlState;
 use pgstrata_wire::safekeeper::RefusedReason;
+use tokio::runtime::Handle;
 
 use super::slots::Slot;
 use super::{TimelineKey, Timelines};
@@ -24,7 +25,7 @@ use crate::archive::{Archive, ArchiveError};
 use crate::checked_segment::checker;
 use crate::segment::SegmentFiles;
 use crate::storage_error::StorageError;
-use crate::timeline::{AWAY, has_wal, is_archived, is_away, read_control};
+use crate::timeline::{AWAY, OpenContext, has_wal, is_archived, is_away, read_control};
 
 /// Why a timeline's WAL is not here.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +102,10 @@ impl Timelines {
                 && !is_away(&summary)
                 && summary.configuration.contains(own)
                 && self.context.archive.is_some();
-            let sent = if may_go { self.send_one_away(key) } else { Ok(false) };
+            let sent = match may_go {
+                true => send_away(&self.context.shared, &self.directory_of(key)),
+                false => Ok(false),
+            };
             let is_gone = matches!(sent, Ok(true));
             let summary = match is_gone {
                 true => Arc::new(TimelineSummary { segments: 0, ..(*summary).clone() }),
@@ -122,34 +126,6 @@ impl Timelines {
             self.store_resting()?;
         }
         Ok(count)
-    }
-
-    fn send_one_away(&self, key: TimelineKey) -> Result<bool, StorageError> {
-        let disk = self.context.shared.disk.as_ref();
-        let directory = self.directory_of(key);
-        // By what is durable, and not by what is in a list.
-        let control = match read_control(&self.context.shared, &directory.join("control")) {
-            Ok(control) => control,
-            // Whoever needs the timeline meets that; the others go on.
-            Err(error) => {
-                tracing::warn!(timeline = %key.1, %error, "its WAL stays here");
-                return Ok(false);
-            }
-        };
-        if !is_archived(&summary_of(&control)) {
-            return Ok(false);
-        }
-        let marker = directory.join(AWAY);
-        replace_file(disk, &marker, b"").map_err(StorageError::wrap("write", &marker))?;
-        for name in self.list(&directory)? {
-            if control.parameters.segment_number(&name).is_some() {
-                let path = directory.join(name);
-                disk.remove(&path).map_err(StorageError::wrap("remove", &path))?;
-            }
-        }
-        // What came back with a loss of power would take its space until somebody needs it.
-        disk.sync_directory(&directory).map_err(StorageError::unsynced("sync", &directory))?;
-        Ok(true)
     }
 
     /// What is archived of a timeline whose members were all lost, which goes to `least` at least. For threads that may wait.
@@ -217,16 +193,6 @@ impl Timelines {
         Ok(())
     }
 
-    /// Whether the timeline in `directory` may lack WAL that is in object storage.
-    pub(super) fn is_sent_away(&self, directory: &Path) -> Result<bool, StorageError> {
-        let marker = directory.join(AWAY);
-        match self.context.shared.disk.open(&marker) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(StorageError::wrap("open", &marker)(error)),
-        }
-    }
-
     /// Fetches the WAL of a timeline that was sent away, durably on return. For whoever has the timeline for himself, and may
     /// wait.
     pub(super) fn bring_back(
@@ -234,59 +200,109 @@ impl Timelines {
         key: TimelineKey,
         control: &TimelineControl,
     ) -> Result<(), NotBack> {
-        let directory = self.directory_of(key);
-        let shared = &self.context.shared;
-        let parameters = &control.parameters;
         let Some(archive) = &self.context.archive else {
             return Err(NotBack::Later("this safekeeper has no object store".to_owned()));
         };
-        let files = SegmentFiles::new(Arc::clone(&shared.disk), &directory, parameters.clone());
-        let files = files.on(shared.space.clone());
-        let from = control.available_lsn.max(parameters.start_lsn);
-        let end = control.flush_lsn;
-        let size = files.segment_size();
-        let mut checker = checker(parameters, from.segment_start(size).max(parameters.start_lsn));
-        if checker.feed_position() == parameters.start_lsn {
-            checker = checker.at_boundary();
-        }
         // Who was given up may have archived something else since.
         let decided = self.context.decisions.read(key);
         let decided = decided.map_err(|reason| NotBack::Later(reason.to_string()))?;
         let given_up = decided.map(|quorum| quorum.given_up).unwrap_or_default();
-        let runtime = self.context.decisions.runtime();
-        while checker.feed_position() < end {
-            let at = checker.feed_position();
-            let to = (at.segment_start(size) + size).min(end);
-            let mut segment = vec![0; size as usize];
-            {
-                let fetched = fetch(archive, parameters, (at, to), &given_up);
-                let (bytes, place) = runtime.block_on(fetched)?;
-                let wal = &bytes[place];
-                checker.check(wal).map_err(|error| {
-                    NotBack::Gone(format!("what is there is no WAL that goes on here: {error}"))
-                })?;
-                segment[at.segment_offset(size) as usize..][..wal.len()].copy_from_slice(wal);
-            }
-            files.replace(at.segment_number(size), &segment)?;
-        }
-        if checker.is_synced() && checker.position() != end {
-            let text = format!("it has no record that ends at {end}");
-            return Err(NotBack::Gone(text));
-        }
-        self.note_back(&directory)?;
-        tracing::info!(timeline = %key.1, %from, %end, "WAL fetched from object storage");
-        Ok(())
+        let (shared, runtime) = (&self.context.shared, self.context.decisions.runtime());
+        let directory = self.directory_of(key);
+        bring_back(shared, &directory, control, archive, &given_up, runtime)
     }
+}
 
-    /// What is here is all that there is from now on.
-    pub(super) fn note_back(&self, directory: &Path) -> Result<(), StorageError> {
-        let (disk, marker) = (self.context.shared.disk.as_ref(), directory.join(AWAY));
-        match disk.remove(&marker) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            removed => removed.map_err(StorageError::wrap("remove", &marker))?,
+/// Removes the WAL of a timeline that nobody has open, if by what is durable here all of it is in object storage. True if it did.
+pub fn send_away(shared: &OpenContext, directory: &Path) -> Result<bool, StorageError> {
+    let disk = shared.disk.as_ref();
+    // By what is durable, and not by what is in a list.
+    let control = match read_control(shared, &directory.join("control")) {
+        Ok(control) => control,
+        // Whoever needs the timeline meets that; the others go on.
+        Err(error) => {
+            tracing::warn!(directory = %directory.display(), %error, "its WAL stays here");
+            return Ok(false);
         }
-        disk.sync_directory(directory).map_err(StorageError::unsynced("sync directory", directory))
+    };
+    if !is_archived(&summary_of(&control)) {
+        return Ok(false);
     }
+    let marker = directory.join(AWAY);
+    replace_file(disk, &marker, b"").map_err(StorageError::wrap("write", &marker))?;
+    let names = disk.list(directory).map_err(StorageError::wrap("list", directory))?;
+    for name in names {
+        if control.parameters.segment_number(&name).is_some() {
+            let path = directory.join(name);
+            disk.remove(&path).map_err(StorageError::wrap("remove", &path))?;
+        }
+    }
+    // What came back with a loss of power would take its space until somebody needs it.
+    disk.sync_directory(directory).map_err(StorageError::unsynced("sync", directory))?;
+    Ok(true)
+}
+
+/// Whether the timeline in `directory` may lack WAL that is in object storage.
+pub fn is_sent_away(shared: &OpenContext, directory: &Path) -> Result<bool, StorageError> {
+    let marker = directory.join(AWAY);
+    match shared.disk.open(&marker) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StorageError::wrap("open", &marker)(error)),
+    }
+}
+
+/// Fetches the WAL of a timeline that was sent away and that nobody else has, durably on return. `runtime` waits for it.
+pub fn bring_back(
+    shared: &OpenContext,
+    directory: &Path,
+    control: &TimelineControl,
+    archive: &Archive,
+    given_up: &AllGivenUp,
+    runtime: &Handle,
+) -> Result<(), NotBack> {
+    let parameters = &control.parameters;
+    let files = SegmentFiles::new(Arc::clone(&shared.disk), directory, parameters.clone());
+    let files = files.on(shared.space.clone());
+    let from = control.available_lsn.max(parameters.start_lsn);
+    let end = control.flush_lsn;
+    let size = files.segment_size();
+    let mut checker = checker(parameters, from.segment_start(size).max(parameters.start_lsn));
+    if checker.feed_position() == parameters.start_lsn {
+        checker = checker.at_boundary();
+    }
+    while checker.feed_position() < end {
+        let at = checker.feed_position();
+        let to = (at.segment_start(size) + size).min(end);
+        let mut segment = vec![0; size as usize];
+        {
+            let fetched = fetch(archive, parameters, (at, to), given_up);
+            let (bytes, place) = runtime.block_on(fetched)?;
+            let wal = &bytes[place];
+            checker.check(wal).map_err(|error| {
+                NotBack::Gone(format!("what is there is no WAL that goes on here: {error}"))
+            })?;
+            segment[at.segment_offset(size) as usize..][..wal.len()].copy_from_slice(wal);
+        }
+        files.replace(at.segment_number(size), &segment)?;
+    }
+    if checker.is_synced() && checker.position() != end {
+        let text = format!("it has no record that ends at {end}");
+        return Err(NotBack::Gone(text));
+    }
+    note_back(shared, directory)?;
+    tracing::info!(timeline = %parameters.timeline, %from, %end, "WAL fetched from object storage");
+    Ok(())
+}
+
+/// What is here is all that there is from now on.
+pub(super) fn note_back(shared: &OpenContext, directory: &Path) -> Result<(), StorageError> {
+    let (disk, marker) = (shared.disk.as_ref(), directory.join(AWAY));
+    match disk.remove(&marker) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        removed => removed.map_err(StorageError::wrap("remove", &marker))?,
+    }
+    disk.sync_directory(directory).map_err(StorageError::unsynced("sync directory", directory))
 }
 
 /// Archived WAL of one segment, and where in it is what is asked for.

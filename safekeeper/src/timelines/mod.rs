@@ -1,6 +1,6 @@
 //! All timelines of this safekeeper, by name.
 
-mod away;
+pub mod away;
 mod deleting;
 mod mending;
 mod opening;

@@ -9,7 +9,7 @@ use pgstrata_format::resting::TimelineSummary;
 use pgstrata_wire::safekeeper::RefusedReason;
 use rustix::io::Errno;
 
-use super::away::NotBack;
+use super::away::{NotBack, is_sent_away, note_back};
 use super::slots::{Seen, Slot};
 use super::{TimelineKey, Timelines};
 use crate::storage_error::StorageError;
@@ -178,7 +178,7 @@ impl Timelines {
             }
             RefusedReason::Unavailable(error.to_string())
         };
-        if !self.is_sent_away(directory).map_err(storage)? {
+        if !is_sent_away(&self.context.shared, directory).map_err(storage)? {
             return Ok(());
         }
         // What is wrong with that is found, and told of, when the timeline is opened.
@@ -192,7 +192,7 @@ impl Timelines {
             Err(gone @ NotBack::Gone(_)) => {
                 // Other members may have it, or object storage again: it is mended, as a log of which segments are missing.
                 tracing::error!(timeline = %key.1, error = %gone, "its WAL has to come from other members");
-                self.note_back(directory).map_err(storage)
+                note_back(&self.context.shared, directory).map_err(storage)
             }
         }
     }

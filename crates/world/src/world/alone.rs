@@ -1,8 +1,13 @@
 //! What safekeepers do by themselves: notes, archive, removal, catching up.
 
+use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_safekeeper::background::pulling;
+use pgstrata_safekeeper::timeline::Timeline;
 
 use super::*;
+
+/// In the place of a member: what is archived.
+const ARCHIVE: usize = usize::MAX;
 
 /// How seldom a safekeeper asks others whose log a compute feeds.
 const FULL_LOOK: u64 = 10;
@@ -16,6 +21,9 @@ impl World {
                 connection.proposer = None;
                 connection.greeted = None;
             }
+        }
+        if self.nodes[index].is_resting && self.nodes[index].is_up {
+            return self.rest_on(index);
         }
         let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
         // As `background::write_down` does.
@@ -36,68 +44,28 @@ impl World {
             self.archive(index)?;
             self.settle(index)?;
         }
+        let is_led = timeline.has_proposer() && !timeline.lacks_beginning();
+        let is_left = timeline.is_left();
+        drop(timeline);
+        self.let_rest(index);
         if self.nodes[index].timeline.is_some()
-            && !timeline.is_left()
-            && (!timeline.has_proposer()
-                || timeline.lacks_beginning()
-                || self.rng.one_in(FULL_LOOK))
+            && !is_left
+            && (!is_led || self.rng.one_in(FULL_LOOK))
         {
-            self.ask_peers(index);
+            self.ask_peers(index)?;
         }
         Ok(())
     }
 
-    /// Stores the next full segment, and removes those that nobody needs.
-    pub(super) fn archive(&mut self, index: usize) -> Checked {
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
-        let (from, commit_lsn) = (timeline.marks().archived_lsn, timeline.commit_lsn());
-        let size = timeline.files().segment_size();
-        let to = from.segment_start(size) + size;
-        if to <= commit_lsn {
-            let number = from.segment_number(size);
-            let name = self.nodes[index].name.clone();
-            let found = self.nodes[index].segment(&timeline, number);
-            match found {
-                _ if self.lie == Some(Lie::TrimBeforeArchive) => timeline.note_archived(to),
-                Ok(Some(bytes)) => {
-                    let from = Lsn(number * size).max(self.parameters.start_lsn);
-                    self.truth.check_served(&name, from, &bytes)?;
-                    self.truth.archive(&name, number, bytes)?;
-                    timeline.note_archived(to);
-                    self.outcome.archived += 1;
-                }
-                // It is not right, and looked into.
-                Ok(None) => {}
-                Err(why) => return Err(why),
-            }
-        }
-        let consistent =
-            commit_lsn.0 - self.rng.below(40_000).min(commit_lsn.0 - self.parameters.start_lsn.0);
-        timeline.note_consistent(Lsn(consistent));
-        let trimmed = timeline.trim();
-        if let Ok(count @ 1..) = trimmed {
-            self.outcome.trimmed += count;
-            self.log(|| format!("safekeeper {} removes {count} segments", index + 1));
-        }
-        let available = timeline.marks().available_lsn;
-        let first = self.parameters.start_lsn.segment_number(size);
-        match (first..available.segment_number(size))
-            .find(|&number| !self.truth.is_archived(number))
-        {
-            Some(number) => Err(format!(
-                "safekeeper {} removes segment {number}, which is not archived",
-                index + 1
-            )),
-            None => Ok(()),
-        }
-    }
-
     /// Unless somebody was asked just before.
-    pub(super) fn ask_peers(&mut self, index: usize) {
+    pub(super) fn ask_peers(&mut self, index: usize) -> Checked {
         if self.copying[index] {
-            return;
+            return Ok(());
         }
         let own = self.nodes[index].timeline.as_ref().map(|timeline| timeline.history());
+        let own_lags = self.nodes[index].timeline.as_ref().is_none_or(|timeline| {
+            timeline.lacks_beginning() || timeline.commit_lsn() < self.truth.end()
+        });
         let configuration = self.nodes[index].timeline.as_ref().map(|one| one.configuration());
         let nodes = configuration.map(|one| one.nodes()).unwrap_or_default();
         let mut statuses = Vec::new();
@@ -105,6 +73,10 @@ impl World {
             let is_one = nodes.contains(&self.nodes[peer].member.node);
             if peer == index || !is_one || self.is_cut_between(peer, index) {
                 continue;
+            }
+            // Who only looks is told by the broker that there is nothing new.
+            if own_lags || self.archiving.one_in(20) {
+                self.wake(peer)?;
             }
             let Some(timeline) = &self.nodes[peer].timeline else { continue };
             let Ok(mut status) = timeline.status() else { continue };
@@ -116,11 +88,10 @@ impl World {
             }
             statuses.push((peer, status));
         }
-        if !statuses.is_empty() {
-            self.copying[index] = true;
-            let (delay, life) = (self.delay(index), self.nodes[index].life);
-            self.after(delay, Event::Conclude { node: index, life, statuses });
-        }
+        self.copying[index] = true;
+        let (delay, life) = (self.delay(index), self.nodes[index].life);
+        self.after(delay, Event::Conclude { node: index, life, statuses });
+        Ok(())
     }
 
     /// As `background::catch_up` does.
@@ -130,12 +101,13 @@ impl World {
         life: u64,
         asked: &[(usize, Status)],
     ) -> Checked {
-        let timeline =
-            self.nodes[index].timeline.clone().filter(|_| self.nodes[index].life == life);
-        let Some(timeline) = timeline else { return Ok(()) };
+        if self.nodes[index].life != life {
+            return Ok(());
+        }
         self.copying[index] = false;
-        let statuses: Vec<Status> = asked.iter().map(|(_, status)| status.clone()).collect();
-        let newest = statuses.iter().map(|status| status.configuration.number()).max();
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        let mut asked = asked.to_vec();
+        let newest = asked.iter().map(|(_, status)| status.configuration.number()).max();
         if newest > Some(timeline.configuration_number())
             && (self.learn(index)?.is_err() || self.nodes[index].life != life)
         {
@@ -144,6 +116,17 @@ impl World {
         if timeline.is_left() {
             return Ok(());
         }
+        let own = self.nodes[index].member;
+        let answers =
+            |member| member == own || asked.iter().any(|(_, status)| status.member == member);
+        if !timeline.configuration().is_quorum(answers) {
+            let archive = self.ask_archive(index, &timeline)?;
+            asked.extend(archive.map(|status| (ARCHIVE, status)));
+        }
+        if self.nodes[index].life != life || timeline.is_left() {
+            return Ok(());
+        }
+        let statuses: Vec<Status> = asked.iter().map(|(_, status)| status.clone()).collect();
         self.note_proof(&timeline.holding().ok(), &statuses)?;
         let missing = match timeline.conclude(&statuses) {
             Ok(missing) => missing,
@@ -153,17 +136,15 @@ impl World {
             }
         };
         self.settle(index)?;
+        self.readers[index] = None;
         if let Some(missing) = missing {
             let (peer, status) = asked[missing.peer].clone();
-            self.log(|| {
-                format!(
-                    "safekeeper {} lacks {} to {} of {}",
-                    index + 1,
-                    missing.from,
-                    missing.target,
-                    peer + 1
-                )
-            });
+            let (from, target) = (missing.from, missing.target);
+            let who = match peer {
+                ARCHIVE => "the archive".to_owned(),
+                peer => self.nodes[peer].name.clone(),
+            };
+            self.log(|| format!("safekeeper {} lacks {from} to {target} of {who}", index + 1));
             if missing.term == Term(0) && self.begin_at_horizon(index, peer, &status, &missing)? {
                 return Ok(());
             }
@@ -174,6 +155,26 @@ impl World {
             self.after(delay, Event::Copy { node: index, life, peer, status, missing, at, begun });
         }
         Ok(())
+    }
+
+    /// As `pulling::ask_archive`.
+    fn ask_archive(&mut self, index: usize, timeline: &Arc<Timeline>) -> Checked<Option<Status>> {
+        if self.no_objects_until > self.now {
+            return Ok(None);
+        }
+        if self.quorum.chain.newest().number() > timeline.configuration_number() {
+            // What becomes of that is seen when others are asked next.
+            return self.learn(index).map(|_| None);
+        }
+        let archive = Arc::clone(&self.objects.archive);
+        let newest =
+            self.objects.wait(archive.newest(timeline.parameters(), &AllGivenUp::default()));
+        self.outcome.archive_asked += 1;
+        let mut newest = newest.ok().flatten();
+        if let (Some(extent), Some(Lie::AnyArchiveFollowed)) = (&mut newest, self.lie) {
+            extent.history = timeline.history();
+        }
+        Ok(newest.map(|extent| pulling::status_of_archive(timeline, extent)))
     }
 
     /// As `pulling::begin_at_horizon`.
@@ -190,12 +191,16 @@ impl World {
             status.available_lsn = missing.target.segment_start(SEGMENT_SIZE);
         }
         let removed = pulling::removed_before(&timeline, &status, missing);
-        let Some(mut removed) = removed else { return Ok(false) };
-        let is_archived = removed.all(|number| self.truth.is_archived(number));
+        let Some(removed) = removed else { return Ok(false) };
+        let archive = Arc::clone(&self.objects.archive);
+        let all = archive.has_all(timeline.parameters(), removed.start, removed.end);
+        let is_archived = self.objects.wait(all).unwrap_or(false);
         if !is_archived && self.lie != Some(Lie::BeginsBeyondArchive) {
             return Ok(false);
         }
-        let Some(donor) = self.nodes[peer].timeline.clone() else { return Ok(false) };
+        let Some(donor) = self.nodes.get(peer).and_then(|node| node.timeline.clone()) else {
+            return Ok(false);
+        };
         let read = |from: Lsn, to: Lsn, bytes: &mut Vec<u8>| {
             let mut buffer = vec![0; (to - from) as usize];
             let read = donor.read_range(from, to, Term(0));
@@ -248,20 +253,33 @@ impl World {
         missing: Missing,
         (at, begun): (Lsn, Lsn),
     ) -> Checked {
-        let timeline =
-            self.nodes[index].timeline.clone().filter(|_| self.nodes[index].life == life);
-        let Some(timeline) = timeline else { return Ok(()) };
+        if self.nodes[index].life != life {
+            return Ok(());
+        }
         self.copying[index] = false;
+        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
         // A proposer sends what is missing.
         let is_fed = timeline.flush_lsn() > at.max(begun);
-        if is_fed || self.is_cut_between(peer, index) {
+        if is_fed || (peer != ARCHIVE && self.is_cut_between(peer, index)) {
             return Ok(());
         }
         let to = missing.target.min(at + (self.plan.chunk as u64).max(4096));
         let bytes = match at < status.available_lsn && missing.term == Term(0) {
-            true => self.truth.archived(at, to, SEGMENT_SIZE).to_vec(),
+            true => {
+                let mut bytes = vec![0; (to - at) as usize];
+                let fresh = || self.objects.reader();
+                let reader = self.readers[index].get_or_insert_with(fresh);
+                let read = reader.read(timeline.parameters(), at, &mut bytes);
+                let count = self.objects.wait(read).unwrap_or(0);
+                bytes.truncate(count);
+                self.outcome.archive_reads += 1;
+                bytes
+            }
             false => {
-                let Some(donor) = self.nodes[peer].timeline.clone() else { return Ok(()) };
+                let Some(donor) = self.nodes.get(peer).and_then(|node| node.timeline.clone())
+                else {
+                    return Ok(());
+                };
                 let mut bytes = vec![0; (to - at) as usize];
                 let read = donor.read_range(at, to, missing.term);
                 let count = read.and_then(|mut reading| reading.next(&mut bytes)).unwrap_or(0);

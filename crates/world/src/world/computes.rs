@@ -10,6 +10,10 @@ impl World {
         if one.proposer.is_some() || one.is_steward || (self.quiet.is_some() && compute > 0) {
             return;
         }
+        if self.now < self.idle_until {
+            self.at(self.idle_until, Event::Begin(compute));
+            return;
+        }
         let skipped = self.skipped();
         // One that it was told of before, perhaps, and hears of the newest only now.
         let known = self.quorum.chain.configurations();

@@ -369,6 +369,7 @@ impl World {
 
     /// As `Timelines::heard_of`.
     fn status_of(&mut self, index: usize, number: Option<u64>) -> Checked<Option<Status>> {
+        self.wake(index)?;
         let has_it = self.nodes[index].timeline.as_ref().map(|one| one.configuration_number());
         if number.is_some_and(|number| has_it.is_none_or(|own| own < number))
             && self.learn(index)?.is_err()
@@ -389,6 +390,10 @@ impl World {
 
     /// Reads who the members are, and takes what stands there; the timeline comes to a member that never had it.
     pub(super) fn learn(&mut self, index: usize) -> Checked<Result<(), RefusedReason>> {
+        if self.nodes[index].is_resting && !self.wake(index)? {
+            let text = "its WAL is away".to_owned();
+            return Ok(Err(RefusedReason::Unavailable(text)));
+        }
         if self.nodes[index].is_mending {
             let text = "WAL is damaged here".to_owned();
             return Ok(Err(RefusedReason::Storage(text)));

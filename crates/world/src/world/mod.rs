@@ -1,14 +1,17 @@
 //! Everything, one event after the other.
 
 mod alone;
+mod archive;
 mod computes;
 mod members;
+mod rest;
 mod rot;
 mod safekeepers;
 mod trouble;
 mod wires;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Lsn, Member, Term, TimelineId, TimelineParameters};
@@ -16,19 +19,23 @@ use pgstrata_quorum::{
     Ack, Append, Chain, Configuration, Holding, Proposer, ProposerOutput, Refusal, TermHistory,
     provable_commit,
 };
+use pgstrata_safekeeper::archive::ArchiveReader;
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, Missing};
 use pgstrata_sim::Rng;
 use pgstrata_sim::wal::{WalGenerator, parameters};
 use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
 
+use crate::ancestor::ancestor;
 use crate::compute::Compute;
 use crate::lies::Lie;
 use crate::network::{Connection, Reply, Request};
 use crate::node::Node;
+use crate::objects::Objects;
 use crate::plan::{Plan, Time, Trouble};
 use crate::truth::{Checked, Truth};
 
+use self::archive::{Between, Here, Turn};
 use self::members::{Command, Stage};
 
 /// Less than PostgreSQL's smallest: most of what a run did would be to make segments and to look at them, and there are more
@@ -92,6 +99,7 @@ enum Event {
     Trouble(usize),
     Heal(usize),
     SpaceAgain(usize),
+    ObjectsAgain,
     /// A compute has waited for its first commit in a term for long enough.
     Barrier(usize, u64, Term),
     /// A step of a change of members, by the number of its command.
@@ -102,6 +110,8 @@ enum Event {
     Replace,
     /// A safekeeper tries to mend what is damaged.
     Mend(usize),
+    /// Object storage is asked, or answers, in the turn of this number.
+    Archive(u64),
     Quiet,
 }
 
@@ -117,7 +127,12 @@ pub struct Outcome {
     pub copies: u64,
     /// Those of them that were of what a term began with.
     pub beginnings: u64,
+    /// Objects of WAL, and those of them that were of a segment's beginning.
     pub archived: u64,
+    pub tails: u64,
+    /// How often the archive was asked how far it goes, and read instead of a member.
+    pub archive_asked: u64,
+    pub archive_reads: u64,
     pub trimmed: u64,
     /// Decisions about members.
     pub changes: u64,
@@ -130,6 +145,10 @@ pub struct Outcome {
     /// Logs of which something rotted, and those that were mended.
     pub rots: u64,
     pub mended: u64,
+    /// Timelines that came to rest, those of which the WAL was removed, and those that got it back.
+    pub rests: u64,
+    pub sent_away: u64,
+    pub brought_back: u64,
     pub committed_bytes: u64,
     /// What happened, if that was asked for.
     pub trace: Vec<String>,
@@ -145,6 +164,9 @@ impl Outcome {
         self.copies += other.copies;
         self.beginnings += other.beginnings;
         self.archived += other.archived;
+        self.tails += other.tails;
+        self.archive_asked += other.archive_asked;
+        self.archive_reads += other.archive_reads;
         self.trimmed += other.trimmed;
         self.changes += other.changes;
         self.wipes += other.wipes;
@@ -152,6 +174,9 @@ impl Outcome {
         self.horizons += other.horizons;
         self.rots += other.rots;
         self.mended += other.mended;
+        self.rests += other.rests;
+        self.sent_away += other.sent_away;
+        self.brought_back += other.brought_back;
         self.committed_bytes += other.committed_bytes;
     }
 }
@@ -177,6 +202,17 @@ pub struct World {
     registered: Vec<Option<Member>>,
     commands: Vec<Command>,
     no_objects_until: Time,
+    /// No compute begins before.
+    idle_until: Time,
+    objects: Objects,
+    /// For what archiving meets.
+    archiving: Rng,
+    /// What each safekeeper archives in, and what it knows between its turns.
+    here: Vec<Arc<Here>>,
+    between: Vec<Option<Between>>,
+    turns: BTreeMap<u64, Turn>,
+    /// Those with which safekeepers catch up.
+    readers: Vec<Option<ArchiveReader>>,
     /// Nothing goes wrong any more; something new is to be committed beyond this.
     quiet: Option<(Time, Lsn)>,
     /// By number of the trouble: who can't reach whom.
@@ -206,6 +242,18 @@ impl World {
             (0..plan.slots).map(|index| Node::new(index, rng.bits(), lie)).collect();
         let members = nodes.iter().take(plan.nodes).map(|node| node.member).collect();
         let chain = Chain::found(members).expect("a few members, each once");
+        let (before, bytes) = ancestor(&parameters);
+        let mut here = Vec::new();
+        // Numbers of its own: what else a seed means stays as it was.
+        let mut archiving = Rng::new(plan.seed ^ 0x0A2C_417E);
+        // What a branch begins with may be on some members only.
+        let all_have_it = !archiving.one_in(4);
+        for node in &nodes {
+            let has_it = all_have_it || archiving.one_in(2);
+            let before = has_it.then(|| Arc::clone(&before));
+            here.push(Arc::new(Here::new(node.member.node, plan.tail_after, before)));
+        }
+        let storage = archiving.fork();
         let mut computes: Vec<Compute> =
             (0..=plan.computes).map(|index| Compute::new(index, plan.slots)).collect();
         computes[plan.computes].is_steward = true;
@@ -223,6 +271,13 @@ impl World {
             version: 0,
             commands: Vec::new(),
             no_objects_until: 0,
+            idle_until: 0,
+            objects: Objects::new(parameters.clone(), bytes, storage, plan.storage_fails),
+            archiving,
+            here,
+            between: nodes.iter().map(|_| None).collect(),
+            turns: BTreeMap::new(),
+            readers: nodes.iter().map(|_| None).collect(),
             nodes,
             computes,
             connections: Vec::new(),
@@ -255,7 +310,9 @@ impl World {
         let violation = self.go_on().err();
         // Connections hold on to timelines.
         self.connections.clear();
+        self.turns.clear();
         self.outcome.violation = violation;
+        (self.outcome.archived, self.outcome.tails) = self.objects.counts();
         self.outcome.simulated_us = self.now;
         self.outcome.committed_bytes = self.truth.end() - self.parameters.start_lsn;
         self.outcome
@@ -288,7 +345,11 @@ impl World {
     }
 
     fn finish(&mut self) -> Checked {
-        self.nodes.iter_mut().try_for_each(|node| node.check_all(&self.truth))
+        self.nodes.iter_mut().try_for_each(|node| node.check_all(&self.truth))?;
+        match self.archiving.one_in(16) {
+            true => self.archive_all(),
+            false => Ok(()),
+        }
     }
 
     fn at(&mut self, at: Time, event: Event) {
@@ -340,6 +401,9 @@ impl World {
             Event::Heal(index) => {
                 self.cut.remove(&index);
             }
+            Event::ObjectsAgain => {
+                self.objects.set_away(self.no_objects_until > self.now);
+            }
             Event::SpaceAgain(node) => self.nodes[node].disk.set_full(false),
             Event::Steward(command, stage) => return self.steward(command, stage),
             Event::EndSteward(compute, life) => {
@@ -350,6 +414,7 @@ impl World {
             Event::Barrier(compute, life, term) => self.barrier(compute, life, term),
             Event::Replace => self.replace(),
             Event::Mend(node) => return self.mend(node),
+            Event::Archive(turn) => return self.go_on_archiving(turn),
             Event::Quiet => self.be_quiet(),
         }
         Ok(())

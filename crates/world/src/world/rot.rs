@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgstrata_ids::Member;
+use pgstrata_safekeeper::background::mending::Archived;
 use pgstrata_safekeeper::checked_segment::checker;
 use pgstrata_safekeeper::mend::check::{Found, check, confirm};
 use pgstrata_safekeeper::mend::{Said, Source, Sources};
 use pgstrata_safekeeper::timeline::{Suspicion, Timeline};
 
 use crate::plan::Rot;
-use crate::truth::{Archive, read_archive};
 
 use super::*;
 
@@ -61,26 +61,6 @@ impl Source for Peer {
         }
         bytes.truncate(done);
         Ok(bytes)
-    }
-}
-
-/// What is in object storage.
-struct Archived {
-    archive: Archive,
-    start: Lsn,
-}
-
-impl Source for Archived {
-    fn name(&self) -> String {
-        "the archive".into()
-    }
-
-    fn said(&mut self) -> Result<Option<Said>, String> {
-        Ok(None)
-    }
-
-    fn read(&mut self, from: Lsn, to: Lsn, _: Term) -> Result<Vec<u8>, String> {
-        Ok(read_archive(&self.archive, self.start, from, to, SEGMENT_SIZE).to_vec())
     }
 }
 
@@ -209,7 +189,8 @@ impl World {
                 Some((node.name.clone(), node.timeline.clone()?, node.member))
             })
             .collect();
-        let (archive, start) = (self.truth.archive_now(), self.parameters.start_lsn);
+        let archive = self.objects.reader();
+        let (start, handle) = (self.parameters.start_lsn, self.objects.handle());
         let decided = self.quorum.chain.clone();
         let asked = decided.newest().clone();
         let sources = |control: &pgstrata_format::safekeeper::TimelineControl| {
@@ -223,7 +204,8 @@ impl World {
                     sources.push(Box::new(Peer { name, timeline, as_own: as_own.clone() }));
                 }
             }
-            sources.push(Box::new(Archived { archive, start }));
+            let parameters = control.parameters.clone();
+            sources.push(Box::new(Archived::new(archive, parameters, handle)));
             Sources::ask(state.history.clone(), start, state.commit_lsn, sources, Vec::new())
         };
         let mended = self.nodes[index].mend(sources, &decided, &self.truth)?;

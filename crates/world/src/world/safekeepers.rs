@@ -159,6 +159,10 @@ impl World {
         let connection = &mut self.connections[index];
         connection.proposer = None;
         let before = connection.greeted.take();
+        if self.nodes[node].is_resting && !self.wake(node)? {
+            let why = RefusedReason::Unavailable("its WAL is away".into());
+            return self.give(index, node, Ok(Some(Message::Refused(why))));
+        }
         let own = self.nodes[node].timeline.as_ref().map(|one| one.configuration_number());
         if own.is_none_or(|own| known > own) {
             let learned = self.learn(node)?;
@@ -245,7 +249,7 @@ impl World {
                 let asked = &mut self.connections[index].asked;
                 *asked = elected.term.max(*asked);
                 if timeline.lacks_beginning() {
-                    self.ask_peers(node);
+                    self.ask_peers(node)?;
                 }
                 self.give(index, node, answer)
             }

@@ -51,7 +51,12 @@ impl World {
                 self.want(nodes);
             }
             Trouble::Rot { node, rot, part } => self.rot(node, rot, part),
-            Trouble::NoObjects { lasts } => self.no_objects_until = self.now + lasts,
+            Trouble::Idle { lasts } => self.be_idle(lasts),
+            Trouble::NoObjects { lasts } => {
+                self.no_objects_until = self.now + lasts;
+                self.objects.set_away(true);
+                self.after(lasts, Event::ObjectsAgain);
+            }
         }
     }
 
@@ -82,6 +87,7 @@ impl World {
             connection.proposer = None;
             connection.greeted = None;
         }
+        self.leave_turns(index);
         self.outcome.crashes += 1;
         self.nodes[index].end(loses_power);
         self.log(|| {
@@ -108,6 +114,9 @@ impl World {
             )
         });
         self.log(|| format!("safekeeper {} starts: {}", index + 1, text.unwrap_or_default()));
+        if let Some(timeline) = &self.nodes[index].timeline {
+            self.check_archived(index, timeline)?;
+        }
         self.settle(index)
     }
 
@@ -116,7 +125,8 @@ impl World {
         self.log(|| "nothing goes wrong any more".into());
         self.quiet = Some((self.now, self.truth.end()));
         self.cut.clear();
-        self.no_objects_until = 0;
+        (self.no_objects_until, self.idle_until) = (0, 0);
+        self.objects.be_well();
         for index in 0..self.nodes.len() {
             self.slow_until[index] = 0;
             self.nodes[index].disk.set_full(false);

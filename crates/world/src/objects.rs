@@ -1,0 +1,353 @@
+//! Object storage as the archive meets it: what ships, over memory, with operations that take their time, that are refused, or of
+//! which the answer is lost. And what must be true of what is in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pgstrata_blob::{Interceptor, Location, Store, Verdict};
+use pgstrata_format::archived::Extent;
+use pgstrata_ids::{Lsn, TimelineParameters};
+use pgstrata_safekeeper::archive::{Archive, ArchiveReader, object_name};
+use pgstrata_sim::Rng;
+use tokio::runtime::{Builder, Handle, Runtime};
+use zstd::bulk::Decompressor;
+
+use crate::truth::{Checked, Truth};
+
+/// A level of compression that takes next to no time.
+const FAST: i32 = -7;
+
+/// What waits for threads that compress. All worlds have the same: to make one takes a while.
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let runtime = Builder::new_current_thread().build();
+        runtime.expect("a runtime without input and output")
+    })
+}
+
+/// Something of somebody that goes on in steps.
+pub type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Where a task has got to.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// A request is on its way.
+    Asks,
+    /// What was asked for is done or refused, and the answer is on its way.
+    IsAnswered,
+    Done(T),
+}
+
+/// On the way to object storage and back.
+#[derive(Debug)]
+struct Way {
+    rng: Rng,
+    /// One operation in so many fails; none if 0.
+    fails: u64,
+    is_away: bool,
+    /// Whether operations take time.
+    is_slow: bool,
+    is_pausing: bool,
+    was_asked: bool,
+    /// Objects that may be others by now.
+    touched: Vec<String>,
+}
+
+/// See [`Way`].
+#[derive(Debug)]
+struct Network(Mutex<Way>);
+
+impl Interceptor for Network {
+    fn verdict(&self, action: &'static str, path: &str) -> Verdict {
+        let mut way = self.0.lock();
+        way.was_asked = true;
+        if way.is_away {
+            return Verdict::Refuse;
+        }
+        if matches!(action, "write" | "swap" | "delete") {
+            way.touched.push(path.to_owned());
+        }
+        let fails = way.fails;
+        match fails > 0 && way.rng.one_in(fails) {
+            true if way.rng.one_in(2) => Verdict::LoseAnswer,
+            true => Verdict::Refuse,
+            false => Verdict::Perform,
+        }
+    }
+
+    fn pause(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let mut has_paused = false;
+        Box::pin(poll_fn(move |_| {
+            let mut way = self.0.lock();
+            if has_paused || !way.is_slow {
+                return Poll::Ready(());
+            }
+            (has_paused, way.is_pausing) = (true, true);
+            Poll::Pending
+        }))
+    }
+}
+
+/// See the module.
+pub struct Objects {
+    runtime: &'static Runtime,
+    network: Arc<Network>,
+    /// The archive as safekeepers have it.
+    pub archive: Arc<Archive>,
+    /// What is there, without what goes wrong.
+    store: Store,
+    parameters: TimelineParameters,
+    /// What is before the timeline's start in its first segment.
+    before: Vec<u8>,
+    seen: BTreeMap<String, Bytes>,
+    segments: BTreeSet<u64>,
+    tails: BTreeSet<Lsn>,
+    /// Objects that there ever were, and those of them that were tails.
+    counts: (u64, u64),
+    decompressor: Decompressor<'static>,
+}
+
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Objects").field("seen", &self.seen.keys()).finish_non_exhaustive()
+    }
+}
+
+impl Objects {
+    /// None yet. `before` is what the first segment of the timeline has of its ancestor.
+    pub fn new(parameters: TimelineParameters, before: Vec<u8>, rng: Rng, fails: u64) -> Objects {
+        let way = Way {
+            rng,
+            fails,
+            is_away: false,
+            is_slow: false,
+            is_pausing: false,
+            was_asked: false,
+            touched: Vec::new(),
+        };
+        let network = Arc::new(Network(Mutex::new(way)));
+        let store = Store::open(&Location::Memory, None).expect("memory is always there");
+        let archive = Archive::new(store.intercepted(Arc::clone(&network) as _));
+        Objects {
+            runtime: runtime(),
+            archive: Arc::new(archive.compressing(FAST)),
+            network,
+            store,
+            parameters,
+            before,
+            seen: BTreeMap::new(),
+            segments: BTreeSet::new(),
+            tails: BTreeSet::new(),
+            counts: (0, 0),
+            decompressor: Decompressor::new().expect("memory for it"),
+        }
+    }
+
+    /// It answers, or not.
+    pub fn set_away(&self, is_away: bool) {
+        self.network.0.lock().is_away = is_away;
+    }
+
+    /// Nothing fails any more.
+    pub fn be_well(&self) {
+        let mut way = self.network.0.lock();
+        (way.fails, way.is_away) = (0, false);
+    }
+
+    /// Waits for it, in no time.
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.network.0.lock().is_slow = false;
+        self.runtime.block_on(work)
+    }
+
+    /// For those that wait for it themselves.
+    pub fn handle(&self) -> Handle {
+        self.network.0.lock().is_slow = false;
+        self.runtime.handle().clone()
+    }
+
+    /// A reader of what is archived.
+    pub fn reader(&self) -> ArchiveReader {
+        ArchiveReader::new(Arc::clone(&self.archive))
+    }
+
+    /// What is there, for a mistake to change it.
+    pub fn raw(&self) -> Store {
+        self.store.intercepted(Arc::clone(&self.network) as _)
+    }
+
+    /// Goes on with a task until it waits for object storage, or is done.
+    pub fn step<T>(&self, task: &mut Task<T>) -> Step<T> {
+        {
+            let mut way = self.network.0.lock();
+            (way.is_slow, way.is_pausing, way.was_asked) = (true, false, false);
+        }
+        let pauses = || {
+            let way = self.network.0.lock();
+            way.is_pausing.then_some(match way.was_asked {
+                true => Step::IsAnswered,
+                false => Step::Asks,
+            })
+        };
+        // Compression is another thread's, which is waited for.
+        self.runtime.block_on(poll_fn(|context| match task.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Step::Done(done)),
+            Poll::Pending => pauses().map_or(Poll::Pending, Poll::Ready),
+        }))
+    }
+
+    /// Objects that there ever were, and those of them that were tails.
+    pub fn counts(&self) -> (u64, u64) {
+        self.counts
+    }
+
+    /// Whether there is an object of a segment.
+    pub fn has_segment(&self, number: u64) -> bool {
+        self.segments.contains(&number)
+    }
+
+    /// Whether all of the timeline before `lsn` is archived.
+    pub fn has_all_before(&self, lsn: Lsn) -> bool {
+        let size = u64::from(self.parameters.segment_size);
+        let start = self.parameters.start_lsn;
+        let (first, last) = (start.segment_number(size), lsn.segment_number(size));
+        let end = Lsn((last + 1) * size);
+        (first..last).all(|number| self.has_segment(number))
+            && (lsn <= start.max(Lsn(last * size))
+                || self.has_segment(last)
+                || self.tails.range(lsn..end).next().is_some())
+    }
+
+    /// What was written since the last call is committed, byte for byte, and says of itself what is true; nothing is another
+    /// thing than it was, and nothing is gone that is still of use.
+    pub fn check(&mut self, truth: &Truth, newest: u64) -> Checked {
+        let touched = std::mem::take(&mut self.network.0.lock().touched);
+        for name in touched {
+            // More than any object here has.
+            let found = match self.runtime.block_on(self.plain_get(&name)) {
+                Ok(found) => Some(found),
+                Err(error) if error.is_not_found() => None,
+                Err(error) => return Err(error.to_string()),
+            };
+            match (found, self.seen.get(&name)) {
+                (Some(found), Some(before)) if found == *before => {}
+                (Some(_), Some(_)) => {
+                    return Err(format!("{name} is another object than it was"));
+                }
+                (Some(found), None) => {
+                    self.check_object(&name, &found, truth, newest)?;
+                    self.seen.insert(name, found);
+                }
+                (None, None) => {}
+                (None, Some(_)) => self.check_gone(&name)?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn plain_get(&self, name: &str) -> Result<Bytes, pgstrata_blob::BlobError> {
+        self.store.get(name, u64::MAX).await
+    }
+
+    fn segment_of(&self, name: &str) -> Option<u64> {
+        let file = name.rsplit_once('/')?.1.strip_suffix(".zst")?;
+        let number = self.parameters.segment_number(file)?;
+        (object_name(&self.parameters, number) == name).then_some(number)
+    }
+
+    fn tail_of(name: &str) -> Option<Lsn> {
+        let (_, end) = name.strip_suffix(".zst")?.rsplit_once('.')?;
+        u64::from_str_radix(end, 16).ok().map(Lsn)
+    }
+
+    fn check_gone(&mut self, name: &str) -> Checked {
+        self.seen.remove(name);
+        if self.segment_of(name).is_some() {
+            return Err(format!("{name} is removed"));
+        }
+        let end = Self::tail_of(name).unwrap_or_default();
+        self.tails.remove(&end);
+        match self.has_all_before(end) {
+            true => Ok(()),
+            false => Err(format!("{name} is removed, and nothing else has what is in it")),
+        }
+    }
+
+    fn check_object(&mut self, name: &str, object: &[u8], truth: &Truth, newest: u64) -> Checked {
+        let size = u64::from(self.parameters.segment_size);
+        let extent = Extent::decode(object).map_err(|error| format!("{name}: {error}"))?;
+        let wal = self.decompressor.decompress(object, size as usize);
+        let wal = wal.map_err(|error| format!("{name}: {error}"))?;
+        let (from, to) = match self.segment_of(name) {
+            Some(number) => (Lsn(number * size), Lsn((number + 1) * size)),
+            None => {
+                let end = Self::tail_of(name).ok_or_else(|| format!("{name} is no WAL"))?;
+                (end.segment_start(size).max(self.parameters.start_lsn), end)
+            }
+        };
+        if wal.len() as u64 != to - from {
+            return Err(format!("{name} has {} bytes", wal.len()));
+        }
+        let ancestors = self.parameters.start_lsn.saturating_sub(from) as usize;
+        if wal[..ancestors] != self.before[self.before.len() - ancestors..] {
+            return Err(format!("{name} is not what the ancestor wrote"));
+        }
+        truth.check_served(name, from + ancestors as u64, &wal[ancestors..])?;
+        self.check_extent(name, extent, (from, to), truth, newest)?;
+        match self.segment_of(name) {
+            Some(number) => self.segments.insert(number),
+            None => self.tails.insert(to),
+        };
+        self.counts.0 += 1;
+        self.counts.1 += u64::from(self.segment_of(name).is_none());
+        Ok(())
+    }
+
+    fn check_extent(
+        &self,
+        name: &str,
+        extent: Option<Extent>,
+        (from, to): (Lsn, Lsn),
+        truth: &Truth,
+        newest: u64,
+    ) -> Checked {
+        let start = self.parameters.start_lsn;
+        let Some(extent) = extent else {
+            // A first record that fills it: no term has ended one.
+            return match truth.history().up_to(to).last() {
+                Some(first) if first.lsn > start => Err(format!("{name} does not say what it is")),
+                _ => Ok(()),
+            };
+        };
+        let right = truth.history().up_to(extent.boundary);
+        let is_right = extent.from == from
+            && extent.boundary <= to
+            && extent.configuration <= newest
+            && extent.history == right;
+        match is_right {
+            true => Ok(()),
+            false => Err(format!("{name} says {extent:?}, but what is committed is {right:?}")),
+        }
+    }
+
+    /// All that is archived, as whoever goes on with it reads it.
+    pub fn check_all(&self, truth: &Truth) -> Checked {
+        let parameters = &self.parameters;
+        let size = u64::from(parameters.segment_size);
+        let mut reader = self.reader();
+        let mut at = parameters.start_lsn;
+        let mut buffer = vec![0; size as usize];
+        while self.has_all_before(Lsn(at.0 + 1)) {
+            let count = self.wait(reader.read(parameters, at, &mut buffer))?;
+            truth.check_served("the archive", at, &buffer[..count])?;
+            at = at + count as u64;
+        }
+        Ok(())
+    }
+}
