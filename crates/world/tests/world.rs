@@ -85,20 +85,21 @@ fn a_mistake_in_disks_or_drivers_is_found() {
 }
 
 /// And in how many seeds.
-const FOUND: [(Lie, u64); 36] = [
+const FOUND: [(Lie, u64); 37] = [
     // The long ones first.
     (Lie::WipedComesBack, 1000),
     (Lie::MendedUnsynced, 500),
     (Lie::NoteNotLowered, 300),
-    (Lie::SwapWithoutCompare, 300),
+    (Lie::SwapWithoutCompare, 600),
     (Lie::BeginsBeyondArchive, 300),
     (Lie::JointNotUsed, 250),
     (Lie::AnyLogMends, 250),
-    (Lie::CutNotZeroed, 250),
+    (Lie::CutNotZeroed, 600),
     (Lie::AwayNameUnsynced, 400),
     (Lie::AnyArchiveFollowed, 700),
-    (Lie::CutUnsynced, 150),
+    (Lie::CutUnsynced, 200),
     (Lie::CacheBelieved, 150),
+    (Lie::OldTermIsJoint, 100),
     (Lie::AnyLogLedOn, 60),
     (Lie::CopyBeyondCommit, 20),
     (Lie::AnyLogFollowed, 40),
@@ -115,7 +116,7 @@ const FOUND: [(Lie, u64); 36] = [
     (Lie::AckCountsTwice, 20),
     (Lie::LossWithinConnection, 20),
     (Lie::DonorIsFixed, 20),
-    (Lie::DecisionNotTaken, 20),
+    (Lie::DecisionNotTaken, 40),
     (Lie::RottenNotTakenOut, 50),
     (Lie::RottenArchived, 200),
     (Lie::TailBeyondCommit, 20),
