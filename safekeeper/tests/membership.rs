@@ -360,6 +360,28 @@ fn a_compute_of_before_a_change_goes_on_with_who_is_there() {
     assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
 }
 
+/// Nobody tells who has left of what is decided after that; who asks it may know nobody else who is there.
+#[test]
+fn who_has_left_looks_who_the_members_are_before_it_says_so() {
+    let mut cluster = Cluster::start(7);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let end = writer.commit(20, 1000);
+    replace_the_third(&mut cluster, || ());
+    proposing.stop().unwrap();
+    change(&cluster, 1, "5,6,7");
+    for gone in [1, 2, 4] {
+        cluster.nodes[gone - 1].kill();
+    }
+    let knew = cluster.nodes[2].status()["timelines"][0]["quorum"]["number"].clone();
+    assert!(knew.as_u64() < Some(decided(&cluster).chain.newest().number()), "{knew}");
+    let mut config = cluster.config(&parameters(START));
+    config.safekeepers_to_ask = [1, 2, 3].map(NodeId).to_vec();
+    // It was told where these three are; the third says where the others are.
+    let told = cluster.nodes[..3].iter().map(|node| (NodeId(node.id), node.wal.clone()));
+    config.safekeepers = std::sync::Arc::new(told.collect::<Vec<_>>());
+    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
+}
+
 #[test]
 fn whoever_founds_a_timeline_it_has_one_quorum() {
     for _ in 0..5 {
