@@ -39,6 +39,8 @@ pub struct Said {
 #[derive(Debug, Default)]
 struct Heard {
     safekeepers: BTreeMap<NodeId, String>,
+    /// Safekeepers that have the timeline.
+    holders: Vec<NodeId>,
     pageserver: Option<Pageserver>,
     /// Why there is no answer, if there was none the last time.
     trouble: Option<String>,
@@ -142,6 +144,11 @@ impl Members for Places {
         both(self.said.safekeepers.get(&node).cloned(), heard)
     }
 
+    fn holders(&self) -> Vec<NodeId> {
+        self.want();
+        self.heard.lock().holders.clone()
+    }
+
     fn describe(&self) -> String {
         Places::describe(self)
     }
@@ -154,6 +161,9 @@ fn heard(listing: Listing) -> Heard {
         match node.role {
             Role::Safekeeper => {
                 let id = node.node();
+                if !node.timelines.is_empty() {
+                    heard.holders.push(id);
+                }
                 heard.safekeepers.extend(node.addresses.wal.map(|address| (id, address)));
             }
             Role::Pageserver => {
@@ -216,12 +226,15 @@ mod tests {
     fn the_page_server_is_the_last_that_has_the_timeline() {
         let nodes = vec![
             node(Role::Safekeeper, 3, 1, true),
+            node(Role::Safekeeper, 4, 1, false),
             node(Role::Pageserver, 7, 2, true),
             node(Role::Pageserver, 9, 3, true),
             node(Role::Pageserver, 11, 4, false),
         ];
         let found = heard(Listing { nodes });
-        assert_eq!(found.safekeepers, BTreeMap::from([(NodeId(3), "wal:1".to_owned())]));
+        let all = [3, 4].map(|id| (NodeId(id), "wal:1".to_owned()));
+        assert_eq!(found.safekeepers, BTreeMap::from(all));
+        assert_eq!(found.holders, [NodeId(3)]);
         let expected = Pageserver { pages: "pages:3".into(), http: "http:3".into() };
         assert_eq!(found.pageserver, Some(expected));
         let nodes = vec![node(Role::Pageserver, 7, 2, false), node(Role::Pageserver, 6, 3, false)];

@@ -360,6 +360,61 @@ fn a_compute_of_before_a_change_goes_on_with_who_is_there() {
     assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
 }
 
+/// Nobody tells who has left of what is decided after that; who asks it may know nobody else who is there.
+#[test]
+fn who_has_left_looks_who_the_members_are_before_it_says_so() {
+    let mut cluster = Cluster::start(7);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let end = writer.commit(20, 1000);
+    replace_the_third(&mut cluster, || ());
+    proposing.stop().unwrap();
+    change(&cluster, 1, "5,6,7");
+    for gone in [1, 2, 4] {
+        cluster.nodes[gone - 1].kill();
+    }
+    let knew = cluster.nodes[2].status()["timelines"][0]["quorum"]["number"].clone();
+    assert!(knew.as_u64() < Some(decided(&cluster).chain.newest().number()), "{knew}");
+    let mut config = cluster.config(&parameters(START));
+    config.safekeepers_to_ask = [1, 2, 3].map(NodeId).to_vec();
+    // It was told where these three are; the third says where the others are.
+    let told = cluster.nodes[..3].iter().map(|node| (NodeId(node.id), node.wal.clone()));
+    config.safekeepers = std::sync::Arc::new(told.collect::<Vec<_>>());
+    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
+}
+
+/// One that was given up answers first, and refuses, as it would be one again with what it has.
+#[test]
+fn a_start_waits_for_who_is_left_though_others_refuse() {
+    let mut cluster = Cluster::start(4);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let end = writer.commit(20, 1000);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, PATIENCE);
+    drop(proposing);
+    cluster.nodes[0].kill();
+    cluster.nodes[1].kill();
+    let (status, answer) = recover(&cluster, 3, "3", 1);
+    assert_eq!(status, 200, "{answer}");
+    cluster.nodes[0].start();
+    learn(&cluster, 1, 2);
+    let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[1, 3, 4])).unwrap());
+    learn(&cluster, 3, joint);
+    learn(&cluster, 4, joint);
+    let survivor = cluster.nodes[2].child.as_ref().unwrap();
+    let survivor = rustix::process::Pid::from_child(survivor);
+    rustix::process::kill_process(survivor, rustix::process::Signal::STOP).unwrap();
+    let mut config = cluster.config(&parameters(START));
+    config.safekeepers_to_ask = [1, 3].map(NodeId).to_vec();
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| elect(config, 2 * PATIENCE));
+        std::thread::sleep(Duration::from_secs(4));
+        let waits = !start.is_finished();
+        rustix::process::kill_process(survivor, rustix::process::Signal::CONT).unwrap();
+        let elected = start.join().unwrap().map(|leader| leader.elected().start_lsn);
+        assert!(waits && elected.is_ok(), "{elected:?}");
+        assert_eq!(elected.ok(), Some(end));
+    });
+}
+
 #[test]
 fn whoever_founds_a_timeline_it_has_one_quorum() {
     for _ in 0..5 {

@@ -9,8 +9,10 @@ use common::broker::{Broker, start_broker};
 use common::cluster::Cluster;
 use common::source::Writer;
 use common::wal::{SEGMENT_SIZE, parameters};
-use pgstrata_compute_shim::proposer::Proposing;
+use pgstrata_compute_shim::places::{Places, Said};
+use pgstrata_compute_shim::proposer::{ProposerConfig, Proposing};
 use pgstrata_format::quorum::Quorum;
+use pgstrata_http_client::Access;
 use pgstrata_ids::{Lsn, NodeId};
 use serde_json::Value;
 
@@ -27,6 +29,32 @@ fn start(count: u64, args: &[&str]) -> (Cluster, Broker) {
 fn lead(cluster: &Cluster, ids: &[u64]) -> (Writer, Proposing) {
     let asked = ids.iter().map(|&id| NodeId(id)).collect();
     cluster.lead_by(&parameters(START), true, asked)
+}
+
+/// The same for a compute as it is started: it was told of these three, and the broker says who else there is.
+fn lead_by_broker(cluster: &Cluster, broker: &Broker) -> (Writer, Proposing) {
+    let parameters = parameters(START);
+    let three = cluster.nodes.iter().take(3);
+    let said = Said {
+        safekeepers: three.map(|node| (NodeId(node.id), node.wal.clone())).collect(),
+        broker: Some(broker.url.clone()),
+        ..Said::default()
+    };
+    let places = Places::start(said, &Access::Local, Some(parameters.timeline)).unwrap();
+    let asked = [1, 2, 3].map(NodeId).to_vec();
+    let config = ProposerConfig {
+        safekeepers: places,
+        safekeepers_to_ask: asked,
+        ..cluster.config(&parameters)
+    };
+    cluster.lead_with(config, true)
+}
+
+fn lose(cluster: &mut Cluster, count: usize) {
+    for node in &mut cluster.nodes[..count] {
+        node.kill();
+        std::fs::remove_dir_all(&node.dir).unwrap();
+    }
 }
 
 fn of_timeline() -> String {
@@ -175,8 +203,11 @@ fn who_is_left_has_what_is_archived_before_it_goes_on() {
     let first = proposing.commit_lsn();
     let some = writer.commit(10, 1000);
     cluster.nodes[2].wait_lsn("flush_lsn", some, LONG);
+    // It may have more by the time that it says so after its start.
+    let had = cluster.nodes[2].timeline_lsn("flush_lsn");
     cluster.nodes[2].kill();
     let end = writer.commit(300, 9_000);
+    assert!(had < end);
     for node in &cluster.nodes[..2] {
         node.wait_lsn("archived_lsn", end, LONG);
     }
@@ -186,7 +217,6 @@ fn who_is_left_has_what_is_archived_before_it_goes_on() {
         std::fs::remove_dir_all(&node.dir).unwrap();
     }
     cluster.nodes[2].start();
-    assert!(cluster.nodes[2].timeline_lsn("flush_lsn") < end);
     // By itself, as others said what there is; or when it is told to.
     wait_until("caught up", || {
         let has = catch_up(&cluster, 3);
@@ -200,4 +230,42 @@ fn who_is_left_has_what_is_archived_before_it_goes_on() {
     assert_eq!(proposing.commit_lsn() - end, 24);
     more.commit(10, 1000);
     proposing.stop().unwrap();
+}
+
+/// It knew of nobody but those who were lost, and goes on with the others, who have all that it has written.
+#[test]
+fn a_compute_goes_on_with_those_who_took_the_place_of_all_its_members() {
+    let (mut cluster, broker) = start(6, &["--archive-tail-after", "1"]);
+    let (writer, proposing) = lead_by_broker(&cluster, &broker);
+    let end = writer.commit(20, 10_000);
+    for node in &cluster.nodes[..3] {
+        node.wait_lsn("archived_lsn", end, LONG);
+    }
+    lose(&mut cluster, 3);
+    let (status, answer) = recover(&cluster, 4, "survivors=&after=0&newcomers=4,5,6");
+    assert!(status == 200 && answer.contains("done"), "{answer}");
+    let next = writer.commit(20, 1000);
+    cluster.nodes[4].wait_lsn("commit_lsn", next, LONG);
+    assert!(writer.bytes().ends_with(&cluster.nodes[4].read_all(end, next)));
+    proposing.stop().unwrap();
+    // One that is started after that was told of the lost ones only, too.
+    let (more, proposing) = lead_by_broker(&cluster, &broker);
+    assert_eq!(proposing.commit_lsn() - next, 24);
+    more.commit(10, 1000);
+    proposing.stop().unwrap();
+}
+
+/// The others go on with less than it has seen committed: it must not go on with what it has.
+#[test]
+fn a_compute_ends_when_those_who_took_the_place_of_its_members_have_less() {
+    let (mut cluster, broker) = start(6, &[]);
+    let (writer, proposing) = lead_by_broker(&cluster, &broker);
+    writer.commit(250, 9_000);
+    wait_until("archived", || segments(&cluster) == 2);
+    lose(&mut cluster, 3);
+    let (status, answer) = recover(&cluster, 5, "survivors=&after=0&newcomers=6,5,4");
+    assert_eq!(status, 200, "{answer}");
+    wait_until("ended", || proposing.is_finished());
+    let ended = proposing.stop().unwrap_err().to_string();
+    assert!(ended.contains("not the log that was written here"), "{ended}");
 }

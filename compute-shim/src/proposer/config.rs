@@ -26,6 +26,12 @@ pub trait Members: Debug + Send + Sync {
     /// thread, so that it must not wait for anything.
     fn addresses(&self, node: NodeId) -> Vec<String>;
 
+    /// Safekeepers that are said to have the timeline, members or not: they are asked who its members are, where those that
+    /// are known can't elect, or commit nothing. Must not wait either.
+    fn holders(&self) -> Vec<NodeId> {
+        Vec::new()
+    }
+
     /// Why there is no address of a member, for messages.
     fn describe(&self) -> String {
         "nobody said where it is".to_owned()
@@ -100,7 +106,10 @@ pub enum ProposerError {
     #[error("another compute has taken over this branch in term {0}; this one must stop")]
     Fenced(Term),
     /// Other members keep the timeline's WAL from now on, and a term has to be won with them.
-    #[error("the branch's members were changed (configuration {0}): the term is given up")]
+    #[error(
+        "the branch's members were changed (configuration {0}), and what they go on with is not the log that was written \
+         here: the term is given up"
+    )]
     MembersChanged(u64),
     /// Too few safekeepers answered in time.
     #[error("no quorum of safekeepers answered within {seconds} s: {details}")]

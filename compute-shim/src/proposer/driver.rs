@@ -1,5 +1,6 @@
 //! The loop: sockets, the proposer core between them, and the log to send.
 
+mod consulting;
 mod membership;
 
 use std::io;
@@ -72,6 +73,11 @@ pub struct Driver {
     own_start_lsn: Lsn,
     /// The last record boundary of the log.
     record_end: Lsn,
+    /// Since when nobody is elected, or no quorum is there.
+    stalled_since: Option<Instant>,
+    /// Whether others than the members are asked who these are, and when that was looked at last.
+    consults: bool,
+    consulted_at: Instant,
     /// Since when a majority knows nothing of the timeline.
     nothing_since: Option<Instant>,
     /// Whom to ask next to found the timeline.
@@ -147,6 +153,9 @@ impl Driver {
             own_since: Term(0),
             own_start_lsn: Lsn::INVALID,
             record_end: Lsn::INVALID,
+            stalled_since: Some(now),
+            consults: false,
+            consulted_at: now,
             nothing_since: None,
             founder_turn: 0,
             commit_lsn: Lsn::INVALID,
@@ -185,25 +194,26 @@ impl Driver {
         links.filter_map(|link| Some((link.node, link.address.clone()?))).collect()
     }
 
-    /// Whether so many members refuse that the others are no quorum, however long one waits.
-    pub fn is_refused(&self) -> bool {
-        let refuses =
-            |member: Member| self.links.iter().any(|link| link.node == member.node && link.refuses);
-        !self.configuration.is_quorum(|member| !refuses(member))
-    }
-
     /// Why nothing can be committed now, if so: too few members are there, or what was sent has waited for long.
     pub fn problem(&self) -> Option<String> {
-        let is_there =
-            |member| self.links.iter().any(|link| link.member == Some(member) && link.is_greeted());
-        if !self.configuration.is_quorum(is_there) {
+        if !self.is_quorum_there() {
             return Some(format!("no quorum of safekeepers is connected: {}", self.describe()));
         }
-        // Within a record there is nothing to be committed yet.
-        let waits = self.record_end > self.commit_lsn;
-        let seconds = self.commit_changed_at.max(self.appended_at).elapsed().as_secs();
-        (waits && seconds >= STALLED_AFTER)
+        let seconds = self.waiting_since()?.elapsed().as_secs();
+        (seconds >= STALLED_AFTER)
             .then(|| format!("no commit was possible for {seconds} s: {}", self.describe()))
+    }
+
+    fn is_quorum_there(&self) -> bool {
+        let is_there =
+            |member| self.links.iter().any(|link| link.member == Some(member) && link.is_greeted());
+        self.configuration.is_quorum(is_there)
+    }
+
+    /// Since when a commit waits, if one does: within a record there is nothing to be committed yet.
+    fn waiting_since(&self) -> Option<Instant> {
+        let waits = self.record_end > self.commit_lsn;
+        waits.then(|| self.commit_changed_at.max(self.appended_at))
     }
 
     /// What is wrong with each member, for messages.
@@ -217,8 +227,8 @@ impl Driver {
             let at = link.address.iter().map(|address| format!(" at {address}"));
             format!("safekeeper {}{}: {state}", link.node, at.collect::<String>())
         };
-        let wanted = self.links.iter().filter(|link| link.is_wanted);
-        wanted.map(text).collect::<Vec<_>>().join("; ")
+        let asked = self.links.iter().filter(|link| link.is_asked_at_all());
+        asked.map(text).collect::<Vec<_>>().join("; ")
     }
 
     /// The members, as far as it is known who they are.
@@ -304,8 +314,9 @@ impl Driver {
         wait: Duration,
     ) -> Result<(), ProposerError> {
         let now = Instant::now();
+        self.consult_if_due(now);
         for (token, link) in self.links.iter_mut().enumerate() {
-            if !link.is_wanted && link.connection.is_some() {
+            if !link.is_asked_at_all() && link.connection.is_some() {
                 link.fail(now, &"it is no member of this branch any more");
             }
             link.connect_if_due(now, token as u64, &self.poller, &self.dialer);
@@ -547,8 +558,8 @@ impl Driver {
                 // To what was asked before it was greeted anew.
                 (Message::Vote(_) | Message::Ack(_), None) => {}
                 (Message::Configuration(decided, places), _) => {
-                    self.note_places(places);
                     self.told_of(decided, index, false);
+                    self.note_places(places);
                 }
                 (Message::Refused(reason), _) => {
                     if let RefusedReason::Quorum(Refusal::Fenced { promised }) = reason {

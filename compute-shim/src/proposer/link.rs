@@ -38,6 +38,8 @@ pub struct Link {
     pub tells_of: Option<Configuration>,
     /// False once the members were changed, and it is none any more.
     pub is_wanted: bool,
+    /// It is asked who the members are, though it is none by what is known here.
+    pub is_consulted: bool,
     members: Arc<dyn Members>,
     /// Where other members say that it is.
     pub told: Option<String>,
@@ -82,6 +84,7 @@ impl Link {
             heard: None,
             tells_of: None,
             is_wanted: true,
+            is_consulted: false,
             members,
             told: None,
             address: None,
@@ -108,7 +111,7 @@ impl Link {
 
     /// Connects if it is time to.
     pub fn connect_if_due(&mut self, now: Instant, token: u64, poller: &Poller, dialer: &Dialer) {
-        if self.connection.is_some() || now < self.retry_at || !self.is_wanted {
+        if self.connection.is_some() || now < self.retry_at || !self.is_asked_at_all() {
             return;
         }
         let mut names = self.addresses();
@@ -136,7 +139,8 @@ impl Link {
 
     /// The time of the next attempt, if none is under way: that one's end wakes whoever waits.
     pub fn retry_at(&self) -> Option<Instant> {
-        let waits = self.is_wanted && self.connection.is_none() && !self.dialing.is_under_way();
+        let waits =
+            self.is_asked_at_all() && self.connection.is_none() && !self.dialing.is_under_way();
         waits.then_some(self.retry_at)
     }
 
@@ -207,11 +211,35 @@ impl Link {
         }
     }
 
+    /// Whether it can be asked to found the timeline: a member to be, as far as it knows.
+    pub fn can_found(&self) -> bool {
+        self.is_wanted && self.knows_nothing
+    }
+
     /// Whether it has said, or failed to say, what it knows.
     pub fn is_settled(&self) -> bool {
         self.knows_nothing
             || self.refuses
             || (self.connection.is_none() && self.last_error.is_some())
+    }
+
+    /// Whether it is asked anything: as a member, or as one that may know who they are.
+    pub fn is_asked_at_all(&self) -> bool {
+        self.is_wanted || self.is_consulted
+    }
+
+    /// Whether it has said what there is to say, for good: it is there as a member, or refuses.
+    pub fn is_heard(&self) -> bool {
+        self.refuses || self.greeted
+    }
+
+    /// Others are the members now, as far as is known here, and it is one or not. Why it refused before does not count any more.
+    pub fn members_changed(&mut self, is_member: bool) {
+        if is_member && !self.is_wanted {
+            self.retry_at = Instant::now();
+        }
+        self.is_wanted = is_member;
+        self.refuses = false;
     }
 
     /// Whether an answer to a greeting is to come.

@@ -42,8 +42,8 @@ pub type TimelineKey = (TenantId, TimelineId);
 pub enum Greeted {
     /// It is a member, and this is its copy.
     Member(Arc<Timeline>),
-    /// It is no member. These are.
-    Elsewhere(Arc<Configuration>),
+    /// It is no member. These are, and some of them are there.
+    Elsewhere(Arc<Configuration>, Vec<(NodeId, String)>),
     /// Nobody has founded it yet. If its members were told by their nodes only, these are they.
     NotFounded(Option<Arc<Configuration>>),
 }
@@ -130,8 +130,10 @@ impl Timelines {
                 };
                 check_parameters(&decided.parameters, parameters)?;
                 refuse_deleted(&decided)?;
-                if !decided.chain.newest().contains(self.context.shared.own) {
-                    return Ok(Greeted::Elsewhere(Arc::new(decided.chain.newest().clone())));
+                let newest = decided.chain.newest();
+                if !newest.contains(self.context.shared.own) {
+                    let places = self.context.decisions.places(&newest.nodes());
+                    return Ok(Greeted::Elsewhere(Arc::new(newest.clone()), places));
                 }
                 let timeline = self.create(&decided, &greeting.addresses)?;
                 self.find(&timeline, decided.chain.newest());
@@ -145,6 +147,8 @@ impl Timelines {
             && let Some(decided) = read(decided)?
         {
             self.take(&timeline, &decided)?;
+        } else if own.is_known() && !own.contains(self.context.shared.own) {
+            self.look_again(&timeline)?;
         }
         let configuration = timeline.configuration();
         if greeting.known > configuration.number() {
@@ -155,12 +159,34 @@ impl Timelines {
             return Ok(Greeted::NotFounded(Some(configuration)));
         }
         if !configuration.contains(self.context.shared.own) {
-            return Ok(Greeted::Elsewhere(configuration));
+            let places = timeline.marks().addresses;
+            return Ok(Greeted::Elsewhere(configuration, places));
         }
         if !greeting.addresses.is_empty() {
             timeline.note_addresses(&greeting.addresses);
         }
         Ok(Greeted::Member(timeline))
+    }
+
+    /// Looks whether others are the members by now of a timeline that this safekeeper is no member of: nobody tells who has left.
+    /// While that can't be read, what was read before is said.
+    fn look_again(&self, timeline: &Timeline) -> Result<(), RefusedReason> {
+        let parameters = timeline.parameters();
+        match self.context.decisions.read((parameters.tenant, parameters.timeline)) {
+            Ok(Some(decided)) => {
+                let newest = decided.chain.newest().number();
+                match decided.is_deleted || newest > timeline.configuration_number() {
+                    true => self.take(timeline, &decided),
+                    false => Ok(()),
+                }
+            }
+            Ok(None) => Ok(()),
+            Err(error) => {
+                let id = parameters.timeline;
+                tracing::info!(timeline = %id, %error, "whether others are the members by now is not known");
+                Ok(())
+            }
+        }
     }
 
     /// The timeline, as it is by a configuration of this number at least: created if it names this safekeeper, and the timeline

@@ -340,7 +340,8 @@ impl Connection {
                 self.timeline = Some(timeline);
                 self.is_compute = true;
             }
-            Ok(Greeted::Elsewhere(configuration)) => {
+            Ok(Greeted::Elsewhere(configuration, places)) => {
+                reply.addresses = places;
                 reply.configuration = Some(Configuration::clone(&configuration));
             }
             Ok(Greeted::NotFounded(nodes)) => {

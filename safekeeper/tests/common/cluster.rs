@@ -198,6 +198,12 @@ impl Cluster {
         asked: Vec<NodeId>,
     ) -> (Writer, Proposing) {
         let config = ProposerConfig { safekeepers_to_ask: asked, ..self.config(parameters) };
+        self.lead_with(config, keeps_old)
+    }
+
+    /// The same for a compute that is told other things too.
+    pub fn lead_with(&self, config: ProposerConfig, keeps_old: bool) -> (Writer, Proposing) {
+        let parameters = &config.parameters.clone();
         let mut leader = elect(config, Duration::from_secs(10)).unwrap();
         let elected = leader.elected().clone();
         let prev = elected.prev_record_lsn.unwrap_or(Lsn(elected.start_lsn.0 - 8));

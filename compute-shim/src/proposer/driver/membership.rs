@@ -77,6 +77,7 @@ impl Driver {
         if tells_of.as_ref().is_none_or(|before| before.number() < number) {
             *tells_of = Some(decided.clone());
         }
+        self.consult_told();
         let told_by = Some(index).filter(|_| is_greeting);
         // Whoever campaigns, or goes on just now with members that it was told of before, commits nothing meanwhile.
         if self.election.is_none() || self.led.is_some() {
@@ -98,10 +99,14 @@ impl Driver {
         self.greeting.known = configuration.number();
         self.configuration = configuration;
         let nodes = self.configuration.nodes();
+        for link in &mut self.links {
+            link.members_changed(nodes.contains(&link.node));
+        }
+        // Until somebody is elected: these may be gone, and others know of newer ones.
+        self.consult(false);
         for (index, link) in self.links.iter_mut().enumerate() {
-            // One that is wanted no more is left in the next turn: what it sent may be just being read.
-            link.is_wanted = nodes.contains(&link.node);
-            if link.is_wanted && Some(index) != told_by {
+            // One that is asked no more is left in the next turn: what it sent may be just being read.
+            if link.is_asked_at_all() && Some(index) != told_by {
                 link.greet_again(&self.greeting);
             }
         }
@@ -198,7 +203,7 @@ impl Driver {
             return;
         }
         let able: Vec<usize> =
-            (0..self.links.len()).filter(|&index| self.links[index].knows_nothing).collect();
+            (0..self.links.len()).filter(|&index| self.links[index].can_found()).collect();
         let Some(&founder) = able.get(self.founder_turn % able.len().max(1)) else { return };
         self.founder_turn += 1;
         let heard = |node: NodeId| {
@@ -211,7 +216,7 @@ impl Driver {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use bytes::Bytes;
     use pgstrata_ids::{Incarnation, SystemId, TenantId, TimelineId, TimelineParameters};
     use pgstrata_quorum::{ProposerId, Vote};
@@ -219,12 +224,21 @@ mod tests {
     use pgstrata_wire::safekeeper::{Message, decode, encode};
 
     use super::*;
-    use crate::proposer::{ProposerConfig, WalChunk};
+    use crate::proposer::{Members, ProposerConfig, WalChunk};
 
-    const START: Lsn = Lsn(16 << 20);
+    pub(in crate::proposer::driver) const START: Lsn = Lsn(16 << 20);
 
     /// One that was told of three safekeepers, and has met nobody.
-    fn driver() -> Driver {
+    pub(in crate::proposer::driver) fn driver() -> Driver {
+        driver_among(Arc::new(places()))
+    }
+
+    pub(in crate::proposer::driver) fn places() -> Vec<(NodeId, String)> {
+        (1..=99).map(|node| (NodeId(node), format!("host-{node}:5454"))).collect()
+    }
+
+    /// The same, where others say where they are.
+    pub(in crate::proposer::driver) fn driver_among(safekeepers: Arc<dyn Members>) -> Driver {
         let parameters = TimelineParameters {
             tenant: TenantId([1; 16]),
             timeline: TimelineId([2; 16]),
@@ -235,11 +249,10 @@ mod tests {
             start_lsn: START,
             ancestor: None,
         };
-        let places = (1..=99).map(|node| (NodeId(node), format!("host-{node}:5454")));
         let config = ProposerConfig {
             parameters,
             safekeepers_to_ask: [1, 2, 3].map(NodeId).to_vec(),
-            safekeepers: Arc::new(places.collect::<Vec<_>>()),
+            safekeepers,
             identity: None,
             id: ProposerId([4; 16]),
             asked_term: Arc::default(),
@@ -247,13 +260,18 @@ mod tests {
         Driver::new(config, None).unwrap()
     }
 
-    fn members(number: u64, nodes: &[u64]) -> Configuration {
+    pub(in crate::proposer::driver) fn members(number: u64, nodes: &[u64]) -> Configuration {
         let member = |&node| Member { node: NodeId(node), incarnation: Incarnation([5; 16]) };
         Configuration::new(number, nodes.iter().map(member).collect()).unwrap()
     }
 
-    /// All members greet it, and vote for it with this log, of which they know so much to be committed.
-    fn elect(driver: &mut Driver, log: &TermHistory, end: Lsn, commit_lsn: Lsn) {
+    /// All members greet it, and vote for it with this log, of which they know so much to be committed. Returns the term.
+    pub(in crate::proposer::driver) fn vote(
+        driver: &mut Driver,
+        log: &TermHistory,
+        end: Lsn,
+        commit_lsn: Lsn,
+    ) -> Term {
         let members: Vec<Member> = driver.configuration.all().collect();
         for &member in &members {
             driver.core.connected(member, Term(0), &mut driver.outputs);
@@ -266,6 +284,17 @@ mod tests {
             driver.core.vote(member, vote, &mut driver.outputs);
         }
         driver.act();
+        term
+    }
+
+    /// The same, and it leads from then on.
+    pub(in crate::proposer::driver) fn elect(
+        driver: &mut Driver,
+        log: &TermHistory,
+        end: Lsn,
+        commit_lsn: Lsn,
+    ) {
+        let term = vote(driver, log, end, commit_lsn);
         assert_eq!(driver.election.as_ref().map(|election| election.term), Some(term));
     }
 
