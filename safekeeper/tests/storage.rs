@@ -1011,6 +1011,31 @@ fn l6_a_cut_is_no_damage() {
     assert_eq!(world.open().only().unwrap().flush_lsn(), kept);
 }
 
+/// Nothing is missing of it but zeros, and they are there: recovery would find it whole, and a vote that said less would have let a
+/// winner begin before it.
+#[test]
+fn what_has_only_begun_at_a_vote_is_not_there_after_a_crash() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let kept = world.append(&timeline, 1000).unwrap();
+    let bytes = world.generator.clone().record(10);
+    send(&timeline, kept, &bytes[..bytes.len() - 1], kept);
+    assert_eq!(timeline.flush_lsn(), kept);
+    drop(timeline);
+    // Before anybody was told how far it goes it may count.
+    let timeline = world.open().only().unwrap();
+    assert_eq!(timeline.flush_lsn(), kept + bytes.len() as u64);
+    drop(timeline);
+    let mut world = World::new();
+    let timeline = world.led();
+    let kept = world.append(&timeline, 1000).unwrap();
+    send(&timeline, kept, &bytes[..bytes.len() - 1], kept);
+    let voted = vote(&timeline, 2).unwrap();
+    assert!(matches!(&voted, Some(Message::Vote(vote)) if vote.flush_lsn == kept), "{voted:?}");
+    drop(timeline);
+    assert_eq!(world.open().only().unwrap().flush_lsn(), kept);
+}
+
 /// It was taken for the one that the next record links back to, and all that the next proposer sent was refused.
 #[test]
 fn a_record_that_is_cut_before_what_pads_it_is_forgotten() {

@@ -334,13 +334,18 @@ impl Acceptor {
     }
 
     /// A vote speaks for the log as it will be after a crash: what is written must be durable
-    /// first, or bytes that the winner wasn't told of could come back and count as held.
+    /// first, or bytes that the winner wasn't told of could come back and count as held. What is here of a record that has only
+    /// begun goes: where nothing is missing of it but zeros, recovery finds it whole.
     fn settle_unsynced(&mut self, outputs: &mut Outputs) {
         #[cfg(any(test, feature = "explorer"))]
         if self.faulty(Fault::VoteKeepsUnsynced) {
             return;
         }
-        if self.write_lsn > self.flush_lsn {
+        if self.write_lsn > self.boundary_lsn {
+            outputs.push(AcceptorOutput::Truncate(self.boundary_lsn));
+            self.write_lsn = self.boundary_lsn;
+        }
+        if self.boundary_lsn > self.flush_lsn {
             outputs.push(AcceptorOutput::Sync);
             self.flush_lsn = self.boundary_lsn;
         }

@@ -315,6 +315,32 @@ fn l12_a_merged_history_that_shrank_shuts_nobody_out() {
 }
 
 #[test]
+fn a_vote_leaves_nothing_of_a_record_that_has_only_begun() {
+    let mut acceptor = following(1);
+    appended(&mut acceptor, 1, 8, 24);
+    let mut outputs = Vec::new();
+    let begun = Append {
+        term: Term(1),
+        start: Lsn(24),
+        length: 9,
+        record_end: Lsn(24),
+        commit_lsn: Lsn(8),
+    };
+    acceptor.append(&begun, &mut outputs);
+    assert_eq!((acceptor.write_lsn(), acceptor.boundary_lsn()), (Lsn(33), Lsn(24)));
+    outputs.clear();
+    let request = VoteRequest {
+        term: Term(2),
+        proposer: ProposerId([2; 16]),
+        configuration: acceptor.configuration().clone(),
+    };
+    acceptor.vote(&request, &mut outputs);
+    // Before the vote is made durable and given.
+    assert_eq!(outputs[..2], [AcceptorOutput::Truncate(Lsn(24)), AcceptorOutput::Sync]);
+    assert_eq!((acceptor.write_lsn(), acceptor.flush_lsn()), (Lsn(24), Lsn(24)));
+}
+
+#[test]
 fn l18_a_cut_makes_nothing_durable() {
     let mut acceptor = following(1);
     appended(&mut acceptor, 1, 8, 24);
