@@ -393,7 +393,8 @@ fn bad_nights(cuts_are_possible: Result<(), String>) {
         "{rounds} rounds, {commits} commits, {} packets lost, the last {bytes} bytes of {copies} copies are the same",
         night.packets
     );
-    let are_cut = night.cuts.is_some() && only.is_none() && rounds >= few;
+    // In a few rounds one is cut off once, and may have had nothing to say just then.
+    let are_cut = night.cuts.is_some() && only.is_none() && rounds > 2 * few;
     assert!(!are_cut || night.packets > 0, "nobody was cut off");
 }
 
