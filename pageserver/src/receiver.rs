@@ -159,7 +159,7 @@ fn follow_with(
             match streamed {
                 Ok(()) => {}
                 // The one may have begun a record that was never committed, and was given up with it.
-                Err(Ended::Ingest(IngestError::Bytes(_))) if is_begun_by_another => {
+                Err(Ended::Ingest(IngestError::Bytes(_))) if is_same_record => {
                     failed.extend(begun_by.map(|begun_by| (begun_by, Instant::now())));
                     return Ok(());
                 }

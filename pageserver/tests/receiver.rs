@@ -13,6 +13,7 @@ use pgstrata_blob::{Location, Store};
 use pgstrata_ids::{Lsn, TimelineId};
 use pgstrata_pageserver::lock::Mutex;
 use pgstrata_pageserver::receiver::{Safekeepers, follow};
+use pgstrata_pageserver::repository::Repository;
 use pgstrata_pageserver::timeline::{Limits, Timeline};
 use pgstrata_pg_wal::PgVersion;
 use rand::SeedableRng;
@@ -20,6 +21,8 @@ use rand::rngs::SmallRng;
 use support::model::State;
 use support::wal::History;
 use support::{TENANT, archive, open, runtime};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 struct Fixed(Vec<String>);
 
@@ -104,14 +107,30 @@ impl Safekeeper {
     }
 }
 
-#[test]
-fn h12_a_rotten_safekeeper_is_left_for_another() {
+/// A page server with one branch.
+struct Imported {
+    runtime: Runtime,
+    directory: TempDir,
+    store: Store,
+    repository: Arc<Repository>,
+    timeline: Arc<Timeline>,
+    state: State,
+}
+
+fn imported() -> Imported {
     let (runtime, directory) = (runtime(), tempfile::tempdir().unwrap());
     let store = Store::open(&Location::Memory, None).unwrap();
     let repository = open(&runtime, &store, directory.path(), Limits::default()).unwrap();
     let state = State::first(&mut SmallRng::seed_from_u64(1));
     let archive = archive(PgVersion::V15, &state);
     let timeline = repository.import(TENANT, TimelineId([7; 16]), "main", &archive[..]).unwrap();
+    Imported { runtime, directory, store, repository, timeline, state }
+}
+
+#[test]
+fn h12_a_rotten_safekeeper_is_left_for_another() {
+    let Imported { runtime, directory: _directory, store, repository, timeline, state } =
+        imported();
     let info = &timeline.info;
     let mut history =
         History::new(PgVersion::V15, info.start_lsn, info.start_record, Arc::new(state));
@@ -170,12 +189,14 @@ fn h12_a_rotten_safekeeper_is_left_for_another() {
 /// A source begins a record that was given up with it; others went on with other ones, of which it knows nothing.
 #[test]
 fn a_record_that_was_given_up_when_it_had_begun_keeps_nobody_from_going_on() {
-    let (runtime, directory) = (runtime(), tempfile::tempdir().unwrap());
-    let store = Store::open(&Location::Memory, None).unwrap();
-    let repository = open(&runtime, &store, directory.path(), Limits::default()).unwrap();
-    let state = State::first(&mut SmallRng::seed_from_u64(1));
-    let archive = archive(PgVersion::V15, &state);
-    let timeline = repository.import(TENANT, TimelineId([7; 16]), "main", &archive[..]).unwrap();
+    let Imported {
+        runtime: _runtime,
+        directory: _directory,
+        store: _,
+        repository,
+        timeline,
+        state,
+    } = imported();
     let info = &timeline.info;
     let state = Arc::new(state);
     let grown = |last: u64| {
@@ -233,12 +254,14 @@ fn a_timeline_that_no_safekeeper_has_is_seldom_asked_for() {
             self.1.load(Ordering::SeqCst)
         }
     }
-    let (runtime, directory) = (runtime(), tempfile::tempdir().unwrap());
-    let store = Store::open(&Location::Memory, None).unwrap();
-    let repository = open(&runtime, &store, directory.path(), Limits::default()).unwrap();
-    let state = State::first(&mut SmallRng::seed_from_u64(1));
-    let archive = archive(PgVersion::V15, &state);
-    let timeline = repository.import(TENANT, TimelineId([7; 16]), "main", &archive[..]).unwrap();
+    let Imported {
+        runtime: _runtime,
+        directory: _directory,
+        store: _,
+        repository,
+        timeline,
+        state: _,
+    } = imported();
     let (address, asked) = without_timelines();
     let heard = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let safekeepers = Heard(vec![address], Arc::clone(&heard));

@@ -132,6 +132,18 @@ fn progress_of(timeline: &Timeline) -> TimelineProgress {
 }
 
 impl World {
+    /// What surrounds a safekeeper's next turn, and what it knows since its last one, with a look at what is due now.
+    fn look_at(&mut self, index: usize, timeline: &Arc<Timeline>) -> (Arc<Here>, State) {
+        let here = Arc::clone(&self.here[index]);
+        here.now.store(self.now, Ordering::Relaxed);
+        let between = self.between[index].take();
+        // It is another one if it was opened anew.
+        let known = between.filter(|between| Arc::ptr_eq(&between.timeline, timeline));
+        let mut state = known.map_or_else(|| State::new(here.now()), |between| between.state);
+        state.look(timeline, here.as_ref());
+        (here, state)
+    }
+
     /// Stores what is due, and removes segments that nobody needs.
     pub(super) fn archive(&mut self, index: usize) -> Checked {
         self.hear_of_others(index);
@@ -139,13 +151,7 @@ impl World {
             return Ok(());
         }
         let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
-        let here = Arc::clone(&self.here[index]);
-        here.now.store(self.now, Ordering::Relaxed);
-        let between = self.between[index].take();
-        // It is another one if it was opened anew.
-        let known = between.filter(|between| Arc::ptr_eq(&between.timeline, &timeline));
-        let mut state = known.map_or_else(|| State::new(here.now()), |between| between.state);
-        state.look(&timeline, here.as_ref());
+        let (here, mut state) = self.look_at(index, &timeline);
         if state.due().is_none() || !state.is_due(here.now()) {
             self.between[index] = Some(Between { timeline: Arc::clone(&timeline), state });
             return self.trim(index, &timeline);
@@ -267,12 +273,7 @@ impl World {
                 self.here[index].heard.lock().insert(self.nodes[peer].member.node, said);
             }
         }
-        let here = Arc::clone(&self.here[index]);
-        here.now.store(self.now, Ordering::Relaxed);
-        let between = self.between[index].take();
-        let known = between.filter(|between| Arc::ptr_eq(&between.timeline, &timeline));
-        let mut state = known.map_or_else(|| State::new(here.now()), |between| between.state);
-        state.look(&timeline, here.as_ref());
+        let (here, mut state) = self.look_at(index, &timeline);
         if state.due().is_some() && state.is_due(here.now()) {
             let archive = Arc::clone(&self.objects.archive);
             let turn = advance(here.as_ref(), &archive, &timeline, &mut state);
