@@ -12,11 +12,16 @@ use pgstrata_quorum::{Ack, Append, Elected, Vote, VoteRequest};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::safekeeper::{
-    Greeting, GreetingReply, Message, Status, WAL, chosen, decode, encode,
+    Greeting, GreetingReply, Message, RefusedReason, Status, WAL, chosen, decode, encode,
 };
 
 /// Size of the receive buffer, in bytes.
 const RECEIVE_BUFFER: usize = 512 << 10;
+
+/// Why a safekeeper refused what was asked of it, if it is that what went wrong.
+pub fn refusal_of(error: &io::Error) -> Option<&RefusedReason> {
+    error.get_ref()?.downcast_ref()
+}
 
 /// One connection.
 #[derive(Debug)]
@@ -68,7 +73,7 @@ impl SafekeeperClient {
         };
         let size = frame.size;
         let taken = match decode(frame.kind, frame.body).map_err(invalid)? {
-            Message::Refused(reason) => Err(io::Error::other(reason.to_string())),
+            Message::Refused(reason) => Err(io::Error::other(reason)),
             message => take(message),
         };
         self.input.consume(size);

@@ -186,6 +186,11 @@ mod tests {
         refuse(&mut driver, 1);
         refuse(&mut driver, 2);
         assert!(driver.is_refused());
+        // One that was only asked knows of a time before.
+        driver.consult_one(NodeId(5));
+        assert!(!driver.is_refused());
+        hear(&mut driver, 5, members(1, &[1, 2, 3])).unwrap_err();
+        assert!(driver.is_refused());
         // Who has the timeline may be about to be said.
         driver.stalled_since = Some(Instant::now());
         assert!(!driver.is_refused());

@@ -51,6 +51,9 @@ impl Driver {
             self.told_of(said.clone(), index, true);
         } else if !said.has_the_members_of(&self.configuration) {
             let number = said.number();
+            // For good: what it knows is of another time, or of other members by the same number.
+            self.links[index].refuses =
+                number == self.configuration.number() || !self.configuration.contains(member);
             return Err(io::Error::other(Refusal::OtherMembers { number }));
         }
         self.note_places(reply.addresses);
@@ -163,8 +166,10 @@ impl Driver {
 
     fn add_links(&mut self) {
         for node in self.configuration.nodes() {
-            if !self.links.iter().any(|link| link.node == node) {
-                self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers)));
+            match self.links.iter_mut().find(|link| link.node == node) {
+                // It may have been asked as one that is none.
+                Some(link) => link.is_wanted = true,
+                None => self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers))),
             }
         }
     }
