@@ -257,10 +257,12 @@ impl Acceptor {
             request.term == self.control.term && self.control.voted_for == Some(request.proposer);
         let granted = again || self.may_vote(request.term);
         if granted && !again {
-            self.settle_unsynced(outputs);
+            // In this order, so that nothing is destroyed before the promise is written down, which a full disk may prevent.
+            self.sync_what_is_whole(outputs);
             self.control.term = request.term;
             self.control.voted_for = Some(request.proposer);
             self.persist_vote(outputs);
+            self.cut_what_has_begun(outputs);
         }
         outputs.push(AcceptorOutput::Vote(Vote {
             asked: request.term,
@@ -334,9 +336,21 @@ impl Acceptor {
     }
 
     /// A vote speaks for the log as it will be after a crash: what is written must be durable
-    /// first, or bytes that the winner wasn't told of could come back and count as held. What is here of a record that has only
-    /// begun goes: where nothing is missing of it but zeros, recovery finds it whole.
-    fn settle_unsynced(&mut self, outputs: &mut Outputs) {
+    /// first, or bytes that the winner wasn't told of could come back and count as held.
+    fn sync_what_is_whole(&mut self, outputs: &mut Outputs) {
+        #[cfg(any(test, feature = "explorer"))]
+        if self.faulty(Fault::VoteKeepsUnsynced) {
+            return;
+        }
+        if self.boundary_lsn > self.flush_lsn {
+            outputs.push(AcceptorOutput::Sync);
+            self.flush_lsn = self.boundary_lsn;
+        }
+    }
+
+    /// For the same reason what is here of a record that has only begun goes, durably before the vote is given: where nothing is
+    /// missing of it but zeros, recovery would find it whole.
+    fn cut_what_has_begun(&mut self, outputs: &mut Outputs) {
         #[cfg(any(test, feature = "explorer"))]
         if self.faulty(Fault::VoteKeepsUnsynced) {
             return;
@@ -344,10 +358,6 @@ impl Acceptor {
         if self.write_lsn > self.boundary_lsn {
             outputs.push(AcceptorOutput::Truncate(self.boundary_lsn));
             self.write_lsn = self.boundary_lsn;
-        }
-        if self.boundary_lsn > self.flush_lsn {
-            outputs.push(AcceptorOutput::Sync);
-            self.flush_lsn = self.boundary_lsn;
         }
     }
 

@@ -151,6 +151,14 @@ impl Chain {
         self.0.windows(2).any(leaves)
     }
 
+    /// Whether others may have gone on without a member that knows of no later configuration than `own`: they began anew, without
+    /// asking it, or so many steps ago that none of them shows whether they did. What they were decided to be since then tells
+    /// nothing of what it has.
+    pub fn began_without(&self, own: &Configuration, member: Member) -> bool {
+        let first = &self.0[0];
+        own.contains(member) && own.number() < first.number() && !first.contains(member)
+    }
+
     fn with(&self, next: Configuration) -> Chain {
         let mut configurations = self.0.clone();
         configurations.push(next);
