@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::broker::{Broker, start_broker};
@@ -14,6 +15,8 @@ use pgstrata_compute_shim::proposer::{ProposerConfig, Proposing};
 use pgstrata_format::quorum::Quorum;
 use pgstrata_http_client::Access;
 use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_wal_client::{SafekeeperClient, refusal_of};
+use pgstrata_wire::safekeeper::RefusedReason;
 use serde_json::Value;
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
@@ -169,7 +172,150 @@ fn what_goes_on_from_the_last_whole_record_is_archived_in_its_place() {
     proposing.stop().unwrap();
 }
 
-/// The one that is left had been behind for long, and gets what the others had archived before it decides.
+/// Those who keep nothing else get from a member what is damaged in object storage, while that one still has it.
+#[test]
+fn what_is_damaged_in_object_storage_comes_from_a_member() {
+    let args = ["--archive-tail-after", "1", "--rest-after", "3", "--archive-only-after", "1"];
+    let (mut cluster, _broker) = start(3, &args);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(10, 1000);
+    for node in &cluster.nodes {
+        node.wait_lsn("archived_lsn", end, LONG);
+    }
+    proposing.stop().unwrap();
+    cluster.nodes[2].kill();
+    let parameters = parameters(START);
+    let of = PathBuf::from(parameters.tenant.to_string()).join(parameters.timeline.to_string());
+    let kept = |cluster: &Cluster, node: usize| {
+        let names = std::fs::read_dir(cluster.nodes[node].dir.join(&of)).unwrap();
+        names.filter(|name| name.as_ref().unwrap().file_name().len() == 24).count()
+    };
+    wait_until("away", || kept(&cluster, 0) + kept(&cluster, 1) == 0);
+    assert!(kept(&cluster, 2) > 0);
+    let of = format!("tenants/{}/timelines/{}/wal/tail", parameters.tenant, parameters.timeline);
+    let mut tails = std::fs::read_dir(cluster.dir.path().join("objects").join(of)).unwrap();
+    let tail = tails.next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&tail).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&tail, bytes).unwrap();
+
+    cluster.nodes[2].start();
+    let (more, proposing) = lead(&cluster, &[1, 2, 3]);
+    let next = more.commit(10, 1000);
+    for node in &cluster.nodes {
+        node.wait_lsn("commit_lsn", next, LONG);
+        let all = node.read_all(first, next);
+        assert!(all.starts_with(&writer.bytes()) && all.ends_with(&more.bytes()));
+    }
+    proposing.stop().unwrap();
+}
+
+/// An object that can't be found for a moment is no reason to give up what it holds.
+#[test]
+fn what_is_gone_from_object_storage_for_a_moment_is_had_when_it_is_back() {
+    let args = ["--archive-tail-after", "1", "--rest-after", "1", "--archive-only-after", "1"];
+    let (cluster, _broker) = start(1, &args);
+    let (writer, proposing) = lead(&cluster, &[1]);
+    let first = proposing.commit_lsn();
+    let end = writer.commit(10, 1000);
+    cluster.nodes[0].wait_lsn("archived_lsn", end, LONG);
+    proposing.stop().unwrap();
+    let parameters = parameters(START);
+    let of = PathBuf::from(parameters.tenant.to_string()).join(parameters.timeline.to_string());
+    let files = cluster.nodes[0].dir.join(of);
+    let has_wal = || {
+        let mut names = std::fs::read_dir(&files).unwrap();
+        names.any(|name| name.unwrap().file_name().len() == 24)
+    };
+    wait_until("away", || !has_wal());
+    let of = format!("tenants/{}/timelines/{}/wal/tail", parameters.tenant, parameters.timeline);
+    let tails = cluster.dir.path().join("objects").join(of);
+    let hidden = tails.with_extension("hidden");
+    std::fs::rename(&tails, &hidden).unwrap();
+    let open = || {
+        let mut client =
+            SafekeeperClient::connect(&cluster.nodes[0].wal, None, None, LONG).unwrap();
+        client.open(parameters.tenant, parameters.timeline)
+    };
+    let error = open().unwrap_err();
+    assert!(matches!(refusal_of(&error), Some(RefusedReason::Unavailable(_))), "{error}");
+    std::fs::rename(&hidden, &tails).unwrap();
+    wait_until("had again", || open().is_ok());
+    assert!(cluster.nodes[0].read_all(first, end) == writer.bytes());
+}
+
+/// Members of a branch that began anew with what is archived are lost too, and who is left of them goes on.
+#[test]
+fn who_is_left_of_those_who_began_anew_goes_on() {
+    let (mut cluster, _broker) = start(6, &["--archive-tail-after", "1"]);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let end = writer.commit(20, 10_000);
+    for node in &cluster.nodes[..3] {
+        node.wait_lsn("archived_lsn", end, LONG);
+    }
+    proposing.stop().unwrap();
+    lose(&mut cluster, 3);
+    let (status, answer) = recover(&cluster, 4, "survivors=&after=0&newcomers=4,5,6");
+    assert_eq!(status, 200, "{answer}");
+    let (more, proposing) = lead(&cluster, &[4, 5, 6]);
+    let first = proposing.commit_lsn();
+    let end = more.commit(20, 10_000);
+    cluster.nodes[3].wait_lsn("commit_lsn", end, LONG);
+    drop(proposing);
+    for node in &mut cluster.nodes[4..] {
+        node.kill();
+        std::fs::remove_dir_all(&node.dir).unwrap();
+    }
+    let (status, answer) = recover(&cluster, 4, "survivors=4&after=2");
+    assert_eq!(status, 200, "{answer}");
+    let (last, proposing) = lead(&cluster, &[4]);
+    last.commit(10, 1000);
+    assert!(cluster.nodes[3].read_all(first, end) == more.bytes());
+    proposing.stop().unwrap();
+}
+
+/// Who was given up has a log that others may not have, and is not one of those who begin with nothing, though it serves nothing.
+#[test]
+fn who_was_given_up_does_not_begin_anew_with_others() {
+    let (mut cluster, _broker) = start(4, &["--archive-tail-after", "1"]);
+    let (writer, proposing) = lead(&cluster, &[1, 2, 3]);
+    let end = writer.commit(10, 1000);
+    for node in &cluster.nodes[..3] {
+        node.wait_lsn("archived_lsn", end, LONG);
+    }
+    proposing.stop().unwrap();
+    cluster.nodes[0].kill();
+    cluster.nodes[1].kill();
+    let (status, answer) = recover(&cluster, 3, "survivors=3&after=1");
+    assert_eq!(status, 200, "{answer}");
+    for _ in 0..2 {
+        // It hears of it, and is not served any more from its next start on.
+        cluster.nodes[0].start();
+        let open = || {
+            let parameters = parameters(START);
+            let wal = &cluster.nodes[0].wal;
+            let mut client = SafekeeperClient::connect(wal, None, None, LONG).unwrap();
+            client.open(parameters.tenant, parameters.timeline)
+        };
+        wait_until("known", || match open() {
+            Ok(status) => status.configuration.number() == 2,
+            Err(error) => matches!(refusal_of(&error), Some(RefusedReason::Storage(_))),
+        });
+        cluster.nodes[0].kill();
+    }
+    cluster.nodes[0].start();
+    cluster.nodes[2].kill();
+    std::fs::remove_dir_all(&cluster.nodes[2].dir).unwrap();
+    let (status, answer) = recover(&cluster, 4, "survivors=&after=0&newcomers=1,4");
+    assert_eq!(status, 200, "{answer}");
+    let parameters = parameters(START);
+    let name = Quorum::object_name(parameters.tenant, parameters.timeline);
+    let object = std::fs::read(cluster.dir.path().join("objects").join(name)).unwrap();
+    assert_eq!(Quorum::decode(&object).unwrap().chain.newest().nodes(), [NodeId(4)]);
+}
+
 /// Those who are given up may live on, and archive what they have before they hear of it: nothing of that is believed, whether
 /// or not anything was archived before.
 #[test]

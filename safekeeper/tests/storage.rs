@@ -277,6 +277,32 @@ fn l8_a_sync_that_finds_no_space_in_a_vote_is_not_tried_again() {
 }
 
 #[test]
+fn a_vote_that_a_full_disk_prevents_destroys_nothing() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let end = world.append(&timeline, 1000).unwrap();
+    world.wait_for_next_segment();
+    // The beginning of a record, which a vote takes away.
+    let bytes = world.generator.record(1000);
+    let append = Append {
+        term: Term(1),
+        start: end,
+        length: 500,
+        record_end: Lsn::INVALID,
+        commit_lsn: end,
+    };
+    timeline.batch().append(&append, &bytes[..500]).unwrap();
+    world.disk.fail(Fail::Full);
+    assert!(matches!(vote(&timeline, 2), Err(StorageError::DiskFull { .. })));
+    assert_eq!((timeline.term(), world.latch.reason()), (Term(1), None));
+    let append = Append { start: end + 500, length: bytes.len() as u64 - 500, ..append };
+    timeline.batch().append(&append, &bytes[500..]).unwrap();
+    world.disk.fail(Fail::Nothing);
+    vote(&timeline, 2).unwrap();
+    assert_eq!(timeline.flush_lsn(), end + bytes.len() as u64);
+}
+
+#[test]
 fn l8_a_name_that_could_not_be_synced_is_not_tried_again() {
     let mut world = World::new();
     let timeline = world.led();

@@ -11,7 +11,7 @@
 //!  "configurations":[{"number":1,"members":[{"id":1,"incarnation":"..."}],"incoming":[]}]}
 //! ```
 //! The newest configurations are kept, oldest first ([`pgstrata_quorum::MAX_CHAIN`]). Where all members were lost, and new ones
-//! went on with what is archived, `"restored_lsn"` says from where on; and where some or all were given up, `"given_up"`
+//! went on with what is archived, `"restored"` says from where on, and by which configuration: `{"number":2,"lsn":"0/1234568"}`; and where some or all were given up, `"given_up"`
 //! how far the archive was right then, for each time: `[{"number":2,"lsn":"0/1234568","last_record":"0/1234500"}]`. `"deleted":true` ends it all: nobody keeps the timeline from then on.
 
 use pgstrata_ids::{Lsn, Member, NodeId, SystemId, TenantId, TimelineId, TimelineParameters};
@@ -45,13 +45,21 @@ pub struct Quorum {
     /// Whether it had been there before there was this object: its first members have copies, and one that has none has
     /// lost it.
     pub is_older: bool,
-    /// All members were lost, and others were made members, who have what is archived, which goes at least this far: none of
-    /// them may begin with less.
-    pub restored_lsn: Option<Lsn>,
+    /// All members were lost, and others were made members, who have what is archived; the last time that this happened.
+    pub restored: Option<Restored>,
     /// What of the archive is not of the log that goes on, since those who wrote it were given up.
     pub given_up: AllGivenUp,
     /// The branch was deleted: its members remove what they have, and what is archived. It never comes back.
     pub is_deleted: bool,
+}
+
+/// New members went on with what is archived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Number of the configuration that they were made members by. Logs of before may have what they lack.
+    pub number: u64,
+    /// What was archived then goes at least this far: nobody who has nothing may begin with less.
+    pub lsn: Lsn,
 }
 
 /// Members were given up when the archive had whole records up to there. What it has after that of them is not of the log that
@@ -120,6 +128,12 @@ struct Point {
     last_record: Option<String>,
 }
 
+impl From<Restored> for Point {
+    fn from(restored: Restored) -> Point {
+        Point { number: restored.number, lsn: restored.lsn.to_string(), last_record: None }
+    }
+}
+
 impl From<&GivenUp> for Point {
     fn from(point: &GivenUp) -> Point {
         Point {
@@ -153,7 +167,7 @@ struct Document {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     is_older: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    restored_lsn: Option<String>,
+    restored: Option<Point>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     given_up: Vec<Point>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -190,7 +204,7 @@ impl Quorum {
             incoming: named(configuration.incoming()),
         };
         let parameters = &self.parameters;
-        let is_new = self.restored_lsn.is_some() || !self.given_up.is_empty() || self.is_deleted;
+        let is_new = self.restored.is_some() || !self.given_up.is_empty() || self.is_deleted;
         let kind = if is_new { &KIND } else { &FIRST };
         kind.encode(&Document {
             tenant_id: parameters.tenant.to_string(),
@@ -202,7 +216,7 @@ impl Quorum {
             start_lsn: parameters.start_lsn.to_string(),
             ancestor_id: parameters.ancestor.map(|ancestor| ancestor.to_string()),
             is_older: self.is_older,
-            restored_lsn: self.restored_lsn.map(|lsn| lsn.to_string()),
+            restored: self.restored.map(Point::from),
             given_up: self.given_up.0.iter().map(Point::from).collect(),
             deleted: self.is_deleted,
             configurations: self.chain.configurations().iter().map(step).collect(),
@@ -226,11 +240,14 @@ impl Quorum {
         parameters.check().map_err(corrupt)?;
         let steps = document.configurations.iter().map(configuration);
         let chain = Chain::of(steps.collect::<Result<_, FormatError>>()?).map_err(corrupt)?;
-        let restored_lsn = document.restored_lsn.as_deref().map(parsed).transpose()?;
+        let restored = |point: Point| -> Result<Restored, FormatError> {
+            Ok(Restored { number: point.number, lsn: parsed(&point.lsn)? })
+        };
+        let restored = document.restored.map(restored).transpose()?;
         let given_up = document.given_up.iter().map(Point::read);
         let given_up = AllGivenUp::checked(given_up.collect::<Result<_, FormatError>>()?)?;
         let (is_older, is_deleted) = (document.is_older, document.deleted);
-        Ok(Quorum { parameters, chain, is_older, restored_lsn, given_up, is_deleted })
+        Ok(Quorum { parameters, chain, is_older, restored, given_up, is_deleted })
     }
 
     /// That of a timeline that was founded just now.
@@ -239,7 +256,7 @@ impl Quorum {
             parameters,
             chain,
             is_older: false,
-            restored_lsn: None,
+            restored: None,
             given_up: AllGivenUp::default(),
             is_deleted: false,
         }
@@ -330,8 +347,8 @@ mod tests {
         assert_eq!(Quorum::decode(&older.encode()), Ok(older));
         let first = GivenUp { number: 2, lsn: Lsn(0x123_4568), last_record: Some(Lsn(0x123_4500)) };
         let given_up = AllGivenUp::default().with(first);
-        let restored =
-            Quorum { restored_lsn: Some(Lsn(0x123_4560)), given_up: given_up.clone(), ..changed() };
+        let restored = Some(Restored { number: 2, lsn: Lsn(0x123_4560) });
+        let restored = Quorum { restored, given_up: given_up.clone(), ..changed() };
         assert_eq!(Quorum::decode(&restored.encode()), Ok(restored));
         let given_up =
             given_up.with(GivenUp { number: 5, lsn: Lsn(0x123_4570), last_record: None });

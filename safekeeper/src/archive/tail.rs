@@ -175,18 +175,25 @@ impl Archive {
         let mut all: Vec<(Lsn, String)> = segments.chain(tails).collect();
         // The last one first; those that are skipped are few.
         all.sort_unstable_by(|one, two| two.cmp(one));
-        let mut shared = None;
+        // What goes furthest of what they share, who were given up, and those who went on.
+        let mut shared: Option<Extent> = None;
         for (end, name) in all {
             let extent = match self.extent_of(&name).await? {
                 Some(Some(extent)) => extent,
                 Some(None) => return Err(ArchiveError::Older(end)),
-                // Removed since it was listed.
-                None => continue,
+                // There is more by now, or it was taken away: either way this is no answer.
+                None => {
+                    let text = format!("{name} was listed, and is gone");
+                    return Err(ArchiveError::Away(text));
+                }
             };
             match given_up.denies(extent.configuration, end) {
                 // What both logs have is right in theirs too.
                 Some(given_up) if extent.boundary >= given_up.lsn => {
-                    shared = Some(clipped(extent, given_up));
+                    let goes_further = |one: &Extent| given_up.lsn > one.boundary;
+                    if shared.as_ref().is_none_or(goes_further) {
+                        shared = Some(clipped(extent, given_up));
+                    }
                 }
                 Some(_) => {}
                 None => {

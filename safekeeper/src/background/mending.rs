@@ -17,8 +17,9 @@ use crate::archive::ArchiveReader;
 use crate::mend::check::confirm;
 use crate::mend::{DamagedLog, Fate, Lack, Mended, Said, Source, Sources, fate};
 use crate::storage_error::StorageError;
-use crate::timeline::{Suspicion, Timeline, read_control};
+use crate::timeline::{AWAY, Suspicion, Timeline, note_kept, read_control};
 use crate::timelines::TimelineKey;
+use crate::timelines::away::note_back;
 
 /// Longest wait for a peer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -121,18 +122,22 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     let control = control.map_err(|error| error.to_string())?;
     let names = shared.disk.list(&directory).map_err(|error| error.to_string())?;
     let decided = background.timelines.context().decisions.read(key).ok().flatten();
-    let is_deleted = decided.as_ref().is_some_and(|decided| decided.is_deleted);
+    if let Some(deleted) = decided.as_ref().filter(|decided| decided.is_deleted) {
+        // Nobody needs it any more.
+        return background.timelines.delete_damaged(deleted).map_err(|error| error.to_string());
+    }
     let (decided, given_up) = match decided {
         Some(decided) => (Some(decided.chain), decided.given_up),
         None => (None, AllGivenUp::default()),
     };
     let own = &control.state.configuration;
     match fate(&names, own, decided.as_ref(), shared.own) {
-        // Nobody needs it any more.
-        _ if is_deleted => return background.timelines.let_go_damaged(key),
         Fate::Mended => {}
         Fate::LetGo => return background.timelines.let_go_damaged(key),
         Fate::Kept => {
+            // Whatever is said of it later, or can't be read.
+            note_kept(shared.disk.as_ref(), &directory, &shared.latch)
+                .map_err(|error| error.to_string())?;
             return Err("the members of this timeline went on without this safekeeper, which may have what they lack, \
                         and its WAL is damaged here: it is left as it is"
                 .to_owned());
@@ -151,7 +156,11 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     }
     let (disk, space) = (Arc::clone(&shared.disk), shared.space.clone());
     let log = DamagedLog::open(disk, &directory, control, space);
-    let mended = log.map_err(Lack::from).and_then(|log| log.mend(&mut sources));
+    let is_away = names.iter().any(|name| name == AWAY);
+    let mended = log.map_err(Lack::from).and_then(|log| match is_away {
+        true => log.sent_away().mend(&mut sources),
+        false => log.mend(&mut sources),
+    });
     let Mended { fetched_bytes, segments, cut } = mended.map_err(|lack| {
         if let Lack::Storage(error @ StorageError::Failed { .. }) = &lack
             && !error.is_of_reading()
@@ -163,6 +172,12 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     })?;
     let cut = cut.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
     tracing::warn!(timeline = %key.1, fetched_bytes, segments, cut_after = cut, "damaged WAL was mended");
+    if is_away {
+        note_back(shared, &directory).map_err(|error| {
+            shared.latch.throw(&error.to_string());
+            error.to_string()
+        })?;
+    }
     background.timelines.reopen(key)?;
     shared.meters.mended();
     Ok(())

@@ -56,6 +56,8 @@ pub struct DamagedLog {
     begin: Lsn,
     /// The log was durable up to here at least: by what was noted, or by what the log itself shows.
     floor: Lsn,
+    /// It ended there, whatever is left of its segments: what was sent away, whose control file has its end.
+    ends_at_floor: bool,
     /// Segments with bytes of others in them, which are not in place yet.
     held: BTreeMap<u64, Vec<u8>>,
     mended: Mended,
@@ -83,7 +85,12 @@ impl DamagedLog {
         let begin = control.available_lsn.max(control.parameters.start_lsn);
         let floor = control.flush_lsn.max(control.state.commit_lsn).max(note.lsn()).max(begin);
         let (held, mended) = (BTreeMap::new(), Mended::default());
-        Ok(DamagedLog { disk, files, control, begin, floor, held, mended })
+        Ok(DamagedLog { disk, files, control, begin, floor, ends_at_floor: false, held, mended })
+    }
+
+    /// The same of a timeline that was sent away: what is not here was in object storage, and there was no more of it.
+    pub fn sent_away(self) -> DamagedLog {
+        DamagedLog { ends_at_floor: true, ..self }
     }
 
     fn size(&self) -> u64 {
@@ -153,7 +160,7 @@ impl DamagedLog {
             }
             self.put_whole(at)?;
         };
-        if !self.shows_its_end(end) {
+        if !self.ends_at_floor && !self.shows_its_end(end) {
             let why = "how far it was acknowledged can't be told from what is left of its end, and nothing that was \
                        committed since shows that nobody depends on it";
             return self.cut(sources, end, why);

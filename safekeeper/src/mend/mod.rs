@@ -43,7 +43,9 @@ pub fn fate(
         // Where others had gone on without its word it would have been kept before it took that.
         return Fate::LetGo;
     }
-    match decided.filter(|decided| decided.newest().number() > own.number()) {
+    let decided = decided.filter(|decided| decided.newest().number() > own.number());
+    match decided {
+        Some(decided) if decided.began_without(own, member) => Fate::Kept,
         Some(decided) if !decided.newest().contains(member) => {
             match decided.goes_on_from(own) && decided.shows_leaving(member) {
                 true => Fate::LetGo,
@@ -103,5 +105,12 @@ mod tests {
         assert_eq!(fate_of(&plain, ended.newest(), Some(&back)), Fate::LetGo);
         let without = founded.recovered(member(2), members(&[2])).unwrap();
         assert_eq!(fate_of(&plain, &own, Some(&without)), Fate::Kept, "nobody asked it");
+        // Whatever they decide of it later, who never heard of it: that it is one of them, and that it leaves again.
+        let joint = without.change_to(members(&[2, 1])).unwrap();
+        let back = joint.change_ended().unwrap();
+        let leaves = back.change_to(members(&[2, 3])).unwrap();
+        for later in [&joint, &back, &leaves, &leaves.change_ended().unwrap()] {
+            assert_eq!(fate_of(&plain, &own, Some(later)), Fate::Kept, "{later:?}");
+        }
     }
 }

@@ -35,6 +35,17 @@ pub trait Source: Send {
     fn read(&mut self, from: Lsn, to: Lsn, term: Term) -> Result<Vec<u8>, String>;
 }
 
+/// Most of what another one says of itself that is passed on, in bytes: it may quote what was said here.
+const MOST_SAID: usize = 200;
+
+fn brief(mut said: String) -> String {
+    if said.len() > MOST_SAID {
+        said.truncate(said.floor_char_boundary(MOST_SAID));
+        said.push_str(" ...");
+    }
+    said
+}
+
 struct Asked {
     source: Box<dyn Source>,
     said: Option<Said>,
@@ -79,7 +90,9 @@ impl Sources {
                     let is_trusted = true;
                     all.asked.push(Asked { source, said, committed, durable, is_trusted, news });
                 }
-                Err(error) => all.silent.push(format!("{} can't be asked: {error}", source.name())),
+                Err(error) => {
+                    all.silent.push(format!("{} can't be asked: {}", source.name(), brief(error)));
+                }
             }
         }
         let mut known = commit_lsn;
@@ -121,7 +134,7 @@ impl Sources {
                     self.last = Some(index);
                     return bytes;
                 }
-                Err(error) => asked.news = error,
+                Err(error) => asked.news = brief(error),
             }
         }
         Vec::new()

@@ -49,9 +49,10 @@ pub struct SegmentFiles {
     parameters: TimelineParameters,
     /// Held while a segment is made: a zeroed file must never replace one with WAL in it. Whether none is made any more.
     making: Mutex<bool>,
-    /// The segment that has its name, which a loss of power could still take away. Taken for a
-    /// moment only, also while `making` is held, never the other way round.
-    unsynced_name: Mutex<Option<u64>>,
+    /// Segments that have their names, which a loss of power could still take away: one that is being made, and those of which
+    /// that failed, after which nothing is acknowledged any more. Taken for a moment only, also while `making` is held, never the
+    /// other way round.
+    unsynced_names: Mutex<Vec<u64>>,
     /// Segments that are here, once they were counted.
     count: AtomicU64,
     /// They are others' by now: none is made or removed any more. Changes while `making` is held.
@@ -68,7 +69,7 @@ impl SegmentFiles {
             directory: directory.to_owned(),
             parameters,
             making: Mutex::new(false),
-            unsynced_name: Mutex::new(None),
+            unsynced_names: Mutex::default(),
             count: AtomicU64::new(0),
             is_retired: AtomicBool::new(false),
             space: None,
@@ -226,7 +227,12 @@ impl SegmentFiles {
     }
 
     fn is_name_unsynced(&self, number: u64) -> bool {
-        *self.unsynced_name.lock() == Some(number)
+        self.unsynced_names.lock().contains(&number)
+    }
+
+    /// It is durable, or there is none.
+    fn name_is_settled(&self, number: u64) {
+        self.unsynced_names.lock().retain(|&unsynced| unsynced != number);
     }
 
     fn make(&self, number: u64, temporary: &Path) -> Result<Arc<dyn DiskFile>, StorageError> {
@@ -249,15 +255,15 @@ impl SegmentFiles {
         file.sync_all().map_err(wrap())?;
         let path = self.path(number);
         // Before the name can be seen, so that nobody takes it for a durable one.
-        *self.unsynced_name.lock() = Some(number);
+        self.unsynced_names.lock().push(number);
         let renamed = self.disk.rename(temporary, &path);
         if let Err(error) = renamed {
-            *self.unsynced_name.lock() = None;
+            self.name_is_settled(number);
             return Err(StorageError::wrap("name", &path)(error));
         }
         self.count.fetch_add(1, Ordering::AcqRel);
         self.sync_directory()?;
-        *self.unsynced_name.lock() = None;
+        self.name_is_settled(number);
         if let Some(space) = &self.space {
             space.look();
         }

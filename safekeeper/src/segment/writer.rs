@@ -137,13 +137,27 @@ mod tests {
     use std::path::Path;
 
     use pgstrata_env::Disk;
-    use pgstrata_sim::SimDisk;
     use pgstrata_sim::wal::parameters;
+    use pgstrata_sim::{Fail, FaultyDisk, SimDisk};
 
     use super::*;
     use crate::latch::Latch;
 
     const SIZE: u32 = 64 << 10;
+
+    #[test]
+    fn a_name_that_may_be_lost_stays_so_whatever_is_made_after_it() {
+        let (disk, directory) = (FaultyDisk::default(), tempfile::tempdir().unwrap());
+        let parameters = parameters(Lsn(1 << 20));
+        let files = SegmentFiles::new(Arc::new(disk.clone()), directory.path(), parameters);
+        disk.fail(Fail::NamesFull);
+        assert!(files.open_or_make(1).is_err());
+        assert_eq!(files.numbers().unwrap(), [1]);
+        disk.fail(Fail::Nothing);
+        assert!(files.open_or_make(2).is_ok());
+        assert!(files.open_or_make(1).is_err(), "its name was never durable");
+        assert!(files.open_or_make(2).is_ok());
+    }
 
     #[test]
     fn who_had_to_wait_for_a_segment_asks_for_two_from_then_on() {

@@ -4,11 +4,12 @@
 //! committed, and whoever decides from now on has it first.
 
 use pgstrata_format::archived::Extent;
-use pgstrata_format::quorum::{GivenUp, Quorum};
+use pgstrata_format::quorum::{GivenUp, Quorum, Restored};
 use pgstrata_ids::{Lsn, Member, NodeId};
 use pgstrata_quorum::Configuration;
-use pgstrata_wal_client::SafekeeperClient;
+use pgstrata_wal_client::{SafekeeperClient, refusal_of};
 use pgstrata_wire::http::safekeeper::{Change, Step};
+use pgstrata_wire::safekeeper::RefusedReason;
 
 use super::silence::PATIENCE;
 use super::turn::Heard;
@@ -76,12 +77,12 @@ impl Steward {
         };
         let members_left = !members.is_empty();
         let known = heard.iter().map(|one| one.status.commit_lsn).max().unwrap_or_default();
-        let (chain, restored_lsn) = match most(&heard) {
+        let (chain, restored) = match most(&heard) {
             Some(most) => {
                 if let Some(extent) = &archived {
                     refuse_to_give_up(most, extent, quorum.parameters.start_lsn)?;
                 }
-                (quorum.chain.recovered(most.member, members).map_err(later)?, quorum.restored_lsn)
+                (quorum.chain.recovered(most.member, members).map_err(later)?, quorum.restored)
             }
             None => {
                 let Some(extent) = &archived else {
@@ -90,7 +91,9 @@ impl Steward {
                 };
                 self.check_archived(&quorum, extent)?;
                 let members = self.newcomers(key, &left.newcomers, newest)?;
-                (quorum.chain.restored(members).map_err(later)?, Some(extent.boundary))
+                let chain = quorum.chain.restored(members).map_err(later)?;
+                let (number, lsn) = (chain.newest().number(), extent.boundary);
+                (chain, Some(Restored { number, lsn }))
             }
         };
         let number = chain.newest().number();
@@ -108,7 +111,7 @@ impl Steward {
         let given_up = quorum.given_up.with(GivenUp { number, lsn, last_record });
         // None of those who begin with what is archived had a copy before.
         let is_older = quorum.is_older && members_left;
-        let decided = Quorum { chain, restored_lsn, given_up, is_older, ..quorum };
+        let decided = Quorum { chain, restored, given_up, is_older, ..quorum };
         match self.decisions.swap(key, &version, &decided).map_err(later)? {
             Swapped::Yes => {}
             Swapped::No => return Err(later("others change the members at the same time")),
@@ -161,13 +164,8 @@ impl Steward {
         let count = before.members().len();
         let registered = self.decisions.registrations(nodes).map_err(later)?;
         let members = registered.into_iter().flatten().filter_map(|one| {
-            let node = one.member.node;
-            let address = self.address(node)?;
-            let identity = self.security.identity();
-            let client = SafekeeperClient::connect(&address, Some(node), identity, PATIENCE);
-            // One that has the timeline was a member once, and has promised something.
-            let has_it = client.ok()?.open(key.0, key.1).is_ok();
-            (!has_it && !before.contains(one.member)).then_some(one.member)
+            let is_one = !before.contains(one.member) && self.has_nothing(one.member.node, key);
+            is_one.then_some(one.member)
         });
         let members: Vec<Member> = members.take(count).collect();
         match members.len() > count / 2 {
@@ -176,6 +174,19 @@ impl Steward {
                 "there were {count} members, and only {} others answer: start more safekeepers",
                 members.len()
             ))),
+        }
+    }
+
+    /// Whether a safekeeper answers, and knows nothing of the timeline. One that has it, also if that is damaged, was a member
+    /// once, and has promised something.
+    fn has_nothing(&self, node: NodeId, key: TimelineKey) -> bool {
+        let Some(address) = self.address(node) else { return false };
+        let identity = self.security.identity();
+        let asked = SafekeeperClient::connect(&address, Some(node), identity, PATIENCE)
+            .and_then(|mut client| client.open(key.0, key.1));
+        match asked {
+            Ok(_) => false,
+            Err(error) => refusal_of(&error) == Some(&RefusedReason::UnknownTimeline),
         }
     }
 }
@@ -198,7 +209,7 @@ fn refuse_to_give_up(most: &Heard, extent: &Extent, start_lsn: Lsn) -> Result<()
     match agreed >= extent.boundary {
         true => Ok(()),
         false => Err(Trouble::Later(format!(
-            "object storage has WAL up to {}, and safekeeper {} agrees with it up to {agreed} only: it gets it from there              first",
+            "object storage has WAL up to {}, and safekeeper {} agrees with it up to {agreed} only: it gets it from there first",
             extent.boundary, most.member.node
         ))),
     }

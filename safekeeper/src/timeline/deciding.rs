@@ -21,7 +21,7 @@ impl Timeline {
         if decided.newest().contains(self.own) {
             return self.refuse_given_up(&own, decided);
         }
-        if !decided.shows_leaving(self.own) {
+        if decided.began_without(&own, self.own) || !decided.shows_leaving(self.own) {
             // Others went on without its word, and may lack what it has.
             self.keep().map_err(failed)?;
         }
@@ -44,12 +44,10 @@ impl Timeline {
         before: &Configuration,
         decided: &Chain,
     ) -> Result<(), RefusedReason> {
-        let first = &decided.configurations()[0];
-        let was_left_out = before.contains(self.own)
-            && before.number() < first.number()
-            && !first.contains(self.own);
-        let kept = self.is_kept().map_err(failed)?;
-        if !was_left_out && !kept {
+        if decided.began_without(before, self.own) {
+            // Also if it is no member later.
+            self.keep().map_err(failed)?;
+        } else if !self.is_kept().map_err(failed)? {
             return Ok(());
         }
         let text = "the members of this timeline went on without this safekeeper, which may have what they lack: it \

@@ -11,12 +11,13 @@ mod peers;
 mod reading;
 mod rest;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use pgstrata_env::replace_file;
+use pgstrata_env::{Disk, replace_file};
 use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{
     Append, Configuration, Elected, Holding, PeerRange, TermHistory, VoteRequest,
@@ -31,11 +32,23 @@ pub use self::peers::Missing;
 pub use self::reading::{ReadOn, Reading};
 pub use self::rest::{Overview, can_be_trimmed, has_wal, is_archived, is_away};
 use crate::checked_segment::Trouble;
+use crate::latch::Latch;
 use crate::segment::{SegmentFiles, SegmentReader, last_record_before};
 use crate::storage_error::StorageError;
 
 /// The file that says that a timeline's others are not removed.
 pub const KEEP: &str = "keep";
+
+/// Notes durably that what is in a timeline's directory is not removed. For whoever writes to it alone.
+pub fn note_kept(disk: &dyn Disk, directory: &Path, latch: &Latch) -> Result<(), StorageError> {
+    let path = directory.join(KEEP);
+    let noted = replace_file(disk, &path, b"").map_err(StorageError::wrap("write", &path));
+    noted.inspect_err(|error| {
+        if !matches!(error, StorageError::DiskFull { .. }) {
+            latch.throw(&error.to_string());
+        }
+    })
+}
 
 /// The file that says that a timeline's WAL is in object storage, and may not be here.
 pub const AWAY: &str = "away";
@@ -434,13 +447,12 @@ impl Timeline {
         // One at a time, like all that is written of a timeline: several may hear of it at once.
         let core = self.core.lock();
         core.check_latch()?;
-        let path = self.files.directory().join(KEEP);
-        let noted = replace_file(core.disk.as_ref(), &path, b"");
-        noted.map_err(StorageError::wrap("write", &path)).inspect_err(|error| {
-            if !matches!(error, StorageError::DiskFull { .. }) {
-                core.latch.throw(&error.to_string());
-            }
-        })
+        note_kept(core.disk.as_ref(), self.files.directory(), &core.latch)
+    }
+
+    /// Who this safekeeper is to the others.
+    pub fn member(&self) -> Member {
+        self.own
     }
 
     /// Whether others keep it by now: what is here is of no further use.
@@ -459,9 +471,11 @@ impl Timeline {
         let mut core = self.core.lock();
         let answer = core.promise(&[], |acceptor, outputs| acceptor.configure(decided, outputs))?;
         // Under the core's lock, so that none is published after a later one.
-        let taken = core.acceptor.configuration().clone();
-        self.configuration_number.store(taken.number(), Ordering::Release);
-        *self.configuration.write() = Arc::new(taken);
+        let taken = Arc::new(core.acceptor.configuration().clone());
+        let number = taken.number();
+        // First: whoever has seen the number finds it, or a later one.
+        *self.configuration.write() = taken;
+        self.configuration_number.store(number, Ordering::Release);
         Ok(answer)
     }
 

@@ -69,10 +69,9 @@ impl Timeline {
         Ok(Reading { timeline: self, reader: self.reader(), verifier, buffer, to, term, history })
     }
 
-    /// What is committed of the segment of `end`, before that, which is a record's end: for the archive. Waits for the disk.
-    pub fn read_tail(&self, end: Lsn) -> Result<Tail, String> {
-        // First: what is read is never said to be of a later configuration than it is.
-        let configuration = self.configuration_number();
+    /// What is committed of the segment of `end`, before that, which is a record's end: for the archive, where it is said to be of
+    /// the configuration of this number, which was known before. Waits for the disk.
+    pub fn read_tail(&self, end: Lsn, configuration: u64) -> Result<Tail, String> {
         let from = Tail::start(self.parameters(), end);
         let mut bytes = vec![0; (end - from) as usize];
         // What is damaged is noted where it is met.
@@ -122,7 +121,7 @@ impl Reading<'_> {
         }
         let count = self.read_checked(buffer, end)?;
         if timeline.is_retired() {
-            return Err(RefusedReason::Storage("the timeline is being mended".into()));
+            return Err(RefusedReason::Unavailable("the timeline is being mended".into()));
         }
         // Only a newer proposer removes durable bytes, and it is promised its term first.
         if at + count as u64 > timeline.commit_lsn() && timeline.term() != self.term {

@@ -296,7 +296,7 @@ pub fn bring_back(
 }
 
 /// What is here is all that there is from now on.
-pub(super) fn note_back(shared: &OpenContext, directory: &Path) -> Result<(), StorageError> {
+pub fn note_back(shared: &OpenContext, directory: &Path) -> Result<(), StorageError> {
     let (disk, marker) = (shared.disk.as_ref(), directory.join(AWAY));
     match disk.remove(&marker) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -54,12 +54,21 @@ impl Timelines {
                 }
                 None => return Ok(()),
             },
-            // Somebody is at it; or its files are to be looked at by people.
-            Seen::Busy(_) | Seen::Damaged(_) | Seen::Nothing => return Ok(()),
+            // Somebody is at it, or mends it; or its files are to be looked at by people.
+            Seen::Busy(_) | Seen::Damaged(_) | Seen::Mending(_) | Seen::Nothing => return Ok(()),
         };
         // What can't be removed now is looked at again.
         self.remove_deleted(key, decided)
             .inspect_err(|_| self.slots.insert(key, Slot::Resting(summary)))
+    }
+
+    /// The same where nothing is done with it until it is mended, for whoever would mend it.
+    pub fn delete_damaged(&self, decided: &Quorum) -> Result<(), RefusedReason> {
+        let key = (decided.parameters.tenant, decided.parameters.timeline);
+        match self.slots.is_mending(key) {
+            true => self.remove_deleted(key, decided),
+            false => Ok(()),
+        }
     }
 
     fn remove_deleted(&self, key: TimelineKey, decided: &Quorum) -> Result<(), RefusedReason> {

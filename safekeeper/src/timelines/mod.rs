@@ -241,9 +241,8 @@ impl Timelines {
         if !own.is_known() {
             self.check_first(&own, decided)?;
         }
-        let first = decided.chain.configurations()[0].number();
         let is_member = decided.chain.newest().contains(self.context.shared.own);
-        if decided.restored_lsn.is_some() && own.number() < first && is_member {
+        if decided.restored.is_some_and(|restored| own.number() < restored.number) && is_member {
             let text = "the members of this timeline were lost, and others began anew with what is archived, which this \
                         safekeeper's log may lack: it becomes a member again only with a new directory";
             return Err(RefusedReason::Storage(text.into()));
@@ -336,8 +335,8 @@ impl Timelines {
                 key.1
             )));
         }
-        let restored = match decided.restored_lsn {
-            Some(lsn) => Some(self.find_restored(decided, lsn)?),
+        let restored = match decided.restored {
+            Some(restored) => Some(self.find_restored(decided, restored.lsn)?),
             None => None,
         };
         let creating = self.creating.lock();

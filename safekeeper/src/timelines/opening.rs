@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgstrata_format::resting::TimelineSummary;
+use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_wire::safekeeper::RefusedReason;
 use rustix::io::Errno;
 
-use super::away::{NotBack, is_sent_away, note_back};
+use super::away::{NotBack, is_sent_away};
 use super::slots::{Seen, Slot};
 use super::{TimelineKey, Timelines};
 use crate::storage_error::StorageError;
@@ -85,6 +86,8 @@ impl Timelines {
             match self.slots.see(key) {
                 Seen::Open(timeline) => return Ok(timeline),
                 Seen::Damaged(reason) => return Err(RefusedReason::Storage(reason)),
+                // Others may have what is damaged: whoever asks may ask again.
+                Seen::Mending(reason) => return Err(RefusedReason::Unavailable(reason)),
                 Seen::Nothing => return Err(RefusedReason::UnknownTimeline),
                 Seen::Resting => {
                     if let Some(summary) = self.slots.take_resting(key) {
@@ -144,10 +147,16 @@ impl Timelines {
             return Err(RefusedReason::Storage(error.to_string()));
         }
         let directory = self.directory_of(key);
-        if let Err(reason) = self.bring_back_if_away(key, &directory) {
-            tracing::warn!(timeline = %key.1, %reason, "timeline can't be served now");
-            self.slots.give_back(key, Slot::Resting(summary));
-            return Err(reason);
+        if let Err(not_back) = self.bring_back_if_away(key, &directory) {
+            let text = not_back.to_string();
+            tracing::warn!(timeline = %key.1, error = text, "timeline can't be served now");
+            // Other members may have what is gone, or object storage again.
+            let slot = match not_back {
+                NotBack::Gone(_) => Slot::Mending(text.clone()),
+                NotBack::Later(_) | NotBack::Storage(_) => Slot::Resting(summary),
+            };
+            self.slots.give_back(key, slot);
+            return Err(RefusedReason::Unavailable(text));
         }
         match Timeline::open(&self.context.shared, &directory) {
             Ok(opened) => {
@@ -164,37 +173,33 @@ impl Timelines {
                     true => Slot::Resting(summary),
                     false => self.slot_of_damaged(key, &error),
                 };
+                let is_for_good = matches!(slot, Slot::Damaged(_));
                 self.slots.give_back(key, slot);
-                Err(RefusedReason::Storage(text))
+                Err(match is_for_good {
+                    true => RefusedReason::Storage(text),
+                    false => RefusedReason::Unavailable(text),
+                })
             }
         }
     }
 
     /// Has the timeline's WAL be here if it was in object storage only. Until it is, the timeline counts for nothing.
-    fn bring_back_if_away(&self, key: TimelineKey, directory: &Path) -> Result<(), RefusedReason> {
-        let storage = |error: StorageError| {
-            if !is_passing(&error) && !error.is_mendable() {
+    fn bring_back_if_away(&self, key: TimelineKey, directory: &Path) -> Result<(), NotBack> {
+        let brought = is_sent_away(&self.context.shared, directory)
+            .map_err(NotBack::from)
+            // What is wrong with the control file is found, and told of, when the timeline is opened.
+            .map(|is_away| if is_away { self.control_of(directory) } else { None })
+            .and_then(|control| control.map_or(Ok(()), |control| self.bring_back(key, &control)));
+        brought.inspect_err(|not_back| match not_back {
+            NotBack::Storage(error) if !is_passing(error) && !error.is_mendable() => {
                 self.context.shared.latch.throw(&error.to_string());
             }
-            RefusedReason::Unavailable(error.to_string())
-        };
-        if !is_sent_away(&self.context.shared, directory).map_err(storage)? {
-            return Ok(());
-        }
-        // What is wrong with that is found, and told of, when the timeline is opened.
-        let Ok(control) = read_control(&self.context.shared, &directory.join("control")) else {
-            return Ok(());
-        };
-        match self.bring_back(key, &control) {
-            Ok(()) => Ok(()),
-            Err(later @ NotBack::Later(_)) => Err(RefusedReason::Unavailable(later.to_string())),
-            Err(NotBack::Storage(error)) => Err(storage(error)),
-            Err(gone @ NotBack::Gone(_)) => {
-                // Other members may have it, or object storage again: it is mended, as a log of which segments are missing.
-                tracing::error!(timeline = %key.1, error = %gone, "its WAL has to come from other members");
-                note_back(&self.context.shared, directory).map_err(storage)
-            }
-        }
+            _ => {}
+        })
+    }
+
+    fn control_of(&self, directory: &Path) -> Option<TimelineControl> {
+        read_control(&self.context.shared, &directory.join("control")).ok()
     }
 
     /// Writes down what rests.
@@ -287,7 +292,7 @@ impl Timelines {
     }
 
     fn is_damaged(&self, key: TimelineKey) -> bool {
-        matches!(self.slots.see(key), Seen::Damaged(_))
+        matches!(self.slots.see(key), Seen::Damaged(_) | Seen::Mending(_))
     }
 
     /// Writes down how far everything is, and lets all come to rest that can.
@@ -318,5 +323,6 @@ impl Timelines {
 
 fn too_slow(key: TimelineKey) -> RefusedReason {
     let seconds = PATIENCE.as_secs();
-    RefusedReason::Storage(format!("timeline {} could not be opened within {seconds} s", key.1))
+    let text = format!("timeline {} could not be opened within {seconds} s", key.1);
+    RefusedReason::Unavailable(text)
 }

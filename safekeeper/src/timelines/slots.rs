@@ -38,6 +38,7 @@ pub enum Seen {
     Resting,
     Busy(Arc<Gate>),
     Damaged(String),
+    Mending(String),
     Nothing,
 }
 
@@ -108,7 +109,8 @@ impl Slots {
             Some(Slot::Open(timeline)) => Seen::Open(Arc::clone(timeline)),
             Some(Slot::Resting(_)) => Seen::Resting,
             Some(Slot::Busy(gate, _)) => Seen::Busy(Arc::clone(gate)),
-            Some(Slot::Damaged(reason) | Slot::Mending(reason)) => Seen::Damaged(reason.clone()),
+            Some(Slot::Damaged(reason)) => Seen::Damaged(reason.clone()),
+            Some(Slot::Mending(reason)) => Seen::Mending(reason.clone()),
             None => Seen::Nothing,
         }
     }

@@ -5,10 +5,12 @@
 //! nobody would come for.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pgstrata_env::Disk;
 use pgstrata_format::resting::TimelineSummary;
 use pgstrata_ids::{TenantId, TimelineId};
 
@@ -197,8 +199,8 @@ impl Timelines {
         tracing::info!(timeline = %key.1, "the timeline is not kept here any more: its files are removed");
         self.ledger.remove(key)?;
         // Under a name that is no timeline's, so that a crash leaves nothing that could be taken for one.
-        let left = directory.with_extension("left");
         let disk = self.context.shared.disk.as_ref();
+        let left = free_name(disk, directory)?;
         disk.rename(directory, &left).map_err(StorageError::wrap("rename", directory))?;
         if let Some(above) = directory.parent() {
             disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
@@ -207,6 +209,19 @@ impl Timelines {
         remove_left(&left);
         Ok(())
     }
+}
+
+/// What was there before may not have been removed to its end.
+fn free_name(disk: &dyn Disk, directory: &Path) -> Result<PathBuf, StorageError> {
+    for n in 0.. {
+        let left = directory.with_extension(format!("{n}.left"));
+        match disk.list(&left) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(left),
+            Err(error) => return Err(StorageError::wrap("list", &left)(error)),
+            Ok(_) => {}
+        }
+    }
+    unreachable!("there are more names than files")
 }
 
 /// Removes what was being removed, also where a crash came in between.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_ids::{Lsn, NodeId};
+use pgstrata_quorum::Configuration;
 use pgstrata_wire::broker::TimelineProgress;
 
 use crate::archive::{Archive, Log, Tail};
@@ -143,7 +144,12 @@ impl State {
 /// One member uploads: the first, in an order that differs from timeline to timeline, of those
 /// that have what is next; after it each of the others, if nothing comes of it. Two that see
 /// it differently do no harm.
-fn is_uploader(around: &dyn Around, timeline: &Timeline, waited: Duration) -> bool {
+fn is_uploader(
+    around: &dyn Around,
+    timeline: &Timeline,
+    configuration: &Configuration,
+    waited: Duration,
+) -> bool {
     let own = around.own();
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
@@ -152,7 +158,6 @@ fn is_uploader(around: &dyn Around, timeline: &Timeline, waited: Duration) -> bo
         let progress = around.progress(node, key);
         progress.is_some_and(|progress| progress.commit_lsn > wanted)
     };
-    let configuration = timeline.configuration();
     let mut members: Vec<NodeId> =
         configuration.members().iter().map(|member| member.node).collect();
     let turn = usize::from(parameters.timeline.0[15]) % members.len().max(1);
@@ -173,20 +178,22 @@ pub async fn advance(
     let parameters = timeline.parameters();
     let key = (parameters.tenant, parameters.timeline);
     for _ in 0..SEGMENTS_PER_TURN {
-        if timeline.is_left() {
+        // Once, and before anything is read: WAL is never said to be of a later configuration than it is, least of all of one
+        // that this node is no member of.
+        let configuration = timeline.configuration();
+        if configuration.is_known() && !configuration.contains(timeline.member()) {
             return Ok(false);
         }
-        // Before anything is read: WAL is never said to be of a later configuration than it is.
-        let configuration = timeline.configuration_number();
         let Some(due) = state.due else { return Ok(false) };
         let (Due::Segment(to) | Due::Tail(to)) = due;
         let claimed = around.claimed(key) >= to;
         let waited = around.now().saturating_duration_since(state.since);
-        let uploads = is_uploader(around, timeline, waited);
+        let uploads = is_uploader(around, timeline, &configuration, waited);
         if !claimed && !uploads {
             return Ok(false);
         }
-        let turn = Turn { around, archive, timeline, configuration, claimed, uploads };
+        let number = configuration.number();
+        let turn = Turn { around, archive, timeline, configuration: number, claimed, uploads };
         let is_there = match due {
             Due::Segment(_) => turn.segment(state).await?,
             Due::Tail(to) => turn.tail(to).await?,
@@ -196,11 +203,9 @@ pub async fn advance(
         }
         let had_tail = timeline.marks().archived_lsn > Tail::start(parameters, Lsn(to.0 - 1));
         timeline.note_archived(to);
-        if uploads && (had_tail || due == Due::Tail(to)) {
+        if uploads && !timeline.is_left() && (had_tail || due == Due::Tail(to)) {
             // What is left of them costs some space, and goes with the next one.
-            if let Err(error) =
-                archive.drop_tails(parameters, to, timeline.configuration_number()).await
-            {
+            if let Err(error) = archive.drop_tails(parameters, to, number).await {
                 tracing::info!(timeline = %parameters.timeline, error, "an old tail could not be removed");
             }
         }
@@ -241,7 +246,7 @@ impl Turn<'_> {
                 self.replaces_given_up(&segment).await?
             }
             // Where that can't be found out either, the first trouble is what is told.
-            Err(_) if self.uploads => self.replaces_given_up(&segment).await.unwrap_or(false),
+            Err(_) if self.may_write() => self.replaces_given_up(&segment).await.unwrap_or(false),
             _ => false,
         };
         if replaced {
@@ -266,15 +271,20 @@ impl Turn<'_> {
         }
     }
 
+    /// Whether it is this node's to write anything, still.
+    fn may_write(&self) -> bool {
+        self.uploads && !self.timeline.is_left()
+    }
+
     async fn store(&self, segment: &CheckedSegment) -> Result<bool, String> {
         let parameters = self.timeline.parameters();
         if self.claimed && self.archive.holds(parameters, segment).await? {
             return Ok(true);
         }
-        if self.uploads {
+        if self.may_write() {
             self.archive.put(parameters, segment, &self.log()).await?;
         }
-        Ok(self.uploads)
+        Ok(self.may_write())
     }
 
     /// What is there may be of a log that was given up in the middle of a record, or of who was given up.
@@ -296,14 +306,15 @@ impl Turn<'_> {
     /// Whether the tail that ends at `end` is archived by now.
     async fn tail(&self, end: Lsn) -> Result<bool, Trouble> {
         let timeline = Arc::clone(self.timeline);
-        let tail = tokio::task::spawn_blocking(move || timeline.read_tail(end)).await;
+        let number = self.configuration;
+        let tail = tokio::task::spawn_blocking(move || timeline.read_tail(end, number)).await;
         let tail = tail.map_err(|error| error.to_string())??;
         let stored = self.store_tail(&tail).await;
         let replaced = match &stored {
             Ok(true) if self.is_of_before(Due::Tail(end)).await? => {
                 self.replaces_tail_given_up(&tail).await?
             }
-            Err(_) if self.uploads => self.replaces_tail_given_up(&tail).await.unwrap_or(false),
+            Err(_) if self.may_write() => self.replaces_tail_given_up(&tail).await.unwrap_or(false),
             _ => false,
         };
         if replaced { Ok(true) } else { Ok(stored?) }
@@ -320,9 +331,9 @@ impl Turn<'_> {
         if self.claimed && self.archive.holds_tail(parameters, tail).await? {
             return Ok(true);
         }
-        if self.uploads {
+        if self.may_write() {
             self.archive.put_tail(parameters, tail).await?;
         }
-        Ok(self.uploads)
+        Ok(self.may_write())
     }
 }

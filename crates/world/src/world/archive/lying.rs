@@ -58,7 +58,9 @@ pub async fn advance(
             );
             let failed = |error: pgstrata_blob::BlobError| Trouble::from(error.to_string());
             let before = raw.list(&directory).await.map_err(failed)?;
-            archive.put_tail(parameters, &timeline.read_tail(to)?).await?;
+            archive
+                .put_tail(parameters, &timeline.read_tail(to, timeline.configuration_number())?)
+                .await?;
             let after = raw.list(&directory).await.map_err(failed)?;
             let new = after.iter().find(|object| !before.contains(object));
             if let (Some(old), Some(new)) = (before.last(), new) {
