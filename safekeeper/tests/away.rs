@@ -467,7 +467,7 @@ fn who_is_given_up_in_the_middle_of_its_turn_archives_nothing_more() {
     state.look(&timeline, &around);
     assert_eq!(state.due(), Some(Due::Tail(end)));
     let turn = advance(&around, &archive, &timeline, &mut state);
-    assert_eq!(world.runtime.block_on(turn).unwrap(), false);
+    assert!(!world.runtime.block_on(turn).unwrap());
     let newest = world.runtime.block_on(archive.newest(&nth(1), &AllGivenUp::default()));
     assert_eq!(newest, Ok(Some(theirs.extent)));
 }

@@ -17,22 +17,20 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::cluster::Cluster;
+use common::played::{PATIENCE, START, one_safekeeper, play, wait_alone};
 use common::source::source;
-use common::wal::{SEGMENT_SIZE, WalGenerator, parameters};
+use common::wal::{WalGenerator, parameters};
 use pgstrata_compute_shim::proposer::{SafekeeperClient, elect};
-use pgstrata_format::safekeeper::encode_identity;
-use pgstrata_ids::{Incarnation, Lsn, NodeId, TenantId, Term, TimelineId};
+use pgstrata_ids::{Lsn, NodeId, TenantId, Term, TimelineId};
 use pgstrata_sim::conversation::{Side, Turn, read, write};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::{FrameHeader, HEADER_SIZE, Stamp, split};
-use pgstrata_wire::safekeeper::{Message, RefusedReason, WAL, chosen, decode, encode};
+use pgstrata_wire::safekeeper::{Message, RefusedReason, SERVED, WAL, chosen, decode, encode};
 use pgstrata_wire::version::{Range, Version};
 
-const START: Lsn = Lsn(SEGMENT_SIZE);
-const PATIENCE: Duration = Duration::from_secs(10);
 /// A timeline that no safekeeper has.
 const NOBODYS: TimelineId = TimelineId([0x99; 16]);
 
@@ -53,17 +51,6 @@ const RECORDED: [Recorded; 1] = [Recorded {
     reader: include_str!("recorded/3-reader.txt"),
     refused: include_str!("recorded/3-refused.txt"),
 }];
-
-/// One safekeeper, whose life is the same in every run: computes say whom of them they know.
-fn one_safekeeper() -> Cluster {
-    let mut cluster = Cluster::start(1);
-    let node = &mut cluster.nodes[0];
-    node.kill();
-    let identity = encode_identity(NodeId(1), Incarnation([0xAB; 16]));
-    std::fs::write(node.dir.join("identity"), identity).unwrap();
-    node.start();
-    cluster
-}
 
 /// Stands between a client and a safekeeper, and notes what passes.
 struct Recorder {
@@ -138,17 +125,6 @@ fn client(address: &str) -> SafekeeperClient {
     SafekeeperClient::connect(address, None, None, PATIENCE).unwrap()
 }
 
-/// Until the compute that was there is gone, and status says so.
-fn wait_alone(address: &str) {
-    let parameters = parameters(START);
-    let deadline = Instant::now() + PATIENCE;
-    let status = || client(address).open(parameters.tenant, parameters.timeline).unwrap();
-    while status().has_proposer {
-        assert!(Instant::now() < deadline, "a compute stays");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// What a reader does. Returns what it was told, as text.
 fn follow(address: &str) -> String {
     let parameters = parameters(START);
@@ -209,44 +185,6 @@ fn without_range(first: &[u8]) -> Vec<u8> {
 
 fn conversations(recorded: &Recorded) -> [Vec<Turn>; 3] {
     [recorded.compute, recorded.reader, recorded.refused].map(|text| read(text).unwrap())
-}
-
-/// Says what the client said, in the same pieces, and expects the same answers.
-fn play(address: &str, turns: &[Turn]) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut input = FrameBuffer::new(1 << 16);
-    let mut said = Vec::new();
-    for (side, bytes) in turns {
-        if *side == Side::Client {
-            said.extend_from_slice(bytes);
-            continue;
-        }
-        stream.write_all(&said).unwrap();
-        said.clear();
-        let (header, expected) = message(bytes);
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            while input.next().unwrap().is_none() {
-                assert!(input.fill(&mut stream).unwrap(), "it was closed before {expected:?}");
-            }
-            let frame = input.next().unwrap().unwrap();
-            let answer = decode(frame.kind, frame.body).unwrap();
-            assert_eq!(frame.version, header.version);
-            // What was acknowledged at once may be acknowledged in steps, and what was told in steps at once.
-            let behind = matches!((&answer, &expected), (Message::Ack(answer), Message::Ack(expected))
-                if answer.flush_lsn <= expected.flush_lsn && answer.commit_lsn <= expected.commit_lsn);
-            // By their bytes: two fields that change places are the same to a codec that changed with them.
-            let same = frame.kind == bytes[0] && frame.body == &bytes[HEADER_SIZE..];
-            assert!(same || behind, "{answer:?} instead of {expected:?}");
-            let size = frame.size;
-            input.consume(size);
-            if same {
-                break;
-            }
-            assert!(Instant::now() < deadline, "no {expected:?}");
-        }
-    }
 }
 
 #[test]
@@ -379,7 +317,7 @@ fn greeted(address: &str, offer: Range) -> (Version, String) {
 #[test]
 fn versions_that_do_not_meet_are_named() {
     let cluster = one_safekeeper();
-    let (lowest, highest) = (WAL.speaks.lowest().0, WAL.speaks.highest().0);
+    let (lowest, highest) = (SERVED.speaks.lowest().0, SERVED.speaks.highest().0);
     let range = |lowest, highest| Range::new(lowest, highest).unwrap();
     let ask = |offer| greeted(&cluster.nodes[0].wal, offer);
     // One that is newer, and still speaks ours.
@@ -388,7 +326,7 @@ fn versions_that_do_not_meet_are_named() {
     // Those that don't read the refusal all the same: it is in their own version.
     let (version, text) = ask(range(highest + 1, highest + 2));
     assert_eq!(version, Version(highest + 1));
-    let (theirs, ours) = (range(highest + 1, highest + 2), WAL.speaks);
+    let (theirs, ours) = (range(highest + 1, highest + 2), SERVED.speaks);
     assert_eq!(
         text,
         format!(

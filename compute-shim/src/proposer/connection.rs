@@ -167,10 +167,17 @@ impl Connection {
                 }
                 Ok(true)
             }
-            Ok(false) => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the safekeeper closed the connection",
-            )),
+            Ok(false) => {
+                let text = match self.stamp {
+                    // Of before there were versions to agree on.
+                    Stamp::First(_) => {
+                        "the safekeeper closed the connection without a word: if it is of an older release, upgrade the \
+                         safekeeper first"
+                    }
+                    Stamp::In(_) => "the safekeeper closed the connection",
+                };
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }

@@ -6,7 +6,7 @@
 //! * After a crash give [`Acceptor::restore`] the last persisted [`ControlState`] and the end of
 //!   the last valid record that is durable, at most what was written.
 
-use pgstrata_ids::{Lsn, Member, Term};
+use pgstrata_ids::{Lsn, Member, NodeId, Term};
 
 #[cfg(any(test, feature = "explorer"))]
 use crate::Fault;
@@ -242,30 +242,60 @@ impl Acceptor {
 
     /// Answers a vote request.
     pub fn vote(&mut self, request: &VoteRequest, outputs: &mut Outputs) {
-        if let Err(refusal) = self.check_configuration(&request.configuration) {
-            outputs.push(AcceptorOutput::Refuse(refusal));
+        let is_member = request.configuration.contains(self.member);
+        let counts = self.check_configuration(&request.configuration);
+        match counts.and(if is_member { Ok(()) } else { Err(Refusal::NotMember) }) {
+            Ok(()) => self.vote_in(request.term, request.proposer, outputs),
+            Err(refusal) => outputs.push(AcceptorOutput::Refuse(refusal)),
+        }
+    }
+
+    /// Answers a vote request of before members had incarnations, by whoever counts votes of these nodes: as long as it is not
+    /// decided which lives of their directories are meant. That is the first configuration then, which has the same quorums.
+    pub fn vote_by_nodes(
+        &mut self,
+        (term, proposer): (Term, ProposerId),
+        nodes: &[NodeId],
+        outputs: &mut Outputs,
+    ) {
+        match self.check_nodes(nodes) {
+            Ok(()) => self.vote_in(term, proposer, outputs),
+            Err(refusal) => outputs.push(AcceptorOutput::Refuse(refusal)),
+        }
+    }
+
+    /// Whether these are the members, of which is known only that.
+    pub fn check_nodes(&self, nodes: &[NodeId]) -> Result<(), Refusal> {
+        let own = &self.control.configuration;
+        let known = own.nodes();
+        if own.is_known() {
+            return Err(Refusal::StaleConfiguration { current: own.number() });
+        }
+        if known.len() != nodes.len() || !known.iter().all(|node| nodes.contains(node)) {
+            return Err(Refusal::OtherMembers { number: 1 });
+        }
+        match nodes.contains(&self.member.node) {
+            true => Ok(()),
+            false => Err(Refusal::NotMember),
+        }
+    }
+
+    fn vote_in(&mut self, term: Term, proposer: ProposerId, outputs: &mut Outputs) {
+        if self.refuses_step(term, outputs) {
             return;
         }
-        if !request.configuration.contains(self.member) {
-            outputs.push(AcceptorOutput::Refuse(Refusal::NotMember));
-            return;
-        }
-        if self.refuses_step(request.term, outputs) {
-            return;
-        }
-        let again =
-            request.term == self.control.term && self.control.voted_for == Some(request.proposer);
-        let granted = again || self.may_vote(request.term);
+        let again = term == self.control.term && self.control.voted_for == Some(proposer);
+        let granted = again || self.may_vote(term);
         if granted && !again {
             // In this order, so that nothing is destroyed before the promise is written down, which a full disk may prevent.
             self.sync_what_is_whole(outputs);
-            self.control.term = request.term;
-            self.control.voted_for = Some(request.proposer);
+            self.control.term = term;
+            self.control.voted_for = Some(proposer);
             self.persist_vote(outputs);
             self.cut_what_has_begun(outputs);
         }
         outputs.push(AcceptorOutput::Vote(Vote {
-            asked: request.term,
+            asked: term,
             granted,
             term: self.control.term,
             flush_lsn: self.flush_lsn,
@@ -389,13 +419,23 @@ impl Acceptor {
         self.check();
     }
 
+    /// Whether it is a member, or, where it is not decided yet who is, one of the nodes: those who count members are not let in
+    /// then.
+    fn takes_part(&self) -> bool {
+        let own = &self.control.configuration;
+        match own.is_known() {
+            true => own.contains(self.member),
+            false => own.nodes().contains(&self.member.node),
+        }
+    }
+
     fn check_elected(&self, elected: &Elected) -> Result<(), Refusal> {
         let promised = self.control.term;
         if elected.term < promised {
             return Err(Refusal::Fenced { promised });
         }
         // What it holds and says is counted for a member, and it is none, or none any more.
-        if !self.control.configuration.contains(self.member) {
+        if !self.takes_part() {
             return Err(Refusal::NotMember);
         }
         let entries = elected.history.entries();

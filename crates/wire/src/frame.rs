@@ -122,6 +122,21 @@ pub fn encode_header(kind: u8, stamp: Stamp, length: u32, body_crc: u32) -> [u8;
     header
 }
 
+/// Appends a frame to `out`, whose body `body` appends.
+pub(crate) fn put_frame(
+    kind: u8,
+    stamp: Stamp,
+    out: &mut Vec<u8>,
+    body: impl FnOnce(&mut Vec<u8>),
+) {
+    let at = out.len();
+    out.extend_from_slice(&[0; HEADER_SIZE]);
+    body(out);
+    let body = &out[at + HEADER_SIZE..];
+    let header = encode_header(kind, stamp, body.len() as u32, crc32c::crc32c(body));
+    out[at..at + HEADER_SIZE].copy_from_slice(&header);
+}
+
 /// The same header for another version.
 pub fn restamp(mut header: [u8; HEADER_SIZE], version: Version) -> [u8; HEADER_SIZE] {
     Stamp::In(version).put(&mut header);

@@ -20,7 +20,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use pgstrata_env::{Disk, replace_file};
 use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{
-    Append, Configuration, Elected, Holding, PeerRange, TermHistory, VoteRequest,
+    Append, Configuration, Elected, Holding, PeerRange, ProposerId, TermHistory, VoteRequest,
 };
 use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
 use tokio::sync::watch;
@@ -278,6 +278,19 @@ impl Timeline {
     pub fn vote(&self, request: &VoteRequest) -> Result<Answer, StorageError> {
         let mut core = self.core.lock();
         let answer = core.promise(&[], |acceptor, outputs| acceptor.vote(request, outputs));
+        self.publish(&core);
+        answer
+    }
+
+    /// The same for who counts votes of these nodes: see [`pgstrata_quorum::Acceptor::vote_by_nodes`].
+    pub fn vote_by_nodes(
+        &self,
+        asked: (Term, ProposerId),
+        nodes: &[NodeId],
+    ) -> Result<Answer, StorageError> {
+        let mut core = self.core.lock();
+        let answer =
+            core.promise(&[], |acceptor, outputs| acceptor.vote_by_nodes(asked, nodes, outputs));
         self.publish(&core);
         answer
     }

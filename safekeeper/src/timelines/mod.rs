@@ -2,6 +2,7 @@
 
 pub mod away;
 mod deleting;
+pub mod former;
 mod mending;
 mod opening;
 mod resting;

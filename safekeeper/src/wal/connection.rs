@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pgstrata_identity::Stream;
-use pgstrata_ids::{Lsn, Term};
+use pgstrata_ids::{Incarnation, Lsn, NodeId, Term};
 use pgstrata_listen::{Deed, Peer};
 use pgstrata_quorum::{Configuration, Refusal};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::safekeeper::{
-    Greeting, GreetingReply, Message, RefusedReason, WAL, decode, encode, greets, is_appending,
+    Greeting, GreetingReply, Message, RefusedReason, SERVED, decode, encode, greets, is_appending,
+    version2,
 };
 use pgstrata_wire::version::Version;
 
 use super::{Limits, Waiting};
 use crate::storage_error::StorageError;
 use crate::timeline::{Answer, ComputeConnected, ProposerConnected, ReadOn, Timeline};
+use crate::timelines::former::decided;
 use crate::timelines::{Greeted, Timelines};
 
 /// Most that is taken from the socket before it is written and synced, in bytes: it bounds the
@@ -47,6 +49,8 @@ pub struct Connection {
     /// The newest term that it asked for or won, as it said.
     asked: Term,
     compute: Option<ComputeConnected>,
+    /// Whom the release before has met of the members that a compute of that release named.
+    met: Vec<(NodeId, Incarnation)>,
     /// Where it has read to.
     read: Option<ReadOn>,
     output: Vec<u8>,
@@ -75,6 +79,7 @@ impl Connection {
             proposer: None,
             asked: Term(0),
             compute: None,
+            met: Vec::new(),
             read: None,
             output: Vec::new(),
         }
@@ -121,7 +126,7 @@ impl Connection {
         }
         let Some(offered) = input.offer()? else { return Ok(None) };
         let client = if greets(kind) { "compute" } else { "reader" };
-        let agreed = WAL.agree(client, offered);
+        let agreed = SERVED.agree(client, offered);
         // What is refused is said so that the client can read it.
         self.version = Some(agreed.clone().unwrap_or_else(|_| offered.lowest()));
         if let Err(error) = agreed {
@@ -133,7 +138,10 @@ impl Connection {
     fn send(&mut self, message: &Message<'_>) -> anyhow::Result<()> {
         self.output.clear();
         let version = self.version.ok_or_else(|| anyhow::anyhow!("nothing was asked"))?;
-        encode(message, Stamp::In(version), &mut self.output);
+        match version == version2::VERSION {
+            true => version2::encode(message, &self.met, &mut self.output),
+            false => encode(message, Stamp::In(version), &mut self.output),
+        }
         (&self.stream).write_all(&self.output)?;
         Ok(())
     }
@@ -217,6 +225,9 @@ impl Connection {
             return self.refuse(RefusedReason::Quorum(Refusal::Fenced { promised })).map(|()| true);
         }
         if timeline.configuration_number() > self.told {
+            if self.is_former() {
+                return self.refuse(decided()).map(|()| true);
+            }
             self.tell_configuration(&timeline)?;
         }
         self.answer(answer)?;
@@ -234,8 +245,18 @@ impl Connection {
     /// Serves one message of any other kind. False if it isn't whole yet.
     fn serve_one(&mut self, input: &mut FrameBuffer) -> anyhow::Result<bool> {
         let Some(frame) = input.next()? else { return Ok(false) };
-        let message = decode(frame.kind, frame.body)?;
         let size = frame.size;
+        let message = match self.is_former() {
+            false => decode(frame.kind, frame.body)?,
+            true => match version2::decode(frame.kind, frame.body)? {
+                version2::Said::AsNow(message) => message,
+                other => {
+                    self.serve_former(other)?;
+                    input.consume(size);
+                    return Ok(true);
+                }
+            },
+        };
         match message {
             Message::Greeting(greeting) => {
                 self.allow(Deed::AppendWal(greeting.parameters.tenant))?;
@@ -285,6 +306,43 @@ impl Connection {
         }
         input.consume(size);
         Ok(true)
+    }
+
+    /// Whether it is of the release before, and follows the rule of then.
+    fn is_former(&self) -> bool {
+        self.version == Some(version2::VERSION)
+    }
+
+    /// Serves what only those say.
+    fn serve_former(&mut self, said: version2::Said<'_>) -> anyhow::Result<()> {
+        match said {
+            version2::Said::Greeting(greeting) => {
+                self.allow(Deed::AppendWal(greeting.parameters.tenant))?;
+                self.met = self.timelines.met(&greeting.nodes);
+                let greeted = self.timelines.greet_by_nodes(&greeting).map(Greeted::Member);
+                let greeting = Greeting {
+                    parameters: greeting.parameters,
+                    known: 0,
+                    addresses: greeting.addresses,
+                    proposer: greeting.proposer,
+                };
+                self.reply(greeting, greeted)
+            }
+            version2::Said::VoteRequest(request) => {
+                let timeline = self.led()?;
+                self.asked = self.asked.max(request.term);
+                let asked = (request.term, request.proposer);
+                self.answer(timeline.vote_by_nodes(asked, &request.nodes))
+            }
+            version2::Said::Members(members) => {
+                self.led()?;
+                match self.timelines.check_met(&members) {
+                    Ok(()) => Ok(()),
+                    Err(reason) => self.refuse(reason),
+                }
+            }
+            version2::Said::AsNow(_) => unreachable!("it is served as now"),
+        }
     }
 
     fn open(&mut self, found: Result<Arc<Timeline>, RefusedReason>) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@
 pub mod broker;
 pub mod cluster;
 pub mod lives;
+pub mod played;
 pub mod replication;
 pub mod source;
 pub use pgstrata_sim::wal;

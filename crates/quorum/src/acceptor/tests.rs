@@ -344,6 +344,47 @@ fn a_vote_leaves_nothing_of_a_record_that_has_only_begun() {
 }
 
 #[test]
+fn who_counts_nodes_is_given_a_vote_until_it_is_decided_who_they_are() {
+    let nodes = [1, 2, 3].map(NodeId);
+    let unknown = Configuration::unknown(&nodes).unwrap();
+    let state = ControlState::empty(Lsn(8), unknown);
+    let mut acceptor = Acceptor::restore(member(1), state, Lsn(8)).unwrap();
+    let ask = |acceptor: &mut Acceptor, term: u64, proposer: u8, nodes: &[NodeId]| {
+        let mut outputs = Vec::new();
+        let asked = (Term(term), ProposerId([proposer; 16]));
+        acceptor.vote_by_nodes(asked, nodes, &mut outputs);
+        outputs.pop().unwrap()
+    };
+    let granted = |output: AcceptorOutput| match output {
+        AcceptorOutput::Vote(vote) => vote.granted,
+        other => panic!("{other:?}"),
+    };
+    let refused = |output: AcceptorOutput| match output {
+        AcceptorOutput::Refuse(refusal) => refusal,
+        other => panic!("{other:?}"),
+    };
+    assert!(granted(ask(&mut acceptor, 1, 1, &nodes)));
+    assert!(!granted(ask(&mut acceptor, 1, 2, &nodes)));
+    assert!(granted(ask(&mut acceptor, 1, 1, &nodes)));
+    for others in [&nodes[..2], &[1, 2, 4].map(NodeId)] {
+        let refusal = refused(ask(&mut acceptor, 2, 2, others));
+        assert_eq!(refusal, Refusal::OtherMembers { number: 1 });
+    }
+    // Nor is it asked by who counts members: those are not known.
+    let request = VoteRequest {
+        term: Term(2),
+        proposer: ProposerId([2; 16]),
+        configuration: acceptor.configuration().clone(),
+    };
+    let mut outputs = Vec::new();
+    acceptor.vote(&request, &mut outputs);
+    assert_eq!(outputs, [AcceptorOutput::Refuse(Refusal::NotMember)]);
+    acceptor.configure(&three(), &mut outputs);
+    let refusal = refused(ask(&mut acceptor, 2, 2, &nodes));
+    assert_eq!(refusal, Refusal::StaleConfiguration { current: 1 });
+}
+
+#[test]
 fn l18_a_cut_makes_nothing_durable() {
     let mut acceptor = following(1);
     appended(&mut acceptor, 1, 8, 24);

@@ -10,7 +10,7 @@ use pgstrata_quorum::{
 
 use super::{
     APPEND_KIND, GREETING_KIND, Greeting, GreetingReply, MAX_ADDRESS, MAX_PAYLOAD, MAX_REASON,
-    Message, PING_KIND, RefusedReason, Status,
+    Message, PING_KIND, RefusedReason, Status, VOTE_REQUEST_KIND,
 };
 use crate::field::{DecodeError, Fields};
 
@@ -21,7 +21,7 @@ pub fn decode(kind: u8, body: &[u8]) -> Decoded<Message<'_>> {
     let mut fields = Fields(body);
     let message = match kind {
         GREETING_KIND => Message::Greeting(greeting(&mut fields)?),
-        2 => Message::VoteRequest(VoteRequest {
+        VOTE_REQUEST_KIND => Message::VoteRequest(VoteRequest {
             term: term(&mut fields)?,
             proposer: ProposerId(fields.array("proposer id")?),
             configuration: configuration(&mut fields)?,
@@ -90,11 +90,11 @@ fn append(mut fields: Fields<'_>) -> Decoded<Message<'_>> {
     Ok(Message::Append(append, payload(fields.0)?))
 }
 
-fn term(fields: &mut Fields<'_>) -> Decoded<Term> {
+pub(super) fn term(fields: &mut Fields<'_>) -> Decoded<Term> {
     fields.u64("term").map(Term)
 }
 
-fn node(fields: &mut Fields<'_>) -> Decoded<NodeId> {
+pub(super) fn node(fields: &mut Fields<'_>) -> Decoded<NodeId> {
     fields.u64("node id").map(NodeId)
 }
 
@@ -106,7 +106,7 @@ fn greeting(fields: &mut Fields<'_>) -> Decoded<Greeting> {
     Ok(Greeting { parameters, known, addresses, proposer })
 }
 
-fn addresses(fields: &mut Fields<'_>) -> Decoded<Vec<(NodeId, String)>> {
+pub(super) fn addresses(fields: &mut Fields<'_>) -> Decoded<Vec<(NodeId, String)>> {
     fields.list(2 * MAX_MEMBERS, "number of addresses", |fields| {
         Ok((node(fields)?, fields.text(MAX_ADDRESS, "address")?))
     })
@@ -161,7 +161,7 @@ fn status(fields: &mut Fields<'_>) -> Decoded<Status> {
     })
 }
 
-fn parameters(fields: &mut Fields<'_>) -> Decoded<TimelineParameters> {
+pub(super) fn parameters(fields: &mut Fields<'_>) -> Decoded<TimelineParameters> {
     let parameters = TimelineParameters {
         tenant: TenantId(fields.array("tenant")?),
         timeline: TimelineId(fields.array("timeline")?),

@@ -5,19 +5,14 @@ use pgstrata_quorum::{Append, Configuration, Refusal, TermHistory};
 
 use super::{APPEND_KIND, MAX_ADDRESS, MAX_REASON, Message, RefusedReason, WAL};
 use crate::field::{put_list, put_text};
-use crate::frame::{HEADER_SIZE, Stamp, encode_header, restamp};
+use crate::frame::{HEADER_SIZE, Stamp, encode_header, put_frame, restamp};
 use crate::version::Version;
 
 const APPEND_FIELDS: usize = 32;
 
 /// Appends the whole frame of `message` to `out`.
 pub fn encode(message: &Message<'_>, stamp: Stamp, out: &mut Vec<u8>) {
-    let at = out.len();
-    out.extend_from_slice(&[0; HEADER_SIZE]);
-    body(message, out);
-    let body = &out[at + HEADER_SIZE..];
-    let header = encode_header(message.kind(), stamp, body.len() as u32, crc32c::crc32c(body));
-    out[at..at + HEADER_SIZE].copy_from_slice(&header);
+    put_frame(message.kind(), stamp, out, |out| body(message, out));
 }
 
 /// Everything of an append's frame before its WAL bytes: the same for all members but for the version that each speaks,
@@ -57,7 +52,7 @@ fn append_fields(append: &Append) -> [u8; APPEND_FIELDS] {
     fields
 }
 
-fn body(message: &Message<'_>, out: &mut Vec<u8>) {
+pub(super) fn body(message: &Message<'_>, out: &mut Vec<u8>) {
     match message {
         Message::Greeting(greeting) => {
             parameters(&greeting.parameters, out);
@@ -136,11 +131,11 @@ fn body(message: &Message<'_>, out: &mut Vec<u8>) {
     }
 }
 
-fn put_u64(out: &mut Vec<u8>, value: u64) {
+pub(super) fn put_u64(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
+pub(super) fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
     values.iter().for_each(|&value| put_u64(out, value));
 }
 
@@ -156,7 +151,7 @@ fn member(member: &Member, out: &mut Vec<u8>) {
     out.extend_from_slice(&member.incarnation.0);
 }
 
-fn parameters(parameters: &TimelineParameters, out: &mut Vec<u8>) {
+pub(super) fn parameters(parameters: &TimelineParameters, out: &mut Vec<u8>) {
     out.extend_from_slice(&parameters.tenant.0);
     out.extend_from_slice(&parameters.timeline.0);
     put_u64(out, parameters.system_id.0);
@@ -177,7 +172,7 @@ fn configuration(configuration: &Configuration, out: &mut Vec<u8>) {
     }
 }
 
-fn history(history: &TermHistory, out: &mut Vec<u8>) {
+pub(super) fn history(history: &TermHistory, out: &mut Vec<u8>) {
     put_list(out, history.entries().iter(), |out, entry| {
         put_u64s(out, &[entry.term.0, entry.lsn.0]);
     });

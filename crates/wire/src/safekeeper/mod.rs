@@ -7,12 +7,14 @@
 //! What versions guarantee: in every version of [`WAL`]'s range a greeting, a vote, an election, an append and an
 //! acknowledgement are the same values, with nothing left out, and promise the same. `proposers_messages` and
 //! `safekeepers_messages` below hold all of them to that; what was recorded of each version holds their bytes.
-//! `Greeting`, `Open` and `Refused` have one form in all versions: they are read before one is agreed on.
+//! `Greeting`, `Open` and `Refused` have one form in all versions from 3 on: they are read before one is agreed on. Those of
+//! [`version2`] say at once that they are of it.
 
 mod decode;
 mod encode;
 #[cfg(test)]
 mod tests;
+pub mod version2;
 
 use pgstrata_ids::{
     Incarnation, Lsn, Member, NodeId, TenantId, Term, TimelineId, TimelineParameters,
@@ -29,7 +31,8 @@ pub use decode::decode;
 pub use encode::{AppendHead, encode};
 
 /// The protocol. Version 1 was never released. In version 3 members have incarnations, and only configurations that were
-/// decided are followed: a rule, so that the former rule is spoken no more.
+/// decided are followed: a rule, so that nobody asks by the former rule any more, and only safekeepers answer to
+/// it: [`SERVED`].
 pub const WAL: Protocol = Protocol {
     name: "WAL protocol",
     server: "safekeeper",
@@ -37,6 +40,16 @@ pub const WAL: Protocol = Protocol {
         Some(range) => range,
         None => panic!("no range"),
     },
+};
+
+/// The same, as safekeepers speak it: also with computes of the release before, which follow the former rule, for as long as a
+/// timeline's members are not decided on ([`version2`]).
+pub const SERVED: Protocol = Protocol {
+    speaks: match Range::new(2, 3) {
+        Some(range) => range,
+        None => panic!("no range"),
+    },
+    ..WAL
 };
 
 /// Most WAL bytes in one message.
@@ -211,7 +224,7 @@ impl Message<'_> {
     pub fn kind(&self) -> u8 {
         match self {
             Message::Greeting(_) => GREETING_KIND,
-            Message::VoteRequest(_) => 2,
+            Message::VoteRequest(_) => VOTE_REQUEST_KIND,
             Message::Elected(_) => 3,
             Message::Append(..) => APPEND_KIND,
             Message::Ping => PING_KIND,
@@ -233,6 +246,7 @@ impl Message<'_> {
 }
 
 pub(crate) const GREETING_KIND: u8 = 1;
+pub(crate) const VOTE_REQUEST_KIND: u8 = 2;
 pub(crate) const APPEND_KIND: u8 = 4;
 pub(crate) const PING_KIND: u8 = 5;
 

@@ -10,6 +10,7 @@ use pgstrata_quorum::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::field::DecodeError;
 use crate::frame::{self, Stamp};
 
 /// In every version that is spoken a message says the same: none leaves out what another has.
@@ -233,4 +234,45 @@ fn a_client_takes_the_version_that_it_is_answered_in_once() {
     let (found, input) = answer(Version(highest.0 + 1));
     assert!(matches!(found, Err(AnswerError::Version(VersionError::NotOffered { .. }))));
     assert_eq!(input.agreed(), None);
+}
+
+/// A greeting and a vote request as version 2 has them are read; what it never said is not.
+#[test]
+fn version_2_is_read() {
+    let of_nodes = |number: u64, nodes: &[u64], incoming: &[u64], out: &mut Vec<u8>| {
+        out.extend_from_slice(&number.to_le_bytes());
+        for group in [nodes, incoming] {
+            out.extend_from_slice(&(group.len() as u32).to_le_bytes());
+            group.iter().for_each(|node| out.extend_from_slice(&node.to_le_bytes()));
+        }
+    };
+    let vote = |number: u64, nodes: &[u64], incoming: &[u64]| {
+        let mut body = 7u64.to_le_bytes().to_vec();
+        body.extend_from_slice(&[9; 16]);
+        of_nodes(number, nodes, incoming, &mut body);
+        body
+    };
+    let read = |body: &[u8]| match version2::decode(2, body) {
+        Ok(version2::Said::VoteRequest(request)) => Some(request),
+        _ => None,
+    };
+    let (term, proposer) = (Term(7), ProposerId([9; 16]));
+    let nodes = [1, 2, 3].map(NodeId).to_vec();
+    let request = version2::VoteRequest { term, proposer, nodes };
+    assert_eq!(read(&vote(1, &[1, 2, 3], &[])), Some(request));
+    for (number, nodes, incoming) in
+        [(2, &[1, 2, 3][..], &[][..]), (1, &[1, 2, 3], &[4]), (1, &[1, 1], &[]), (1, &[], &[])]
+    {
+        assert_eq!(read(&vote(number, nodes, incoming)), None);
+    }
+    for kind in [10, 11, 65, 72] {
+        assert!(matches!(version2::decode(kind, &[]), Err(DecodeError::Kind(_))));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_of_version_2_are_survived(kind in 0u8..75, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = version2::decode(kind, &bytes);
+    }
 }
