@@ -158,6 +158,11 @@ impl Streaming<'_> {
                 Next::Read { at, count } => (at, count),
                 Next::Unfinished => bail!("no record ends at {end}, which is committed"),
             };
+            if !read.is_empty() {
+                // A long record is read to its end first: others have their turn meanwhile. What follows each commit is read at
+                // once, since to wait for a turn costs as much as the rest of it.
+                tokio::task::yield_now().await;
+            }
             read.resize(count, 0);
             let count = self.reader.read(at, &mut read).await?;
             if let Err(error) = verifier.give(&read[..count]) {
@@ -167,8 +172,6 @@ impl Streaming<'_> {
                     "WAL after {right} is damaged on this safekeeper, or in the archive: {error}"
                 );
             }
-            // A long record is read to its end first: others have their turn meanwhile.
-            tokio::task::yield_now().await;
         }
     }
 
