@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use pgstrata_listen::{Advertised, SecurityArguments, address};
 
-use crate::background::ScrubArguments;
+use crate::background::{CatchUpArguments, ScrubArguments};
 use crate::disk_space::DiskArguments;
 
 /// Keeps the write-ahead log of PostgreSQL timelines durable, as one member of a quorum.
@@ -84,6 +84,10 @@ pub struct Args {
 
     #[command(flatten)]
     pub scrub: ScrubArguments,
+
+    /// How WAL is fetched that is missing here.
+    #[command(flatten)]
+    pub catch_up: CatchUpArguments,
 
     /// A timeline with which nothing has happened for so many seconds comes to rest: it has no file open and nothing in memory
     /// but a few numbers, until somebody needs it. Where many are open, after 10 s.

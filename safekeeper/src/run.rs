@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::archive::Archive;
 use crate::args::Args;
-use crate::background::{Background, Known, Lags};
+use crate::background::{Background, Known, Lags, Pace};
 use crate::decisions::Decisions;
 use crate::disk_space::DiskSpace;
 use crate::http::HttpState;
@@ -131,6 +131,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         addresses,
         security: security.clone(),
         scrub: args.scrub,
+        pace: Arc::new(Pace::new(args.catch_up)),
     };
     let steward =
         Steward::new(decisions.clone(), Arc::clone(&archive), Arc::clone(&known), security.clone());

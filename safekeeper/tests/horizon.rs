@@ -11,6 +11,7 @@ use pgstrata_env::Disk;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{Chain, PeerRange, TermHistory, TermStart};
+use pgstrata_safekeeper::background::pulling::others_commit;
 use pgstrata_safekeeper::checked_segment::checker;
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
 use pgstrata_safekeeper::latch::Latch;
@@ -18,7 +19,7 @@ use pgstrata_safekeeper::meters::Meters;
 use pgstrata_safekeeper::segment::Preparer;
 use pgstrata_safekeeper::timeline::{Beginning, OpenContext, Timeline};
 use pgstrata_sim::SimDisk;
-use pgstrata_wire::safekeeper::Message;
+use pgstrata_wire::safekeeper::{Message, Status};
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 
@@ -72,9 +73,14 @@ fn beginning(bytes: &[u8]) -> Beginning {
 }
 
 fn create(disk: &SimDisk) -> Timeline {
+    create_among(disk, &[])
+}
+
+/// The same where there are other members.
+fn create_among(disk: &SimDisk, others: &[Member]) -> Timeline {
     disk.create_directory(Path::new("/safekeeper")).unwrap();
     disk.sync_directory(Path::new("/")).unwrap();
-    let chain = Chain::found(vec![OWN]).unwrap();
+    let chain = Chain::found([&[OWN], others].concat()).unwrap();
     let founded = Quorum::founded(parameters(START), chain);
     Timeline::create(&context(disk), Path::new(DIRECTORY), &founded, &[]).unwrap()
 }
@@ -166,4 +172,29 @@ fn only_an_empty_log_begins_later() {
     let answer = timeline.begin_at(&uncommitted).unwrap();
     assert!(matches!(answer, Some(Message::Refused(_))), "{answer:?}");
     assert_eq!(timeline.flush_lsn(), START);
+}
+
+#[test]
+fn only_who_nobody_waits_for_is_paced() {
+    let others = [2, 3]
+        .map(|node: u64| Member { node: NodeId(node), incarnation: Incarnation([node as u8; 16]) });
+    let timeline = create_among(&SimDisk::new(1), &others);
+    let status = |member: Member, has_proposer: bool, flush: u64, commit: u64| Status {
+        member,
+        has_proposer,
+        flush_lsn: START + flush,
+        commit_lsn: START + commit,
+        ..timeline.status().unwrap()
+    };
+    let [two, three] = others;
+    let far = 1 << 30;
+    // Both have what is committed, as nearly as can be told.
+    let peers = [status(two, true, far, far), status(three, false, far - 1000, far - 2000)];
+    assert!(others_commit(&timeline, &peers));
+    // Nobody writes; one of them is gone; or lacks as much as this one.
+    let peers = [status(two, false, far, far), status(three, false, far, far)];
+    assert!(!others_commit(&timeline, &peers));
+    assert!(!others_commit(&timeline, &[status(two, true, far, far)]));
+    let peers = [status(two, true, far, far), status(three, true, 0, 0)];
+    assert!(!others_commit(&timeline, &peers));
 }

@@ -7,6 +7,7 @@ mod idle;
 mod known;
 mod lag;
 pub mod mending;
+mod pace;
 pub mod pulling;
 mod scrub;
 mod waking;
@@ -21,6 +22,7 @@ use pgstrata_wire::broker::{Addresses, PUBLISH_INTERVAL_S};
 
 pub use known::Known;
 pub use lag::{Lag, Lags};
+pub use pace::{CatchUpArguments, Pace};
 pub use scrub::ScrubArguments;
 
 use crate::archive::Archive;
@@ -56,6 +58,8 @@ pub struct Background {
     pub security: Security,
     /// How fast and how often all WAL here is read and checked.
     pub scrub: ScrubArguments,
+    /// How fast WAL is copied that is missing here.
+    pub pace: Arc<Pace>,
 }
 
 impl Background {

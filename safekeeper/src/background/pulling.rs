@@ -32,6 +32,12 @@ const CHUNK: u64 = 1 << 20;
 /// that are caught up with at once. After a longer one all of the log is copied.
 const MAX_BEGINNING: usize = 16 << 20;
 
+/// So much is copied at a pace before it is looked again whether a commit waits for it, in bytes.
+const PACED_PIECE: u64 = 256 << 20;
+
+/// Who lacks no more than this of what others have, in bytes, is with them: they were not asked in one moment.
+const WITH_THEM: u64 = 64 << 20;
+
 /// Times that a timeline is caught up with before others have their turn.
 const TURNS: usize = 8;
 
@@ -106,12 +112,24 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
     let Some(missing) = timeline.conclude(&statuses)? else { return Ok(0) };
     let length = missing.target.saturating_sub(timeline.flush_lsn());
     timeline.note_catch_up(missing.target);
+    let is_paced = others_commit(timeline, &statuses);
     let peer = &mut peers[missing.peer];
     if missing.term == Term(0) && begin_at_horizon(background, timeline, peer, &missing, handle)? {
         return Ok(length);
     }
-    copy(background, timeline, peer, &missing, handle)?;
+    copy(background, timeline, peer, &missing, is_paced, handle)?;
     Ok(length)
+}
+
+/// Whether a proposer commits with the other members, so that none of its commits waits for this one, and each of them may wait for
+/// the disks and networks that this one takes.
+pub fn others_commit(timeline: &Timeline, peers: &[Status]) -> bool {
+    let newest = peers.iter().map(|peer| peer.commit_lsn).max().unwrap_or_default();
+    let is_with_them = |member: Member| {
+        let said = peers.iter().find(|peer| peer.member == member);
+        said.is_some_and(|peer| newest.saturating_sub(peer.flush_lsn) <= WITH_THEM)
+    };
+    peers.iter().any(|peer| peer.has_proposer) && timeline.configuration().is_quorum(is_with_them)
 }
 
 /// The archive in the place of a member.
@@ -296,6 +314,7 @@ fn copy(
     timeline: &Arc<Timeline>,
     peer: &mut Peer,
     missing: &Missing,
+    is_paced: bool,
     handle: &Handle,
 ) -> anyhow::Result<()> {
     let parameters = timeline.parameters();
@@ -315,6 +334,12 @@ fn copy(
         space.check(timeline.files().directory())?;
         space.pause(CHUNK);
         let to = target.min(at + CHUNK);
+        if is_paced && at - missing.from >= PACED_PIECE {
+            return Ok(());
+        }
+        if is_paced {
+            background.pace.wait(to - at);
+        }
         let mut bytes = Vec::new();
         if at < peer.status.available_lsn && missing.term == Term(0) {
             let Some(archive) = &mut archive else {
