@@ -10,8 +10,9 @@ use std::net::TcpStream;
 use common::cluster::Cluster;
 use common::played::{PATIENCE, START, one_safekeeper, play, wait_alone};
 use common::wal::parameters;
-use pgstrata_ids::{Incarnation, NodeId};
-use pgstrata_quorum::ProposerId;
+use pgstrata_format::quorum::Quorum;
+use pgstrata_ids::{Incarnation, Member, NodeId};
+use pgstrata_quorum::{Chain, ProposerId};
 use pgstrata_sim::conversation::{Side, Turn, read};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
@@ -139,4 +140,24 @@ fn it_begins_nothing() {
     assert!(reason.to_string().contains("upgrade the compute first"), "{reason}");
     let status = cluster.nodes[0].status();
     assert!(status["timelines"].as_array().unwrap().is_empty(), "{status}");
+}
+
+/// It was founded with others, by whoever was told nothing of these: neither those who come nor who is there may go on beside them.
+#[test]
+fn it_is_refused_also_where_others_are_the_members() {
+    let cluster = upgraded();
+    let turns = read(COMPUTE).unwrap();
+    let (pings, before) = (turns.len() - 2, &turns[..turns.len() - 2]);
+    let mut stream = play(&cluster.nodes[0].wal, before);
+    let parameters = parameters(START);
+    let name = Quorum::object_name(parameters.tenant, parameters.timeline);
+    let other = Member { node: NodeId(4), incarnation: Incarnation([4; 16]) };
+    let founded = Quorum::founded(parameters, Chain::found(vec![other]).unwrap());
+    let path = cluster.dir.path().join("objects").join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, founded.encode()).unwrap();
+    let reason = refused(&mut connect(&cluster), &turns[..1]).to_string();
+    assert!(reason.contains("other members"), "{reason}");
+    let reason = refused(&mut stream, &turns[pings..=pings]);
+    assert!(reason.to_string().contains("upgrade the compute"), "{reason}");
 }

@@ -73,6 +73,8 @@ pub struct Link {
     is_founding: bool,
     /// It was answered that nobody has founded the timeline.
     pub knows_nothing: bool,
+    /// It has a copy all the same, of before timelines were founded.
+    pub has_copy: bool,
     connected_at: Instant,
 }
 
@@ -105,6 +107,7 @@ impl Link {
             greeted: false,
             is_founding: false,
             knows_nothing: false,
+            has_copy: false,
             connected_at: Instant::now(),
         }
     }

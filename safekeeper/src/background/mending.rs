@@ -121,7 +121,10 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     let control = read_control(shared, &directory.join("control"));
     let control = control.map_err(|error| error.to_string())?;
     let names = shared.disk.list(&directory).map_err(|error| error.to_string())?;
-    let decided = background.timelines.context().decisions.read(key).ok().flatten();
+    let read = background.timelines.context().decisions.read(key);
+    // Who was given up is not known then, and so not what of the archive is right.
+    let is_unread = read.is_err();
+    let decided = read.ok().flatten();
     if let Some(deleted) = decided.as_ref().filter(|decided| decided.is_deleted) {
         // Nobody needs it any more.
         return background.timelines.delete_damaged(deleted).map_err(|error| error.to_string());
@@ -145,6 +148,7 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     }
     // Those that were decided on since then are asked too: they may be the only ones that are left.
     let newest = decided.as_ref().map_or(own, Chain::newest);
+    let given_up = (!is_unread).then_some(given_up);
     let mut sources = ask(background, &control, newest, given_up, handle);
     if let Some(said) = sources.newest_configuration()
         && said.number() > own.number().max(newest.number())
@@ -187,7 +191,7 @@ fn ask(
     background: &Background,
     control: &TimelineControl,
     newest: &Configuration,
-    given_up: AllGivenUp,
+    given_up: Option<AllGivenUp>,
     handle: &Handle,
 ) -> Sources {
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
@@ -211,7 +215,9 @@ fn ask(
             None => silent.push(format!("it is not known where safekeeper {node} is")),
         }
     }
-    if let Some(archive) = background.archive.clone().map(ArchiveReader::new) {
+    if let Some(archive) = background.archive.clone().map(ArchiveReader::new)
+        && let Some(given_up) = given_up
+    {
         let archive = archive.without(given_up);
         let parameters = control.parameters.clone();
         sources.push(Box::new(Archived::new(archive, parameters, handle.clone())));
@@ -262,7 +268,13 @@ impl Source for Peer {
         if node != self.node || status.parameters != self.parameters {
             return Err(format!("at {} is another one, or another timeline", self.address));
         }
-        if !status.configuration.contains(status.member) {
+        let configuration = &status.configuration;
+        // Where it is not decided yet who the members are they are these nodes.
+        let is_one = match configuration.is_known() {
+            true => configuration.contains(status.member),
+            false => configuration.nodes().contains(&node),
+        };
+        if !is_one {
             return Err("is no member by now".to_owned());
         }
         Ok(Some(Said {

@@ -92,6 +92,8 @@ pub struct Timeline {
     /// Those who greeted, elected or not.
     computes: AtomicUsize,
     appended: AtomicBool,
+    /// It was read somewhere that it is decided who the members are.
+    is_decided: AtomicBool,
     /// See [`Timeline::retire`].
     is_retired: AtomicBool,
     /// Where somebody who read met what is no WAL, and why that is none.
@@ -472,6 +474,16 @@ impl Timeline {
     pub fn is_left(&self) -> bool {
         let configuration = self.configuration.read();
         configuration.is_known() && !configuration.contains(self.own)
+    }
+
+    /// It is decided who the members are, also if that is not taken here.
+    pub fn note_decided(&self) {
+        self.is_decided.store(true, Ordering::Release);
+    }
+
+    /// Whether that was noted: whoever counts votes of nodes is not served any more.
+    pub fn is_decided(&self) -> bool {
+        self.is_decided.load(Ordering::Acquire)
     }
 
     /// The members.

@@ -174,6 +174,7 @@ impl Timeline {
             proposers: AtomicUsize::new(0),
             computes: AtomicUsize::new(0),
             appended: AtomicBool::new(false),
+            is_decided: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
             suspected: Mutex::new(None),
         })

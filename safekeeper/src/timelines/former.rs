@@ -7,6 +7,7 @@ use pgstrata_ids::{Incarnation, NodeId};
 use pgstrata_wire::safekeeper::RefusedReason;
 use pgstrata_wire::safekeeper::version2::Greeting;
 
+use super::deleting::refuse_deleted;
 use super::{Timelines, check_parameters};
 use crate::timeline::Timeline;
 
@@ -26,6 +27,14 @@ impl Timelines {
         check_parameters(timeline.parameters(), parameters)?;
         let own = timeline.configuration();
         if own.is_known() {
+            return Err(decided());
+        }
+        // It may never have been told here: others may be the members, whatever was founded.
+        if let Some(found) =
+            self.context.decisions.read((parameters.tenant, parameters.timeline))?
+        {
+            refuse_deleted(&found)?;
+            self.take(&timeline, &found)?;
             return Err(decided());
         }
         let nodes = own.nodes();

@@ -240,6 +240,8 @@ impl Timelines {
         refuse_deleted(decided)?;
         let own = timeline.configuration();
         if !own.is_known() {
+            // Whatever comes of it, nobody counts nodes any more.
+            timeline.note_decided();
             self.check_first(&own, decided)?;
         }
         let is_member = decided.chain.newest().contains(self.context.shared.own);

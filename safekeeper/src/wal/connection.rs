@@ -224,10 +224,10 @@ impl Connection {
             // Who has nothing to write now would not be told before it has, and may wait for what no member gives it any more.
             return self.refuse(RefusedReason::Quorum(Refusal::Fenced { promised })).map(|()| true);
         }
+        if self.is_former() && (timeline.is_decided() || timeline.configuration().is_known()) {
+            return self.refuse(decided()).map(|()| true);
+        }
         if timeline.configuration_number() > self.told {
-            if self.is_former() {
-                return self.refuse(decided()).map(|()| true);
-            }
             self.tell_configuration(&timeline)?;
         }
         self.answer(answer)?;
@@ -331,6 +331,9 @@ impl Connection {
             version2::Said::VoteRequest(request) => {
                 let timeline = self.led()?;
                 self.asked = self.asked.max(request.term);
+                if timeline.is_decided() {
+                    return self.refuse(decided());
+                }
                 let asked = (request.term, request.proposer);
                 self.answer(timeline.vote_by_nodes(asked, &request.nodes))
             }

@@ -268,6 +268,30 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_founded_while_others_are_said_to_have_it() {
+        let mut driver = driver_among(Arc::new(Holders));
+        let hear_nothing = |driver: &mut Driver, node: u64| {
+            let reply = GreetingReply {
+                node: NodeId(node),
+                incarnation: Incarnation([5; 16]),
+                configuration: None,
+                addresses: Vec::new(),
+                term: Term(0),
+                flush_lsn: START,
+                commit_lsn: START,
+            };
+            let index = driver.links.iter().position(|link| link.node == NodeId(node)).unwrap();
+            driver.take_greeting(index, reply).unwrap();
+            driver.found_if_due();
+            driver.links.iter().any(Link::is_founding)
+        };
+        assert!(!(1..=3).any(|node| hear_nothing(&mut driver, node)));
+        assert_eq!(asked(&driver), [1, 2, 3, 4, 5]);
+        assert!(!hear_nothing(&mut driver, 4));
+        assert!(hear_nothing(&mut driver, 5), "it was a mistake");
+    }
+
+    #[test]
     fn a_compute_whose_members_were_all_replaced_finds_the_others() {
         let (mut driver, led, end) = replaced();
         elect(&mut driver, &led, end, end);

@@ -40,6 +40,7 @@ impl Driver {
                 return Err(io::Error::other("it finds no trace of the branch in object storage"));
             }
             self.links[index].knows_nothing = true;
+            self.links[index].has_copy = reply.configuration.is_some();
             if let Some(nodes) = reply.configuration {
                 // Of before members had incarnations: it is founded with these, whatever we were told.
                 self.configuration = nodes;
@@ -189,6 +190,22 @@ impl Driver {
         }
     }
 
+    /// Whether somebody else is said to have the timeline, who has not said yet that it has nothing: it is asked, and nothing is
+    /// founded with others.
+    fn waits_for_holders(&mut self) -> bool {
+        let nodes = self.configuration.nodes();
+        let has_nothing = |node: &NodeId| {
+            let link = self.links.iter().find(|link| link.node == *node);
+            link.is_some_and(|link| link.knows_nothing && !link.has_copy)
+        };
+        let holders = self.config.safekeepers.holders();
+        let waits = holders.iter().any(|node| !nodes.contains(node) && !has_nothing(node));
+        if waits {
+            self.consult(true);
+        }
+        waits
+    }
+
     /// Has the timeline founded when so many safekeepers know nothing of it that the others could not have elected, and the
     /// others are not to be heard for a moment.
     pub(super) fn found_if_due(&mut self) {
@@ -207,8 +224,14 @@ impl Driver {
         if is_open && since.elapsed() < FOUNDING_PATIENCE {
             return;
         }
+        if self.waits_for_holders() {
+            return;
+        }
+        // Who has a copy knows whom it has met, and that what it founds is not new.
+        let has_copy = self.links.iter().any(|link| link.can_found() && link.has_copy);
+        let is_able = |link: &Link| link.can_found() && (link.has_copy || !has_copy);
         let able: Vec<usize> =
-            (0..self.links.len()).filter(|&index| self.links[index].can_found()).collect();
+            (0..self.links.len()).filter(|&index| is_able(&self.links[index])).collect();
         let Some(&founder) = able.get(self.founder_turn % able.len().max(1)) else { return };
         self.founder_turn += 1;
         let heard = |node: NodeId| {
