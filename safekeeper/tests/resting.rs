@@ -406,7 +406,7 @@ fn what_others_went_on_without_is_kept_whatever_they_decide_of_it_later() {
     life.found(1);
     let timeline = life.get(1).unwrap();
     let two = Member { node: NodeId(2), incarnation: Incarnation([2; 16]) };
-    let founded = Chain::found(vec![OWN, two]).unwrap();
+    let founded = Chain::found(vec![OWN]).unwrap();
     // It had left in steps that are known: what it has others have too.
     let leaves = founded.change_to(vec![two]).unwrap().change_ended().unwrap();
     timeline.admit_decision(&leaves).unwrap();
