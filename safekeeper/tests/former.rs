@@ -13,7 +13,7 @@ use common::wal::parameters;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Incarnation, Member, NodeId};
 use pgstrata_quorum::{Chain, ProposerId};
-use pgstrata_sim::conversation::{Side, Turn, read};
+use pgstrata_sim::conversation::{Side, read};
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, WAL, decode, encode, version2};
@@ -39,10 +39,8 @@ fn upgraded() -> Cluster {
 }
 
 /// Why what is said next is refused, in the form that version 2 has.
-fn refused(stream: &mut TcpStream, said: &[Turn]) -> RefusedReason {
-    for (_, bytes) in said {
-        stream.write_all(bytes).unwrap();
-    }
+fn refused(stream: &mut TcpStream, said: &[u8]) -> RefusedReason {
+    stream.write_all(said).unwrap();
     let mut input = FrameBuffer::new(1 << 16);
     loop {
         if let Some(frame) = input.next().unwrap() {
@@ -60,6 +58,15 @@ fn connect(cluster: &Cluster) -> TcpStream {
     let stream = TcpStream::connect(&cluster.nodes[0].wal).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
+}
+
+/// A compute that has led up to where it only asks whether the safekeeper is there. Also how it greeted, and how it asks.
+fn begun(cluster: &Cluster) -> (TcpStream, Vec<u8>, Vec<u8>) {
+    let mut turns = read(COMPUTE).unwrap();
+    let end = turns.split_off(turns.len() - 2);
+    assert_eq!((turns[0].0, end[0].0), (Side::Client, Side::Client));
+    let stream = play(&cluster.nodes[0].wal, &turns);
+    (stream, turns[0].1.clone(), end[0].1.clone())
 }
 
 /// Has the timeline founded, as a compute of this release does before it asks for votes.
@@ -101,19 +108,16 @@ fn it_is_answered_as_it_was_by_the_release_before() {
 #[test]
 fn it_is_refused_once_it_is_decided_who_the_members_are() {
     let cluster = upgraded();
-    let turns = read(COMPUTE).unwrap();
-    let (pings, before) = (turns.len() - 2, &turns[..turns.len() - 2]);
-    assert_eq!(turns[pings].0, Side::Client);
-    let mut stream = play(&cluster.nodes[0].wal, before);
+    let (mut stream, greeting, ping) = begun(&cluster);
     // All that it has acknowledged is there for the compute that comes after it.
     let had = cluster.nodes[0].timeline_lsn("flush_lsn");
     assert!(had > START);
     let (writer, proposing) = cluster.lead(&parameters(START), true);
     assert_eq!(proposing.commit_lsn() - had, 24);
-    let reason = refused(&mut stream, &turns[pings..=pings]);
+    let reason = refused(&mut stream, &ping);
     let RefusedReason::Quorum(fenced) = &reason else { panic!("{reason}") };
     assert!(fenced.to_string().contains("term"), "{fenced}");
-    let reason = refused(&mut connect(&cluster), &turns[..1]);
+    let reason = refused(&mut connect(&cluster), &greeting);
     assert!(reason.to_string().contains("upgrade the compute"), "{reason}");
     writer.commit(3, 100);
     proposing.stop().unwrap();
@@ -124,19 +128,17 @@ fn it_is_refused_once_it_is_decided_who_the_members_are() {
 #[test]
 fn it_is_refused_also_by_whom_nobody_newer_has_asked_for_a_vote() {
     let cluster = upgraded();
-    let turns = read(COMPUTE).unwrap();
-    let (pings, before) = (turns.len() - 2, &turns[..turns.len() - 2]);
-    let mut stream = play(&cluster.nodes[0].wal, before);
+    let (mut stream, _, ping) = begun(&cluster);
     found(&cluster);
-    let reason = refused(&mut stream, &turns[pings..=pings]);
+    let reason = refused(&mut stream, &ping);
     assert!(reason.to_string().contains("upgrade the compute"), "{reason}");
 }
 
 #[test]
 fn it_begins_nothing() {
     let cluster = one_safekeeper();
-    let turns = read(COMPUTE).unwrap();
-    let reason = refused(&mut connect(&cluster), &turns[..1]);
+    let greeting = read(COMPUTE).unwrap().swap_remove(0).1;
+    let reason = refused(&mut connect(&cluster), &greeting);
     assert!(reason.to_string().contains("upgrade the compute first"), "{reason}");
     let status = cluster.nodes[0].status();
     assert!(status["timelines"].as_array().unwrap().is_empty(), "{status}");
@@ -146,9 +148,7 @@ fn it_begins_nothing() {
 #[test]
 fn it_is_refused_also_where_others_are_the_members() {
     let cluster = upgraded();
-    let turns = read(COMPUTE).unwrap();
-    let (pings, before) = (turns.len() - 2, &turns[..turns.len() - 2]);
-    let mut stream = play(&cluster.nodes[0].wal, before);
+    let (mut stream, greeting, ping) = begun(&cluster);
     let parameters = parameters(START);
     let name = Quorum::object_name(parameters.tenant, parameters.timeline);
     let other = Member { node: NodeId(4), incarnation: Incarnation([4; 16]) };
@@ -156,8 +156,8 @@ fn it_is_refused_also_where_others_are_the_members() {
     let path = cluster.dir.path().join("objects").join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, founded.encode()).unwrap();
-    let reason = refused(&mut connect(&cluster), &turns[..1]).to_string();
+    let reason = refused(&mut connect(&cluster), &greeting).to_string();
     assert!(reason.contains("other members"), "{reason}");
-    let reason = refused(&mut stream, &turns[pings..=pings]);
+    let reason = refused(&mut stream, &ping);
     assert!(reason.to_string().contains("upgrade the compute"), "{reason}");
 }
