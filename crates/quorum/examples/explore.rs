@@ -7,6 +7,7 @@ fn main() {
     let mut bounds = Bounds {
         records: [1, 1],
         beginning: Beginning::Fresh,
+        five: false,
         crashes: 0,
         restarts: 0,
         duplicates: 0,
@@ -37,6 +38,7 @@ fn main() {
             "divided" => bounds.beginning = Beginning::Divided,
             "joint" => bounds.beginning = Beginning::Joint,
             "replaced" => bounds.beginning = Beginning::Replaced,
+            "five" => bounds.five = number > 0,
             "crashes" => bounds.crashes = number as u8,
             "restarts" => bounds.restarts = number as u8,
             "duplicates" => bounds.duplicates = number as u8,

@@ -173,7 +173,7 @@ impl World {
             Action::Restart(c) => {
                 self.left.restarts -= 1;
                 let old = &self.computes[usize::from(c)];
-                let new = Compute::new(c, old.run + 1, old.records, self.fault);
+                let new = Compute::new(c, old.run + 1, old.records, self.left.five, self.fault);
                 self.computes[usize::from(c)] = new;
                 self.network.retain(|message| message.compute != c || message.to_acceptor());
                 Ok(())
@@ -236,14 +236,14 @@ impl World {
     fn connect(&mut self, c: u8, node: u8) -> Result<(), String> {
         let acceptor = &self.nodes[usize::from(node)].core;
         // Who greets says which life of its directory this is.
-        if acceptor.member() != member(node) {
+        if acceptor.member() != member(node, self.left.five) {
             return Ok(());
         }
-        let promised = acceptor.term();
+        let (promised, five) = (acceptor.term(), self.left.five);
         let compute = &mut self.computes[usize::from(c)];
         compute.next[usize::from(node)] = None;
         let mut outputs = Vec::new();
-        compute.core.connected(member(node), promised, &mut outputs);
+        compute.core.connected(member(node, five), promised, &mut outputs);
         self.proposer_outputs(c, outputs)
     }
 
@@ -278,9 +278,9 @@ impl World {
         if message.to_acceptor() {
             return Ok(self.react(m));
         }
-        let c = message.compute;
+        let (c, five) = (message.compute, self.left.five);
         let compute = &mut self.computes[usize::from(c)];
-        let node = member(message.node);
+        let node = member(message.node, five);
         let mut outputs = Vec::new();
         if compute.run == message.run {
             match &message.content {
@@ -475,7 +475,7 @@ impl World {
 
     fn configuration(&self, number: u8) -> Configuration {
         // What was decided before stays what it was.
-        configuration(number, self.undone)
+        configuration(number, self.undone, self.left.five)
     }
 
     fn newest(&self) -> Configuration {
@@ -485,10 +485,10 @@ impl World {
     /// Its promises and its log are gone.
     fn wipe(&mut self, node: u8) -> Result<(), String> {
         self.left.wipes -= 1;
-        let (fault, newest) = (self.fault, self.newest());
+        let (fault, newest, five) = (self.fault, self.newest(), self.left.five);
         let disk = &mut self.nodes[usize::from(node)];
         let control = ControlState::empty(Lsn(0), newest);
-        let core = Acceptor::restore(wiped(node, fault), control.clone(), Lsn(0));
+        let core = Acceptor::restore(wiped(node, five, fault), control.clone(), Lsn(0));
         let core = core.map_err(|error| error.to_string())?.with_fault(fault);
         *disk = Node { core, control, log: Vec::new(), synced: 0, told_commit: 0 };
         Ok(())
@@ -567,21 +567,21 @@ impl World {
     }
 
     fn proposer_outputs(&mut self, c: u8, outputs: Vec<ProposerOutput>) -> Result<(), String> {
-        let run = self.computes[usize::from(c)].run;
+        let (run, five) = (self.computes[usize::from(c)].run, self.left.five);
         for output in outputs {
             let compute = &mut self.computes[usize::from(c)];
             match output {
                 ProposerOutput::RequestVote(node, request) => {
-                    self.post(c, run, index(node), Content::VoteRequest(request));
+                    self.post(c, run, index(node, five), Content::VoteRequest(request));
                 }
                 ProposerOutput::AnnounceElected(node, elected) => {
-                    self.post(c, run, index(node), Content::Elected(elected));
+                    self.post(c, run, index(node, five), Content::Elected(elected));
                 }
                 ProposerOutput::StreamFrom(node, lsn) => {
-                    compute.next[usize::from(index(node))] = Some(lsn.0 as u8);
+                    compute.next[usize::from(index(node, five))] = Some(lsn.0 as u8);
                 }
                 ProposerOutput::Elected(election) => {
-                    let donor = usize::from(index(election.donor));
+                    let donor = usize::from(index(election.donor, five));
                     compute.log = std::mem::take(&mut compute.voted)[donor].clone();
                     checks::elected(self, c, election.start_lsn)?;
                 }

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use super::world::{Action, Beginning, Bounds, Content, LEAVER, Message, NODES, World};
+use super::world::{Action, Beginning, Bounds, Content, LEAVER, Message, World};
 use crate::Fault;
 
 /// What was found.
@@ -77,8 +77,11 @@ impl Hasher for Identity {
     }
 }
 
+/// Fingerprints of the states that were visited.
+type Seen = HashSet<u64, BuildHasherDefault<Identity>>;
+
 /// Visits all states within `bounds`, at most `most_states`. With `shortest_trace` the nearest
-/// come first, which takes memory for a whole generation; else the deepest come first.
+/// come first, which takes memory for a whole generation; else the deepest come first, which takes memory for one way.
 pub fn explore(
     bounds: Bounds,
     fault: Option<Fault>,
@@ -86,10 +89,9 @@ pub fn explore(
     shortest_trace: bool,
 ) -> Outcome {
     let first = beginning(bounds, fault);
-    let mut seen: HashSet<u64, BuildHasherDefault<Identity>> = HashSet::default();
+    let mut seen = Seen::default();
     seen.insert(first.fingerprint());
-    let mut waiting: VecDeque<(World, Option<Rc<Step>>)> = [(first, None)].into();
-    let mut outcome = Outcome {
+    let outcome = Outcome {
         states: 1,
         steps: 0,
         depth: 0,
@@ -98,11 +100,20 @@ pub fn explore(
         complete: false,
         violation: None,
     };
-    let next = |waiting: &mut VecDeque<_>| match shortest_trace {
-        true => waiting.pop_front(),
-        false => waiting.pop_back(),
-    };
-    while let Some((world, before)) = next(&mut waiting) {
+    match shortest_trace {
+        true => nearest_first(first, seen, most_states, outcome),
+        false => deepest_first(first, seen, most_states, outcome),
+    }
+}
+
+fn nearest_first(
+    first: World,
+    mut seen: Seen,
+    most_states: usize,
+    mut outcome: Outcome,
+) -> Outcome {
+    let mut waiting: VecDeque<(World, Option<Rc<Step>>)> = [(first, None)].into();
+    while let Some((world, before)) = waiting.pop_front() {
         outcome.note(&world, before.as_ref().map_or(0, |step| step.depth));
         for action in world.actions() {
             outcome.steps += 1;
@@ -125,6 +136,56 @@ pub fn explore(
         outcome.states = seen.len();
         if outcome.states >= most_states {
             return outcome;
+        }
+    }
+    outcome.complete = true;
+    outcome
+}
+
+/// A state on the way, how it was come to, and what is still to be tried from there.
+struct Stop {
+    world: World,
+    by: Option<Action>,
+    actions: std::vec::IntoIter<Action>,
+}
+
+impl Stop {
+    fn at(world: World, by: Option<Action>) -> Stop {
+        let actions = world.actions().into_iter();
+        Stop { world, by, actions }
+    }
+}
+
+fn deepest_first(
+    first: World,
+    mut seen: Seen,
+    most_states: usize,
+    mut outcome: Outcome,
+) -> Outcome {
+    outcome.note(&first, 0);
+    let mut way = vec![Stop::at(first, None)];
+    while let Some(stop) = way.last_mut() {
+        let Some(action) = stop.actions.next_back() else {
+            way.pop();
+            continue;
+        };
+        outcome.steps += 1;
+        match stop.world.after(action) {
+            Ok(after) if seen.insert(after.fingerprint()) => {
+                outcome.note(&after, way.len());
+                outcome.states = seen.len();
+                if outcome.states >= most_states {
+                    return outcome;
+                }
+                way.push(Stop::at(after, Some(action)));
+            }
+            Ok(_) => {}
+            Err(what) => {
+                let mut trace: Vec<Action> = way.iter().filter_map(|stop| stop.by).collect();
+                trace.push(action);
+                outcome.violation = Some(Violation { what, trace });
+                return outcome;
+            }
         }
     }
     outcome.complete = true;
@@ -162,7 +223,7 @@ fn beginning(bounds: Bounds, fault: Option<Fault>) -> World {
         act(&mut world, Action::Campaign(0, 2));
         deliver_to_all_but(&mut world, left_out);
         act(&mut world, Action::Write(0));
-        for node in (0..NODES as u8).filter(|&node| node != left_out) {
+        for node in (0..world.nodes.len() as u8).filter(|&node| node != left_out) {
             act(&mut world, Action::Send(0, node, false));
         }
         deliver_to_all_but(&mut world, left_out);

@@ -6,6 +6,7 @@ use crate::Fault;
 const NONE: Bounds = Bounds {
     records: [0, 0],
     beginning: Beginning::Fresh,
+    five: false,
     crashes: 0,
     restarts: 0,
     duplicates: 0,
@@ -181,6 +182,24 @@ fn faulty_changes_of_members_are_found() {
     finds(Fault::UndoneTooLate, Bounds { undos: 1, ..REPLACED });
     finds(Fault::StaleConfigurationTaken, REPLACED);
     finds(Fault::ConfigurationNotPersisted, REPLACED);
+}
+
+/// Any two of them may be gone.
+#[test]
+fn five_acceptors_commit_what_three_of_them_have() {
+    let five = Bounds { five: true, records: [0, 1], ..ELECTED };
+    let outcome = exhausts(five);
+    assert_eq!((outcome.highest_term, outcome.most_committed), (2, 2));
+    exhausts(Bounds { crashes: 1, ..five });
+    exhausts(Bounds { wipes: 1, ..five });
+    exhausts(Bounds { five: true, ..DIVIDED });
+}
+
+#[test]
+fn faults_are_found_among_five_acceptors_too() {
+    let five = Bounds { five: true, ..NONE };
+    finds(Fault::VoteTwice, five);
+    finds(Fault::SmallQuorum, five);
 }
 
 /// The fault is found, with the nearest states first, or else with the deepest.

@@ -1,4 +1,4 @@
-//! Three acceptors with disks, and a fourth where members change; two computes, and the messages between them.
+//! Three acceptors with disks, and a fourth where members change, or five; two computes, and the messages between them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -9,8 +9,11 @@ use crate::{
     ProposerId, Vote, VoteRequest,
 };
 
-/// Acceptors of a world whose members change: the fourth takes the third's place.
-pub const NODES: usize = 4;
+/// Most acceptors of a world.
+pub const NODES: usize = 5;
+
+/// The fourth, where members change: it takes the third's place.
+const NEWCOMER: u8 = 3;
 
 /// The third, where members change.
 pub const LEAVER: u8 = 2;
@@ -49,6 +52,8 @@ pub struct Bounds {
     pub records: [u8; 2],
     /// Where it begins.
     pub beginning: Beginning,
+    /// Whether there are five acceptors, who stay what they are; else there are three.
+    pub five: bool,
     /// Acceptors' crashes, in the middle of anything; a restart follows.
     pub crashes: u8,
     /// Times that a compute starts again as a new proposer.
@@ -202,7 +207,13 @@ pub struct World {
 }
 
 /// The first one; the one of both groups, number 2; or the last. `undone` as in [`World`].
-pub fn configuration(number: u8, undone: u8) -> Configuration {
+pub fn configuration(number: u8, undone: u8, five: bool) -> Configuration {
+    if five {
+        let members = (0..NODES as u8).map(|node| member(node, five)).collect();
+        // Five different nodes are a configuration.
+        return Configuration::new(u64::from(number), members)
+            .unwrap_or_else(|error| unreachable!("{error}"));
+    }
     let (old, new) = (vec![0, 1, 2], vec![0, 1, 3]);
     // After it was undone the same may begin again.
     let step = if undone > 0 && number >= undone { number + 1 - undone } else { number };
@@ -211,7 +222,7 @@ pub fn configuration(number: u8, undone: u8) -> Configuration {
         2 => (old, new),
         _ => (new, vec![]),
     };
-    let group = |group: Vec<u8>| group.into_iter().map(member).collect();
+    let group = |group: Vec<u8>| group.into_iter().map(|node| member(node, five)).collect();
     // Three different nodes are a configuration.
     Configuration::joint(u64::from(number), group(members), group(incoming))
         .unwrap_or_else(|error| unreachable!("{error}"))
@@ -220,28 +231,28 @@ pub fn configuration(number: u8, undone: u8) -> Configuration {
 /// One that nobody decided on, of the number after the newest.
 pub fn made_up(newest: u8) -> Configuration {
     // One node is a configuration.
-    Configuration::new(u64::from(newest) + 1, vec![member(LEAVER)])
+    Configuration::new(u64::from(newest) + 1, vec![member(LEAVER, false)])
         .unwrap_or_else(|error| unreachable!("{error}"))
 }
 
-/// Who an acceptor is: the fourth is the third's node, with another directory.
-pub fn member(node: u8) -> Member {
-    let (node, life) = if usize::from(node) == NODES - 1 { (LEAVER, 2) } else { (node, 1) };
+/// Who an acceptor is: the fourth, if it is not one of five, is the third's node, with another directory.
+pub fn member(node: u8, five: bool) -> Member {
+    let (node, life) = if node == NEWCOMER && !five { (LEAVER, 2) } else { (node, 1) };
     Member { node: NodeId(u64::from(node) + 1), incarnation: Incarnation([life; 16]) }
 }
 
 /// Who an acceptor is after it lost its directory.
-pub fn wiped(node: u8, fault: Option<Fault>) -> Member {
+pub fn wiped(node: u8, five: bool, fault: Option<Fault>) -> Member {
     match fault {
-        Some(Fault::WipedComesBack) => member(node),
-        _ => Member { incarnation: Incarnation([3; 16]), ..member(node) },
+        Some(Fault::WipedComesBack) => member(node, five),
+        _ => Member { incarnation: Incarnation([3; 16]), ..member(node, five) },
     }
 }
 
 /// Which acceptor this is.
-pub fn index(of: Member) -> u8 {
+pub fn index(of: Member, five: bool) -> u8 {
     // Proposers name members of configurations only.
-    (0..NODES as u8).find(|&node| member(node) == of).unwrap_or_else(|| unreachable!("{of}"))
+    (0..NODES as u8).find(|&node| member(node, five) == of).unwrap_or_else(|| unreachable!("{of}"))
 }
 
 impl World {
@@ -267,13 +278,15 @@ impl World {
     fn fingerprint_of(&self, n: usize) -> u64 {
         let mut hasher = DefaultHasher::new();
         let node = &self.nodes[n];
-        let leaves_or_comes = if self.nodes.len() == NODES { n.saturating_sub(1) } else { 0 };
+        let five = self.left.five;
+        let changes = self.nodes.len() > usize::from(NEWCOMER) && !five;
+        let leaves_or_comes = if changes { n.saturating_sub(1) } else { 0 };
         leaves_or_comes.hash(&mut hasher);
         node.core.hash_nameless(&mut hasher);
-        (node.core.member() == member(n as u8)).hash(&mut hasher);
+        (node.core.member() == member(n as u8, five)).hash(&mut hasher);
         (&node.control, &node.log, node.synced, node.told_commit).hash(&mut hasher);
         for compute in &self.computes {
-            compute.core.hash_member(member(n as u8), &mut hasher);
+            compute.core.hash_member(member(n as u8, five), &mut hasher);
             (compute.next[n], compute.told[n], &compute.voted[n]).hash(&mut hasher);
         }
         for message in self.network.iter().filter(|message| usize::from(message.node) == n) {
@@ -288,7 +301,7 @@ impl World {
         if self.fault.is_some() {
             return;
         }
-        let (nodes, computes) = (&self.nodes, &self.computes);
+        let (nodes, computes, five) = (&self.nodes, &self.computes, self.left.five);
         self.network.retain(|message| {
             let promised = nodes[usize::from(message.node)].core.term();
             let compute = &computes[usize::from(message.compute)];
@@ -300,7 +313,7 @@ impl World {
                 Content::Append(append, _) => append.term >= promised,
                 Content::Vote(..) => heard && phase == Phase::Campaigning,
                 Content::Ack(ack) => {
-                    let known = compute.core.flush_lsn_of(member(message.node));
+                    let known = compute.core.flush_lsn_of(member(message.node, five));
                     let streams = compute.next[usize::from(message.node)].is_some();
                     heard && phase == Phase::Elected && !(streams && known >= Some(ack.flush_lsn))
                 }
@@ -310,12 +323,13 @@ impl World {
 
     /// The beginning.
     pub fn new(bounds: Bounds, fault: Option<Fault>) -> World {
+        let five = bounds.five;
         let node = |node: u8| {
             // The fourth comes to know of the timeline when it is about to become a member.
-            let number = if usize::from(node) == NODES - 1 { 2 } else { 1 };
-            let control = ControlState::empty(Lsn(0), configuration(number, 0));
+            let number = if node == NEWCOMER && !five { 2 } else { 1 };
+            let control = ControlState::empty(Lsn(0), configuration(number, 0, five));
             // An empty log suits an empty control state.
-            let core = Acceptor::restore(member(node), control.clone(), Lsn(0))
+            let core = Acceptor::restore(member(node, five), control.clone(), Lsn(0))
                 .unwrap_or_else(|error| unreachable!("{error}"))
                 .with_fault(fault);
             Node { core, control, log: Vec::new(), synced: 0, told_commit: 0 }
@@ -325,11 +339,16 @@ impl World {
                 bounds.beginning,
                 Beginning::Heard | Beginning::Joint | Beginning::Replaced
             );
-        let count = if changes { NODES } else { NODES - 1 };
+        assert!(!(five && changes), "the members of five do not change");
+        let count = match (five, changes) {
+            (true, _) => NODES as u8,
+            (false, true) => NEWCOMER + 1,
+            (false, false) => NEWCOMER,
+        };
         World {
-            nodes: (0..count as u8).map(node).collect(),
+            nodes: (0..count).map(node).collect(),
             computes: (0..2)
-                .map(|c: u8| Compute::new(c, 0, bounds.records[usize::from(c)], fault))
+                .map(|c: u8| Compute::new(c, 0, bounds.records[usize::from(c)], five, fault))
                 .collect(),
             network: Vec::new(),
             committed: Vec::new(),
@@ -344,9 +363,9 @@ impl World {
 }
 
 impl Compute {
-    pub fn new(compute: u8, run: u8, records: u8, fault: Option<Fault>) -> Compute {
+    pub fn new(compute: u8, run: u8, records: u8, five: bool, fault: Option<Fault>) -> Compute {
         Compute {
-            core: Compute::proposer(compute, run, configuration(1, 0), fault),
+            core: Compute::proposer(compute, run, configuration(1, 0, five), fault),
             run,
             started: false,
             log: Vec::new(),
