@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Parser;
 use pgstrata_listen::{Advertised, SecurityArguments, address};
 
-use crate::background::{CatchUpArguments, ScrubArguments};
+use crate::background::ScrubArguments;
 use crate::disk_space::DiskArguments;
+use crate::pace::CatchUpArguments;
 
 /// Keeps the write-ahead log of PostgreSQL timelines durable, as one member of a quorum.
 ///

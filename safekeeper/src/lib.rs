@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod mend;
 pub mod meters;
 pub mod metrics;
+pub mod pace;
 pub mod pg;
 pub mod run;
 pub mod segment;

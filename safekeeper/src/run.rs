@@ -16,12 +16,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::archive::Archive;
 use crate::args::Args;
-use crate::background::{Background, Known, Lags, Pace};
+use crate::background::{Background, Known, Lags};
 use crate::decisions::Decisions;
 use crate::disk_space::DiskSpace;
 use crate::http::HttpState;
 use crate::latch::{Latch, throw_on_panic};
 use crate::meters::Meters;
+use crate::pace::Pace;
 use crate::pg::PgState;
 use crate::segment::Preparer;
 use crate::steward::Steward;
@@ -113,9 +114,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         wal: addresses.wal.clone().unwrap_or_default(),
         http: addresses.http.clone().unwrap_or_default(),
     };
-    let wal_limits = wal::Limits::default();
-    wal::serve(wal_port.blocking(), Arc::clone(&timelines), security.clone(), wal_limits)
-        .context("can't start a thread")?;
+    let pace = Arc::new(Pace::new(args.catch_up));
+    let served = wal::Served {
+        timelines: Arc::clone(&timelines),
+        security: security.clone(),
+        limits: wal::Limits::default(),
+        pace: Arc::clone(&pace),
+    };
+    wal::serve(wal_port.blocking(), served).context("can't start a thread")?;
     let known = Arc::new(Known::default());
     let lags = Arc::new(Lags::default());
     let background = Background {
@@ -131,7 +137,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         addresses,
         security: security.clone(),
         scrub: args.scrub,
-        pace: Arc::new(Pace::new(args.catch_up)),
+        pace,
     };
     let steward =
         Steward::new(decisions.clone(), Arc::clone(&archive), Arc::clone(&known), security.clone());

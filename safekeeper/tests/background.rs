@@ -611,3 +611,31 @@ fn where_few_answer_and_the_archive_does_not_they_are_pulled_from() {
     cluster.nodes[4].wait_lsn("commit_lsn", end, LONG);
     assert!(cluster.nodes[4].read_all(first, end) == writer.bytes());
 }
+
+/// What a compute still has it sends as fast as it can: it is the one that is behind that takes it slowly, while commits go on.
+#[test]
+fn what_others_have_committed_is_taken_at_a_pace_also_from_a_compute() {
+    let mut cluster = Cluster::start_with(3, &["--catch-up-rate", "1"]);
+    let (writer, proposing) = cluster.lead(&parameters(START), true);
+    let first = proposing.commit_lsn();
+    cluster.nodes[2].wait_lsn("flush_lsn", first, LONG);
+    cluster.nodes[2].kill();
+    let end = writer.commit(100, 1_000_000);
+    cluster.nodes[2].start();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        writer.commit(1, 100);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Some of it comes at once: before it is heard that they commit, and a second's worth.
+    let had = cluster.nodes[2].timeline_lsn("flush_lsn");
+    let seconds = begun.elapsed().as_secs();
+    assert!(had > first && had - first < (seconds + 20) << 20, "{had} after {seconds} s");
+    // Nobody commits any more.
+    cluster.nodes[2].wait_lsn("flush_lsn", end, LONG);
+    let all = writer.bytes();
+    let end = first + all.len() as u64;
+    cluster.nodes[2].wait_lsn("commit_lsn", end, LONG);
+    assert!(cluster.nodes[2].read_all(first, end) == all);
+    proposing.stop().unwrap();
+}

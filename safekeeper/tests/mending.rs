@@ -17,7 +17,7 @@ use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
 use pgstrata_safekeeper::latch::Latch;
 use pgstrata_safekeeper::mend::{DamagedLog, Lack, Mended, Said, Source, Sources};
 use pgstrata_safekeeper::meters::Meters;
-use pgstrata_safekeeper::segment::{Preparations, Preparer};
+use pgstrata_safekeeper::segment::{Preparations, Preparer, Zeros};
 use pgstrata_safekeeper::timeline::{OpenContext, Timeline, read_control};
 use pgstrata_sim::{FaultyDisk, SimDisk};
 use pgstrata_wire::safekeeper::Message;
@@ -527,7 +527,7 @@ fn what_is_taken_out_promises_writes_and_says_nothing() {
     assert!(reading.next(&mut buffer).is_err());
     // No segment is made either: it could take the place of one that was mended.
     while copy.preparations.as_ref().unwrap().step() {}
-    assert!(timeline.files().open_or_make(next).is_err());
+    assert!(timeline.files().open_or_make(next, Zeros::Written).is_err());
     assert_eq!(disk.operations(), before);
     assert_eq!(copy.latch.reason(), None, "the process would end");
 }

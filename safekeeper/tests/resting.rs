@@ -15,7 +15,7 @@ use pgstrata_env::Disk;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, TenantId, Term, TimelineId};
 use pgstrata_quorum::{Chain, Configuration};
 use pgstrata_safekeeper::latch::Latch;
-use pgstrata_safekeeper::segment::{Preparer, SegmentFiles};
+use pgstrata_safekeeper::segment::{Preparer, SegmentFiles, Zeros};
 use pgstrata_safekeeper::timelines::TimelineKey;
 use pgstrata_sim::SimDisk;
 use pgstrata_wire::safekeeper::RefusedReason;
@@ -252,13 +252,14 @@ fn a_segment_is_not_made_ahead_for_who_has_let_go() {
     let latch = Latch::default();
     let (preparer, preparations) = Preparer::queue(latch.clone());
     let files = Arc::new(SegmentFiles::new(disk, Path::new(DIRECTORY), parameters(START)));
-    preparer.request(&files, 1);
-    preparer.request(&files, 2);
+    preparer.request(&files, 1, Zeros::Written);
+    preparer.request(&files, 2, Zeros::Reserved);
     assert!(preparations.step());
     files.let_go();
     assert!(preparations.step());
     assert_eq!(files.numbers().unwrap(), [1]);
-    assert!(files.open_or_make(1).is_ok() && files.open_or_make(2).is_err());
+    let made = |number| files.open_or_make(number, Zeros::Reserved).is_ok();
+    assert!(made(1) && !made(2));
     assert_eq!(latch.reason(), None);
 }
 

@@ -20,7 +20,8 @@ use pgstrata_safekeeper::decisions::Decisions;
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace, DiskState};
 use pgstrata_safekeeper::latch::Latch;
 use pgstrata_safekeeper::meters::Meters;
-use pgstrata_safekeeper::segment::{FlushedNote, Preparer, SegmentFiles};
+use pgstrata_safekeeper::pace::{CatchUpArguments, Pace};
+use pgstrata_safekeeper::segment::{FlushedNote, Preparer, SegmentFiles, Zeros};
 use pgstrata_safekeeper::storage_error::StorageError;
 use pgstrata_safekeeper::timeline::{Answer, OpenContext, Timeline};
 use pgstrata_safekeeper::timelines::{Greeted, Timelines, TimelinesContext};
@@ -224,14 +225,14 @@ fn a_failed_sync_of_a_segment_made_ahead_latches() {
         let files = SegmentFiles::new(disk, world.directory.path(), parameters(START));
         let files = Arc::new(files);
         world.disk.fail(fail);
-        preparer.request(&files, 1);
+        preparer.request(&files, 1, Zeros::Written);
         wait_until("latch", || world.latch.reason().is_some());
         assert!(world.latch.reason().unwrap().contains("injected"));
         // The disk is well again; still no segment is made.
         world.disk.fail(Fail::Nothing);
         let syncs = world.disk.syncs();
-        preparer.request(&files, 1);
-        preparer.request(&files, 2);
+        preparer.request(&files, 1, Zeros::Written);
+        preparer.request(&files, 2, Zeros::Written);
         drop(preparer);
         // The thread has ended once it has let go of the last request.
         wait_until("end of the thread", || Arc::weak_count(&files) == 0);
@@ -756,7 +757,13 @@ fn serve(world: &World) -> std::net::SocketAddr {
         message: Duration::from_secs(1),
         ..wal::Limits::default()
     };
-    wal::serve(vec![listener], Arc::new(world.open()), Security::default(), limits).unwrap();
+    let served = wal::Served {
+        timelines: Arc::new(world.open()),
+        security: Security::default(),
+        limits,
+        pace: Arc::new(Pace::new(CatchUpArguments { catch_up_rate: 0 })),
+    };
+    wal::serve(vec![listener], served).unwrap();
     address
 }
 

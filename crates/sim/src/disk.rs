@@ -27,6 +27,8 @@ pub enum Fail {
     HoldNames,
     /// Syncs of directories fail, for lack of space.
     NamesFull,
+    /// Space is not reserved, as on a file system that can't do that.
+    NoReserve,
 }
 
 /// See the module. Clones share what goes wrong.
@@ -39,6 +41,7 @@ pub struct FaultyDisk {
 struct State {
     fail: Fail,
     syncs: u64,
+    written_bytes: u64,
     /// Bytes that the file system seems to have, if not as many as it has.
     size: Option<u64>,
     /// Bytes of files that can't be read, until the files are replaced.
@@ -63,6 +66,11 @@ impl FaultyDisk {
     /// How often contents were to be synced, failures included.
     pub fn syncs(&self) -> u64 {
         self.state.lock().syncs
+    }
+
+    /// How many bytes were written.
+    pub fn written_bytes(&self) -> u64 {
+        self.state.lock().written_bytes
     }
 
     /// From now on the file system seems to have so many bytes, of which those are used that lie in the directory that is
@@ -121,6 +129,7 @@ impl DiskFile for FaultyFile {
         if position + bytes.len() as u64 > self.file.size()? {
             self.check(Fail::Full, io::ErrorKind::StorageFull.into())?;
         }
+        self.state.lock().written_bytes += bytes.len() as u64;
         self.file.write_at(bytes, position)
     }
 
@@ -151,6 +160,9 @@ impl DiskFile for FaultyFile {
 
     fn reserve(&self, size: u64) -> io::Result<()> {
         self.check(Fail::Full, io::ErrorKind::StorageFull.into())?;
+        if self.state.lock().fail == Fail::NoReserve {
+            return Ok(());
+        }
         self.file.reserve(size)
     }
 

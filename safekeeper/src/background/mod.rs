@@ -7,7 +7,6 @@ mod idle;
 mod known;
 mod lag;
 pub mod mending;
-mod pace;
 pub mod pulling;
 mod scrub;
 mod waking;
@@ -22,10 +21,10 @@ use pgstrata_wire::broker::{Addresses, PUBLISH_INTERVAL_S};
 
 pub use known::Known;
 pub use lag::{Lag, Lags};
-pub use pace::{CatchUpArguments, Pace};
 pub use scrub::ScrubArguments;
 
 use crate::archive::Archive;
+use crate::pace::Pace;
 use crate::timelines::Timelines;
 
 /// How often everything is looked at.

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use super::Background;
 use crate::archive::ArchiveReader;
 use crate::checked_segment::checker;
+use crate::pace::WITH_THEM;
 use crate::timeline::{Answer, Beginning, Missing, Timeline};
 
 /// Longest wait for a peer.
@@ -34,9 +35,6 @@ const MAX_BEGINNING: usize = 16 << 20;
 
 /// So much is copied at a pace before it is looked again whether a commit waits for it, in bytes.
 const PACED_PIECE: u64 = 256 << 20;
-
-/// Who lacks no more than this of what others have, in bytes, is with them: they were not asked in one moment.
-const WITH_THEM: u64 = 64 << 20;
 
 /// Times that a timeline is caught up with before others have their turn.
 const TURNS: usize = 8;
@@ -124,6 +122,7 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
 /// Whether a proposer commits with the other members, so that none of its commits waits for this one, and each of them may wait for
 /// the disks and networks that this one takes.
 pub fn others_commit(timeline: &Timeline, peers: &[Status]) -> bool {
+    // They were not asked in one moment.
     let newest = peers.iter().map(|peer| peer.commit_lsn).max().unwrap_or_default();
     let is_with_them = |member: Member| {
         let said = peers.iter().find(|peer| peer.member == member);

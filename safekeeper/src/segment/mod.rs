@@ -2,7 +2,8 @@
 //!
 //! Owns creation, naming and removal of one timeline's segments. A segment is zeroed and synced
 //! before it gets its name, so that appending only overwrites: `fdatasync` then has no metadata
-//! to journal and can't run out of space.
+//! to journal and can't run out of space. One that is to be filled whole with what is committed
+//! elsewhere has its space reserved only, and reads as zeros: nobody waits for its syncs.
 
 mod flushed;
 mod reader;
@@ -123,20 +124,24 @@ impl SegmentFiles {
     }
 
     /// Opens segment `number`, making it first if it doesn't exist. Its name is durable then. Also whether it was there.
-    pub fn open_or_make(&self, number: u64) -> Result<(Arc<dyn DiskFile>, bool), StorageError> {
+    pub fn open_or_make(
+        &self,
+        number: u64,
+        zeros: Zeros,
+    ) -> Result<(Arc<dyn DiskFile>, bool), StorageError> {
         if let Some(file) = self.open_durable(number)? {
             return Ok((file, true));
         }
-        let made = self.make_unless_there(number)?;
+        let made = self.make_unless_there(number, zeros)?;
         let let_go = || StorageError::Latched("the timeline's files were let go of".into());
         made.map(|file| (file, false)).ok_or_else(let_go)
     }
 
     /// Makes segment `number` if it doesn't exist. Its name is durable then. Not if none is made any more.
-    fn make_ahead(&self, number: u64) -> Result<(), StorageError> {
+    fn make_ahead(&self, number: u64, zeros: Zeros) -> Result<(), StorageError> {
         match self.open_durable(number)? {
             Some(_) => Ok(()),
-            None => self.make_unless_there(number).map(drop),
+            None => self.make_unless_there(number, zeros).map(drop),
         }
     }
 
@@ -146,7 +151,11 @@ impl SegmentFiles {
     }
 
     /// Waits for whoever makes one just now. `None` if none is made any more.
-    fn make_unless_there(&self, number: u64) -> Result<Option<Arc<dyn DiskFile>>, StorageError> {
+    fn make_unless_there(
+        &self,
+        number: u64,
+        zeros: Zeros,
+    ) -> Result<Option<Arc<dyn DiskFile>>, StorageError> {
         let is_let_go = self.making.lock();
         if *is_let_go {
             return Ok(None);
@@ -163,7 +172,7 @@ impl SegmentFiles {
             };
         }
         let temporary = self.directory.join("zeroed.tmp");
-        let made = self.make(number, &temporary);
+        let made = self.make(number, zeros, &temporary);
         if made.is_err() {
             // Best effort: what matters is the first error, and start-up removes leftovers.
             let _ = self.disk.remove(&temporary);
@@ -235,7 +244,12 @@ impl SegmentFiles {
         self.unsynced_names.lock().retain(|&unsynced| unsynced != number);
     }
 
-    fn make(&self, number: u64, temporary: &Path) -> Result<Arc<dyn DiskFile>, StorageError> {
+    fn make(
+        &self,
+        number: u64,
+        zeros: Zeros,
+        temporary: &Path,
+    ) -> Result<Arc<dyn DiskFile>, StorageError> {
         let wrap = || StorageError::wrap("make WAL segment", temporary);
         match self.disk.remove(temporary) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -248,9 +262,13 @@ impl SegmentFiles {
         }
         let file = self.disk.create(temporary).map_err(wrap())?;
         file.reserve(self.segment_size()).map_err(wrap())?;
-        let zeros = vec![0; ZERO_CHUNK.min(self.segment_size() as usize)];
-        for at in (0..self.segment_size()).step_by(ZERO_CHUNK) {
-            file.write_at(&zeros, at).map_err(wrap())?;
+        let size = self.segment_size();
+        // Not every file system can reserve.
+        if zeros == Zeros::Written || file.size().map_err(wrap())? != size {
+            let zeros = vec![0; ZERO_CHUNK.min(size as usize)];
+            for at in (0..size).step_by(ZERO_CHUNK) {
+                file.write_at(&zeros, at).map_err(wrap())?;
+            }
         }
         file.sync_all().map_err(wrap())?;
         let path = self.path(number);
@@ -306,8 +324,17 @@ impl SegmentFiles {
     }
 }
 
+/// How a segment that is made comes to be full of zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeros {
+    /// They are written: what takes their place later is synced without more.
+    Written,
+    /// Its space is reserved: half of what would be written, where all of it is filled at once.
+    Reserved,
+}
+
 /// A segment that is to be made, by its number.
-type Request = (Weak<SegmentFiles>, u64);
+type Request = (Weak<SegmentFiles>, u64, Zeros);
 
 /// Asks for segments ahead of their use.
 #[derive(Clone, Debug)]
@@ -335,8 +362,8 @@ impl Preparer {
     }
 
     /// Makes segment `number` soon. A full queue is no harm: the writer makes it then.
-    pub fn request(&self, files: &Arc<SegmentFiles>, number: u64) {
-        let _ = self.0.try_send((Arc::downgrade(files), number));
+    pub fn request(&self, files: &Arc<SegmentFiles>, number: u64, zeros: Zeros) {
+        let _ = self.0.try_send((Arc::downgrade(files), number, zeros));
     }
 }
 
@@ -352,8 +379,8 @@ impl Preparations {
     /// Makes what is asked for, until nobody is left who could ask.
     fn run(self) {
         loop {
-            let Ok((files, number)) = self.requests.lock().recv() else { return };
-            self.make(&files, number);
+            let Ok((files, number, zeros)) = self.requests.lock().recv() else { return };
+            self.make(&files, number, zeros);
         }
     }
 
@@ -361,20 +388,20 @@ impl Preparations {
     pub fn step(&self) -> bool {
         let next = self.requests.lock().try_recv();
         match next {
-            Ok((files, number)) => {
-                self.make(&files, number);
+            Ok((files, number, zeros)) => {
+                self.make(&files, number, zeros);
                 true
             }
             Err(_) => false,
         }
     }
 
-    fn make(&self, files: &Weak<SegmentFiles>, number: u64) {
+    fn make(&self, files: &Weak<SegmentFiles>, number: u64, zeros: Zeros) {
         let Some(files) = files.upgrade() else { return };
         if self.latch.reason().is_some() {
             return;
         }
-        match files.make_ahead(number) {
+        match files.make_ahead(number, zeros) {
             Ok(()) => {}
             // Whoever mends it makes what it needs.
             Err(StorageError::DamagedLog { .. }) => {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pgstrata_env::DiskFile;
 use pgstrata_ids::Lsn;
 
-use super::{Preparer, SegmentFiles};
+use super::{Preparer, SegmentFiles, Zeros};
 use crate::storage_error::StorageError;
 
 /// Zeros written at once when a log is cut, in bytes.
@@ -25,17 +25,34 @@ pub struct LogWriter {
     end: Lsn,
     /// Segments that are asked for ahead of the one that is written to.
     ahead: u64,
+    /// What comes before it is somewhere already, and is copied.
+    copied_to: Lsn,
 }
 
 impl LogWriter {
     /// A writer for a log that ends at `end`, with nothing but zeros after it.
     pub fn new(files: Arc<SegmentFiles>, preparer: Preparer, end: Lsn) -> LogWriter {
-        LogWriter { files, preparer, open: None, unsynced: Vec::new(), end, ahead: 1 }
+        let copied_to = Lsn::INVALID;
+        LogWriter { files, preparer, open: None, unsynced: Vec::new(), end, ahead: 1, copied_to }
+    }
+
+    /// What comes before `lsn` is committed without this log, and on its way.
+    pub fn is_copied_to(&mut self, lsn: Lsn) {
+        self.copied_to = self.copied_to.max(lsn);
+    }
+
+    /// What is copied need not be waited for. The last of it shares its segment with what comes after it.
+    fn zeros(&self, number: u64) -> Zeros {
+        match number < self.files.number_of(self.copied_to) {
+            true => Zeros::Reserved,
+            false => Zeros::Written,
+        }
     }
 
     /// Makes the segment of the next byte soon.
     pub fn prepare(&self) {
-        self.preparer.request(&self.files, self.files.number_of(self.end));
+        let number = self.files.number_of(self.end);
+        self.preparer.request(&self.files, number, self.zeros(number));
     }
 
     /// Makes sure that bytes of `[from, to)` have segments: the only step of writing that can
@@ -55,14 +72,14 @@ impl LogWriter {
 
     fn segment(&mut self, number: u64) -> Result<&Arc<dyn DiskFile>, StorageError> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
-            let (file, was_there) = self.files.open_or_make(number)?;
+            let (file, was_there) = self.files.open_or_make(number, self.zeros(number))?;
             // One is not enough for who fills segments as quickly as they are made.
             let goes_on = self.open.as_ref().is_some_and(|(open, _)| open + 1 == number);
             if goes_on && !was_there {
                 self.ahead = MOST_AHEAD;
             }
             for next in 1..=self.ahead {
-                self.preparer.request(&self.files, number + next);
+                self.preparer.request(&self.files, number + next, self.zeros(number + next));
             }
             return Ok(&self.open.insert((number, file)).1);
         }
@@ -151,12 +168,12 @@ mod tests {
         let parameters = parameters(Lsn(1 << 20));
         let files = SegmentFiles::new(Arc::new(disk.clone()), directory.path(), parameters);
         disk.fail(Fail::NamesFull);
-        assert!(files.open_or_make(1).is_err());
+        assert!(files.open_or_make(1, Zeros::Written).is_err());
         assert_eq!(files.numbers().unwrap(), [1]);
         disk.fail(Fail::Nothing);
-        assert!(files.open_or_make(2).is_ok());
-        assert!(files.open_or_make(1).is_err(), "its name was never durable");
-        assert!(files.open_or_make(2).is_ok());
+        assert!(files.open_or_make(2, Zeros::Written).is_ok());
+        assert!(files.open_or_make(1, Zeros::Written).is_err(), "its name was never durable");
+        assert!(files.open_or_make(2, Zeros::Written).is_ok());
     }
 
     #[test]
@@ -186,5 +203,44 @@ mod tests {
         assert_eq!(files.numbers().unwrap(), [1, 2, 3, 4, 5, 6]);
         fill(5);
         assert_eq!((make(), files.numbers().unwrap()), (2, vec![1, 2, 3, 4, 5, 6, 7]));
+    }
+    #[test]
+    fn segments_that_are_copied_whole_are_not_written_twice() {
+        let (disk, directory) = (FaultyDisk::default(), tempfile::tempdir().unwrap());
+        let size = u64::from(SIZE);
+        let mut parameters = parameters(Lsn(size));
+        parameters.segment_size = SIZE;
+        let files = SegmentFiles::new(Arc::new(disk.clone()), directory.path(), parameters);
+        let files = Arc::new(files);
+        let (preparer, preparations) = Preparer::queue(Latch::default());
+        let mut writer = LogWriter::new(Arc::clone(&files), preparer, Lsn(size));
+        writer.is_copied_to(Lsn(4 * size + size / 2));
+        let mut fill = |number: u64| {
+            let before = disk.written_bytes();
+            writer.write(Lsn(number * size), &[1]).unwrap();
+            while preparations.step() {}
+            disk.written_bytes() - before - 1
+        };
+        assert_eq!(fill(1), 0);
+        // From the second on, for which it had not to wait, the next is made ahead.
+        assert_eq!((fill(2), files.numbers().unwrap()), (0, vec![1, 2, 3]));
+        assert_eq!(
+            (fill(3), files.numbers().unwrap()),
+            (size, vec![1, 2, 3, 4]),
+            "its end is not copied"
+        );
+        assert_eq!(fill(4), size);
+        let is_whole = |number| files.open(number).unwrap().unwrap().size().unwrap() == size;
+        assert!((1..=5).all(is_whole));
+        let mut byte = [1];
+        files.open(2).unwrap().unwrap().read_at(&mut byte, size - 1).unwrap();
+        assert_eq!(byte, [0]);
+        // Where space can't be reserved it is written.
+        writer.is_copied_to(Lsn(100 * size));
+        disk.fail(Fail::NoReserve);
+        let before = disk.written_bytes();
+        writer.write(Lsn(50 * size), &[1]).unwrap();
+        assert_eq!(disk.written_bytes() - before, size + 1);
+        assert_eq!(files.open(50).unwrap().unwrap().size().unwrap(), size);
     }
 }

@@ -286,6 +286,7 @@ impl Core {
             return Ok(());
         }
         self.space.check(self.files.directory())?;
+        self.log.is_copied_to(append.commit_lsn);
         self.log.reserve(from, end).inspect_err(|error| {
             if !matches!(error, StorageError::DiskFull { .. }) {
                 self.latch.throw(&error.to_string());

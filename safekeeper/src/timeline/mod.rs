@@ -319,7 +319,7 @@ impl Timeline {
             start: range.start,
             length: range.length,
             record_end: range.start,
-            commit_lsn: Lsn::INVALID,
+            commit_lsn: range.commit_lsn,
         };
         core.reserve(&append)?;
         let mut answer =

@@ -16,7 +16,8 @@ use pgstrata_wire::safekeeper::{
 };
 use pgstrata_wire::version::Version;
 
-use super::{Limits, Waiting};
+use super::{Limits, Served, Waiting};
+use crate::pace::{Others, Pace};
 use crate::storage_error::StorageError;
 use crate::timeline::{Answer, ComputeConnected, ProposerConnected, ReadOn, Timeline};
 use crate::timelines::former::decided;
@@ -35,6 +36,7 @@ pub struct Connection {
     peer: Peer,
     waiting: Arc<Waiting>,
     limits: Limits,
+    pace: Arc<Pace>,
     timelines: Arc<Timelines>,
     /// What is spoken, once the client has said what it speaks. Whichever it is, what is voted and acknowledged means the same.
     version: Option<Version>,
@@ -49,6 +51,8 @@ pub struct Connection {
     /// The newest term that it asked for or won, as it said.
     asked: Term,
     compute: Option<ComputeConnected>,
+    /// What its appends say of those who commit without this one.
+    others: Others,
     /// Whom the release before has met of the members that a compute of that release named.
     met: Vec<(NodeId, Incarnation)>,
     /// Where it has read to.
@@ -58,19 +62,14 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that has said nothing yet.
-    pub fn new(
-        stream: Stream,
-        peer: Peer,
-        waiting: Arc<Waiting>,
-        timelines: Arc<Timelines>,
-        limits: Limits,
-    ) -> Connection {
+    pub fn new(stream: Stream, peer: Peer, waiting: Arc<Waiting>, served: &Served) -> Connection {
         Connection {
             stream,
             peer,
             waiting,
-            limits,
-            timelines,
+            limits: served.limits,
+            pace: Arc::clone(&served.pace),
+            timelines: Arc::clone(&served.timelines),
             version: None,
             timeline: None,
             is_compute: false,
@@ -79,6 +78,7 @@ impl Connection {
             proposer: None,
             asked: Term(0),
             compute: None,
+            others: Others::default(),
             met: Vec::new(),
             read: None,
             output: Vec::new(),
@@ -198,12 +198,19 @@ impl Connection {
         }
         let mut batch = timeline.batch();
         let (mut taken, mut appends) = (0, 0);
+        // Of what others have without this one.
+        let mut old_bytes = 0;
         let mut refusal = Ok(None);
         while input.kind().is_some_and(is_appending) {
             let Some(frame) = input.next()? else { break };
             if let Message::Append(append, payload) = decode(frame.kind, frame.body)? {
                 refusal = batch.append(&append, payload);
                 appends += 1;
+                if append.commit_lsn > append.start
+                    && self.others.commit_without(&append, Instant::now())
+                {
+                    old_bytes += append.length;
+                }
             }
             let size = frame.size;
             input.consume(size);
@@ -232,6 +239,9 @@ impl Connection {
         }
         self.answer(answer)?;
         timeline.wake_readers();
+        if old_bytes > 0 {
+            self.pace.wait_after(old_bytes);
+        }
         Ok(true)
     }
 

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use pgstrata_listen::{Place, Security, Shares, Sparing};
 
 use self::connection::Connection;
+use crate::pace::Pace;
 use crate::storage_error::StorageError;
 use crate::timelines::Timelines;
 
@@ -78,15 +79,23 @@ impl Waiting {
     }
 }
 
+/// What is served, to whom.
+#[derive(Clone)]
+pub struct Served {
+    /// The timelines.
+    pub timelines: Arc<Timelines>,
+    /// Who is let in.
+    pub security: Security,
+    /// What connections may take.
+    pub limits: Limits,
+    /// How fast WAL is taken that is missing here.
+    pub pace: Arc<Pace>,
+}
+
 /// Accepts connections on threads of its own, one for each address that is listened on, for ever.
-pub fn serve(
-    listeners: Vec<TcpListener>,
-    timelines: Arc<Timelines>,
-    security: Security,
-    limits: Limits,
-) -> io::Result<()> {
-    let shares = Shares::new(limits.of_one_peer, limits.connections);
-    let accept = Accept { timelines, security, limits, shares, pending: Arc::default() };
+pub fn serve(listeners: Vec<TcpListener>, served: Served) -> io::Result<()> {
+    let shares = Shares::new(served.limits.of_one_peer, served.limits.connections);
+    let accept = Accept { served, shares, pending: Arc::default() };
     for listener in listeners {
         let accept = accept.clone();
         std::thread::Builder::new()
@@ -100,9 +109,7 @@ static NOT_LET_IN: Sparing = Sparing::new();
 
 #[derive(Clone)]
 struct Accept {
-    timelines: Arc<Timelines>,
-    security: Security,
-    limits: Limits,
+    served: Served,
     shares: Shares,
     /// Oldest first; those that have greeted or are gone stay until they are met.
     pending: Arc<Mutex<VecDeque<Weak<Waiting>>>>,
@@ -126,22 +133,22 @@ impl Accept {
         self.make_room(&mut pending);
         let place = self.shares.take(peer.ip()).map_err(io::Error::other)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(self.limits.greeting))?;
-        stream.set_write_timeout(Some(self.limits.idle))?;
+        stream.set_read_timeout(Some(self.served.limits.greeting))?;
+        stream.set_write_timeout(Some(self.served.limits.idle))?;
         let waiting = Arc::new(Waiting {
             socket: Mutex::new(Some(stream.try_clone()?)),
             place: Mutex::new(Some(place)),
         });
         pending.push_back(Arc::downgrade(&waiting));
         drop(pending);
-        let (timelines, limits) = (Arc::clone(&self.timelines), self.limits);
-        let security = self.security.clone();
+        let served = self.served.clone();
         let run = move || {
-            let (stream, shown) = match security.accept(stream, limits.greeting) {
+            let accepted = served.security.accept(stream, served.limits.greeting);
+            let (stream, shown) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => return NOT_LET_IN.not_let_in("WAL", peer, &error),
             };
-            let connection = Connection::new(stream, shown, waiting, timelines, limits);
+            let connection = Connection::new(stream, shown, waiting, &served);
             if let Err(error) = connection.run() {
                 let is_said = error.downcast_ref().is_some_and(StorageError::is_for_kept_space);
                 let error = format!("{error:#}");
@@ -157,7 +164,7 @@ impl Accept {
     /// Closes those that have waited longest without a word, so that they keep nobody out.
     fn make_room(&self, pending: &mut VecDeque<Weak<Waiting>>) {
         pending.retain(|waiting| waiting.upgrade().is_some_and(|waiting| waiting.is_on()));
-        while pending.len() >= self.limits.pending {
+        while pending.len() >= self.served.limits.pending {
             if let Some(waiting) = pending.pop_front().and_then(|oldest| oldest.upgrade()) {
                 waiting.end();
             }
