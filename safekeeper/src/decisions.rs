@@ -3,6 +3,7 @@
 //! What stands there is decided, and nothing else is. It is read when somebody names a configuration that is not known
 //! here, or a timeline: once for each change of members, off the way of commits.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -158,14 +159,34 @@ impl Decisions {
     }
 
     /// Founds a timeline with these nodes as its first members, each in the life in which it registered last, which is that
-    /// in which it was heard, if it was; or finds that somebody has founded it, with whomever. `is_older`: it was there before
-    /// there was this object.
+    /// in which it was heard, if it was; or finds that somebody has founded it, with whomever.
     pub fn found(
         &self,
         parameters: &TimelineParameters,
         nodes: &[(NodeId, Option<Incarnation>)],
-        is_older: bool,
     ) -> Result<Quorum, RefusedReason> {
+        self.found_with(parameters, nodes, None)
+    }
+
+    /// The same of a timeline that was there before there was this object: with whoever was `met` then, whatever has become of
+    /// them. Who has another directory since, or none, has lost what it promised, and is a member all the same: a majority of the
+    /// others has what was committed, and another one can take its place.
+    pub fn found_older(
+        &self,
+        parameters: &TimelineParameters,
+        nodes: &[(NodeId, Option<Incarnation>)],
+        met: &BTreeMap<NodeId, Incarnation>,
+    ) -> Result<Quorum, RefusedReason> {
+        self.found_with(parameters, nodes, Some(met))
+    }
+
+    fn found_with(
+        &self,
+        parameters: &TimelineParameters,
+        nodes: &[(NodeId, Option<Incarnation>)],
+        met: Option<&BTreeMap<NodeId, Incarnation>>,
+    ) -> Result<Quorum, RefusedReason> {
+        let is_older = met.is_some();
         self.wait(async {
             let ids: Vec<NodeId> = nodes.iter().map(|(node, _)| *node).collect();
             let nothing_lost = async {
@@ -175,10 +196,13 @@ impl Decisions {
                 }
             };
             let (found, ()) = tokio::try_join!(self.get_registrations(&ids), nothing_lost)?;
-            let members = nodes
-                .iter()
-                .zip(found)
-                .map(|(&(node, heard), found)| self.registered(node, heard, found));
+            let member = |(&(node, heard), found): (&(NodeId, _), _)| match met
+                .and_then(|met| met.get(&node))
+            {
+                Some(&incarnation) => Ok(Member { node, incarnation }),
+                None => self.registered(node, heard, found),
+            };
+            let members = nodes.iter().zip(found).map(member);
             let members = members.collect::<Result<Vec<Member>, RefusedReason>>()?;
             let chain = Chain::found(members).map_err(unavailable)?;
             let founded = Quorum { is_older, ..Quorum::founded(parameters.clone(), chain) };

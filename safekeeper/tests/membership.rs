@@ -4,53 +4,21 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::cluster::Cluster;
+use common::members::{change, decide, decided, group, member, object, recover, wait_until};
 use common::source::Writer;
 use common::wal::{SEGMENT_SIZE, parameters};
 use pgstrata_compute_shim::proposer::{Proposing, SafekeeperClient, elect};
-use pgstrata_format::quorum::Quorum;
 use pgstrata_format::registration::Registration;
-use pgstrata_format::safekeeper::{decode_identity, decode_timelines};
+use pgstrata_format::safekeeper::decode_timelines;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId};
-use pgstrata_quorum::{Adopter, Chain, Holding, joint_in_use};
+use pgstrata_quorum::{Adopter, Holding, joint_in_use};
 use pgstrata_wire::safekeeper::Status;
 
 const START: Lsn = Lsn(SEGMENT_SIZE);
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The member that a node is now.
-fn member(cluster: &Cluster, id: u64) -> Member {
-    let node = cluster.nodes.iter().find(|node| node.id == id).unwrap();
-    let bytes = std::fs::read(node.dir.join("identity")).unwrap();
-    let identity = decode_identity(&bytes).unwrap();
-    Member { node: identity.node, incarnation: identity.incarnation.unwrap() }
-}
-
-fn group(cluster: &Cluster, ids: &[u64]) -> Vec<Member> {
-    ids.iter().map(|&id| member(cluster, id)).collect()
-}
-
-fn object(cluster: &Cluster) -> PathBuf {
-    let parameters = parameters(START);
-    let objects = cluster.dir.path().join("objects");
-    objects.join(format!("tenants/{}/timelines/{}/quorum", parameters.tenant, parameters.timeline))
-}
-
-fn decided(cluster: &Cluster) -> Quorum {
-    Quorum::decode(&std::fs::read(object(cluster)).unwrap()).unwrap()
-}
-
-/// Decides the next configuration, as nobody else does meanwhile.
-fn decide(cluster: &Cluster, next: impl Fn(&Chain) -> Chain) -> u64 {
-    let mut quorum = decided(cluster);
-    quorum.chain = next(&quorum.chain);
-    std::fs::write(object(cluster), quorum.encode()).unwrap();
-    quorum.chain.newest().number()
-}
 
 fn learn(cluster: &Cluster, id: u64, number: u64) -> Status {
     let node = cluster.nodes.iter().find(|node| node.id == id).unwrap();
@@ -77,14 +45,6 @@ fn is_in_use(cluster: &Cluster, ids: &[u64], number: u64) -> bool {
     });
     let said: Vec<Adopter> = said.collect();
     joint_in_use(decided(cluster).chain.newest(), &said).is_some()
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(30), "not {what} after 30 s");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// A compute that was told of these.
@@ -151,27 +111,6 @@ fn members_change_while_a_compute_is_idle() {
     cluster.nodes[3].wait_lsn("commit_lsn", end, PATIENCE);
     assert!(cluster.nodes[3].read_all(first, end) == writer.bytes());
     proposing.stop().unwrap();
-}
-
-/// Asks a safekeeper until these are the members. Returns how often it was asked.
-fn change(cluster: &Cluster, by: u64, nodes: &str) -> u32 {
-    let parameters = parameters(START);
-    let path = format!(
-        "/v1/members?tenant_id={}&timeline_id={}&nodes={nodes}",
-        parameters.tenant, parameters.timeline
-    );
-    let node = cluster.nodes.iter().find(|node| node.id == by).unwrap();
-    let begun = Instant::now();
-    for asked in 1.. {
-        let (status, answer) = node.post(&path);
-        if status == 200 && answer["step"] == "done" {
-            return asked;
-        }
-        assert!(status == 200 || status == 503, "{status} {answer}");
-        assert!(begun.elapsed() < Duration::from_secs(60), "{answer}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    unreachable!()
 }
 
 /// As machines that are cut off, or gone: nobody says that nobody is there.
@@ -662,17 +601,6 @@ fn a_removal_that_can_not_end_is_not_begun_and_can_be_undone() {
     proposing.stop().unwrap();
 }
 
-/// Asks for those who are left to go on alone.
-fn recover(cluster: &Cluster, by: u64, survivors: &str, after: u64) -> (u16, String) {
-    let parameters = parameters(START);
-    let path = format!(
-        "/v1/recover?tenant_id={}&timeline_id={}&survivors={survivors}&after={after}",
-        parameters.tenant, parameters.timeline
-    );
-    let (status, answer) = cluster.nodes[by as usize - 1].post(&path);
-    (status, answer.to_string())
-}
-
 #[test]
 fn of_who_is_left_the_one_with_most_decides_until_all_have_it() {
     let mut cluster = Cluster::start(6);
@@ -836,121 +764,4 @@ fn what_was_founded_goes_on_without_object_storage() {
         SafekeeperClient::connect(&cluster.nodes[2].wal, None, None, PATIENCE).unwrap();
     let asked = client.learn(parameters.tenant, parameters.timeline, 1).unwrap_err();
     assert!(asked.to_string().contains("checksum does not match"), "{asked}");
-}
-
-/// What `control` of version 2 was: members by their nodes only, and no term in which they were taken.
-fn to_second_version(path: &Path, members: u64) {
-    let bytes = std::fs::read(path).unwrap();
-    let body = &bytes[24..];
-    let (before, after) = (&body[..156], &body[156 + 8 + 4 + 24 * members as usize..]);
-    let mut body = before.to_vec();
-    body.extend_from_slice(&(members as u32).to_le_bytes());
-    (1..=members).for_each(|node| body.extend_from_slice(&node.to_le_bytes()));
-    body.extend_from_slice(after);
-    std::fs::write(path, with_header(b"pgsSKctl", 2, &body)).unwrap();
-}
-
-fn with_header(magic: &[u8; 8], version: u16, body: &[u8]) -> Vec<u8> {
-    let mut bytes = magic.to_vec();
-    bytes.extend_from_slice(&version.to_le_bytes());
-    bytes.extend_from_slice(&[0; 2]);
-    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
-    let crc = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    bytes.extend_from_slice(body);
-    bytes
-}
-
-/// Makes what a cluster has what an older version would have left: `met` is whom they had met.
-fn make_older(cluster: &mut Cluster, met: &BTreeMap<u64, Incarnation>) {
-    let parameters = parameters(START);
-    for node in &mut cluster.nodes {
-        assert_eq!(node.stop(), Some(0));
-        let timeline = node.dir.join(parameters.tenant.to_string());
-        let timeline = timeline.join(parameters.timeline.to_string());
-        to_second_version(&timeline.join("control"), 3);
-        std::fs::remove_file(node.dir.join("timelines")).unwrap();
-        let identity = std::fs::read(node.dir.join("identity")).unwrap();
-        let identity = with_header(b"pgsSKid\n", 2, &identity[24..]);
-        std::fs::write(node.dir.join("identity"), identity).unwrap();
-        let mut body = (met.len() as u32).to_le_bytes().to_vec();
-        for (node, incarnation) in met {
-            body.extend_from_slice(&node.to_le_bytes());
-            body.extend_from_slice(&incarnation.0);
-        }
-        std::fs::write(node.dir.join("members"), with_header(b"pgsSKmem", 1, &body)).unwrap();
-    }
-    std::fs::remove_file(object(cluster)).unwrap();
-}
-
-/// Three as an older version left them, all down, with a log that the first two have whole; and where that ends.
-fn older_cluster() -> (Cluster, Lsn) {
-    let mut cluster = Cluster::start(3);
-    let (writer, proposing) = cluster.lead(&parameters(START), true);
-    let end = writer.commit(10, 1000);
-    for node in &cluster.nodes[..2] {
-        node.wait_lsn("flush_lsn", end, PATIENCE);
-    }
-    proposing.stop().unwrap();
-    let met = (1..=3).map(|id| (id, member(&cluster, id).incarnation)).collect();
-    make_older(&mut cluster, &met);
-    (cluster, end)
-}
-
-#[test]
-fn a_branch_of_an_older_version_goes_on() {
-    let (mut cluster, end) = older_cluster();
-    let parameters = parameters(START);
-    for node in &mut cluster.nodes {
-        node.start();
-    }
-    // Whatever it is told, a compute founds it with those whose it was.
-    let mut config = cluster.config(&parameters);
-    config.safekeepers_to_ask = vec![NodeId(3)];
-    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, end);
-    let quorum = decided(&cluster);
-    assert!(quorum.is_older);
-    assert_eq!(quorum.chain.newest().members(), group(&cluster, &[1, 2, 3]));
-    // It is written down, and is needed no more.
-    for node in &mut cluster.nodes {
-        node.kill();
-        std::fs::remove_file(node.dir.join("members")).unwrap();
-        node.start();
-        assert_eq!(node.status()["timelines"][0]["quorum"]["number"], 1);
-    }
-    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
-}
-
-#[test]
-fn a_member_that_was_wiped_under_an_older_version_is_known() {
-    let (mut cluster, _) = older_cluster();
-    let parameters = parameters(START);
-    std::fs::remove_dir_all(&cluster.nodes[2].dir).unwrap();
-    for node in &mut cluster.nodes {
-        node.start();
-    }
-    let refused = elect(cluster.config(&parameters), Duration::from_secs(3)).unwrap_err();
-    assert!(refused.to_string().contains("another directory"), "{refused}");
-}
-
-#[test]
-fn a_copy_that_was_lost_under_an_older_version_is_not_begun_anew() {
-    let (mut cluster, end) = older_cluster();
-    let parameters = parameters(START);
-    let lost = cluster.nodes[2].dir.join(parameters.tenant.to_string());
-    std::fs::remove_dir_all(lost).unwrap();
-    for node in &mut cluster.nodes {
-        node.start();
-    }
-    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
-    cluster.nodes[1].kill();
-    let refused = elect(cluster.config(&parameters), Duration::from_secs(3)).unwrap_err();
-    assert!(refused.to_string().contains("before its members were written down"), "{refused}");
-    // Nor is it once the others change: it was a member from the first on.
-    let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[1, 3])).unwrap());
-    let mut client =
-        SafekeeperClient::connect(&cluster.nodes[2].wal, None, None, PATIENCE).unwrap();
-    let refused = client.learn(parameters.tenant, parameters.timeline, joint).unwrap_err();
-    assert!(refused.to_string().contains("before its members were written down"), "{refused}");
 }

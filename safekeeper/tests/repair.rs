@@ -304,3 +304,31 @@ fn read(node: &Node, from: Lsn, to: Lsn) -> std::io::Result<Vec<u8>> {
     client.read_wal(from, to, Term(0), &mut bytes)?;
     Ok(bytes)
 }
+
+/// Members may have been given up, and what they archived is not right then: while that can't be read the archive is no source.
+#[test]
+fn nothing_is_mended_from_the_archive_while_it_is_not_known_who_was_given_up() {
+    let mut cluster = Cluster::start(3);
+    let (first, bytes) = written(&cluster, 350);
+    cluster.nodes[0].wait_lsn("archived_lsn", START + 2 * SEGMENT_SIZE, LONG);
+    for node in &mut cluster.nodes {
+        node.kill();
+    }
+    let parameters = parameters(START);
+    let of = format!("objects/tenants/{}/timelines/{}", parameters.tenant, parameters.timeline);
+    let object = cluster.dir.path().join(of).join("quorum");
+    let right = std::fs::read(&object).unwrap();
+    let mut wrong = right.clone();
+    *wrong.last_mut().unwrap() ^= 1;
+    std::fs::write(&object, wrong).unwrap();
+    let node = &mut cluster.nodes[0];
+    Damage::Missing.happens(node, START);
+    node.start();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        assert!(damaged(node).is_some());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    std::fs::write(&object, right).unwrap();
+    assert_mended(node, first, &bytes, "the archive");
+}

@@ -11,6 +11,9 @@ use crate::{Configuration, ConfigurationError};
 /// Configurations that are kept: the newest. An acceptor that was away for longer believes the oldest of them.
 pub const MAX_CHAIN: usize = 64;
 
+/// Number of the configuration that a log is founded with.
+const FIRST: u64 = 1;
+
 /// A chain that can't be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
@@ -44,7 +47,7 @@ pub struct Chain(Vec<Configuration>);
 impl Chain {
     /// The first configuration.
     pub fn found(members: Vec<Member>) -> Result<Chain, ChainError> {
-        Chain::of(vec![Configuration::new(1, members)?])
+        Chain::of(vec![Configuration::new(FIRST, members)?])
     }
 
     /// These configurations, if each follows from the one before it.
@@ -54,7 +57,7 @@ impl Chain {
         }
         let is_first = |first: &Configuration| match first.number() {
             0 => false,
-            1 => first.incoming().is_empty(),
+            FIRST => first.incoming().is_empty(),
             _ => true,
         };
         let wrong = configurations.first().filter(|first| !is_first(first));
@@ -73,6 +76,11 @@ impl Chain {
     /// The one that is to be used.
     pub fn newest(&self) -> &Configuration {
         &self.0[self.0.len() - 1]
+    }
+
+    /// Whether the configuration is still there that the log was founded with.
+    pub fn begins_with_the_first(&self) -> bool {
+        self.0[0].number() == FIRST
     }
 
     /// Whether whoever has this configuration may go on to the newest: it is one of them, or older than all.

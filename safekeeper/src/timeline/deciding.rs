@@ -1,6 +1,6 @@
 //! Taking what was decided of a timeline's members.
 
-use pgstrata_quorum::{Chain, Configuration, Refusal};
+use pgstrata_quorum::{Chain, Refusal};
 use pgstrata_wire::safekeeper::{Message, RefusedReason};
 
 use super::Timeline;
@@ -18,10 +18,13 @@ impl Timeline {
             let number = own.number();
             return Err(RefusedReason::Quorum(Refusal::OtherMembers { number }));
         }
+        // One that was never told who they are was not asked either when they began anew, or changed so often.
+        let unasked = !own.is_known() && !decided.begins_with_the_first();
+        let went_on = unasked || decided.began_without(&own, self.own);
         if decided.newest().contains(self.own) {
-            return self.refuse_given_up(&own, decided);
+            return self.refuse_given_up(went_on);
         }
-        if decided.began_without(&own, self.own) || !decided.shows_leaving(self.own) {
+        if went_on || !decided.shows_leaving(self.own) {
             // Others went on without its word, and may lack what it has.
             self.keep().map_err(failed)?;
         }
@@ -39,12 +42,8 @@ impl Timeline {
     }
 
     /// Refuses to be a member again with a log that others went on without: it may have what was given up.
-    fn refuse_given_up(
-        &self,
-        before: &Configuration,
-        decided: &Chain,
-    ) -> Result<(), RefusedReason> {
-        if decided.began_without(before, self.own) {
+    fn refuse_given_up(&self, went_on: bool) -> Result<(), RefusedReason> {
+        if went_on {
             // Also if it is no member later.
             self.keep().map_err(failed)?;
         } else if !self.is_kept().map_err(failed)? {

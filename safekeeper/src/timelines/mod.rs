@@ -242,7 +242,10 @@ impl Timelines {
         if !own.is_known() {
             // Whatever comes of it, nobody counts nodes any more.
             timeline.note_decided();
-            self.check_first(&own, decided)?;
+            // Else it was not founded with them just now, and the members are others' affair.
+            if decided.chain.begins_with_the_first() {
+                self.check_first(&own, decided)?;
+            }
         }
         let is_member = decided.chain.newest().contains(self.context.shared.own);
         if decided.restored.is_some_and(|restored| own.number() < restored.number) && is_member {
@@ -315,11 +318,22 @@ impl Timelines {
             }
             None => {}
         }
-        let founded = self.context.decisions.found(parameters, nodes, own.is_some())?;
+        let founded = match own {
+            Some(_) => self.context.decisions.found_older(parameters, nodes, &self.met_by_us())?,
+            None => self.context.decisions.found(parameters, nodes)?,
+        };
         check_parameters(&founded.parameters, parameters)?;
         let members = founded.chain.newest().nodes();
         tracing::info!(timeline = %parameters.timeline, ?members, "timeline founded");
         self.greet_by(greeting, Some(founded))
+    }
+
+    /// Whom this safekeeper has met under an older version, and itself.
+    fn met_by_us(&self) -> BTreeMap<NodeId, Incarnation> {
+        let own = self.context.shared.own;
+        let mut met = BTreeMap::clone(&self.context.met);
+        met.insert(own.node, own.incarnation);
+        met
     }
 
     fn create(
@@ -333,8 +347,8 @@ impl Timelines {
             |configuration: &Configuration| !configuration.contains(self.context.shared.own);
         if decided.is_older && !decided.chain.configurations().iter().any(came_later) {
             return Err(RefusedReason::Storage(format!(
-                "timeline {} was here before its members were written down, and its directory is gone: what this \
-                 safekeeper promised and stored of it is lost",
+                "timeline {} was there before its members were written down, and nothing of it is here: what this \
+                 safekeeper may have promised and stored of it is lost. Make it a member anew (pgstrata safekeeper replace)",
                 key.1
             )));
         }

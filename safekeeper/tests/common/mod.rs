@@ -5,6 +5,7 @@
 pub mod broker;
 pub mod cluster;
 pub mod lives;
+pub mod members;
 pub mod played;
 pub mod replication;
 pub mod source;
