@@ -180,8 +180,10 @@ impl World {
             }
             Action::Write(c) => {
                 let compute = &mut self.computes[usize::from(c)];
+                let left = compute.records.checked_sub(1);
+                let left = left.ok_or("a beginning needs records that the bounds don't allow")?;
                 compute.log.extend(compute.record(c));
-                compute.records -= 1;
+                compute.records = left;
                 compute.core.appended(Lsn(compute.log.len() as u64));
                 Ok(())
             }
