@@ -170,7 +170,8 @@ impl Decisions {
 
     /// The same of a timeline that was there before there was this object: with whoever was `met` then, whatever has become of
     /// them. Who has another directory since, or none, has lost what it promised, and is a member all the same: a majority of the
-    /// others has what was committed, and another one can take its place.
+    /// others has what was committed, and another one can take its place. `nodes` says of those who have a copy in which life
+    /// they were heard, which must be the one that was met.
     pub fn found_older(
         &self,
         parameters: &TimelineParameters,
@@ -196,9 +197,13 @@ impl Decisions {
                 }
             };
             let (found, ()) = tokio::try_join!(self.get_registrations(&ids), nothing_lost)?;
-            let member = |(&(node, heard), found): (&(NodeId, _), _)| match met
+            let member = |(&(node, heard), found): (&(NodeId, Option<Incarnation>), _)| match met
                 .and_then(|met| met.get(&node))
             {
+                // It has a copy: others may have met it as it is now, and can found it with that one.
+                Some(met) if heard.is_some_and(|heard| heard != *met) => Err(unavailable(format!(
+                    "safekeeper {node} has a copy of it in another directory than the one that was met here"
+                ))),
                 Some(&incarnation) => Ok(Member { node, incarnation }),
                 None => self.registered(node, heard, found),
             };

@@ -20,7 +20,7 @@ const COMMITS: Duration = Duration::from_secs(1);
 
 /// Longest wait with what a compute sends, which gives up who says nothing for five seconds. Where so many send at once that
 /// each would have to wait longer, they are faster than the rate.
-const LONGEST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// How WAL is fetched that is missing here.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Pace {
         std::thread::sleep(self.take(bytes, Instant::now(), Duration::MAX));
     }
 
-    /// Waits after so many bytes were taken that a compute sent, for two seconds at most. Whoever calls it holds nothing that others
+    /// Waits after so many bytes were taken that a compute sent, for a second at most. Whoever calls it holds nothing that others
     /// wait for.
     pub fn wait_after(&self, bytes: u64) {
         std::thread::sleep(self.take(bytes, Instant::now(), LONGEST));

@@ -54,14 +54,25 @@ fn make_older(cluster: &mut Cluster, met: &BTreeMap<u64, Incarnation>) {
         let identity = std::fs::read(node.dir.join("identity")).unwrap();
         let identity = with_header(b"pgsSKid\n", 2, &identity[24..]);
         std::fs::write(node.dir.join("identity"), identity).unwrap();
-        let mut body = (met.len() as u32).to_le_bytes().to_vec();
-        for (node, incarnation) in met {
-            body.extend_from_slice(&node.to_le_bytes());
-            body.extend_from_slice(&incarnation.0);
-        }
-        std::fs::write(node.dir.join("members"), with_header(b"pgsSKmem", 1, &body)).unwrap();
+        write_met(node, met);
     }
     std::fs::remove_file(object(cluster)).unwrap();
+}
+
+fn write_met(node: &Node, met: &BTreeMap<u64, Incarnation>) {
+    let mut body = (met.len() as u32).to_le_bytes().to_vec();
+    for (node, incarnation) in met {
+        body.extend_from_slice(&node.to_le_bytes());
+        body.extend_from_slice(&incarnation.0);
+    }
+    std::fs::write(node.dir.join("members"), with_header(b"pgsSKmem", 1, &body)).unwrap();
+}
+
+/// The first met the third in an earlier life of its directory, as nobody else did.
+fn first_met_another(cluster: &Cluster) {
+    let met = |id| (id, member(cluster, id).incarnation);
+    let met = [met(1), met(2), (3, Incarnation([9; 16]))].into_iter().collect();
+    write_met(&cluster.nodes[0], &met);
 }
 
 /// Three as an older version left them, all down, with a log that the first two have whole; and where that ends.
@@ -151,6 +162,35 @@ fn a_member_that_never_came_under_this_version_holds_nothing_up() {
     assert_eq!(decided(&cluster).chain.newest().members(), was);
 }
 
+/// Whom one of them met is not there any more, and the others go on with who is.
+#[test]
+fn a_branch_of_an_older_version_is_founded_with_who_has_it() {
+    let (mut cluster, end) = older_cluster();
+    first_met_another(&cluster);
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    assert_eq!(cluster.elect(&parameters(START)).elected().start_lsn, end);
+    assert_eq!(decided(&cluster).chain.newest().members(), group(&cluster, &[1, 2, 3]));
+}
+
+/// It would not go on with what is decided.
+#[test]
+fn who_does_not_take_the_members_is_not_left_of_them() {
+    let (mut cluster, end) = older_cluster();
+    first_met_another(&cluster);
+    cluster.nodes[1].start();
+    cluster.nodes[2].start();
+    assert_eq!(cluster.elect(&parameters(START)).elected().start_lsn, end);
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+    cluster.nodes[0].start();
+    let (status, answer) = recover(&cluster, 1, "1", 1);
+    assert!(status == 409 && answer.contains("others answer than was said"), "{answer}");
+    assert_eq!(decided(&cluster).chain.newest().number(), 1);
+    assert!(!directory(&cluster.nodes[0]).join("keep").exists());
+}
+
 /// Others began anew before it was ever told who the members are: it may have what they gave up, and is kept.
 #[test]
 fn a_copy_of_an_older_version_is_kept_where_others_began_anew() {
@@ -218,6 +258,7 @@ fn damage_is_mended_before_the_members_are_written_down() {
     wait_until("mended", || cluster.nodes[2].timeline_lsn("flush_lsn") == end);
     assert!(!object(&cluster).exists());
     assert_eq!(cluster.elect(&parameters(START)).elected().start_lsn, end);
+    cluster.nodes[2].wait_lsn("commit_lsn", end, PATIENCE);
     assert!(cluster.nodes[2].read_all(first, end) == bytes);
 }
 

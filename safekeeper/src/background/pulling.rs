@@ -33,8 +33,8 @@ const CHUNK: u64 = 1 << 20;
 /// that are caught up with at once. After a longer one all of the log is copied.
 const MAX_BEGINNING: usize = 16 << 20;
 
-/// So much is copied at a pace before it is looked again whether a commit waits for it, in bytes.
-const PACED_PIECE: u64 = 256 << 20;
+/// So long it is copied at a pace before it is looked again whether a commit waits for it.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Times that a timeline is caught up with before others have their turn.
 const TURNS: usize = 8;
@@ -323,6 +323,7 @@ fn copy(
     let archive = background.archive.clone().map(ArchiveReader::new);
     let mut archive = archive.map(|archive| archive.without(peer.given_up.clone()));
     let mut at = missing.from;
+    let since = Instant::now();
     while at < target {
         if timeline.flush_lsn() > at.max(begun) {
             // A proposer sends what is missing.
@@ -333,7 +334,7 @@ fn copy(
         space.check(timeline.files().directory())?;
         space.pause(CHUNK);
         let to = target.min(at + CHUNK);
-        if is_paced && at - missing.from >= PACED_PIECE {
+        if is_paced && since.elapsed() >= LOOK_EVERY {
             return Ok(());
         }
         if is_paced {

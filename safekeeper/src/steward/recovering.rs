@@ -48,7 +48,18 @@ impl Steward {
             return Err(Trouble::Conflict(format!("{text} (configuration {})", newest.number())));
         }
         // What is concluded from silence here is given up: nobody's is taken for granted.
-        let (heard, _) = self.ask_with(key, newest, &|_| true, None, &|_| PATIENCE);
+        let (mut heard, _) = self.ask_with(key, newest, &|_| true, None, &|_| PATIENCE);
+        // A copy of an older version that was never told who the members are, or doesn't take it, is not one of theirs: it would
+        // not go on with what is decided here.
+        let is_told = |one: &Heard| one.status.configuration.is_known();
+        if !heard.iter().all(is_told) {
+            let untold: Vec<Member> =
+                heard.iter().filter(|one| !is_told(one)).map(|one| one.member).collect();
+            let (told, _) =
+                self.ask(key, newest, &|member| untold.contains(member), Some(newest.number()));
+            heard.retain(is_told);
+            heard.extend(told);
+        }
         let members: Vec<Member> = heard.iter().map(|one| one.member).collect();
         // Where a change is under way it can be undone: those before it are enough.
         let before =

@@ -385,6 +385,7 @@ impl Connection {
         self.proposer = None;
         self.timeline = None;
         self.read = None;
+        self.others = Others::default();
         self.is_compute = false;
         // Given back after the new one was counted: it is not gone in between.
         let before = self.compute.take();

@@ -234,9 +234,11 @@ impl Driver {
             (0..self.links.len()).filter(|&index| is_able(&self.links[index])).collect();
         let Some(&founder) = able.get(self.founder_turn % able.len().max(1)) else { return };
         self.founder_turn += 1;
+        // Of what was there before its members were written down a directory that has nothing of it is no member's.
+        let counts = |link: &&Link| !(has_copy && link.knows_nothing && !link.has_copy);
         let heard = |node: NodeId| {
             let link = self.links.iter().find(|link| link.node == node);
-            (node, link.and_then(|link| link.heard))
+            (node, link.filter(counts).and_then(|link| link.heard))
         };
         let nodes = self.configuration.nodes().into_iter().map(heard).collect();
         self.links[founder].found(nodes);
