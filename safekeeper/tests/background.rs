@@ -620,17 +620,16 @@ fn what_others_have_committed_is_taken_at_a_pace_also_from_a_compute() {
     let first = proposing.commit_lsn();
     cluster.nodes[2].wait_lsn("flush_lsn", first, LONG);
     cluster.nodes[2].kill();
-    let end = writer.commit(100, 1_000_000);
+    let end = writer.commit(160, 1_000_000);
     cluster.nodes[2].start();
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(4) {
         writer.commit(1, 100);
         std::thread::sleep(Duration::from_millis(10));
     }
-    // Some of it comes at once: before it is heard that they commit, and a second's worth.
+    // Some of it comes at once: before it is heard that they commit, or where they had to wait, as on a busy machine.
     let had = cluster.nodes[2].timeline_lsn("flush_lsn");
-    let seconds = begun.elapsed().as_secs();
-    assert!(had > first && had - first < (seconds + 20) << 20, "{had} after {seconds} s");
+    assert!(had > first && had - first < 64 << 20, "{had} of {end}");
     // Nobody commits any more.
     cluster.nodes[2].wait_lsn("flush_lsn", end, LONG);
     let all = writer.bytes();
