@@ -191,17 +191,22 @@ fn who_does_not_take_the_members_is_not_left_of_them() {
     assert!(!directory(&cluster.nodes[0]).join("keep").exists());
 }
 
-/// Others began anew before it was ever told who the members are: it may have what they gave up, and is kept.
-#[test]
-fn a_copy_of_an_older_version_is_kept_where_others_began_anew() {
+/// The third was never told who the members are, and is down; the second went on alone, as configuration 2.
+fn begun_anew() -> Cluster {
     let (mut cluster, end) = older_cluster();
-    let parameters = parameters(START);
     cluster.nodes[0].start();
     cluster.nodes[1].start();
-    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
+    assert_eq!(cluster.elect(&parameters(START)).elected().start_lsn, end);
     cluster.nodes[0].kill();
     let (status, answer) = recover(&cluster, 2, "2", 1);
     assert_eq!(status, 200, "{answer}");
+    cluster
+}
+
+/// Others began anew before it was ever told who the members are: it may have what they gave up, and is kept.
+#[test]
+fn a_copy_of_an_older_version_is_kept_where_others_began_anew() {
+    let (mut cluster, parameters) = (begun_anew(), parameters(START));
     cluster.nodes[2].start();
     let learn = |cluster: &Cluster, number| {
         let wal = &cluster.nodes[2].wal;
@@ -223,14 +228,7 @@ fn a_copy_of_an_older_version_is_kept_where_others_began_anew() {
 /// The same where it is told of it only once it is to be a member again.
 #[test]
 fn a_copy_of_an_older_version_is_no_newcomer_to_those_who_began_anew() {
-    let (mut cluster, end) = older_cluster();
-    let parameters = parameters(START);
-    cluster.nodes[0].start();
-    cluster.nodes[1].start();
-    assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
-    cluster.nodes[0].kill();
-    let (status, answer) = recover(&cluster, 2, "2", 1);
-    assert_eq!(status, 200, "{answer}");
+    let (mut cluster, parameters) = (begun_anew(), parameters(START));
     let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[2, 3])).unwrap());
     cluster.nodes[2].start();
     let wal = &cluster.nodes[2].wal;

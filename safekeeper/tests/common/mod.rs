@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod cluster;
+pub mod failing;
 pub mod lives;
 pub mod members;
 pub mod played;
