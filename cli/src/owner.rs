@@ -6,6 +6,7 @@
 //! that `up` names, unless that one could not get there.
 
 use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -32,6 +33,9 @@ static BECAME: OnceLock<String> = OnceLock::new();
 
 const NAMES: [&str; 5] =
     ["storage-broker", "safekeeper", "pageserver", "compute-shim", "libpgstrata_preload.so"];
+
+/// Looks at what is there while others make directories, each of which one of them has made then.
+const MOST_TRIES: usize = 20;
 
 /// The user that this process was not when it began, if it was root then.
 pub fn became() -> Option<&'static str> {
@@ -109,24 +113,37 @@ fn making(path: &Path, user: &User) -> Result<Making> {
         path.display(),
         user.name
     );
-    let uid = user.uid.as_raw();
     match fs::metadata(path) {
         Ok(about) if !about.is_dir() => bail!("{} is no directory", path.display()),
-        Ok(about) if about.uid() == uid => Ok(Making::There),
-        Ok(_) => {
-            let way = way::roots(path)?;
-            let empty = fs::read_dir(&way.existing)?.next().is_none();
-            ensure!(empty, "{} is root's, and not empty", path.display());
-            Ok(Making::ByRoot(way))
+        Ok(about) if is_of(&about, user) => return Ok(Making::There),
+        _ => {}
+    }
+    match way_to_make(path, user) {
+        // Another process made it since.
+        Err(_) if fs::metadata(path).is_ok_and(|about| about.is_dir() && is_of(&about, user)) => {
+            Ok(Making::There)
         }
-        Err(_) => {
-            let absolute = std::path::absolute(path)?;
-            let parent = absolute.ancestors().find_map(|parent| fs::metadata(parent).ok());
-            match parent {
-                Some(about) if about.uid() == uid => Ok(Making::ByUser),
-                _ => Ok(Making::ByRoot(way::roots(path)?)),
-            }
-        }
+        made => made,
+    }
+}
+
+fn is_of(about: &fs::Metadata, user: &User) -> bool {
+    about.uid() == user.uid.as_raw()
+}
+
+/// The same for one that is not there, or not the user's.
+fn way_to_make(path: &Path, user: &User) -> Result<Making> {
+    if fs::metadata(path).is_ok() {
+        let way = way::roots(path)?;
+        let empty = fs::read_dir(&way.existing)?.next().is_none();
+        ensure!(empty, "{} is root's, and not empty", path.display());
+        return Ok(Making::ByRoot(way));
+    }
+    let absolute = std::path::absolute(path)?;
+    let parent = absolute.ancestors().find_map(|parent| fs::metadata(parent).ok());
+    match parent {
+        Some(about) if is_of(&about, user) => Ok(Making::ByUser),
+        _ => Ok(Making::ByRoot(way::roots(path)?)),
     }
 }
 
@@ -137,10 +154,34 @@ fn create(path: &Path) -> Result<()> {
 /// Makes directories in which root works as root: its own, and nobody else's to write.
 fn make_roots(dir: &Path, store: Option<&Path>) -> Result<()> {
     for path in [Some(dir), store].into_iter().flatten() {
-        make_missing(&way::roots(path)?)?;
+        beside_others(|| make_missing(&way::roots(path)?).map(drop))?;
         stay_root(path)?;
     }
     Ok(())
+}
+
+/// Has directories made, and looks again at what is there if somebody else makes them in this moment.
+fn beside_others(make: impl Fn() -> Result<()>) -> Result<()> {
+    let mut tries = 1;
+    loop {
+        match make() {
+            Err(error) if tries < MOST_TRIES && is_there_now(&error) => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+fn is_there_now(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::AlreadyExists)
+}
+
+/// Makes a directory the user's, unless it is.
+fn make_his(path: &Path, user: &User) -> Result<()> {
+    beside_others(|| match making(path, user)? {
+        Making::ByRoot(way) => make_for(&way, user),
+        Making::There | Making::ByUser => Ok(()),
+    })
 }
 
 /// Makes the missing directories, whatever the umask is. Returns the last one, which is for its owner alone; those above
@@ -205,9 +246,7 @@ pub fn prepare(
     match paths().try_for_each(|path| making(path, &user).map(drop)) {
         Ok(()) => {
             for path in paths() {
-                if let Making::ByRoot(way) = making(path, &user)? {
-                    make_for(&way, &user)?;
-                }
+                make_his(path, &user)?;
             }
             become_user(dir, &user)?;
         }
@@ -265,4 +304,40 @@ pub fn copied_program(name: &str) -> Result<Option<PathBuf>> {
     file.read_exact_at(&mut content, 0).with_context(|| format!("can't read {name}"))?;
     files::place_program(&programs.directory, name, &content)?;
     Ok(Some(programs.directory.join(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Barrier;
+
+    use super::*;
+
+    /// Commands that make the same cluster at once, each of which may be at any step: none of them fails.
+    #[test]
+    fn a_directory_that_others_make_at_the_same_time() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let user = User::from_name("nobody").unwrap().unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for round in 0..300 {
+            let path = parent.path().join(format!("{round}/a/b/cluster"));
+            let all_are_there = Barrier::new(4);
+            let make = || {
+                all_are_there.wait();
+                make_his(&path, &user)?;
+                // What comes next is put into it.
+                let _ = fs::write(path.join("lock"), b"");
+                anyhow::Ok(())
+            };
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
+                threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+            });
+            assert!(is_of(&fs::metadata(&path).unwrap(), &user));
+        }
+    }
 }
