@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use crate::{files, locks, owner, process, way};
 /// What is remembered of a cluster, in its directory.
 pub const STATE_FILE: &str = "cluster.json";
 const LOCK_FILE: &str = "lock";
+const MEMBERS_LOCK_FILE: &str = "members.lock";
 /// Bytes of a state file, at most: room for tens of thousands of branches.
 pub const STATE_LIMIT: u64 = 64 << 20;
 /// Version of the state file that this program writes, and the newest that it reads.
@@ -33,8 +34,12 @@ pub const FIRST_BRANCH: &str = "main";
 const FIRST_PORT: u16 = 15_000;
 /// Ports tried before the kernel is asked for any.
 const PORT_ATTEMPTS: usize = 1000;
-/// Longest wait for another command that changes the cluster: longer than any of them takes.
+/// Longest wait for another command that changes the cluster: longer than any of them takes but those that change members.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
+/// Bytes of a process id, at most.
+const HOLDER_LIMIT: u64 = 32;
+/// A wait that is longer is told of.
+const QUIET_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One safekeeper's place.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -140,7 +145,7 @@ pub struct Cluster {
     pub claim: Tokens,
 }
 
-/// The right to change a cluster: one command at a time has it.
+/// The right to change a cluster, or who keeps its WAL: one command at a time has either.
 pub struct Lock {
     _file: Flock<fs::File>,
 }
@@ -148,11 +153,22 @@ pub struct Lock {
 impl Lock {
     /// Waits for its turn in the cluster of `dir`, which must exist.
     pub fn take(dir: &Path) -> Result<Lock> {
-        let path = dir.join(LOCK_FILE);
+        Lock::take_file(dir, LOCK_FILE)
+    }
+
+    /// The right to change who keeps the WAL, which takes as long as copying does. It is taken before the other one, which whoever
+    /// has it takes for a moment at a time only: a safekeeper that a change waits for can be started, and a compute.
+    pub fn take_for_members(dir: &Path) -> Result<Lock> {
+        Lock::take_file(dir, MEMBERS_LOCK_FILE)
+    }
+
+    fn take_file(dir: &Path, name: &str) -> Result<Lock> {
+        let path = dir.join(name);
         let open =
             fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = open.with_context(|| format!("can't open {}", path.display()))?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let since = Instant::now();
+        let mut is_told = false;
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut held) => {
@@ -166,9 +182,16 @@ impl Lock {
                     return Err(error).with_context(|| format!("can't lock {}", path.display()));
                 }
             }
-            if Instant::now() > deadline {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder);
+            let waited = since.elapsed();
+            if waited > QUIET_PATIENCE && !is_told {
+                is_told = true;
+                eprintln!(
+                    "pgstrata: waits for another pgstrata command (process {}) that is changing the cluster",
+                    holder_of(&path)
+                );
+            }
+            if waited > LOCK_PATIENCE {
+                let holder = holder_of(&path);
                 bail!(
                     "another pgstrata command (process {holder}) has been changing the cluster in \
                      {} for {LOCK_PATIENCE:?}: wait for it, or end it",
@@ -178,6 +201,12 @@ impl Lock {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// The process that took a lock last, for messages.
+fn holder_of(path: &Path) -> String {
+    let written = files::read(path, HOLDER_LIMIT).ok().flatten().unwrap_or_default();
+    String::from_utf8_lossy(&written).into_owned()
 }
 
 /// Whether nobody listens on a port of 127.0.0.1.

@@ -37,7 +37,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use cluster::Cluster;
+use cluster::{Cluster, Lock};
 use nix::sys::stat::Mode;
 use remote::Remote;
 use services::Services;
@@ -384,10 +384,7 @@ fn run(command: Verb, place: &Where, auth_dir: Option<&Path>) -> Result<bool> {
             members::list(services()?.as_ref(), json)
         }
         Verb::Safekeeper(verb) => match place {
-            Where::Here(dir) => {
-                let (mut cluster, _lock) = Cluster::change(dir)?;
-                members::run_here(&mut cluster, verb)
-            }
+            Where::Here(dir) => members::run_here(dir, verb),
             Where::Elsewhere(file) => members::run_elsewhere(&Remote::open(file)?, &verb),
         },
         Verb::Quorum(members::QuorumVerb::Show { branch, json }) => {
@@ -395,6 +392,8 @@ fn run(command: Verb, place: &Where, auth_dir: Option<&Path>) -> Result<bool> {
         }
         Verb::Quorum(members::QuorumVerb::Recover { branch, accept_loss }) => match place {
             Where::Here(dir) => {
+                Cluster::open(dir)?;
+                let _members = Lock::take_for_members(dir)?;
                 let (mut cluster, _lock) = Cluster::change(dir)?;
                 members::recover_here(&mut cluster, &branch, accept_loss)
             }

@@ -6,6 +6,7 @@
 mod recover;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use pgstrata_wire::http::safekeeper::{Change, Quorum, Status, Step};
 use serde_json::{Value, json};
 
 pub use self::recover::{recover, recover_here};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Lock};
 use crate::http::{Refused, Service};
 use crate::services::Services;
 use crate::{branch, out, table, up, zones};
@@ -30,6 +31,8 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// So long nothing moves before another safekeeper is asked.
 const TURN_AFTER: Duration = Duration::from_secs(10);
+/// Looks for branches that came to be while others were changed.
+const MOST_LOOKS: usize = 10;
 /// Between two lines that tell how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 /// What a safekeeper may lack and be well, in bytes.
@@ -290,11 +293,29 @@ pub fn show(services: &dyn Services, name: &str, json: bool) -> Result<()> {
 }
 
 /// Makes each timeline have the members that `wanted` says, of those that it is about to have; none if it has them. Goes on
-/// where an earlier command ended.
+/// where an earlier command ended. Those that came to be meanwhile, with whoever was there, are changed, too.
 fn change(
     services: &dyn Services,
     wanted: impl Fn(&Quorum) -> Result<Vec<u64>>,
     force: bool,
+) -> Result<usize> {
+    let (mut met, mut changed) = (BTreeSet::new(), 0);
+    for _ in 0..MOST_LOOKS {
+        let before = met.len();
+        changed += change_unmet(services, &wanted, force, &mut met)?;
+        if met.len() == before {
+            return Ok(changed);
+        }
+    }
+    bail!("branches were made all the time: the same command goes on with those")
+}
+
+/// Changes those timelines that were not met yet.
+fn change_unmet(
+    services: &dyn Services,
+    wanted: impl Fn(&Quorum) -> Result<Vec<u64>>,
+    force: bool,
+    met: &mut BTreeSet<Key>,
 ) -> Result<usize> {
     let seen = services.safekeepers()?;
     let silent: Vec<String> =
@@ -305,7 +326,9 @@ fn change(
     // All of them: what was decided may not have reached anybody who answers here.
     let mut work = Vec::new();
     for (key, quorum) in quorums(&seen) {
-        work.push((key, wanted(&quorum)?, quorum.number));
+        if met.insert(key) {
+            work.push((key, wanted(&quorum)?, quorum.number));
+        }
     }
     refuse_unknown(services, &seen, &silent)?;
     let able: Vec<&Service> =
@@ -458,7 +481,10 @@ pub fn run_elsewhere(services: &dyn Services, verb: &SafekeeperVerb) -> Result<(
             let count = change(services, |quorum| Ok(replaced(quorum, id, Some(new))), force)?;
             report(&format!("safekeeper {new} is in the place of {id}"), count)
         }
-        SafekeeperVerb::Remove { id, force } => remove(services, id, force),
+        SafekeeperVerb::Remove { id, force } => {
+            let count = without(services, id, force)?;
+            report(&format!("safekeeper {id} is no member of anything"), count)
+        }
         SafekeeperVerb::Drain { id, force } => drain(services, id, force),
     }
 }
@@ -470,7 +496,7 @@ fn done_adding(id: u64, count: usize, json: bool) -> Result<()> {
     }
 }
 
-fn remove(services: &dyn Services, id: u64, force: bool) -> Result<()> {
+fn without(services: &dyn Services, id: u64, force: bool) -> Result<usize> {
     let without = |quorum: &Quorum| {
         let is_member = quorum.members.iter().any(|member| member.id == id);
         if !is_member && quorum.incoming.iter().any(|member| member.id == id) {
@@ -481,8 +507,7 @@ fn remove(services: &dyn Services, id: u64, force: bool) -> Result<()> {
         ensure!(!nodes.is_empty(), "safekeeper {id} is the only one that keeps a branch");
         Ok(nodes)
     };
-    let count = change(services, without, force)?;
-    report(&format!("safekeeper {id} is no member of anything"), count)
+    change(services, without, force)
 }
 
 fn drain(services: &dyn Services, id: u64, force: bool) -> Result<()> {
@@ -504,26 +529,73 @@ fn drain(services: &dyn Services, id: u64, force: bool) -> Result<()> {
     report(&format!("safekeeper {id} keeps nothing"), count)
 }
 
-/// In a cluster that `up` made: processes are started and stopped, too.
-pub fn run_here(cluster: &mut Cluster, verb: SafekeeperVerb) -> Result<()> {
+/// Branches that a safekeeper is to keep.
+fn kept_by(services: &dyn Services, id: u64) -> Result<usize> {
+    let quorums = quorums(&services.safekeepers()?);
+    let keeps = |quorum: &&Quorum| {
+        quorum.members.iter().chain(&quorum.incoming).any(|member| member.id == id)
+    };
+    Ok(quorums.values().filter(keeps).count())
+}
+
+/// Changes members so that `id` keeps nothing, and stops it in the very moment in which that is so: before another branch is made,
+/// with it. Returns how many branches were changed.
+fn end(
+    dir: &Path,
+    id: u64,
+    without: impl Fn(&Cluster) -> Result<usize>,
+    after: impl FnOnce(&mut Cluster) -> Result<()>,
+) -> Result<usize> {
+    let mut changed = 0;
+    for _ in 0..MOST_LOOKS {
+        changed += without(&Cluster::open(dir)?)?;
+        let (mut cluster, _lock) = Cluster::change(dir)?;
+        if kept_by(&cluster, id)? == 0 {
+            after(&mut cluster)?;
+            return Ok(changed);
+        }
+    }
+    bail!(
+        "branches that safekeeper {id} keeps were made all the time: the same command goes on with those"
+    )
+}
+
+/// In a cluster that `up` made: processes are started and stopped, too. While members change, which takes as long as copying does,
+/// other commands may change what else there is: `up` starts a safekeeper that this waits for.
+pub fn run_here(dir: &Path, verb: SafekeeperVerb) -> Result<()> {
+    Cluster::open(dir)?;
+    let _members = Lock::take_for_members(dir)?;
+    // What the command before has left.
+    let cluster = Cluster::open(dir)?;
+    let begin = |zone: Option<String>, replaces| {
+        let (mut cluster, _lock) = Cluster::change(dir)?;
+        let id = up::begin_safekeeper(&mut cluster, zone, replaces)?;
+        Ok::<_, anyhow::Error>((id, cluster))
+    };
     match verb {
         SafekeeperVerb::Add { zone, force, json, id: None } => {
-            let id = up::begin_safekeeper(cluster, zone, None)?;
+            let (id, cluster) = begin(zone, None)?;
             let added = |quorum: &Quorum| {
                 let mut nodes = next_members(quorum);
                 nodes.extend(Some(id).filter(|id| !nodes.contains(id)));
                 Ok(nodes)
             };
-            let count = change(cluster, added, force)?;
-            up::safekeeper_has_joined(cluster, id, None)?;
+            let count = change(&cluster, added, force)?;
+            let (mut cluster, _lock) = Cluster::change(dir)?;
+            up::safekeeper_has_joined(&mut cluster, id, None)?;
             done_adding(id, count, json)
         }
         SafekeeperVerb::Replace { id, zone, force, with: None } => {
-            let new = up::begin_safekeeper(cluster, zone, Some(id))?;
-            let count = change(cluster, |quorum| Ok(replaced(quorum, id, Some(new))), force)?;
-            let unfinished = up::joins_for(cluster, id);
-            up::end_safekeeper(cluster, id)?;
-            up::safekeeper_has_joined(cluster, new, unfinished)?;
+            let (new, _) = begin(zone, Some(id))?;
+            let mut unfinished = None;
+            let instead = |cluster: &Cluster| {
+                change(cluster, |quorum| Ok(replaced(quorum, id, Some(new))), force)
+            };
+            let count = end(dir, id, instead, |cluster| {
+                unfinished = up::joins_for(cluster, id);
+                up::end_safekeeper(cluster, id)?;
+                up::safekeeper_has_joined(cluster, new, unfinished)
+            })?;
             if let Some(old) = unfinished.filter(|&old| old > 0) {
                 eprintln!(
                     "pgstrata: safekeeper {id} was to take the place of {old}: 'pgstrata safekeeper replace {old}' goes on \
@@ -534,13 +606,14 @@ pub fn run_here(cluster: &mut Cluster, verb: SafekeeperVerb) -> Result<()> {
         }
         SafekeeperVerb::Remove { id, force } => {
             let listed = cluster.state.safekeepers.iter().any(|place| place.id == id);
-            ensure!(listed, "there is no safekeeper {id} in {}", cluster.dir.display());
-            remove(cluster, id, force)?;
-            up::end_safekeeper(cluster, id)
+            ensure!(listed, "there is no safekeeper {id} in {}", dir.display());
+            let without = |cluster: &Cluster| without(cluster, id, force);
+            let count = end(dir, id, without, |cluster| up::end_safekeeper(cluster, id))?;
+            report(&format!("safekeeper {id} is no member of anything"), count)
         }
         SafekeeperVerb::Add { id: Some(_), .. } | SafekeeperVerb::Replace { with: Some(_), .. } => {
             bail!("a cluster made by 'up' starts its safekeepers itself: leave out --id and --with")
         }
-        other => run_elsewhere(cluster, &other),
+        other => run_elsewhere(&cluster, &other),
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::Lsn;
+use pgstrata_tests::health::Stopped;
 use pgstrata_tests::{Cluster, connect, signal};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -174,6 +175,65 @@ fn a_replacement_that_is_killed_goes_on() {
     let mut client = connect(&uri);
     let found: i64 = client.query_one("select count(*) from told", &[]).unwrap().get(0);
     assert_eq!(found, told);
+}
+
+/// What a replacement waits for is started by the command that starts everything, which waits for nobody.
+#[test]
+fn a_safekeeper_that_a_replacement_waits_for_is_started_meanwhile() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    cluster.kill("safekeeper-3");
+    cluster.kill("safekeeper-2");
+    std::fs::remove_dir_all(cluster.dir().join("safekeeper-2")).unwrap();
+    let mut replace = cluster.command(&["safekeeper", "replace", "2"]);
+    replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut replace = replace.spawn().unwrap();
+    let since = Instant::now();
+    while !ids(&safekeepers(&cluster)).contains(&4) {
+        assert!(since.elapsed() < Duration::from_secs(60), "none was started");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It may say that the second has lost its directory.
+    cluster.try_cli(&["up"]);
+    load.goes_on();
+    assert!(replace.try_wait().unwrap().is_none_or(|status| status.success()));
+    assert!(replace.wait().unwrap().success());
+    let shown = quorum(&cluster, "main");
+    assert_eq!((members(&shown), shown["joint"].as_bool()), (vec![1, 3, 4], Some(false)));
+    load.end();
+}
+
+/// A branch that is made while a safekeeper is being replaced is founded with that one as well: it is replaced there, too, before it is
+/// stopped.
+#[test]
+fn a_branch_that_is_made_meanwhile_is_changed_too() {
+    let cluster = Cluster::new();
+    connect(&cluster.up()).batch_execute("create table t as select 1 a").unwrap();
+    let mut replace = cluster.command(&["safekeeper", "replace", "2"]);
+    replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut replace = replace.spawn().unwrap();
+    let since = Instant::now();
+    while !ids(&safekeepers(&cluster)).contains(&4) {
+        assert!(since.elapsed() < Duration::from_secs(60), "none was started");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // It waits for this one from now on.
+    let newcomer = Stopped::stop(cluster.pid("safekeeper-4"));
+    std::thread::sleep(Duration::from_secs(2));
+    cluster.cli(&["branch", "create", "other", "--from", "main"]);
+    let mut other = cluster.branch_client("other");
+    other.batch_execute("create table u as select 2 a").unwrap();
+    assert!(members(&quorum(&cluster, "other")).contains(&2));
+    assert!(replace.try_wait().unwrap().is_none(), "it did not wait");
+    drop(newcomer);
+    assert!(replace.wait().unwrap().success());
+    for branch in ["main", "other"] {
+        let shown = quorum(&cluster, branch);
+        assert_eq!((members(&shown), shown["joint"].as_bool()), (vec![1, 3, 4], Some(false)));
+    }
+    other.batch_execute("insert into u values (3)").unwrap();
 }
 
 /// The only copy of a branch is with one that does not answer: nobody else could be made to have it.
