@@ -372,6 +372,7 @@ fn campaign(config: &ComputeConfig, shared: &Shared) -> Result<Leader, ProposerE
         identity: config.security.identity().cloned(),
         id: ProposerId(rand::random()),
         asked_term: Arc::clone(&shared.asked_term),
+        limits: Default::default(),
     };
     elect_again(proposer, timeout)
 }

@@ -7,7 +7,7 @@ use pgstrata_ids::{Lsn, Term};
 use pgstrata_quorum::Append;
 use pgstrata_wire::safekeeper::AppendHead;
 
-use super::config::{MAX_BACKLOG, WalChunk};
+use super::config::WalChunk;
 
 /// Distance of the record boundaries that are remembered of dropped WAL, in bytes.
 const BOUNDARY_DISTANCE: u64 = 1 << 20;
@@ -52,12 +52,15 @@ pub struct Backlog {
     base: Lsn,
     end: Lsn,
     boundaries: VecDeque<Lsn>,
+    /// Most bytes in memory, but for the last piece.
+    limit: u64,
 }
 
 impl Backlog {
-    /// An empty log that ends at `start`, a record boundary.
-    pub fn new(start: Lsn) -> Backlog {
-        Backlog { pieces: VecDeque::new(), base: start, end: start, boundaries: [start].into() }
+    /// An empty log that ends at `start`, a record boundary, and keeps so many bytes in memory.
+    pub fn new(start: Lsn, limit: u64) -> Backlog {
+        let boundaries = [start].into();
+        Backlog { pieces: VecDeque::new(), base: start, end: start, boundaries, limit }
     }
 
     /// First byte in memory.
@@ -87,7 +90,7 @@ impl Backlog {
     pub fn trim(&mut self, needed: Lsn) {
         while let Some(first) = self.pieces.front() {
             let end = first.end();
-            if end > needed && self.end - self.base <= MAX_BACKLOG {
+            if end > needed && self.end - self.base <= self.limit {
                 return;
             }
             let record_end = first.record_end;
@@ -134,7 +137,7 @@ mod tests {
 
     #[test]
     fn pieces_are_found_until_all_have_them() {
-        let mut backlog = Backlog::new(Lsn(8));
+        let mut backlog = Backlog::new(Lsn(8), 1 << 20);
         backlog.push(piece(8, 8));
         backlog.push(piece(16, 8));
         assert_eq!(backlog.piece_at(Lsn(8)).unwrap().start, Lsn(8));
@@ -148,13 +151,13 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_boundaries_stay() {
-        let mut backlog = Backlog::new(Lsn(0));
+        let mut backlog = Backlog::new(Lsn(0), 64 << 20);
         let length = 4 << 20;
         for n in 0..40 {
             backlog.push(piece(n * length, length as usize));
             backlog.trim(Lsn(0));
         }
-        assert!(backlog.end() - backlog.base() <= MAX_BACKLOG);
+        assert!(backlog.end() - backlog.base() <= 64 << 20);
         assert_eq!(backlog.boundary_before(Lsn(length * 3 + 1)), Some(Lsn(length * 3)));
         assert_eq!(backlog.boundary_before(Lsn(0)), Some(Lsn(0)));
     }

@@ -10,15 +10,33 @@ use pgstrata_identity::Identity;
 use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::ProposerId;
 
-/// Most WAL that one append carries, in bytes.
-pub const MAX_CHUNK: usize = 512 << 10;
+/// How much is held, and sent at once. All in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most WAL that one append carries.
+    pub chunk: usize,
+    /// WAL kept in memory for safekeepers that lag. What is older is read again.
+    pub backlog: u64,
+    /// WAL sent and not yet committed before the source isn't asked for more. A record that is longer is sent all the same:
+    /// nothing of it is committed before its end.
+    pub uncommitted: u64,
+    /// Queued for one safekeeper before it gets no more; the rest waits in the backlog.
+    pub queued: usize,
+    /// Queued for a lagging one before it gets no more of what is no longer in memory.
+    pub old_queued: usize,
+}
 
-/// WAL kept in memory for safekeepers that lag, in bytes. What is older is read again.
-pub const MAX_BACKLOG: u64 = 64 << 20;
-
-/// WAL sent and not yet committed before the source isn't asked for more, in bytes. A record that is longer is sent all
-/// the same: nothing of it is committed before its end.
-pub const MAX_UNCOMMITTED: u64 = 48 << 20;
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            chunk: 512 << 10,
+            backlog: 64 << 20,
+            uncommitted: 48 << 20,
+            queued: 8 << 20,
+            old_queued: 2 << 20,
+        }
+    }
+}
 
 /// Where members are.
 pub trait Members: Debug + Send + Sync {
@@ -56,10 +74,13 @@ pub struct ProposerConfig {
     pub safekeepers: Arc<dyn Members>,
     /// Who we are to them, where they are to ask.
     pub identity: Option<Identity>,
-    /// This run of this compute; must never have been used before.
+    /// This run of this compute; must never have been used before. What it does by chance, it does by this: it is a random
+    /// number.
     pub id: ProposerId,
     /// The highest term that the compute ever asked for, or 0; kept up.
     pub asked_term: Arc<AtomicU64>,
+    /// How much it holds.
+    pub limits: Limits,
 }
 
 /// The next piece of WAL.

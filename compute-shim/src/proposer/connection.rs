@@ -1,21 +1,17 @@
 //! One non-blocking connection: a queue of frames out, a buffer of frames in.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use pgstrata_identity::Stream;
 use pgstrata_wire::FrameBuffer;
 use pgstrata_wire::frame::Stamp;
 use pgstrata_wire::safekeeper::{AppendHead, Message, WAL, chosen, encode};
 
 use super::backlog::Piece;
-
-/// Bytes queued for one safekeeper before it gets no more; the rest waits in the backlog.
-pub const MAX_QUEUED: usize = 8 << 20;
+use super::network::Wire;
 
 /// Pieces given to the system at once.
 const MAX_SLICES: usize = 64;
@@ -42,8 +38,8 @@ impl Part {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Connection {
-    stream: Stream,
+pub struct Connection<W> {
+    pub wire: W,
     /// What the next message says of versions: an offer, until the safekeeper chose.
     stamp: Stamp,
     queue: VecDeque<Part>,
@@ -58,12 +54,11 @@ pub struct Connection {
     pub last_received: Instant,
 }
 
-impl Connection {
-    /// Over a stream that was made, and does not block.
-    pub fn new(stream: Stream) -> Connection {
-        let now = Instant::now();
+impl<W: Wire> Connection<W> {
+    /// Over a wire that was made by now.
+    pub fn new(wire: W, now: Instant) -> Connection<W> {
         Connection {
-            stream,
+            wire,
             stamp: Stamp::First(WAL.speaks),
             queue: VecDeque::new(),
             queued: 0,
@@ -103,7 +98,7 @@ impl Connection {
     }
 
     /// Sends what the system takes. While it takes no more, `blocked` is set.
-    pub fn flush(&mut self) -> io::Result<()> {
+    pub fn flush(&mut self, now: Instant) -> io::Result<()> {
         self.blocked = false;
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
@@ -113,9 +108,12 @@ impl Connection {
                 *slot = IoSlice::new(&part.bytes()[from..]);
                 count += 1;
             }
-            match self.stream.write_vectored(&slices[..count]) {
+            match self.wire.write_vectored(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => self.advance(written),
+                Ok(written) => {
+                    self.last_sent = now;
+                    self.advance(written);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked = true;
                     return Ok(());
@@ -125,7 +123,7 @@ impl Connection {
             }
         }
         // What TLS has encrypted, and the system did not take.
-        match self.stream.flush() {
+        match self.wire.flush() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.blocked = true;
                 Ok(())
@@ -135,7 +133,6 @@ impl Connection {
     }
 
     fn advance(&mut self, written: usize) {
-        self.last_sent = Instant::now();
         SENT_BYTES.fetch_add(written as u64, Ordering::Relaxed);
         self.queued -= written;
         self.sent += written;
@@ -151,14 +148,14 @@ impl Connection {
 
     /// Whether there is more to receive although the socket has nothing more: what came with what was received before.
     pub fn holds_more(&self) -> bool {
-        self.stream.holds_more()
+        self.wire.holds_more()
     }
 
     /// Receives what has come, and speaks the version of the first answer from then on. False if there is nothing more now.
-    pub fn receive(&mut self, input: &mut FrameBuffer) -> io::Result<bool> {
-        match input.fill(&mut self.stream) {
+    pub fn receive(&mut self, input: &mut FrameBuffer, now: Instant) -> io::Result<bool> {
+        match input.fill(&mut self.wire) {
             Ok(true) => {
-                self.last_received = Instant::now();
+                self.last_received = now;
                 let version = chosen(input);
                 let version =
                     version.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
@@ -181,11 +178,5 @@ impl Connection {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }
-    }
-}
-
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.tcp().as_fd()
     }
 }

@@ -14,15 +14,14 @@ use pgstrata_quorum::{
     TermHistory,
 };
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, decode};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::backlog::{Backlog, Piece};
-use super::config::{
-    MAX_CHUNK, MAX_UNCOMMITTED, ProposerConfig, ProposerError, WalChunk, WalSource,
-};
-use super::connection::{Connection, MAX_QUEUED};
-use super::dialing::Dialer;
+use super::config::{ProposerConfig, ProposerError, WalChunk, WalSource};
+use super::connection::Connection;
 use super::link::{Link, PING_AFTER};
-use super::poller::{Poller, Ready};
+use super::network::{Network, Ready};
 
 /// How long a commit LSN may wait for an append to travel with.
 const COMMIT_DELAY: Duration = Duration::from_millis(1);
@@ -30,35 +29,26 @@ const COMMIT_DELAY: Duration = Duration::from_millis(1);
 /// Longest wait: timers are checked this often at least.
 const MAX_WAIT: Duration = Duration::from_millis(250);
 
-/// Bytes queued for a lagging member before it gets no more old WAL.
-const MAX_CATCH_UP_QUEUED: usize = 2 << 20;
-
 /// How often a member is asked how far it is that has to get from others what is not ours to send.
 const PULL_PING: Duration = Duration::from_millis(10);
 
 /// Seconds after which a commit that waits is a problem.
 const STALLED_AFTER: u64 = 5;
 
-/// The token of the source's wake-up: it only ends the wait.
-pub const WAKE_TOKEN: u64 = u64::MAX;
-/// The token of the stop signal: so does it.
-pub const STOP_TOKEN: u64 = u64::MAX - 1;
-/// The token of connections that were made: they are taken in the next turn.
-const DIAL_TOKEN: u64 = u64::MAX - 2;
-
 /// See the module.
 #[derive(Debug)]
-pub struct Driver {
+pub struct Driver<N: Network> {
     config: ProposerConfig,
     greeting: Greeting,
     /// The members, by what safekeepers say; one that is not known, before any of them has.
     configuration: Configuration,
     core: Proposer,
     outputs: Vec<ProposerOutput>,
-    links: Vec<Link>,
-    pub poller: Poller,
-    dialer: Dialer,
-    ready: Vec<Ready>,
+    links: Vec<Link<N::Wire>>,
+    pub(super) network: N,
+    /// What time it is, by the call that is being made.
+    now: Instant,
+    random: StdRng,
     backlog: Backlog,
     election: Option<Election>,
     fenced: Option<Term>,
@@ -105,45 +95,45 @@ fn skipped_terms(yields: bool, random: u32) -> u32 {
     }
 }
 
-/// A proposer for a term of at least `lowest`.
-fn proposer(id: ProposerId, members: &Configuration, yields: bool, lowest: Term) -> Proposer {
-    let skipped = skipped_terms(yields, rand::random());
-    Proposer::new(id, members.clone(), lowest).skipping(skipped)
+/// What one does by chance, which is all another one's.
+fn random_of(id: ProposerId) -> StdRng {
+    let mut seed = [0; 32];
+    seed[..16].copy_from_slice(&id.0);
+    StdRng::from_seed(seed)
 }
 
-impl Driver {
+impl<N: Network> Driver<N> {
     /// One that `yields_above` a term, the highest that its compute ever asked for, yields to whoever was promised a higher
     /// one meanwhile.
     pub fn new(
         config: ProposerConfig,
         yields_above: Option<Term>,
-    ) -> Result<Driver, ProposerError> {
+        network: N,
+        now: Instant,
+    ) -> Result<Driver<N>, ProposerError> {
         let greeting = Greeting {
             parameters: config.parameters.clone(),
             known: 0,
             addresses: Vec::new(),
             proposer: config.id,
         };
-        let link = |node: &NodeId| Link::new(*node, Arc::clone(&config.safekeepers));
+        let link = |node: &NodeId| Link::new(*node, Arc::clone(&config.safekeepers), now);
         let links = config.safekeepers_to_ask.iter().map(link).collect();
         let configuration = Configuration::unknown(&config.safekeepers_to_ask)
             .map_err(|error| ProposerError::Source(io::Error::other(error)))?;
-        let core = proposer(config.id, &configuration, yields_above.is_some(), Term(1));
-        let now = Instant::now();
-        let poller = Poller::new().map_err(ProposerError::system("can't create an epoll"))?;
-        let dialer = Dialer::new(config.identity.clone())
-            .and_then(|dialer| poller.add_signals(dialer.wake(), DIAL_TOKEN).map(|()| dialer))
-            .map_err(ProposerError::system("can't create an eventfd"))?;
+        let mut random = random_of(config.id);
+        let skipped = skipped_terms(yields_above.is_some(), random.next_u32());
+        let core = Proposer::new(config.id, configuration.clone(), Term(1)).skipping(skipped);
         Ok(Driver {
             configuration,
             core,
             greeting,
             outputs: Vec::new(),
             links,
-            poller,
-            dialer,
-            ready: Vec::new(),
-            backlog: Backlog::new(config.parameters.start_lsn),
+            network,
+            now,
+            random,
+            backlog: Backlog::new(config.parameters.start_lsn, config.limits.backlog),
             config,
             election: None,
             fenced: None,
@@ -163,6 +153,17 @@ impl Driver {
             appended_at: now,
             busy: false,
         })
+    }
+
+    /// A core for a term of at least `lowest`.
+    fn proposer(&mut self, yields: bool, lowest: Term) -> Proposer {
+        let skipped = skipped_terms(yields, self.random.next_u32());
+        Proposer::new(self.config.id, self.configuration.clone(), lowest).skipping(skipped)
+    }
+
+    /// The core that campaigns or leads now.
+    pub fn core(&self) -> &Proposer {
+        &self.core
     }
 
     /// What was won, if anything yet.
@@ -199,7 +200,8 @@ impl Driver {
         if !self.is_quorum_there() {
             return Some(format!("no quorum of safekeepers is connected: {}", self.describe()));
         }
-        let seconds = self.waiting_since()?.elapsed().as_secs();
+        let waiting = self.now.saturating_duration_since(self.waiting_since()?);
+        let seconds = waiting.as_secs();
         (seconds >= STALLED_AFTER)
             .then(|| format!("no commit was possible for {seconds} s: {}", self.describe()))
     }
@@ -218,7 +220,7 @@ impl Driver {
 
     /// What is wrong with each member, for messages.
     pub fn describe(&self) -> String {
-        let text = |link: &Link| {
+        let text = |link: &Link<N::Wire>| {
             let state = match (&link.last_error, &link.connection) {
                 (Some(error), _) => error.clone(),
                 (None, Some(_)) => "connected".to_owned(),
@@ -249,11 +251,11 @@ impl Driver {
     pub fn campaign_above(&mut self, term: Term) {
         let next = Term(term.0.saturating_add(1));
         let yields = self.yields_above.is_some();
-        self.core = proposer(self.config.id, &self.configuration, yields, next);
+        self.core = self.proposer(yields, next);
         self.fenced = None;
         // Nothing of an election that was won meanwhile is of use.
         self.election = None;
-        self.backlog = Backlog::new(self.config.parameters.start_lsn);
+        self.backlog = Backlog::new(self.config.parameters.start_lsn, self.config.limits.backlog);
         self.commit_lsn = Lsn::INVALID;
         for link in &mut self.links {
             link.next_lsn = None;
@@ -271,11 +273,18 @@ impl Driver {
     /// committed there is nothing to wait for.
     pub fn has_room(&self) -> bool {
         let is_within_record = self.record_end <= self.commit_lsn;
-        self.backlog.end().saturating_sub(self.commit_lsn) < MAX_UNCOMMITTED || is_within_record
+        self.backlog.end().saturating_sub(self.commit_lsn) < self.config.limits.uncommitted
+            || is_within_record
+    }
+
+    /// Most WAL that is sent in one piece, in bytes.
+    pub fn most_in_a_chunk(&self) -> usize {
+        self.config.limits.chunk
     }
 
     /// Extends the log; sent by the next turn.
-    pub fn append(&mut self, chunk: WalChunk) -> Result<(), ProposerError> {
+    pub fn append(&mut self, now: Instant, chunk: WalChunk) -> Result<(), ProposerError> {
+        self.now = now;
         let end = chunk.start.checked_add(chunk.bytes.len() as u64);
         let fits = chunk.start == self.backlog.end() && !chunk.bytes.is_empty();
         let Some(_) = end.filter(|&end| fits && chunk.record_end <= end) else {
@@ -288,17 +297,18 @@ impl Driver {
             return Err(ProposerError::Source(io::Error::other(text)));
         };
         if self.record_end <= self.commit_lsn {
-            self.appended_at = Instant::now();
+            self.appended_at = now;
         }
         self.record_end = self.record_end.max(chunk.record_end);
         self.core.appended(chunk.record_end);
         let term = self.core.term();
         let mut chunk = chunk;
         // The wire bounds one append; a larger piece is cut, its record end known with the last.
-        while chunk.bytes.len() > MAX_CHUNK {
-            let bytes = chunk.bytes.split_to(MAX_CHUNK);
+        let most = self.config.limits.chunk;
+        while chunk.bytes.len() > most {
+            let bytes = chunk.bytes.split_to(most);
             let start = chunk.start;
-            chunk.start = start + MAX_CHUNK as u64;
+            chunk.start = start + most as u64;
             let record_end = self.backlog.boundary_before(start).unwrap_or_default();
             let piece = WalChunk { start, bytes, record_end };
             self.backlog.push(Piece::new(term, piece, self.commit_lsn));
@@ -307,19 +317,21 @@ impl Driver {
         Ok(())
     }
 
-    /// Sends what there is to send, then waits for something to happen, at most `wait`.
-    pub fn turn(
+    /// The first half of a turn: sends what there is to send. Returns how long to wait for something to happen, `wait` at most,
+    /// before the [other half](Driver::end_turn).
+    pub fn begin_turn(
         &mut self,
+        now: Instant,
         mut source: Option<&mut (dyn WalSource + '_)>,
         wait: Duration,
-    ) -> Result<(), ProposerError> {
-        let now = Instant::now();
+    ) -> Duration {
+        self.now = now;
         self.consult_if_due(now);
         for (token, link) in self.links.iter_mut().enumerate() {
             if !link.is_asked_at_all() && link.connection.is_some() {
                 link.fail(now, &"it is no member of this branch any more");
             }
-            link.connect_if_due(now, token as u64, &self.poller, &self.dialer);
+            link.connect_if_due(now, token as u64, &mut self.network);
         }
         self.found_if_due();
         self.act();
@@ -331,7 +343,8 @@ impl Driver {
             let link = &mut self.links[index];
             let sent = sent.and_then(|()| link.keep_alive(now, ping_after, &self.greeting));
             let link = &mut self.links[index];
-            if let Err(error) = sent.and_then(|()| link.flush(index as u64, &self.poller)) {
+            if let Err(error) = sent.and_then(|()| link.flush(now, index as u64, &mut self.network))
+            {
                 // It may have said why before it closed the connection.
                 let readable = Ready { token: index as u64, readable: true, writable: false };
                 let why = self.handle_link(index, readable).err().unwrap_or(error);
@@ -339,15 +352,19 @@ impl Driver {
             }
         }
         self.drop_what_all_have();
-        let wait = self.waiting_time(now, wait);
-        let mut ready = std::mem::take(&mut self.ready);
-        let waited = self.poller.wait(wait, &mut ready);
-        for event in &ready {
-            self.handle(*event);
+        self.waiting_time(now, wait)
+    }
+
+    /// The other half: looks at what has happened.
+    pub fn end_turn(&mut self, now: Instant, ready: &[Ready]) {
+        self.now = now;
+        for event in ready {
+            let index = event.token as usize;
+            if let Err(error) = self.handle_link(index, *event) {
+                self.links[index].fail(now, &error);
+            }
         }
-        self.ready = ready;
         self.act();
-        waited.map_err(ProposerError::system("can't wait for sockets"))
     }
 
     fn waiting_time(&self, now: Instant, wait: Duration) -> Duration {
@@ -361,8 +378,13 @@ impl Driver {
         if self.links.iter().any(|link| link.pulls && link.connection.is_some()) {
             wait = wait.min(PULL_PING);
         }
-        let retries = self.links.iter().filter_map(Link::retry_at);
-        let retry = retries.min().map(|at| at.saturating_duration_since(now));
+        // The end of an attempt wakes whoever waits.
+        let links = self.links.iter().enumerate();
+        let idle = links.filter(|(token, _)| !self.network.is_dialing(*token as u64));
+        let retry = idle
+            .filter_map(|(_, link)| link.retry_at())
+            .min()
+            .map(|at| at.saturating_duration_since(now));
         retry.map_or(wait, |retry| wait.min(retry))
     }
 
@@ -371,7 +393,7 @@ impl Driver {
         !self.links.iter().any(|link| self.is_behind_on_commit(link))
     }
 
-    fn is_behind_on_commit(&self, link: &Link) -> bool {
+    fn is_behind_on_commit(&self, link: &Link<N::Wire>) -> bool {
         link.next_lsn.is_some() && link.told_commit_lsn < self.commit_lsn
     }
 
@@ -403,7 +425,7 @@ impl Driver {
         let link = &mut self.links[index];
         let Some(connection) = &mut link.connection else { return Ok(()) };
         while let Some(next) = link.next_lsn {
-            if next >= self.backlog.end() || connection.queued() >= MAX_QUEUED {
+            if next >= self.backlog.end() || connection.queued() >= self.config.limits.queued {
                 return Ok(());
             }
             let Some(piece) = self.backlog.piece_at(next) else { break };
@@ -431,7 +453,7 @@ impl Driver {
         let (Some(next), Some(connection)) = (link.next_lsn, &mut link.connection) else {
             return Ok(());
         };
-        if link.pulls || connection.queued() >= MAX_CATCH_UP_QUEUED {
+        if link.pulls || connection.queued() >= self.config.limits.old_queued {
             return Ok(());
         }
         // What earlier terms wrote is not the source's to give: its file may have zeros there.
@@ -439,7 +461,7 @@ impl Driver {
             link.pulls = true;
             return Ok(());
         }
-        let to = self.backlog.base().min(next + MAX_CHUNK as u64);
+        let to = self.backlog.base().min(next + self.config.limits.chunk as u64);
         let bytes = match source {
             Some(source) => source.read_range(next, to).unwrap_or_default(),
             None => bytes::Bytes::new(),
@@ -484,29 +506,17 @@ impl Driver {
         }
     }
 
-    fn handle(&mut self, event: Ready) {
-        let now = Instant::now();
-        match event.token {
-            WAKE_TOKEN | STOP_TOKEN | DIAL_TOKEN => {}
-            token => {
-                let index = token as usize;
-                if let Err(error) = self.handle_link(index, event) {
-                    self.links[index].fail(now, &error);
-                }
-            }
-        }
-    }
-
     fn handle_link(&mut self, index: usize, event: Ready) -> io::Result<()> {
         if event.writable {
             if self.links[index].is_to_be_greeted() {
                 // By these it finds the others while there is no compute: also those that we have not met yet.
                 self.greeting.addresses = self.places();
             }
-            self.links[index].writable(&self.greeting)?;
+            self.links[index].writable(&self.greeting, self.now)?;
             let link = &mut self.links[index];
             if let Some(connection) = &link.connection {
-                self.poller.change(connection, index as u64, connection.blocked)?;
+                let (wire, blocked) = (&connection.wire, connection.blocked);
+                self.network.tell_of_room(index as u64, wire, blocked)?;
             }
         }
         if !event.readable {
@@ -515,7 +525,7 @@ impl Driver {
         loop {
             let link = &mut self.links[index];
             let Some(connection) = &mut link.connection else { return Ok(()) };
-            if !connection.receive(&mut link.input)? {
+            if !connection.receive(&mut link.input, self.now)? {
                 return Ok(());
             }
             self.take_answers(index)?;
@@ -616,14 +626,14 @@ impl Driver {
                     self.own_since = election.term;
                     self.own_start_lsn = election.start_lsn;
                     self.record_end = election.start_lsn;
-                    self.backlog = Backlog::new(election.start_lsn);
+                    self.backlog = Backlog::new(election.start_lsn, self.config.limits.backlog);
                     self.commit_lsn = election.commit_lsn;
                     self.election = Some(election);
                 }
                 ProposerOutput::Committed(lsn) => {
                     // What a term begins with may be less than what the one before it was known to have committed.
                     self.commit_lsn = self.commit_lsn.max(lsn);
-                    self.commit_changed_at = Instant::now();
+                    self.commit_changed_at = self.now;
                 }
                 ProposerOutput::Fenced(term) => self.fenced = Some(term),
             }
@@ -632,7 +642,7 @@ impl Driver {
     }
 
     /// The connection to a member, if it was greeted: a node in another life of its directory is another one.
-    fn link_to(&mut self, member: Member) -> Option<&mut Link> {
+    fn link_to(&mut self, member: Member) -> Option<&mut Link<N::Wire>> {
         self.links.iter_mut().find(|link| link.member == Some(member) && link.is_greeted())
     }
 

@@ -15,8 +15,9 @@ use pgstrata_ids::{Lsn, NodeId, Term};
 use pgstrata_wal_client::SafekeeperClient;
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::config::{MAX_CHUNK, ProposerConfig, ProposerError, WalChunk, WalSource};
-use super::driver::{Driver, STOP_TOKEN, WAKE_TOKEN};
+use super::config::{ProposerConfig, ProposerError, WalChunk, WalSource};
+use super::driver::Driver;
+use super::sockets::Sockets;
 
 /// Longest wait of one turn while something is waited for.
 const TURN: Duration = Duration::from_millis(50);
@@ -59,7 +60,7 @@ pub struct Elected {
 /// The winner of a term, until its WAL source takes over.
 #[derive(Debug)]
 pub struct Leader {
-    driver: Driver,
+    driver: Driver<Sockets>,
     config: ProposerConfig,
     elected: Elected,
 }
@@ -85,7 +86,7 @@ fn win(
     before: Option<Term>,
 ) -> Result<Leader, ProposerError> {
     let deadline = Instant::now() + timeout;
-    let mut driver = Driver::new(config.clone(), before)?;
+    let mut driver = Driver::of_sockets(config.clone(), before)?;
     let election = loop {
         driver.turn(None, TURN)?;
         if let Some(term) = driver.fenced() {
@@ -130,7 +131,7 @@ fn pause_before_retry(config: &ProposerConfig, term: Term) {
 /// nobody waiting, and the links to all are served meanwhile.
 fn ask<T: Send + 'static>(
     config: &ProposerConfig,
-    driver: &mut Driver,
+    driver: &mut Driver<Sockets>,
     lsn: Lsn,
     question: impl Fn(&mut SafekeeperClient) -> io::Result<T> + Clone + Send + 'static,
 ) -> Result<T, ProposerError> {
@@ -207,7 +208,7 @@ impl Leader {
     pub fn append_record(&mut self, bytes: Bytes, timeout: Duration) -> Result<Lsn, ProposerError> {
         let start = self.driver.end_lsn();
         let end = start + bytes.len() as u64;
-        self.driver.append(WalChunk { start, bytes, record_end: end })?;
+        self.driver.append(Instant::now(), WalChunk { start, bytes, record_end: end })?;
         let deadline = Instant::now() + timeout;
         while self.driver.commit_lsn() < end {
             self.driver.turn(None, TURN)?;
@@ -271,9 +272,8 @@ impl Leader {
             what: "can't create an eventfd",
             source: error.into(),
         })?);
-        for (fd, token) in [(wake.as_fd(), WAKE_TOKEN), (stop_fd.as_fd(), STOP_TOKEN)] {
-            let added = self.driver.poller.add_signals(fd, token);
-            added.map_err(ProposerError::system("can't watch an eventfd"))?;
+        for fd in [wake.as_fd(), stop_fd.as_fd()] {
+            self.driver.network.watch_signals(fd)?;
         }
         commit_lsn.store(self.driver.commit_lsn().0, Ordering::Release);
         let (stop, problem) = (AtomicBool::new(false), Mutex::default());
@@ -349,22 +349,23 @@ impl Drop for Proposing {
 }
 
 fn follow(
-    driver: &mut Driver,
+    driver: &mut Driver<Sockets>,
     source: &mut impl WalSource,
     shared: &Shared,
 ) -> Result<(), ProposerError> {
     let mut reported = driver.commit_lsn();
     let mut looked_at = Instant::now();
+    let most = driver.most_in_a_chunk();
     while !shared.stop.load(Ordering::Acquire) {
         let mut more = false;
         for piece in 0..MAX_PIECES_PER_TURN {
             if !driver.has_room() {
                 break;
             }
-            let Some(chunk) = source.poll_wal(MAX_CHUNK).map_err(ProposerError::Source)? else {
+            let Some(chunk) = source.poll_wal(most).map_err(ProposerError::Source)? else {
                 break;
             };
-            driver.append(chunk)?;
+            driver.append(Instant::now(), chunk)?;
             more = piece + 1 == MAX_PIECES_PER_TURN;
         }
         more |= driver.has_room() && source.has_more();

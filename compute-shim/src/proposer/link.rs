@@ -11,8 +11,7 @@ use pgstrata_wire::safekeeper::{Greeting, Message};
 
 use super::config::Members;
 use super::connection::Connection;
-use super::dialing::{Dialer, Dialing};
-use super::poller::Poller;
+use super::network::{Network, Wire};
 
 /// First and longest pause before connecting again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -28,7 +27,7 @@ const RECEIVE_BUFFER: usize = 16 << 10;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Link {
+pub struct Link<W> {
     pub node: NodeId,
     /// Who answered the greeting last: the node in one life of its directory.
     pub member: Option<Member>,
@@ -45,10 +44,9 @@ pub struct Link {
     pub told: Option<String>,
     /// Where it was last looked for, as `host:port`.
     pub address: Option<String>,
-    dialing: Dialing,
     /// Attempts that failed: each is made at the next of its addresses.
     attempts: usize,
-    pub connection: Option<Connection>,
+    pub connection: Option<Connection<W>>,
     pub input: FrameBuffer,
     /// Where the next byte to send is; `None` until the member follows this term.
     pub next_lsn: Option<Lsn>,
@@ -78,8 +76,8 @@ pub struct Link {
     connected_at: Instant,
 }
 
-impl Link {
-    pub fn new(node: NodeId, members: Arc<dyn Members>) -> Link {
+impl<W: Wire> Link<W> {
+    pub fn new(node: NodeId, members: Arc<dyn Members>, now: Instant) -> Link<W> {
         Link {
             node,
             member: None,
@@ -90,7 +88,6 @@ impl Link {
             members,
             told: None,
             address: None,
-            dialing: Dialing::default(),
             attempts: 0,
             connection: None,
             input: FrameBuffer::new(RECEIVE_BUFFER),
@@ -99,21 +96,26 @@ impl Link {
             pulls: false,
             last_error: None,
             refuses: false,
-            retry_at: Instant::now(),
+            retry_at: now,
             backoff: BACKOFF.0,
             is_begun: false,
             unanswered: 0,
-            asked_at: Instant::now(),
+            asked_at: now,
             greeted: false,
             is_founding: false,
             knows_nothing: false,
             has_copy: false,
-            connected_at: Instant::now(),
+            connected_at: now,
         }
     }
 
     /// Connects if it is time to.
-    pub fn connect_if_due(&mut self, now: Instant, token: u64, poller: &Poller, dialer: &Dialer) {
+    pub fn connect_if_due(
+        &mut self,
+        now: Instant,
+        token: u64,
+        network: &mut impl Network<Wire = W>,
+    ) {
         if self.connection.is_some() || now < self.retry_at || !self.is_asked_at_all() {
             return;
         }
@@ -124,26 +126,20 @@ impl Link {
         }
         let name = names.swap_remove(self.attempts % names.len());
         // One that is still being made is asked for again in the next turn.
-        let Some(made) = self.dialing.poll(self.node, &name, dialer) else { return };
+        let Some(made) = network.dial(token, self.node, &name) else { return };
         self.address = Some(name);
-        let opened = made.and_then(|stream| {
-            let connection = Connection::new(stream);
-            poller.add(&connection, token, true)?;
-            Ok(connection)
-        });
-        match opened {
-            Ok(connection) => {
-                self.connection = Some(connection);
+        match made {
+            Ok(wire) => {
+                self.connection = Some(Connection::new(wire, now));
                 self.connected_at = now;
             }
             Err(error) => self.fail(now, &error),
         }
     }
 
-    /// The time of the next attempt, if none is under way: that one's end wakes whoever waits.
+    /// The time of the next attempt, if there is to be one.
     pub fn retry_at(&self) -> Option<Instant> {
-        let waits =
-            self.is_asked_at_all() && self.connection.is_none() && !self.dialing.is_under_way();
+        let waits = self.is_asked_at_all() && self.connection.is_none();
         waits.then_some(self.retry_at)
     }
 
@@ -177,10 +173,10 @@ impl Link {
     }
 
     /// Asks it to found the timeline with these members.
-    pub fn found(&mut self, nodes: Vec<(NodeId, Option<Incarnation>)>) {
+    pub fn found(&mut self, nodes: Vec<(NodeId, Option<Incarnation>)>, now: Instant) {
         self.knows_nothing = false;
         self.is_founding = true;
-        self.ask(&Message::Found(nodes));
+        self.ask(&Message::Found(nodes), now);
     }
 
     /// Whether it was asked to, and has not answered.
@@ -197,20 +193,20 @@ impl Link {
     }
 
     /// Asks anew, of one that was asked before: who the members are is known now, or others than before.
-    pub fn greet_again(&mut self, greeting: &Greeting) {
+    pub fn greet_again(&mut self, greeting: &Greeting, now: Instant) {
         self.greeted = false;
         self.knows_nothing = false;
         if self.is_begun {
-            self.ask(&Message::Greeting(greeting.clone()));
+            self.ask(&Message::Greeting(greeting.clone()), now);
         }
     }
 
     /// Sends what is answered as a greeting is.
-    fn ask(&mut self, question: &Message<'_>) {
+    fn ask(&mut self, question: &Message<'_>, now: Instant) {
         if let Some(connection) = &mut self.connection {
             connection.push(question);
             self.unanswered += 1;
-            self.asked_at = Instant::now();
+            self.asked_at = now;
         }
     }
 
@@ -237,9 +233,9 @@ impl Link {
     }
 
     /// Others are the members now, as far as is known here, and it is one or not. Why it refused before does not count any more.
-    pub fn members_changed(&mut self, is_member: bool) {
+    pub fn members_changed(&mut self, is_member: bool, now: Instant) {
         if is_member && !self.is_wanted {
-            self.retry_at = Instant::now();
+            self.retry_at = now;
         }
         self.is_wanted = is_member;
         self.refuses = false;
@@ -286,23 +282,28 @@ impl Link {
     }
 
     /// Greets if the connection has just been made, and sends what is queued.
-    pub fn writable(&mut self, greeting: &Greeting) -> io::Result<()> {
+    pub fn writable(&mut self, greeting: &Greeting, now: Instant) -> io::Result<()> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         if !std::mem::replace(&mut self.is_begun, true) {
             connection.push(&Message::Greeting(greeting.clone()));
             self.unanswered += 1;
-            self.asked_at = Instant::now();
+            self.asked_at = now;
         }
-        connection.flush()
+        connection.flush(now)
     }
 
-    /// Sends what is queued, and has the poller wait for room exactly while there is too little.
-    pub fn flush(&mut self, token: u64, poller: &Poller) -> io::Result<()> {
+    /// Sends what is queued, and has it told when there is room exactly while there is too little.
+    pub fn flush(
+        &mut self,
+        now: Instant,
+        token: u64,
+        network: &mut impl Network<Wire = W>,
+    ) -> io::Result<()> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let before = connection.blocked;
-        connection.flush()?;
+        connection.flush(now)?;
         if connection.blocked != before {
-            poller.change(&*connection, token, connection.blocked)?;
+            network.tell_of_room(token, &connection.wire, connection.blocked)?;
         }
         Ok(())
     }
@@ -328,7 +329,7 @@ impl Link {
                 connection.push(&Message::Ping);
             } else if self.knows_nothing {
                 // Somebody else may have founded it.
-                self.greet_again(greeting);
+                self.greet_again(greeting, now);
             }
         }
         Ok(())

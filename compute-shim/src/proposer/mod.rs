@@ -15,12 +15,13 @@ mod dialing;
 mod driver;
 mod leader;
 mod link;
+mod network;
 mod poller;
+mod sockets;
 
-pub use config::{
-    MAX_BACKLOG, MAX_CHUNK, MAX_UNCOMMITTED, Members, ProposerConfig, ProposerError, WalChunk,
-    WalSource,
-};
+pub use config::{Limits, Members, ProposerConfig, ProposerError, WalChunk, WalSource};
 pub use connection::SENT_BYTES;
+pub use driver::Driver;
 pub use leader::{Elected, Leader, Proposing, elect, elect_again};
+pub use network::{Network, Ready, Wire};
 pub use pgstrata_wal_client::SafekeeperClient;

@@ -7,19 +7,10 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 
+use super::network::Ready;
+
 /// Descriptors reported by one wait; the rest are reported by the next.
 const MAX_EVENTS: usize = 32;
-
-/// What happened on a descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ready {
-    /// As given to [`Poller::add`].
-    pub token: u64,
-    /// There is something to read, or an error to be met by reading.
-    pub readable: bool,
-    /// There is room to write, or an error to be met by writing.
-    pub writable: bool,
-}
 
 /// An epoll instance, level-triggered but for [`Poller::add_signals`].
 #[derive(Debug)]

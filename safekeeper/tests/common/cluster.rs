@@ -177,6 +177,7 @@ impl Cluster {
             identity: None,
             id: ProposerId([run; 16]),
             asked_term: Arc::default(),
+            limits: Default::default(),
         }
     }
 

@@ -9,6 +9,7 @@ use pgstrata_ids::{Member, NodeId};
 
 use super::{Driver, STALLED_AFTER};
 use crate::proposer::link::Link;
+use crate::proposer::network::Network;
 
 /// Most safekeepers that are asked at a time beside the members.
 const MAX_CONSULTED: usize = 32;
@@ -22,12 +23,12 @@ const REFUSED_AFTER: Duration = Duration::from_secs(2);
 /// How often it is looked at whom to ask.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
-impl Driver {
+impl<N: Network> Driver<N> {
     /// Whether so many members refuse that the others are no quorum, and everybody was heard who could tell of other members.
     pub fn is_refused(&self) -> bool {
         let refuses =
             |member: Member| self.links.iter().any(|link| link.node == member.node && link.refuses);
-        self.is_stalled_for(Instant::now(), REFUSED_AFTER)
+        self.is_stalled_for(self.now, REFUSED_AFTER)
             && !self.configuration.is_quorum(|member| !refuses(member))
             && self.links.iter().filter(|link| link.is_asked_at_all()).all(Link::is_heard)
     }
@@ -116,7 +117,7 @@ impl Driver {
 
     fn consult_one(&mut self, node: NodeId) {
         if !self.links.iter().any(|link| link.node == node) {
-            let mut link = Link::new(node, self.config.safekeepers.clone());
+            let mut link = Link::new(node, self.config.safekeepers.clone(), self.now);
             (link.is_wanted, link.is_consulted) = (false, true);
             self.links.push(link);
         }
@@ -137,10 +138,11 @@ mod tests {
     use crate::proposer::driver::membership::tests::{
         START, driver, driver_among, elect, members, places, vote,
     };
+    use crate::proposer::sockets::Sockets;
     use crate::proposer::{Members, ProposerError, WalChunk};
 
     /// The safekeeper, which is in the life of its directory that all are in here, says who the members are.
-    fn hear(driver: &mut Driver, node: u64, said: Configuration) -> io::Result<()> {
+    fn hear(driver: &mut Driver<Sockets>, node: u64, said: Configuration) -> io::Result<()> {
         let reply = GreetingReply {
             node: NodeId(node),
             incarnation: Incarnation([5; 16]),
@@ -158,14 +160,14 @@ mod tests {
         heard
     }
 
-    fn asked(driver: &Driver) -> Vec<u64> {
+    fn asked(driver: &Driver<Sockets>) -> Vec<u64> {
         let asked = driver.links.iter().filter(|link| link.is_asked_at_all());
         let mut nodes: Vec<u64> = asked.map(|link| link.node.0).collect();
         nodes.sort_unstable();
         nodes
     }
 
-    fn refuse(driver: &mut Driver, node: u64) {
+    fn refuse(driver: &mut Driver<Sockets>, node: u64) {
         let link = driver.links.iter_mut().find(|link| link.node == NodeId(node)).unwrap();
         link.refuses = true;
         link.fail(Instant::now(), &"it was given up");
@@ -174,7 +176,7 @@ mod tests {
     #[test]
     fn refusals_end_no_start_before_everybody_was_heard() {
         let mut driver = driver();
-        driver.stalled_since = Instant::now().checked_sub(REFUSED_AFTER);
+        driver.stalled_since = driver.now.checked_sub(REFUSED_AFTER);
         refuse(&mut driver, 1);
         refuse(&mut driver, 2);
         assert!(!driver.is_refused(), "the third may be one with which others went on");
@@ -238,7 +240,7 @@ mod tests {
     }
 
     /// It has led with three members, who were lost when they had a record; and hears who took their place.
-    fn replaced() -> (Driver, TermHistory, Lsn) {
+    fn replaced() -> (Driver<Sockets>, TermHistory, Lsn) {
         let mut driver = driver_among(Arc::new(Holders));
         for node in 1..=3 {
             hear(&mut driver, node, members(1, &[1, 2, 3])).unwrap();
@@ -246,7 +248,7 @@ mod tests {
         elect(&mut driver, &TermHistory::default(), START, START);
         let end = START + 64;
         let bytes = Bytes::from(vec![7; 64]);
-        driver.append(WalChunk { start: START, bytes, record_end: end }).unwrap();
+        driver.append(Instant::now(), WalChunk { start: START, bytes, record_end: end }).unwrap();
         driver.commit_lsn = end;
         let now = Instant::now() + Duration::from_secs(1);
         driver.consult_if_due(now);
@@ -268,7 +270,11 @@ mod tests {
     }
 
     /// It finds no object; `nodes` are what it knows of before there were any. Who is asked to found the timeline then.
-    fn founder(driver: &mut Driver, node: u64, nodes: Option<Configuration>) -> Option<u64> {
+    fn founder(
+        driver: &mut Driver<Sockets>,
+        node: u64,
+        nodes: Option<Configuration>,
+    ) -> Option<u64> {
         let reply = GreetingReply {
             node: NodeId(node),
             incarnation: Incarnation([5; 16]),

@@ -3,14 +3,15 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pgstrata_ids::{Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{Configuration, Election, Refusal, TermHistory};
 use pgstrata_wire::safekeeper::GreetingReply;
 
-use super::{Driver, proposer};
+use super::Driver;
 use crate::proposer::link::Link;
+use crate::proposer::network::Network;
 
 /// So long those are waited for who have not said what they know of a timeline of which a majority knows nothing.
 const FOUNDING_PATIENCE: Duration = Duration::from_millis(200);
@@ -27,7 +28,7 @@ fn no_member(member: Member, configuration: &Configuration) -> String {
     }
 }
 
-impl Driver {
+impl<N: Network> Driver<N> {
     /// What a safekeeper knows of the timeline, and who it is.
     pub(super) fn take_greeting(&mut self, index: usize, reply: GreetingReply) -> io::Result<()> {
         if !self.links[index].answered() {
@@ -104,14 +105,14 @@ impl Driver {
         self.configuration = configuration;
         let nodes = self.configuration.nodes();
         for link in &mut self.links {
-            link.members_changed(nodes.contains(&link.node));
+            link.members_changed(nodes.contains(&link.node), self.now);
         }
         // Until somebody is elected: these may be gone, and others know of newer ones.
         self.consult(false);
         for (index, link) in self.links.iter_mut().enumerate() {
             // One that is asked no more is left in the next turn: what it sent may be just being read.
             if link.is_asked_at_all() && Some(index) != told_by {
-                link.greet_again(&self.greeting);
+                link.greet_again(&self.greeting, self.now);
             }
         }
         self.add_links();
@@ -128,7 +129,7 @@ impl Driver {
         // Whoever was promised a higher term meanwhile has taken over.
         self.yields_above = Some(term);
         let next = Term(term.0.saturating_add(1));
-        self.core = proposer(self.config.id, &self.configuration, true, next);
+        self.core = self.proposer(true, next);
         for link in &mut self.links {
             link.next_lsn = None;
             link.pulls = false;
@@ -158,7 +159,7 @@ impl Driver {
         // all that waits is that, nothing more would come that could be committed after it.
         if election.commit_lsn > self.commit_lsn {
             self.commit_lsn = election.commit_lsn;
-            self.commit_changed_at = Instant::now();
+            self.commit_changed_at = self.now;
         }
         self.backlog.restamp(term, self.commit_lsn);
         self.core.appended(self.record_end);
@@ -170,7 +171,10 @@ impl Driver {
             match self.links.iter_mut().find(|link| link.node == node) {
                 // It may have been asked as one that is none.
                 Some(link) => link.is_wanted = true,
-                None => self.links.push(Link::new(node, Arc::clone(&self.config.safekeepers))),
+                None => {
+                    let members = Arc::clone(&self.config.safekeepers);
+                    self.links.push(Link::new(node, members, self.now));
+                }
             }
         }
     }
@@ -219,9 +223,9 @@ impl Driver {
             self.nothing_since = None;
             return;
         }
-        let since = *self.nothing_since.get_or_insert_with(Instant::now);
+        let since = *self.nothing_since.get_or_insert(self.now);
         let is_open = self.links.iter().any(|link| !link.is_settled());
-        if is_open && since.elapsed() < FOUNDING_PATIENCE {
+        if is_open && self.now.saturating_duration_since(since) < FOUNDING_PATIENCE {
             return;
         }
         if self.waits_for_holders() {
@@ -229,19 +233,19 @@ impl Driver {
         }
         // Who has a copy knows whom it has met, and that what it founds is not new.
         let has_copy = self.links.iter().any(|link| link.can_found() && link.has_copy);
-        let is_able = |link: &Link| link.can_found() && (link.has_copy || !has_copy);
+        let is_able = |link: &Link<N::Wire>| link.can_found() && (link.has_copy || !has_copy);
         let able: Vec<usize> =
             (0..self.links.len()).filter(|&index| is_able(&self.links[index])).collect();
         let Some(&founder) = able.get(self.founder_turn % able.len().max(1)) else { return };
         self.founder_turn += 1;
         // Of what was there before its members were written down a directory that has nothing of it is no member's.
-        let counts = |link: &&Link| !(has_copy && link.knows_nothing && !link.has_copy);
+        let counts = |link: &&Link<N::Wire>| !(has_copy && link.knows_nothing && !link.has_copy);
         let heard = |node: NodeId| {
             let link = self.links.iter().find(|link| link.node == node);
             (node, link.filter(counts).and_then(|link| link.heard))
         };
         let nodes = self.configuration.nodes().into_iter().map(heard).collect();
-        self.links[founder].found(nodes);
+        self.links[founder].found(nodes, self.now);
     }
 }
 
@@ -254,12 +258,15 @@ pub(super) mod tests {
     use pgstrata_wire::safekeeper::{Message, decode, encode};
 
     use super::*;
+    use std::time::Instant;
+
+    use crate::proposer::sockets::Sockets;
     use crate::proposer::{Members, ProposerConfig, WalChunk};
 
     pub(in crate::proposer::driver) const START: Lsn = Lsn(16 << 20);
 
     /// One that was told of three safekeepers, and has met nobody.
-    pub(in crate::proposer::driver) fn driver() -> Driver {
+    pub(in crate::proposer::driver) fn driver() -> Driver<Sockets> {
         driver_among(Arc::new(places()))
     }
 
@@ -268,7 +275,9 @@ pub(super) mod tests {
     }
 
     /// The same, where others say where they are.
-    pub(in crate::proposer::driver) fn driver_among(safekeepers: Arc<dyn Members>) -> Driver {
+    pub(in crate::proposer::driver) fn driver_among(
+        safekeepers: Arc<dyn Members>,
+    ) -> Driver<Sockets> {
         let parameters = TimelineParameters {
             tenant: TenantId([1; 16]),
             timeline: TimelineId([2; 16]),
@@ -286,8 +295,9 @@ pub(super) mod tests {
             identity: None,
             id: ProposerId([4; 16]),
             asked_term: Arc::default(),
+            limits: Default::default(),
         };
-        Driver::new(config, None).unwrap()
+        Driver::of_sockets(config, None).unwrap()
     }
 
     pub(in crate::proposer::driver) fn members(number: u64, nodes: &[u64]) -> Configuration {
@@ -297,7 +307,7 @@ pub(super) mod tests {
 
     /// All members greet it, and vote for it with this log, of which they know so much to be committed. Returns the term.
     pub(in crate::proposer::driver) fn vote(
-        driver: &mut Driver,
+        driver: &mut Driver<Sockets>,
         log: &TermHistory,
         end: Lsn,
         commit_lsn: Lsn,
@@ -319,7 +329,7 @@ pub(super) mod tests {
 
     /// The same, and it leads from then on.
     pub(in crate::proposer::driver) fn elect(
-        driver: &mut Driver,
+        driver: &mut Driver<Sockets>,
         log: &TermHistory,
         end: Lsn,
         commit_lsn: Lsn,
@@ -337,7 +347,7 @@ pub(super) mod tests {
         // All have the record, and tell each other; the compute hears of a change, and not of that.
         let end = START + 64;
         let bytes = Bytes::from(vec![7; 64]);
-        driver.append(WalChunk { start: START, bytes, record_end: end }).unwrap();
+        driver.append(Instant::now(), WalChunk { start: START, bytes, record_end: end }).unwrap();
         let led = driver.core.history().clone();
         driver.adopt(members(2, &[1, 2, 4]), None);
         elect(&mut driver, &led, end, end);
