@@ -371,6 +371,7 @@ fn campaign(config: &ComputeConfig, shared: &Shared) -> Result<Leader, ProposerE
         safekeepers: Arc::clone(&config.places) as _,
         identity: config.security.identity().cloned(),
         id: ProposerId(rand::random()),
+        seed: rand::random(),
         asked_term: Arc::clone(&shared.asked_term),
         limits: Default::default(),
     };

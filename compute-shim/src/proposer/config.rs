@@ -74,9 +74,10 @@ pub struct ProposerConfig {
     pub safekeepers: Arc<dyn Members>,
     /// Who we are to them, where they are to ask.
     pub identity: Option<Identity>,
-    /// This run of this compute; must never have been used before. What it does by chance, it does by this: it is a random
-    /// number.
+    /// This run of this compute; must never have been used before.
     pub id: ProposerId,
+    /// What it does by chance it does by this, a random number. Nothing depends on its being nobody else's.
+    pub seed: u64,
     /// The highest term that the compute ever asked for, or 0; kept up.
     pub asked_term: Arc<AtomicU64>,
     /// How much it holds.

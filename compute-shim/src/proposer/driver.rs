@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{
-    Ack, Append, Configuration, Election, Proposer, ProposerId, ProposerOutput, Refusal,
-    TermHistory,
+    Ack, Append, Configuration, Election, Proposer, ProposerOutput, Refusal, TermHistory,
 };
 use pgstrata_wire::safekeeper::{Greeting, Message, RefusedReason, decode};
 use rand::rngs::StdRng;
@@ -95,13 +94,6 @@ fn skipped_terms(yields: bool, random: u32) -> u32 {
     }
 }
 
-/// What one does by chance, which is all another one's.
-fn random_of(id: ProposerId) -> StdRng {
-    let mut seed = [0; 32];
-    seed[..16].copy_from_slice(&id.0);
-    StdRng::from_seed(seed)
-}
-
 impl<N: Network> Driver<N> {
     /// One that `yields_above` a term, the highest that its compute ever asked for, yields to whoever was promised a higher
     /// one meanwhile.
@@ -121,7 +113,7 @@ impl<N: Network> Driver<N> {
         let links = config.safekeepers_to_ask.iter().map(link).collect();
         let configuration = Configuration::unknown(&config.safekeepers_to_ask)
             .map_err(|error| ProposerError::Source(io::Error::other(error)))?;
-        let mut random = random_of(config.id);
+        let mut random = StdRng::seed_from_u64(config.seed);
         let skipped = skipped_terms(yields_above.is_some(), random.next_u32());
         let core = Proposer::new(config.id, configuration.clone(), Term(1)).skipping(skipped);
         Ok(Driver {

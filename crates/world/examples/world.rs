@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         "{} seeds in {seconds:.1} s, {:.0} a second; a run: {} events, {:.2} simulated s, {:.1} elections, {:.1} crashes; \
          {} copies between safekeepers, {} of what a term began with, \
          {} objects of WAL, {} of them tails, the archive asked {} times and read {} times for others, {} segments removed, {} MB committed; {} decisions about members, {} directories lost, \
-         {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended; {} came to rest, {} were sent away, {} brought back",
+         {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended; {} came to rest, {} were sent away, {} brought back; computes made {} connections, of which {} were closed by others, waited {} times for room, and read {} pieces from files",
         sum.runs,
         sum.runs as f64 / seconds,
         all.events / sum.runs.max(1),
@@ -68,6 +68,10 @@ fn main() -> ExitCode {
         all.rests,
         all.sent_away,
         all.brought_back,
+        all.dials,
+        all.closed,
+        all.blocked,
+        all.file_reads,
     );
     match sum.failed {
         Some(seed) => {

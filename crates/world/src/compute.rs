@@ -1,27 +1,38 @@
-//! One compute: the shipped proposer, the log that it goes on with, and its end of each connection.
+//! One compute: the shipped driver of the proposer, and the log that it goes on with.
 
-use pgstrata_ids::{Lsn, Member, Term};
-use pgstrata_quorum::{Configuration, Phase, Proposer, ProposerId, TermHistory};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use bytes::Bytes;
+use pgstrata_compute_shim::proposer::{
+    Driver, Limits, Members, ProposerConfig, ProposerError, WalChunk, WalSource,
+};
+use pgstrata_ids::{Lsn, NodeId, Term, TimelineParameters};
+use pgstrata_quorum::{Phase, ProposerId, TermHistory};
 use pgstrata_sim::wal::WalGenerator;
 
-use crate::plan::Time;
+use crate::wires::Wires;
 
-/// What it knows of its connection to one safekeeper.
-#[derive(Clone, Debug, Default)]
-pub struct Link {
-    /// Its index, while there is one.
-    pub connection: Option<usize>,
-    pub last_heard: Time,
-    /// The next byte to send, once it may.
-    pub next: Option<Lsn>,
-    /// The commit LSN that was sent last.
-    pub told: Lsn,
-    /// Who has greeted on it.
-    pub member: Option<Member>,
-    /// Who has answered there last.
-    pub heard: Option<Member>,
-    /// The newest configuration that it told of.
-    pub tells_of: Option<Configuration>,
+/// Of what it wrote and is committed, what its files still have: the rest is removed, and members get it from each other. In bytes.
+const KEPT: u64 = 64 << 10;
+
+/// Where safekeepers are, which is found, and who is said to have the timeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Everybody {
+    /// Nodes that are said to have the timeline: those from 1 to this.
+    pub holders: u64,
+}
+
+impl Members for Everybody {
+    fn addresses(&self, node: NodeId) -> Vec<String> {
+        vec![format!("safekeeper-{node}:5454")]
+    }
+
+    fn holders(&self) -> Vec<NodeId> {
+        (1..=self.holders).map(NodeId).collect()
+    }
 }
 
 /// See the module.
@@ -30,25 +41,34 @@ pub struct Compute {
     pub index: usize,
     /// How many there were in its place.
     pub life: u64,
-    pub proposer: Option<Proposer>,
-    pub links: Vec<Link>,
-    /// Of the own term: bytes from its start on.
+    pub driver: Option<Driver<Wires>>,
+    pub wires: Wires,
+    /// The newest connection to each safekeeper.
+    pub connections: Vec<Option<usize>>,
+    /// The highest term that it asked for.
+    pub asked_term: Arc<AtomicU64>,
+    /// It tries again, and outranks nobody who came after it.
+    pub tries_again: bool,
+    /// Number of its turn, which waits for something to happen.
+    pub turn: u64,
+    /// Something has happened.
+    pub is_woken: bool,
+    /// It pauses before it campaigns again.
+    pub pauses: bool,
+    /// The last term that it has won, and the log that it was won with.
+    pub won: Term,
+    pub history: TermHistory,
+    /// Of its terms: bytes from the first one's start on.
     pub log: Vec<u8>,
     pub start: Lsn,
+    /// The end of the last record in it.
+    pub record_end: Lsn,
     /// Once the last record before the start is known.
     pub generator: Option<WalGenerator>,
     /// Whether somebody is asked for that record.
     pub asks: bool,
     /// What it knows to be committed, in whichever of its terms.
     pub committed: Lsn,
-    /// What was led, while a term has to be won with other members.
-    pub led: Option<TermHistory>,
-    /// The first of the terms in which the own log was led.
-    pub own_since: Term,
-    /// The highest term that it asked for before members changed: who was promised a higher one has taken over.
-    pub yields_above: Option<Term>,
-    /// It is a safekeeper that has members elect, where no compute does, and writes nothing.
-    pub is_steward: bool,
 }
 
 impl Compute {
@@ -56,32 +76,59 @@ impl Compute {
         Compute {
             index,
             life: 0,
-            proposer: None,
-            links: vec![Link::default(); nodes],
+            driver: None,
+            wires: Wires::default(),
+            connections: vec![None; nodes],
+            asked_term: Arc::default(),
+            tries_again: false,
+            turn: 0,
+            is_woken: false,
+            pauses: false,
+            won: Term(0),
+            history: TermHistory::default(),
             log: Vec::with_capacity(64 << 10),
             start: Lsn::INVALID,
+            record_end: Lsn::INVALID,
             generator: None,
             asks: false,
             committed: Lsn::INVALID,
-            led: None,
-            own_since: Term(0),
-            yields_above: None,
-            is_steward: false,
         }
     }
 
-    /// One begins, which nobody knows.
-    pub fn begin(&mut self, configuration: Configuration, skipped: u32) {
-        self.life += 1;
-        let proposer = Proposer::new(self.id(), configuration, Term(0));
-        self.proposer = Some(proposer.skipping(skipped));
-        self.links = vec![Link::default(); self.links.len()];
-        self.log.clear();
-        self.generator = None;
-        self.asks = false;
-        self.committed = Lsn::INVALID;
-        self.led = None;
-        self.yields_above = None;
+    /// One begins, which nobody knows, or which has campaigned before.
+    pub fn begin(
+        &mut self,
+        parameters: TimelineParameters,
+        safekeepers_to_ask: Vec<NodeId>,
+        limits: Limits,
+        tries_again: bool,
+        seed: u64,
+        now: Instant,
+    ) -> Result<(), ProposerError> {
+        let life = self.life + 1;
+        let mut fresh = Compute::new(self.index, self.connections.len());
+        std::mem::swap(&mut fresh.log, &mut self.log);
+        fresh.log.clear();
+        fresh.life = life;
+        if tries_again {
+            fresh.asked_term = Arc::clone(&self.asked_term);
+        }
+        *self = fresh;
+        let before = Term(self.asked_term.load(std::sync::atomic::Ordering::Acquire));
+        let before = Some(before).filter(|term| term.0 > 0);
+        self.tries_again = before.is_some();
+        let config = ProposerConfig {
+            parameters,
+            safekeepers_to_ask,
+            safekeepers: Arc::new(Everybody { holders: self.connections.len() as u64 }),
+            identity: None,
+            id: self.id(),
+            seed,
+            asked_term: Arc::clone(&self.asked_term),
+            limits,
+        };
+        self.driver = Some(Driver::new(config, before, self.wires.clone(), now)?);
+        Ok(())
     }
 
     fn id(&self) -> ProposerId {
@@ -90,81 +137,57 @@ impl Compute {
         ProposerId(id)
     }
 
-    /// The members that it counts.
-    pub fn configuration(&self) -> Option<&Configuration> {
-        self.proposer.as_ref().map(Proposer::configuration)
-    }
-
-    /// A member tells of a newer configuration. True if it is to go on with that now: whoever leads does once a quorum has told
-    /// of it. As the shipped driver does.
-    pub fn hears_of(&mut self, decided: &Configuration, node: usize) -> Option<Configuration> {
-        let own = self.configuration()?.clone();
-        if decided.number() <= own.number() {
-            return None;
-        }
-        let tells_of = &mut self.links[node].tells_of;
-        if tells_of.as_ref().is_none_or(|before| before.number() < decided.number()) {
-            *tells_of = Some(decided.clone());
-        }
-        if !self.is_elected() || self.led.is_some() {
-            return Some(decided.clone());
-        }
-        let told =
-            self.links.iter().filter_map(|link| Some((link.heard?, link.tells_of.as_ref()?)));
-        own.next_of(&told.collect::<Vec<_>>()).cloned()
-    }
-
-    /// Campaigns with other members. If a term was won already, its log is to go on with the next one.
-    pub fn adopt(&mut self, configuration: Configuration, skipped: u32) {
-        let Some(before) = self.proposer.take() else { return };
-        let term = before.term();
-        let next = Term(term.0 + 1);
-        let mut skipped = skipped;
-        if before.phase() == Phase::Elected {
-            self.led = Some(before.history().clone());
-        }
-        if self.led.is_some() {
-            self.yields_above = Some(term);
-            skipped = 0;
-        }
-        self.proposer = Some(Proposer::new(self.id(), configuration, next).skipping(skipped));
-        for link in &mut self.links {
-            link.next = None;
-            link.told = Lsn::INVALID;
-        }
-    }
-
-    /// Whether the log goes on after an election that was won with other members: nobody else has written in between, and what
-    /// is missing at the winner's start is here.
-    pub fn goes_on(&self, led: &TermHistory, start: Lsn) -> bool {
-        let won = self.proposer.as_ref().map(Proposer::history);
-        won.is_some_and(|won| led.is_led_on(self.own_since, won, start))
-            && start >= self.committed
-            && (self.start..=self.end_lsn()).contains(&start)
-    }
-
     /// It is gone.
     pub fn end(&mut self) {
-        self.proposer = None;
+        self.driver = None;
         self.generator = None;
     }
 
+    /// Whether the term that it has won last is led.
     pub fn is_elected(&self) -> bool {
-        self.proposer.as_ref().is_some_and(|proposer| proposer.phase() == Phase::Elected)
+        self.driver.as_ref().is_some_and(|driver| {
+            driver.core().phase() == Phase::Elected && driver.core().term() == self.won
+        })
     }
 
-    pub fn term(&self) -> Term {
-        self.proposer.as_ref().map_or(Term(0), Proposer::term)
-    }
-
-    /// End of what it wrote.
-    pub fn end_lsn(&self) -> Lsn {
-        self.start + self.log.len() as u64
-    }
-
-    /// Own bytes from `from` on, so many at most.
-    pub fn bytes(&self, from: Lsn, most: usize) -> &[u8] {
+    /// Own bytes from `from` on.
+    pub fn bytes(&self, from: Lsn) -> &[u8] {
         let offset = (from.0.saturating_sub(self.start.0) as usize).min(self.log.len());
-        &self.log[offset..self.log.len().min(offset.saturating_add(most))]
+        &self.log[offset..]
     }
+}
+
+/// What it wrote, as files have it.
+#[derive(Debug)]
+pub struct Files<'a> {
+    pub log: &'a [u8],
+    pub start: Lsn,
+    pub committed: Lsn,
+    pub reads: &'a mut u64,
+    /// By mistake.
+    pub are_recycled: bool,
+}
+
+impl WalSource for Files<'_> {
+    fn poll_wal(&mut self, _: usize) -> io::Result<Option<WalChunk>> {
+        Ok(None)
+    }
+
+    fn read_range(&mut self, from: Lsn, to: Lsn) -> io::Result<Bytes> {
+        let end = self.start + self.log.len() as u64;
+        let is_there = from >= self.start && to <= end && from + KEPT >= self.committed;
+        if !is_there {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        *self.reads += 1;
+        if self.are_recycled {
+            return Ok(Bytes::from(vec![0; (to - from) as usize]));
+        }
+        let range = (from - self.start) as usize..(to - self.start) as usize;
+        Ok(Bytes::copy_from_slice(&self.log[range]))
+    }
+
+    fn on_commit(&mut self, _: Lsn) {}
+
+    fn on_fenced(&mut self, _: Term) {}
 }

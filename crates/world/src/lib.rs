@@ -22,11 +22,13 @@ pub mod lies;
 pub mod plan;
 
 mod ancestor;
+mod campaign;
 mod compute;
 mod network;
 mod node;
 mod objects;
 mod truth;
+mod wires;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

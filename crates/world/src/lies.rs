@@ -89,11 +89,23 @@ pub enum Lie {
     AwayBeforeArchived,
     /// The directory is not synced when it was noted that what is at rest is removed.
     AwayNameUnsynced,
+    /// A compute tells members that what it sends is committed.
+    CommitAhead,
+    /// What a compute reads from its files for members is not what it wrote there.
+    FilesRecycled,
+    /// A safekeeper acknowledges what was sent to it, whatever it has.
+    AckAhead,
+    /// A safekeeper answers with a vote of before, when it had less.
+    VoteOfBefore,
+    /// An answer comes to another compute than asked.
+    AnswerToAnother,
+    /// The clock by which a compute has patience stands still.
+    ClockStands,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 37] = [
+    pub const ALL: [Lie; 43] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -131,6 +143,12 @@ impl Lie {
         Lie::AnyArchiveFollowed,
         Lie::AwayBeforeArchived,
         Lie::AwayNameUnsynced,
+        Lie::CommitAhead,
+        Lie::FilesRecycled,
+        Lie::AckAhead,
+        Lie::VoteOfBefore,
+        Lie::AnswerToAnother,
+        Lie::ClockStands,
     ];
 }
 

@@ -18,7 +18,16 @@ pub enum Request {
     Elected(Elected),
     Append(Append, Vec<u8>),
     Ping,
-    LastRecord(Lsn),
+    /// Nothing more comes: its end is closed.
+    Leave,
+}
+
+/// What arrives.
+#[derive(Clone, Debug)]
+pub enum Parcel {
+    Whole(Request),
+    /// Of messages, as they are cut on their way.
+    Bytes(Vec<u8>),
 }
 
 /// From a safekeeper.
@@ -34,13 +43,14 @@ pub enum Reply {
     Vote(Vote),
     Ack(Ack),
     Refused(RefusedReason),
-    LastRecord(Option<Lsn>),
 }
 
 /// One connection.
 #[derive(Debug)]
 pub struct Connection {
+    /// Whose it is; a number beyond all computes is that of a safekeeper that has members elect.
     pub compute: usize,
+    pub compute_life: u64,
     pub node: usize,
     pub node_life: u64,
     /// Nothing comes through any more, whether or not anybody knows.
@@ -52,6 +62,10 @@ pub struct Connection {
     pub to_compute: Time,
     /// When the safekeeper heard something last.
     pub heard: Time,
+    /// Of a message that has not arrived whole.
+    pub bytes: Vec<u8>,
+    /// The end of what was sent on it.
+    pub sent: Lsn,
     /// What has arrived and was not looked at.
     pub inbox: VecDeque<Request>,
     pub is_served: bool,

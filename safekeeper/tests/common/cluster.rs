@@ -176,6 +176,7 @@ impl Cluster {
             safekeepers: Arc::new(addresses),
             identity: None,
             id: ProposerId([run; 16]),
+            seed: run.into(),
             asked_term: Arc::default(),
             limits: Default::default(),
         }

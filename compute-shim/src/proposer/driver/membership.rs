@@ -294,6 +294,7 @@ pub(super) mod tests {
             safekeepers,
             identity: None,
             id: ProposerId([4; 16]),
+            seed: 7,
             asked_term: Arc::default(),
             limits: Default::default(),
         };

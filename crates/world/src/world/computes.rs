@@ -1,288 +1,292 @@
-//! Computes: elections, what they write and send.
+//! Computes: the loop around the shipped driver, and what they write.
 
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pgstrata_compute_shim::proposer::{Limits, WalChunk};
 use pgstrata_ids::NodeId;
+use pgstrata_quorum::Phase;
+
+use crate::compute::Files;
 
 use super::*;
 
+/// So many times as fast the driver's clock goes: its patience is that of a network of the real world, and a run has few of its
+/// seconds.
+const CLOCK: u64 = 100;
+
+/// A turn takes so long at least, until the loop is there again.
+const TURN: Time = 100;
+
+/// Longest pause before a compute that was outranked campaigns again.
+const PAUSE: Time = 1000;
+
 impl World {
-    pub(super) fn begin(&mut self, compute: usize) {
-        let one = &self.computes[compute];
-        if one.proposer.is_some() || one.is_steward || (self.quiet.is_some() && compute > 0) {
-            return;
+    /// The time, by a driver's clock.
+    fn instant(&self) -> Instant {
+        let now = if self.lie == Some(Lie::ClockStands) { 0 } else { self.now };
+        self.begun + Duration::from_micros(now * CLOCK)
+    }
+
+    pub(super) fn begin(&mut self, compute: usize) -> Checked {
+        if self.computes[compute].driver.is_some() || (self.quiet.is_some() && compute > 0) {
+            return Ok(());
         }
         if self.now < self.idle_until {
             self.at(self.idle_until, Event::Begin(compute));
-            return;
+            return Ok(());
         }
-        let skipped = self.skipped();
         // One that it was told of before, perhaps, and hears of the newest only now.
         let known = self.quorum.chain.configurations();
         let back = if self.rng.one_in(3) { self.rng.index(known.len()) } else { 0 };
-        let mut configuration = known[known.len() - 1 - back].clone();
-        let serves = |node: &NodeId| !self.nodes[self.node_of(node.0)].is_mending;
-        if self.quiet.is_some() && !configuration.nodes().iter().any(serves) {
-            // Whom nobody answers is told of others by who starts it again.
-            configuration = self.quorum.chain.newest().clone();
-        }
-        self.computes[compute].begin(configuration, skipped);
+        let nodes: Vec<NodeId> = known[known.len() - 1 - back].nodes();
+        let limits = Limits {
+            chunk: self.plan.chunk,
+            backlog: if self.rng.one_in(2) { 8 << 10 } else { 1 << 20 },
+            uncommitted: MOST_PENDING,
+            queued: if self.rng.one_in(2) { 4 << 10 } else { 1 << 20 },
+            old_queued: 16 << 10,
+        };
+        let tries_again = self.rng.one_in(4);
+        // Two may draw alike.
+        let seed = if self.rng.one_in(2) { 0 } else { self.rng.bits() };
+        // The smallest that messages have; a proposer doesn't look at it.
+        let parameters = TimelineParameters { segment_size: 1 << 20, ..self.parameters.clone() };
+        let now = self.instant();
+        let begun = self.computes[compute].begin(parameters, nodes, limits, tries_again, seed, now);
+        begun.map_err(|error| error.to_string())?;
         let life = self.computes[compute].life;
         self.log(|| format!("compute {compute} begins, the {life}th"));
-        self.after(0, Event::Tick(compute, life));
-    }
-
-    /// More than one that goes on with other members, which is never to outrank a newer one.
-    fn skipped(&mut self) -> u32 {
-        10 + self.rng.below(3) as u32
+        self.wake_compute(compute);
+        Ok(())
     }
 
     pub(super) fn end_compute(&mut self, compute: usize, back_after: Time) {
         self.log(|| format!("compute {compute} ends"));
         self.computes[compute].end();
-        for node in 0..self.nodes.len() {
-            self.disconnect(compute, node);
+        // With its machine, or only by itself: then its connections are closed.
+        match self.rng.one_in(3) {
+            true => {
+                for index in self.computes[compute].wires.take_left() {
+                    self.connections[index].is_left = true;
+                }
+            }
+            false => self.carry(compute),
         }
         self.after(back_after, Event::Begin(compute));
     }
 
-    pub(super) fn tick(&mut self, compute: usize, life: u64) -> Checked {
-        if self.computes[compute].life != life || self.computes[compute].proposer.is_none() {
+    /// Something has happened for which its loop waits.
+    pub(super) fn wake_compute(&mut self, compute: usize) {
+        let one = &mut self.computes[compute];
+        if one.driver.is_some() && !std::mem::replace(&mut one.is_woken, true) {
+            let (life, turn) = (one.life, one.turn);
+            let delay = self.rng.between(1, 30);
+            self.after(delay, Event::Turn(compute, life, turn));
+        }
+    }
+
+    /// The loop has waited for long enough.
+    pub(super) fn turn(&mut self, compute: usize, life: u64, turn: u64) -> Checked {
+        let now = self.instant();
+        let one = &mut self.computes[compute];
+        if one.life != life || one.turn != turn {
             return Ok(());
         }
-        for node in 0..self.nodes.len() {
-            let link = &self.computes[compute].links[node];
-            match link.connection {
-                None if self.is_wanted(compute, node) => self.connect(compute, node),
-                None => {}
-                Some(_) if self.now > link.last_heard + DEAD_AFTER => {
-                    self.disconnect(compute, node)
-                }
-                Some(_) => self.send(compute, node, Request::Ping),
-            }
+        one.turn += 1;
+        one.is_woken = false;
+        let ready = one.wires.ready();
+        let Some(driver) = &mut one.driver else { return Ok(()) };
+        driver.end_turn(now, &ready);
+        if !self.observe(compute)? {
+            return Ok(());
         }
-        self.pump(compute);
-        self.ask_last_record(compute);
-        let delay = TICK + self.rng.below(TICK);
-        self.after(delay, Event::Tick(compute, life));
+        let one = &mut self.computes[compute];
+        let Some(driver) = &mut one.driver else { return Ok(()) };
+        let mut files = Files {
+            log: &one.log,
+            start: one.start,
+            committed: one.committed,
+            reads: &mut self.outcome.file_reads,
+            are_recycled: self.lie == Some(Lie::FilesRecycled),
+        };
+        let wait = driver.begin_turn(now, Some(&mut files), Duration::from_secs(1));
+        let next = one.turn;
+        self.carry(compute);
+        if !self.observe(compute)? {
+            return Ok(());
+        }
+        let wait = (wait.as_micros() as Time / CLOCK).max(TURN);
+        self.after(wait, Event::Turn(compute, life, next));
         Ok(())
     }
 
-    /// Feeds the proposer, and does what it says.
-    pub(super) fn drive(
-        &mut self,
-        compute: usize,
-        feed: impl FnOnce(&mut Proposer, &mut Vec<ProposerOutput>),
-    ) -> Checked {
-        let mut outputs = Vec::new();
-        let Some(proposer) = &mut self.computes[compute].proposer else { return Ok(()) };
-        feed(proposer, &mut outputs);
-        if let Err(error) = proposer.invariants() {
+    /// What the driver has written goes on its way, and what it has asked for begins.
+    fn carry(&mut self, compute: usize) {
+        let wires = self.computes[compute].wires.clone();
+        for (index, bytes) in wires.take_output() {
+            self.send_bytes(index, bytes);
+        }
+        for index in wires.take_left() {
+            self.connections[index].is_left = true;
+            self.send(index, Request::Leave);
+        }
+        for (token, node) in wires.asked() {
+            self.dial(compute, token, node);
+        }
+    }
+
+    /// What the driver has come to. False if its compute has ended by that.
+    fn observe(&mut self, compute: usize) -> Checked<bool> {
+        let one = &self.computes[compute];
+        let Some(driver) = &one.driver else { return Ok(false) };
+        let core = driver.core();
+        if let Err(error) = core.invariants() {
             return Err(format!(
                 "the proposer of compute {compute} is not as it has to be: {error}"
             ));
         }
-        for output in outputs {
-            match output {
-                ProposerOutput::RequestVote(member, request) => {
-                    if let Some(node) = self.link_to(compute, member) {
-                        self.send(compute, node, Request::Vote(request));
-                    }
-                }
-                ProposerOutput::AnnounceElected(member, elected) => {
-                    if let Some(node) = self.link_to(compute, member) {
-                        self.computes[compute].links[node].next = None;
-                        self.send(compute, node, Request::Elected(elected));
-                    }
-                }
-                ProposerOutput::Elected(election) => {
-                    self.log(|| {
-                        let (term, start, donor) =
-                            (election.term, election.start_lsn, election.donor.node);
-                        format!("compute {compute} wins term {term} at {start}, donor {donor}")
-                    });
-                    self.outcome.elections += 1;
-                    let (start, term) = (election.start_lsn, election.term);
-                    let one = &mut self.computes[compute];
-                    let history = one.proposer.as_ref().map(|proposer| proposer.history().clone());
-                    self.truth.elected(compute, term, start, &history.unwrap_or_default())?;
-                    match one.led.take() {
-                        Some(led) => {
-                            if !one.goes_on(&led, start) && self.lie != Some(Lie::AnyLogLedOn) {
-                                self.log(|| format!("compute {compute} can't go on at {start}"));
-                                let back_after = self.rng.between(2000, 50_000);
-                                self.end_compute(compute, back_after);
-                                return Ok(());
-                            }
-                            // Voters may know more, and no more is said of what they know.
-                            one.committed = one.committed.max(election.commit_lsn);
-                            let end = one.end_lsn();
-                            let again = one.bytes(start, usize::MAX).to_vec();
-                            self.truth.wrote(term, &again);
-                            self.outcome.led_on += 1;
-                            if let Some(proposer) = &mut self.computes[compute].proposer {
-                                proposer.appended(end);
-                            }
-                        }
-                        None => {
-                            one.start = start;
-                            one.own_since = term;
-                            one.committed = election.commit_lsn;
-                            if start == self.parameters.start_lsn {
-                                let parameters = &self.parameters;
-                                one.generator = Some(generator(parameters, start, Lsn(8), term));
-                            }
-                        }
-                    }
-                    let (life, delay) = (self.computes[compute].life, self.rng.below(2000));
-                    if !self.computes[compute].is_steward {
-                        self.after(delay, Event::Write(compute, life, term));
-                        self.after(BARRIER_PATIENCE, Event::Barrier(compute, life, term));
-                    }
-                }
-                ProposerOutput::StreamFrom(member, lsn) => {
-                    if let Some(node) = self.link_to(compute, member) {
-                        self.computes[compute].links[node].next = Some(lsn);
-                    }
-                }
-                ProposerOutput::Committed(lsn) => {
-                    let term = self.computes[compute].term();
-                    self.log(|| format!("compute {compute} has {lsn} of term {term} committed"));
-                    self.truth.committed(term, lsn)?;
-                    let one = &mut self.computes[compute];
-                    one.committed = one.committed.max(lsn);
-                }
-                ProposerOutput::Fenced(term) => {
-                    self.log(|| format!("compute {compute} is fenced by term {term}"));
-                    let most = if self.quiet.is_some() { 10_000 } else { 150_000 };
-                    let back_after = self.rng.between(2000, most);
-                    self.end_compute(compute, back_after);
-                    return Ok(());
-                }
+        if core.phase() == Phase::Elected && core.term() != one.won {
+            self.won(compute)?;
+        }
+        let one = &mut self.computes[compute];
+        let Some(driver) = &one.driver else { return Ok(false) };
+        let (commit_lsn, ended) = (driver.commit_lsn(), driver.check().err());
+        let (fenced, is_refused) = (driver.fenced(), driver.is_refused());
+        if commit_lsn > one.committed && one.won > Term(0) {
+            one.committed = commit_lsn;
+            let term = one.won;
+            self.log(|| format!("compute {compute} has {commit_lsn} of term {term} committed"));
+            self.truth.committed(term, commit_lsn)?;
+        }
+        let one = &mut self.computes[compute];
+        let campaigns_again = fenced.filter(|_| one.won == Term(0) && !one.tries_again);
+        if let Some(term) = campaigns_again {
+            if !std::mem::replace(&mut one.pauses, true) {
+                let life = one.life;
+                self.log(|| format!("compute {compute} is outranked by term {term}"));
+                let delay = self.rng.between(50, PAUSE);
+                self.after(delay, Event::CampaignAbove(compute, life, term));
+            }
+        } else if ended.is_some() || is_refused {
+            let why = ended.map_or("it is refused".to_owned(), |error| error.to_string());
+            self.log(|| format!("compute {compute}: {why}"));
+            let most = if self.quiet.is_some() { 10_000 } else { 150_000 };
+            let back_after = self.rng.between(2000, most);
+            self.end_compute(compute, back_after);
+            return Ok(false);
+        }
+        self.ask_last_record(compute);
+        Ok(true)
+    }
+
+    pub(super) fn campaign_above(&mut self, compute: usize, life: u64, term: Term) {
+        let one = &mut self.computes[compute];
+        if let Some(driver) = one.driver.as_mut().filter(|_| one.life == life) {
+            one.pauses = false;
+            driver.campaign_above(term);
+            self.wake_compute(compute);
+        }
+    }
+
+    /// It has won a term: its first, or one that goes on with its log with other members.
+    fn won(&mut self, compute: usize) -> Checked {
+        let one = &self.computes[compute];
+        let Some(driver) = &one.driver else { return Ok(()) };
+        let (term, history) = (driver.core().term(), driver.core().history().clone());
+        let start = history.last().map_or(Lsn::INVALID, |last| last.lsn);
+        let goes_on = one.won > Term(0);
+        let (is_ours, donor) =
+            (driver.check().is_ok(), driver.election().map(|election| election.donor.node));
+        self.log(|| format!("compute {compute} wins term {term} at {start}, donor {donor:?}"));
+        self.outcome.elections += 1;
+        self.truth.elected(compute, term, start, &history)?;
+        let one = &mut self.computes[compute];
+        (one.won, one.history) = (term, history);
+        if goes_on {
+            if !is_ours {
+                // It ends.
+                return Ok(());
+            }
+            let again = one.bytes(start).to_vec();
+            self.truth.wrote(term, &again);
+            self.outcome.led_on += 1;
+        } else {
+            (one.start, one.record_end) = (start, start);
+            if start == self.parameters.start_lsn {
+                one.generator = Some(generator(&self.parameters, start, Lsn(8), term));
             }
         }
-        self.pump(compute);
+        let (life, delay) = (self.computes[compute].life, self.rng.below(2000));
+        self.after(delay, Event::Write(compute, life, term));
+        self.after(BARRIER_PATIENCE, Event::Barrier(compute, life, term));
         Ok(())
-    }
-
-    /// Where a member has greeted.
-    fn link_to(&self, compute: usize, member: Member) -> Option<usize> {
-        let node = self.node_of(member.node.0);
-        (self.computes[compute].links[node].member == Some(member)).then_some(node)
-    }
-
-    fn is_wanted(&self, compute: usize, node: usize) -> bool {
-        let configuration = self.computes[compute].configuration();
-        configuration.is_some_and(|one| one.nodes().contains(&self.nodes[node].member.node))
-    }
-
-    /// A member tells of a configuration. In answer to a greeting it need not be greeted again.
-    fn told_of(&mut self, compute: usize, node: usize, decided: &Configuration, is_greeting: bool) {
-        if self.computes[compute].is_steward {
-            return;
-        }
-        let Some(next) = self.computes[compute].hears_of(decided, node) else { return };
-        self.log(|| format!("compute {compute} goes on with configuration {}", next.number()));
-        let (number, skipped) = (next.number(), self.skipped());
-        self.computes[compute].adopt(next, skipped);
-        for other in 0..self.nodes.len() {
-            if !self.is_wanted(compute, other) {
-                self.disconnect(compute, other);
-            } else if !(is_greeting && other == node) {
-                self.computes[compute].links[other].member = None;
-                self.send(compute, other, Request::Greet(number));
-            }
-        }
     }
 
     pub(super) fn node_of(&self, id: u64) -> usize {
         id as usize - 1
     }
 
-    /// Sends each safekeeper what it lacks, and what is committed.
-    pub(super) fn pump(&mut self, compute: usize) {
-        if !self.computes[compute].is_elected() {
-            return;
-        }
-        for node in 0..self.nodes.len() {
-            loop {
-                let one = &self.computes[compute];
-                let link = &one.links[node];
-                let Some(next) = link.next.filter(|_| link.connection.is_some()) else { break };
-                let commit_lsn = one.committed;
-                if next < one.start {
-                    // It pulls that from others.
-                    break;
-                }
-                let bytes = one.bytes(next, self.plan.chunk).to_vec();
-                if bytes.is_empty() && link.told >= commit_lsn {
-                    break;
-                }
-                let length = bytes.len() as u64;
-                let append =
-                    Append { term: one.term(), start: next, length, record_end: next, commit_lsn };
-                let link = &mut self.computes[compute].links[node];
-                link.next = Some(next + length);
-                link.told = commit_lsn;
-                self.send(compute, node, Request::Append(append, bytes));
-                if length == 0 {
-                    break;
-                }
-            }
-        }
-    }
-
-    /// What a safekeeper has got from others it need not be sent.
-    fn note_pulled(&mut self, compute: usize, node: usize, ack: Ack) {
-        let one = &mut self.computes[compute];
-        let (term, end) = (one.term(), one.end_lsn());
-        let link = &mut one.links[node];
-        let has_more = link.next.is_some_and(|next| next < ack.flush_lsn);
-        if has_more && ack.term == term && ack.flush_lsn <= end {
-            link.next = Some(ack.flush_lsn);
-            self.pump(compute);
-        }
-    }
-
-    /// Asks somebody who has it where the record before the own log begins, so that the first own one can link back to it.
-    pub(super) fn ask_last_record(&mut self, compute: usize) {
+    /// Asks somebody who has it where the record before the own log begins, so that the first own one can link back to it: on
+    /// a connection of its own.
+    fn ask_last_record(&mut self, compute: usize) {
         let one = &self.computes[compute];
-        if !one.is_elected() || one.generator.is_some() {
+        let Some(driver) = &one.driver else { return };
+        if one.won == Term(0) || one.generator.is_some() || one.asks {
             return;
         }
-        let has_it = |node: usize| {
-            let member = self.nodes[node].member;
-            let flush_lsn =
-                one.proposer.as_ref().and_then(|proposer| proposer.flush_lsn_of(member));
-            flush_lsn >= Some(one.start) && one.links[node].connection.is_some()
-        };
-        let holders: Vec<usize> = (0..self.nodes.len()).filter(|&node| has_it(node)).collect();
+        let holders = driver.holders(one.start);
         if !holders.is_empty() {
-            let (start, node) = (one.start, holders[self.rng.index(holders.len())]);
+            let life = one.life;
+            let (holder, _) = holders[self.rng.index(holders.len())];
+            let node = self.node_of(holder.0);
             self.computes[compute].asks = true;
-            self.send(compute, node, Request::LastRecord(start));
+            let delay = 2 * self.delay(node);
+            self.after(delay, Event::LastRecord { compute, life, node });
+        }
+    }
+
+    /// What it says.
+    pub(super) fn last_record(&mut self, compute: usize, life: u64, node: usize) {
+        if self.computes[compute].life != life || self.computes[compute].driver.is_none() {
+            return;
+        }
+        self.computes[compute].asks = false;
+        if self.is_cut(compute, node) {
+            return;
+        }
+        let start = self.computes[compute].start;
+        let timeline = self.nodes[node].timeline.as_ref();
+        let timeline = timeline.filter(|timeline| timeline.flush_lsn() >= start);
+        let found = timeline.and_then(|one| one.last_record_before(start).ok().flatten());
+        let parameters = self.parameters.clone();
+        let one = &mut self.computes[compute];
+        if let Some(prev) = found.filter(|_| one.generator.is_none()) {
+            one.generator = Some(generator(&parameters, one.start, prev, one.won));
         }
     }
 
     /// Another one is started where a compute commits nothing in its term.
     pub(super) fn barrier(&mut self, compute: usize, life: u64, term: Term) {
         let one = &self.computes[compute];
-        let is_it = one.life == life && one.is_elected() && one.term() == term;
-        let start = one.proposer.as_ref().map_or(Lsn::INVALID, |proposer| {
-            proposer.history().last().map_or(Lsn::INVALID, |last| last.lsn)
-        });
-        if is_it && one.committed < start {
+        let start = one.history.last().map_or(Lsn::INVALID, |last| last.lsn);
+        if one.life == life && one.is_elected() && one.won == term && one.committed < start {
             self.end_compute(compute, 1000);
         }
     }
 
-    pub(super) fn write(&mut self, compute: usize, life: u64, term: Term) {
+    /// It writes some records, also while it campaigns to go on with its log.
+    pub(super) fn write(&mut self, compute: usize, life: u64, term: Term) -> Checked {
+        let now = self.instant();
         let one = &mut self.computes[compute];
-        if one.life != life || !one.is_elected() || one.term() != term {
-            return;
+        if one.life != life || one.won != term {
+            return Ok(());
         }
-        let pending = one.end_lsn().saturating_sub(one.committed);
-        let written = one.end_lsn().saturating_sub(self.parameters.start_lsn);
+        let is_elected = one.is_elected();
+        let Some(driver) = &mut one.driver else { return Ok(()) };
+        let written = driver.end_lsn().saturating_sub(self.parameters.start_lsn);
         // The first record, its barrier, is written whatever is not committed: it shows whether the term still stands.
-        let has_room = pending < MOST_PENDING || one.log.is_empty();
+        let has_room = driver.has_room() || one.log.is_empty();
         if let Some(generator) = one.generator.as_mut().filter(|_| has_room) {
             let mut bytes = Vec::new();
             for _ in 0..self.rng.between(1, 4) {
@@ -296,100 +300,27 @@ impl World {
                 bytes.extend(generator.switch());
             }
             one.log.extend_from_slice(&bytes);
-            let (end, term) = (one.end_lsn(), one.term());
-            if let Some(proposer) = &mut one.proposer {
-                proposer.appended(end);
+            let (from, end) = (one.record_end, one.start + one.log.len() as u64);
+            one.record_end = end;
+            if is_elected {
+                self.truth.wrote(term, &bytes);
             }
-            self.truth.wrote(term, &bytes);
+            // PostgreSQL may have written a part of a record by the time it is looked at.
+            let cut = match self.rng.one_in(4) {
+                true => self.rng.below(bytes.len() as u64) as usize,
+                false => 0,
+            };
+            let parts = [(from, &bytes[..cut], from), (from + cut as u64, &bytes[cut..], end)];
+            for (start, bytes, record_end) in parts.into_iter().filter(|part| !part.1.is_empty()) {
+                let bytes = Bytes::copy_from_slice(bytes);
+                let appended = driver.append(now, WalChunk { start, bytes, record_end });
+                appended.map_err(|error| error.to_string())?;
+            }
             self.log(|| format!("compute {compute} writes up to {end}"));
-            self.pump(compute);
+            self.wake_compute(compute);
         }
         let delay = self.rng.between(500, 12_000);
         self.after(delay, Event::Write(compute, life, term));
-    }
-
-    /// As the shipped driver takes a greeting's answer.
-    fn greeted(
-        &mut self,
-        compute: usize,
-        node: usize,
-        member: Member,
-        said: &Configuration,
-        promised: Term,
-    ) -> Checked {
-        self.computes[compute].links[node].heard = Some(member);
-        self.told_of(compute, node, said, true);
-        let one = &mut self.computes[compute];
-        let Some(own) = one.configuration() else { return Ok(()) };
-        if !own.contains(member) {
-            self.disconnect(compute, node);
-            return Ok(());
-        }
-        one.links[node].member = Some(member);
-        if one.yields_above.is_some_and(|asked| promised > asked)
-            && self.lie != Some(Lie::AnyLogLedOn)
-        {
-            self.drive(compute, |proposer, outputs| proposer.outranked(promised, outputs))?;
-        }
-        self.drive(compute, |proposer, outputs| proposer.connected(member, promised, outputs))
-    }
-
-    pub(super) fn answer(&mut self, index: usize, reply: Reply) -> Checked {
-        let connection = &self.connections[index];
-        let (compute, node) = (connection.compute, connection.node);
-        let is_current = self.computes[compute].links[node].connection == Some(index);
-        if connection.is_dead && self.lie != Some(Lie::LossWithinConnection) || !is_current {
-            return Ok(());
-        }
-        self.computes[compute].links[node].last_heard = self.now;
-        if let Reply::Greeting { member, configuration, promised } = reply {
-            return self.greeted(compute, node, member, &configuration, promised);
-        }
-        if let Reply::Configuration(decided) = &reply {
-            self.told_of(compute, node, decided, false);
-            return Ok(());
-        }
-        // What was answered before it was greeted anew is about what was asked before.
-        let Some(member) = self.computes[compute].links[node].member else { return Ok(()) };
-        match reply {
-            Reply::Greeting { .. } | Reply::Configuration(_) => Ok(()),
-            Reply::Vote(mut vote) => {
-                if self.lie == Some(Lie::DonorIsFixed) && node > 0 {
-                    vote.flush_lsn = self.parameters.start_lsn;
-                    vote.history = TermHistory::default();
-                }
-                self.drive(compute, |proposer, outputs| proposer.vote(member, vote, outputs))
-            }
-            Reply::Ack(ack) => {
-                let other = self.nodes[(node + 1) % self.plan.nodes].member;
-                if self.lie == Some(Lie::AckCountsTwice) {
-                    self.drive(compute, |proposer, outputs| proposer.ack(other, ack, outputs))?;
-                }
-                self.drive(compute, |proposer, outputs| proposer.ack(member, ack, outputs))?;
-                self.note_pulled(compute, node, ack);
-                let one = &self.computes[compute];
-                if !one.asks && ack.flush_lsn >= one.start {
-                    self.ask_last_record(compute);
-                }
-                Ok(())
-            }
-            Reply::LastRecord(found) => {
-                let parameters = self.parameters.clone();
-                let one = &mut self.computes[compute];
-                one.asks = false;
-                if let Some(prev) = found.filter(|_| one.is_elected() && one.generator.is_none()) {
-                    one.generator = Some(generator(&parameters, one.start, prev, one.term()));
-                }
-                Ok(())
-            }
-            Reply::Refused(RefusedReason::Quorum(Refusal::Fenced { promised })) => {
-                self.disconnect(compute, node);
-                self.drive(compute, |proposer, outputs| proposer.outranked(promised, outputs))
-            }
-            Reply::Refused(_) => {
-                self.disconnect(compute, node);
-                Ok(())
-            }
-        }
+        Ok(())
     }
 }

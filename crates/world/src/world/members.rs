@@ -329,15 +329,9 @@ impl World {
 
     /// A safekeeper has members elect, and writes nothing.
     fn elect_without_compute(&mut self, joint: Configuration) {
-        let compute = self.computes.len() - 1;
-        if self.computes[compute].proposer.is_some() {
-            return;
+        if self.campaign.proposer.is_none() {
+            self.begin_campaign(joint);
         }
-        self.computes[compute].begin(joint, 0);
-        let life = self.computes[compute].life;
-        self.log(|| "a safekeeper has members elect".into());
-        self.after(0, Event::Tick(compute, life));
-        self.after(100_000, Event::EndSteward(compute, life));
     }
 
     /// What those say who are asked for, and how many don't answer. They may be told to look where it is decided first.

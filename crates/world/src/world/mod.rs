@@ -2,6 +2,7 @@
 
 mod alone;
 mod archive;
+mod campaign;
 mod computes;
 mod members;
 mod rest;
@@ -12,11 +13,12 @@ mod wires;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Lsn, Member, Term, TimelineId, TimelineParameters};
 use pgstrata_quorum::{
-    Ack, Append, Chain, Configuration, Holding, Proposer, ProposerOutput, Refusal, TermHistory,
+    Append, Chain, Configuration, Holding, Proposer, ProposerOutput, Refusal, TermHistory, Vote,
     provable_commit,
 };
 use pgstrata_safekeeper::archive::ArchiveReader;
@@ -27,9 +29,10 @@ use pgstrata_sim::wal::{WalGenerator, parameters};
 use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
 
 use crate::ancestor::ancestor;
+use crate::campaign::Campaign;
 use crate::compute::Compute;
 use crate::lies::Lie;
-use crate::network::{Connection, Reply, Request};
+use crate::network::{Connection, Parcel, Reply, Request};
 use crate::node::Node;
 use crate::objects::Objects;
 use crate::plan::{Plan, Time, Trouble};
@@ -41,9 +44,6 @@ use self::members::{Command, Stage};
 /// Less than PostgreSQL's smallest: most of what a run did would be to make segments and to look at them, and there are more
 /// ends of them for each byte.
 const SEGMENT_SIZE: u64 = 64 << 10;
-
-/// How often a compute looks after its connections.
-const TICK: Time = 8_000;
 
 /// Silence after which an end takes a connection for dead.
 const DEAD_AFTER: Time = 30_000;
@@ -69,11 +69,29 @@ const MOST_EVENTS: u64 = 100_000;
 #[derive(Debug)]
 enum Event {
     Begin(usize),
-    Tick(usize, u64),
+    /// The driver of a compute, by its life, goes on after this one of its turns.
+    Turn(usize, u64, u64),
+    CampaignAbove(usize, u64, Term),
+    Dialed {
+        compute: usize,
+        life: u64,
+        token: u64,
+        node: usize,
+    },
+    LastRecord {
+        compute: usize,
+        life: u64,
+        node: usize,
+    },
     Write(usize, u64, Term),
-    Arrive(usize, Request),
+    Arrive(usize, Parcel),
     Serve(usize),
+    /// To a safekeeper that has members elect.
     Answer(usize, Reply),
+    /// By a compute.
+    Receive(usize, Vec<u8>),
+    /// A compute hears that a connection is over.
+    Close(usize, bool),
     Prepare(usize, u64),
     Background(usize),
     Conclude {
@@ -104,8 +122,9 @@ enum Event {
     Barrier(usize, u64, Term),
     /// A step of a change of members, by the number of its command.
     Steward(usize, Stage),
-    /// The election without a compute is over.
-    EndSteward(usize, u64),
+    /// The election without a compute goes on, and is over.
+    TickCampaign(u64),
+    EndCampaign(u64),
     /// Members whose directories are lost are replaced.
     Replace,
     /// A safekeeper tries to mend what is damaged.
@@ -138,6 +157,12 @@ pub struct Outcome {
     pub changes: u64,
     /// Directories that were lost.
     pub wipes: u64,
+    /// Pieces that computes read from their files for members, and connections that they made.
+    pub file_reads: u64,
+    pub dials: u64,
+    /// Those that had to wait for room, and those that ended other than by their compute.
+    pub blocked: u64,
+    pub closed: u64,
     /// Computes whose log went on with other members.
     pub led_on: u64,
     /// Newcomers whose log begins where others had removed what is before.
@@ -170,6 +195,10 @@ impl Outcome {
         self.trimmed += other.trimmed;
         self.changes += other.changes;
         self.wipes += other.wipes;
+        self.file_reads += other.file_reads;
+        self.dials += other.dials;
+        self.blocked += other.blocked;
+        self.closed += other.closed;
         self.led_on += other.led_on;
         self.horizons += other.horizons;
         self.rots += other.rots;
@@ -188,11 +217,16 @@ pub struct World {
     lie: Option<Lie>,
     rng: Rng,
     now: Time,
+    /// When that was 0, by the clock that drivers are shown.
+    begun: Instant,
     queue: BTreeMap<(Time, u64), Event>,
     sequence: u64,
     nodes: Vec<Node>,
     computes: Vec<Compute>,
+    campaign: Campaign,
     connections: Vec<Connection>,
+    /// The first vote of each safekeeper, for those who make mistakes with it.
+    votes: Vec<Option<Vote>>,
     truth: Truth,
     parameters: TimelineParameters,
     /// Where it is decided who the members are, and how often that was done.
@@ -254,14 +288,14 @@ impl World {
             here.push(Arc::new(Here::new(node.member.node, plan.tail_after, before)));
         }
         let storage = archiving.fork();
-        let mut computes: Vec<Compute> =
-            (0..=plan.computes).map(|index| Compute::new(index, plan.slots)).collect();
-        computes[plan.computes].is_steward = true;
+        let computes: Vec<Compute> =
+            (0..plan.computes).map(|index| Compute::new(index, plan.slots)).collect();
         let mut world = World {
             plan: plan.clone(),
             lie,
             rng,
             now: 0,
+            begun: Instant::now(),
             queue: BTreeMap::new(),
             sequence: 0,
             slow_until: vec![0; nodes.len()],
@@ -280,7 +314,9 @@ impl World {
             readers: nodes.iter().map(|_| None).collect(),
             nodes,
             computes,
+            campaign: Campaign::new(plan.slots),
             connections: Vec::new(),
+            votes: vec![None; plan.slots],
             truth: Truth::new(start),
             quorum: Quorum::founded(parameters.clone(), chain),
             parameters,
@@ -334,10 +370,12 @@ impl World {
                     return self.finish();
                 }
                 if self.now > since + PATIENCE {
+                    let said = self.computes[0].driver.as_ref().map(|driver| driver.describe());
                     return Err(format!(
-                        "nothing is committed beyond {} although all is well, or members are still changed: {}",
+                        "nothing is committed beyond {} although all is well, or members are still changed: {}; {}",
                         self.truth.end(),
-                        self.is_settled()
+                        self.is_settled(),
+                        said.unwrap_or_default()
                     ));
                 }
             }
@@ -370,12 +408,19 @@ impl World {
 
     fn handle(&mut self, event: Event) -> Checked {
         match event {
-            Event::Begin(compute) => self.begin(compute),
-            Event::Tick(compute, life) => return self.tick(compute, life),
-            Event::Write(compute, life, term) => self.write(compute, life, term),
-            Event::Arrive(connection, request) => self.arrive(connection, request),
+            Event::Begin(compute) => return self.begin(compute),
+            Event::Turn(compute, life, turn) => return self.turn(compute, life, turn),
+            Event::CampaignAbove(compute, life, term) => self.campaign_above(compute, life, term),
+            Event::Dialed { compute, life, token, node } => {
+                self.dialed(compute, life, token, node);
+            }
+            Event::LastRecord { compute, life, node } => self.last_record(compute, life, node),
+            Event::Write(compute, life, term) => return self.write(compute, life, term),
+            Event::Arrive(connection, parcel) => return self.arrive(connection, parcel),
             Event::Serve(connection) => return self.serve(connection),
-            Event::Answer(connection, reply) => return self.answer(connection, reply),
+            Event::Answer(connection, reply) => return self.answer_campaign(connection, reply),
+            Event::Receive(connection, bytes) => self.receive(connection, &bytes),
+            Event::Close(connection, is_reset) => self.close(connection, is_reset),
             Event::Prepare(node, life) => {
                 self.preparing[node] = false;
                 if self.nodes[node].life == life && self.nodes[node].prepare() {
@@ -406,9 +451,10 @@ impl World {
             }
             Event::SpaceAgain(node) => self.nodes[node].disk.set_full(false),
             Event::Steward(command, stage) => return self.steward(command, stage),
-            Event::EndSteward(compute, life) => {
-                if self.computes[compute].life == life {
-                    self.end_compute(compute, 0);
+            Event::TickCampaign(life) => self.tick_campaign(life),
+            Event::EndCampaign(life) => {
+                if self.campaign.life == life {
+                    self.end_campaign();
                 }
             }
             Event::Barrier(compute, life, term) => self.barrier(compute, life, term),

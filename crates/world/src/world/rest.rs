@@ -9,10 +9,11 @@ impl World {
     pub(super) fn be_idle(&mut self, lasts: Time) {
         self.idle_until = self.now + lasts;
         for compute in 0..self.computes.len() {
-            if self.computes[compute].proposer.is_some() {
+            if self.computes[compute].driver.is_some() {
                 self.end_compute(compute, lasts);
             }
         }
+        self.end_campaign();
     }
 
     /// Lets a timeline come to rest with which nothing is to be done, if nobody has it.

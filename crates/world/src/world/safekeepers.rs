@@ -3,21 +3,43 @@
 use super::*;
 
 impl World {
-    pub(super) fn arrive(&mut self, index: usize, request: Request) {
+    pub(super) fn arrive(&mut self, index: usize, parcel: Parcel) -> Checked {
         let delay = if self.rng.one_in(4) { self.rng.below(2000) } else { 0 };
         let connection = &mut self.connections[index];
-        let node = &self.nodes[connection.node];
-        if (connection.is_dead && self.lie != Some(Lie::LossWithinConnection))
-            || node.life != connection.node_life
-        {
-            connection.is_dead = true;
-            return;
+        let (compute, node) = (connection.compute, &self.nodes[connection.node]);
+        let loses_messages = self.lie == Some(Lie::LossWithinConnection);
+        if (connection.is_dead && !loses_messages) || node.life != connection.node_life {
+            let is_new = !std::mem::replace(&mut connection.is_dead, true);
+            if is_new && node.is_up && !connection.is_left {
+                self.close_later(index, true);
+            }
+            return Ok(());
         }
         connection.heard = self.now;
-        connection.inbox.push_back(request);
-        if !std::mem::replace(&mut connection.is_served, true) {
+        let requests = match parcel {
+            Parcel::Whole(request) => vec![request],
+            Parcel::Bytes(bytes) => {
+                let requests = self.requests(index, &bytes)?;
+                if self.computes[compute].wires.arrived(index, bytes.len()) {
+                    self.outcome.blocked += 1;
+                    self.wake_compute(compute);
+                }
+                requests
+            }
+        };
+        for request in requests {
+            if loses_messages
+                && (self.is_cut(compute, self.connections[index].node) || self.rng.one_in(50))
+            {
+                continue;
+            }
+            self.connections[index].inbox.push_back(request);
+        }
+        let connection = &mut self.connections[index];
+        if !connection.inbox.is_empty() && !std::mem::replace(&mut connection.is_served, true) {
             self.after(delay, Event::Serve(index));
         }
+        Ok(())
     }
 
     /// Looks at all that has arrived, as the connection's thread does.
@@ -46,8 +68,11 @@ impl World {
         connection.inbox.clear();
         connection.proposer = None;
         connection.greeted = None;
-        // What was sent last still arrives.
+        // What was sent last still arrives, and then that it is over.
         connection.node_life = u64::MAX;
+        if !connection.is_dead && !connection.is_left {
+            self.close_later(index, false);
+        }
     }
 
     pub(super) fn serve_appends(
@@ -205,6 +230,9 @@ impl World {
         if let Request::Greet(known) = request {
             return self.greet(index, node, known);
         }
+        if let Request::Leave = request {
+            return Ok(false);
+        }
         let Some(timeline) = self.nodes[node].timeline.clone() else { return Ok(false) };
         if self.connections[index].greeted.is_none() {
             return Ok(false);
@@ -253,15 +281,7 @@ impl World {
                 }
                 self.give(index, node, answer)
             }
-            Request::LastRecord(end) => {
-                let found = match end <= timeline.flush_lsn() {
-                    true => timeline.last_record_before(end).ok().flatten(),
-                    false => None,
-                };
-                self.reply(index, Reply::LastRecord(found));
-                Ok(true)
-            }
-            Request::Greet(_) | Request::Append(..) | Request::Ping => Ok(true),
+            Request::Greet(_) | Request::Append(..) | Request::Ping | Request::Leave => Ok(true),
         }
     }
 }

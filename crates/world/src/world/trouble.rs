@@ -24,15 +24,15 @@ impl World {
                 self.after(lasts, Event::Heal(index));
             }
             Trouble::Break { compute, node, is_heard } => {
-                if let Some(connection) = self.computes[compute].links[node].connection {
+                if let Some(connection) = self.computes[compute].connections[node] {
                     self.connections[connection].is_dead = true;
                     if is_heard {
-                        self.disconnect(compute, node);
+                        self.close(connection, true);
                     }
                 }
             }
             Trouble::Kill { compute, back_after } => {
-                if self.computes[compute].proposer.is_some() {
+                if self.computes[compute].driver.is_some() {
                     self.end_compute(compute, back_after);
                 }
             }
@@ -82,10 +82,19 @@ impl World {
             // Its latch was thrown.
             false => (false, 2_000),
         };
-        for connection in self.connections.iter_mut().filter(|one| one.node == index) {
+        for number in 0..self.connections.len() {
+            let connection = &mut self.connections[number];
+            if connection.node != index {
+                continue;
+            }
+            let is_open = !connection.is_dead && !connection.is_left;
             connection.is_dead = true;
             connection.proposer = None;
             connection.greeted = None;
+            // Of a machine that is gone nobody says anything.
+            if is_open && !loses_power {
+                self.close_later(number, true);
+            }
         }
         self.leave_turns(index);
         self.outcome.crashes += 1;
@@ -140,16 +149,13 @@ impl World {
         for compute in 1..self.computes.len() {
             self.end_compute(compute, 0);
         }
+        self.end_campaign();
         self.last_change();
-        // One that others have replaced long ago never hears of it, where all who knew it are gone.
-        let is_left = self.computes[0]
-            .configuration()
-            .is_some_and(|configuration| !configuration.is_quorum(|member| !self.is_lost(member)));
-        if is_left || self.nodes.iter().any(|node| node.is_rotten) {
+        if self.nodes.iter().any(|node| node.is_rotten) {
             // Its end may be gone: what a later term commits shows that nobody depends on it.
             self.end_compute(0, 1000);
         }
-        if self.computes[0].proposer.is_none() {
+        if self.computes[0].driver.is_none() {
             self.after(1000, Event::Begin(0));
         }
     }

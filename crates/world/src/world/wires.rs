@@ -1,6 +1,13 @@
 //! Connections between computes and safekeepers.
 
+use pgstrata_ids::NodeId;
+use pgstrata_wire::frame::{Stamp, split};
+use pgstrata_wire::safekeeper::{GreetingReply, WAL, decode, encode};
+
 use super::*;
+
+/// So long a connection is tried to be made to a machine that does not answer.
+const NO_ANSWER: Time = 20_000;
 
 impl World {
     pub(super) fn is_cut(&self, compute: usize, node: usize) -> bool {
@@ -21,27 +28,152 @@ impl World {
         }
     }
 
-    pub(super) fn send(&mut self, compute: usize, node: usize, request: Request) {
-        let Some(index) = self.computes[compute].links[node].connection else { return };
-        if self.is_gone(index) {
-            return;
-        }
-        let delay = self.delay(node);
+    /// When what is sent to the safekeeper now gets there.
+    fn arrival_at_node(&mut self, index: usize) -> Time {
+        let delay = self.delay(self.connections[index].node);
         let connection = &mut self.connections[index];
         connection.to_node = (self.now + delay).max(connection.to_node + 1);
-        let at = connection.to_node;
-        self.at(at, Event::Arrive(index, request));
+        connection.to_node
+    }
+
+    fn arrival_at_compute(&mut self, index: usize) -> Time {
+        let delay = self.delay(self.connections[index].node);
+        let connection = &mut self.connections[index];
+        connection.to_compute = (self.now + delay).max(connection.to_compute + 1);
+        connection.to_compute
+    }
+
+    pub(super) fn send(&mut self, index: usize, request: Request) {
+        if !self.is_gone(index) {
+            let at = self.arrival_at_node(index);
+            self.at(at, Event::Arrive(index, Parcel::Whole(request)));
+        }
+    }
+
+    /// Bytes of a compute's, as they are: in one piece, or two.
+    pub(super) fn send_bytes(&mut self, index: usize, mut bytes: Vec<u8>) {
+        // Whole messages are lost, where they are.
+        let loses_messages = self.lie == Some(Lie::LossWithinConnection);
+        if !loses_messages && self.is_gone(index) {
+            return;
+        }
+        if bytes.len() > 1 && self.rng.one_in(6) {
+            let rest = bytes.split_off(self.rng.between(1, bytes.len() as u64 - 1) as usize);
+            let at = self.arrival_at_node(index);
+            self.at(at, Event::Arrive(index, Parcel::Bytes(bytes)));
+            bytes = rest;
+        }
+        let at = self.arrival_at_node(index);
+        self.at(at, Event::Arrive(index, Parcel::Bytes(bytes)));
     }
 
     pub(super) fn reply(&mut self, index: usize, reply: Reply) {
         if self.connections[index].is_left || self.is_gone(index) {
             return;
         }
-        let delay = self.delay(self.connections[index].node);
-        let connection = &mut self.connections[index];
-        connection.to_compute = (self.now + delay).max(connection.to_compute + 1);
-        let at = connection.to_compute;
-        self.at(at, Event::Answer(index, reply));
+        let compute = self.connections[index].compute;
+        if compute == self.campaign_index() {
+            let at = self.arrival_at_compute(index);
+            self.at(at, Event::Answer(index, reply));
+            return;
+        }
+        self.reply_to_compute(index, compute, reply);
+    }
+
+    /// As bytes, in one piece or two.
+    fn reply_to_compute(&mut self, index: usize, compute: usize, mut reply: Reply) {
+        self.tamper(index, compute, &mut reply);
+        let mut index = index;
+        if self.lie == Some(Lie::AnswerToAnother) && self.rng.one_in(4) {
+            let node = self.connections[index].node;
+            let others = self.computes.iter().filter(|other| other.index != compute);
+            index = others.filter_map(|other| other.connections[node]).next().unwrap_or(index);
+        }
+        let mut bytes = Vec::new();
+        encode(&message_of(reply), Stamp::In(WAL.speaks.highest()), &mut bytes);
+        if self.rng.one_in(6) {
+            let rest = bytes.split_off(self.rng.between(1, bytes.len() as u64 - 1) as usize);
+            let at = self.arrival_at_compute(index);
+            self.at(at, Event::Receive(index, bytes));
+            bytes = rest;
+        }
+        let at = self.arrival_at_compute(index);
+        self.at(at, Event::Receive(index, bytes));
+    }
+
+    /// Mistakes that answers can have.
+    fn tamper(&mut self, index: usize, compute: usize, reply: &mut Reply) {
+        let node = self.connections[index].node;
+        let one = &self.computes[compute];
+        let goes_on = one.won > Term(0) && !one.is_elected();
+        match (self.lie, reply) {
+            (Some(Lie::DonorIsFixed), Reply::Vote(vote)) if node > 0 => {
+                vote.flush_lsn = self.parameters.start_lsn;
+                vote.history = TermHistory::default();
+            }
+            (Some(Lie::AnyLogLedOn), Reply::Vote(vote)) if goes_on => {
+                vote.flush_lsn = one.record_end;
+                vote.history = one.history.clone();
+            }
+            (Some(Lie::AnyLogLedOn), Reply::Greeting { promised, .. }) if one.won > Term(0) => {
+                *promised = Term(0);
+            }
+            (Some(Lie::AckAhead), Reply::Ack(ack)) => {
+                ack.flush_lsn = ack.flush_lsn.max(self.connections[index].sent);
+            }
+            (Some(Lie::VoteOfBefore), Reply::Vote(vote)) => {
+                let asked = vote.clone();
+                let first = self.votes[node].get_or_insert(asked);
+                vote.flush_lsn = first.flush_lsn;
+                vote.history = first.history.clone();
+                vote.commit_lsn = first.commit_lsn;
+            }
+            (Some(Lie::AckCountsTwice), Reply::Ack(ack)) => {
+                let other = one.connections[(node + 1) % self.plan.nodes];
+                let mut bytes = Vec::new();
+                let stamp = Stamp::In(WAL.speaks.highest());
+                encode(&Message::Ack(*ack), stamp, &mut bytes);
+                if let Some(other) = other.filter(|other| self.connections[*other].told > 0) {
+                    let at = self.arrival_at_compute(other);
+                    self.at(at, Event::Receive(other, bytes));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Bytes come to a compute.
+    pub(super) fn receive(&mut self, index: usize, bytes: &[u8]) {
+        let connection = &self.connections[index];
+        let compute = connection.compute;
+        if connection.is_dead && self.lie != Some(Lie::LossWithinConnection) {
+            return;
+        }
+        if self.computes[compute].life == connection.compute_life {
+            self.computes[compute].wires.receive(index, bytes);
+            self.wake_compute(compute);
+        }
+    }
+
+    /// The compute hears that a connection is over.
+    pub(super) fn close(&mut self, index: usize, is_reset: bool) {
+        let connection = &self.connections[index];
+        let compute = connection.compute;
+        if compute == self.campaign_index()
+            || self.is_cut(compute, connection.node)
+            || self.computes[compute].life != connection.compute_life
+        {
+            return;
+        }
+        self.outcome.closed += 1;
+        self.computes[compute].wires.close(index, is_reset);
+        self.wake_compute(compute);
+    }
+
+    /// The safekeeper's end is gone: the other one hears of it after what was sent before.
+    pub(super) fn close_later(&mut self, index: usize, is_reset: bool) {
+        let at = self.arrival_at_compute(index);
+        self.at(at, Event::Close(index, is_reset));
     }
 
     /// Whether what is sent now gets lost. Then nothing later comes through either.
@@ -56,20 +188,11 @@ impl World {
         connection.is_dead
     }
 
-    pub(super) fn disconnect(&mut self, compute: usize, node: usize) {
-        let link = &mut self.computes[compute].links[node];
-        link.next = None;
-        link.member = None;
-        if let Some(connection) = link.connection.take() {
-            // What is on its way still arrives; what the other end sends is heard by nobody.
-            self.connections[connection].is_left = true;
-        }
-    }
-
-    pub(super) fn connect(&mut self, compute: usize, node: usize) {
+    pub(super) fn connect(&mut self, compute: usize, node: usize) -> usize {
         let index = self.connections.len();
         self.connections.push(Connection {
             compute,
+            compute_life: self.computes.get(compute).map_or(0, |one| one.life),
             node,
             node_life: self.nodes[node].life,
             is_dead: !self.nodes[node].is_up,
@@ -77,6 +200,8 @@ impl World {
             to_node: self.now,
             to_compute: self.now,
             heard: self.now,
+            bytes: Vec::new(),
+            sent: Lsn::INVALID,
             inbox: Default::default(),
             is_served: false,
             proposer: None,
@@ -84,10 +209,88 @@ impl World {
             greeted: None,
             told: 0,
         });
-        let link = &mut self.computes[compute].links[node];
-        link.connection = Some(index);
-        link.last_heard = self.now;
-        let known = self.computes[compute].configuration().map_or(0, |one| one.number());
-        self.send(compute, node, Request::Greet(known));
+        index
+    }
+
+    /// A compute wants to be connected to a safekeeper.
+    pub(super) fn dial(&mut self, compute: usize, token: u64, node: NodeId) {
+        let index = self.node_of(node.0);
+        let life = self.computes[compute].life;
+        let is_there = self.nodes[index].is_up || !self.nodes[index].loses_power;
+        let delay = match self.is_cut(compute, index) || !is_there {
+            true => NO_ANSWER,
+            false => 2 * self.delay(index),
+        };
+        self.after(delay, Event::Dialed { compute, life, token, node: index });
+    }
+
+    pub(super) fn dialed(&mut self, compute: usize, life: u64, token: u64, node: usize) {
+        if self.computes[compute].life != life || self.computes[compute].driver.is_none() {
+            return;
+        }
+        let wires = self.computes[compute].wires.clone();
+        if self.is_cut(compute, node) {
+            wires.failed(token, std::io::ErrorKind::TimedOut);
+        } else if !self.nodes[node].is_up {
+            wires.failed(token, std::io::ErrorKind::ConnectionRefused);
+        } else {
+            self.outcome.dials += 1;
+            let index = self.connect(compute, node);
+            let window = [300, 4 << 10, 64 << 10, 256 << 10][self.rng.index(4)];
+            wires.made(token, index, window);
+            self.computes[compute].connections[node] = Some(index);
+        }
+        self.wake_compute(compute);
+    }
+
+    /// Messages, from bytes that have come.
+    pub(super) fn requests(&mut self, index: usize, bytes: &[u8]) -> Checked<Vec<Request>> {
+        let mut requests = Vec::new();
+        let connection = &mut self.connections[index];
+        connection.bytes.extend_from_slice(bytes);
+        let mut taken = 0;
+        loop {
+            let frame = split(&connection.bytes[taken..]);
+            let Some(frame) = frame.map_err(|error| format!("no frame: {error}"))? else { break };
+            let message = decode(frame.kind, frame.body);
+            let request = match message.map_err(|error| format!("no message: {error}"))? {
+                Message::Greeting(greeting) => Request::Greet(greeting.known),
+                Message::VoteRequest(request) => Request::Vote(request),
+                Message::Elected(elected) => Request::Elected(elected),
+                Message::Append(mut append, bytes) => {
+                    connection.sent = connection.sent.max(append.start + append.length);
+                    if self.lie == Some(Lie::CommitAhead) {
+                        append.commit_lsn = append.start + append.length;
+                    }
+                    Request::Append(append, bytes.to_vec())
+                }
+                Message::Ping => Request::Ping,
+                other => return Err(format!("a compute says {other:?}")),
+            };
+            requests.push(request);
+            taken += frame.size;
+        }
+        connection.bytes.drain(..taken);
+        Ok(requests)
+    }
+}
+
+fn message_of(reply: Reply) -> Message<'static> {
+    match reply {
+        Reply::Greeting { member, configuration, promised } => {
+            Message::GreetingReply(GreetingReply {
+                node: member.node,
+                incarnation: member.incarnation,
+                configuration: Some(configuration),
+                addresses: Vec::new(),
+                term: promised,
+                flush_lsn: Lsn::INVALID,
+                commit_lsn: Lsn::INVALID,
+            })
+        }
+        Reply::Configuration(decided) => Message::Configuration(decided, Vec::new()),
+        Reply::Vote(vote) => Message::Vote(vote),
+        Reply::Ack(ack) => Message::Ack(ack),
+        Reply::Refused(reason) => Message::Refused(reason),
     }
 }
