@@ -208,10 +208,14 @@ impl World {
                 // It ends.
                 return Ok(());
             }
+            // What it begins with is here: nobody else is waited for.
             let again = one.bytes(start).to_vec();
             self.truth.wrote(term, &again);
             self.outcome.led_on += 1;
         } else {
+            let life = one.life;
+            self.after(BARRIER_PATIENCE, Event::Barrier(compute, life, term));
+            let one = &mut self.computes[compute];
             (one.start, one.record_end) = (start, start);
             if start == self.parameters.start_lsn {
                 one.generator = Some(generator(&self.parameters, start, Lsn(8), term));
@@ -219,8 +223,13 @@ impl World {
         }
         let (life, delay) = (self.computes[compute].life, self.rng.below(2000));
         self.after(delay, Event::Write(compute, life, term));
-        self.after(BARRIER_PATIENCE, Event::Barrier(compute, life, term));
         Ok(())
+    }
+
+    /// Whether all that was written is committed, and somebody leads.
+    pub(super) fn is_all_committed(&self) -> bool {
+        let one = &self.computes[0];
+        one.is_elected() && one.committed >= one.record_end
     }
 
     pub(super) fn node_of(&self, id: u64) -> usize {
@@ -278,10 +287,18 @@ impl World {
     /// It writes some records, also while it campaigns to go on with its log.
     pub(super) fn write(&mut self, compute: usize, life: u64, term: Term) -> Checked {
         let now = self.instant();
-        let one = &mut self.computes[compute];
+        let one = &self.computes[compute];
         if one.life != life || one.won != term {
             return Ok(());
         }
+        // What waits now has to be committed with nothing more to come; but a copy whose end is not known is mended when something
+        // new is committed.
+        let is_mending = self.nodes.iter().any(|node| node.is_mending);
+        if self.quiet.is_some_and(|(_, end)| self.truth.end() > end) && !is_mending {
+            self.after(5_000, Event::Write(compute, life, term));
+            return Ok(());
+        }
+        let one = &mut self.computes[compute];
         let is_elected = one.is_elected();
         let Some(driver) = &mut one.driver else { return Ok(()) };
         let written = driver.end_lsn().saturating_sub(self.parameters.start_lsn);

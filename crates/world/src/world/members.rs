@@ -2,6 +2,7 @@
 
 use pgstrata_ids::{Member, NodeId};
 use pgstrata_safekeeper::steward::turn::{self, Heard, Turn, Verdict};
+use pgstrata_safekeeper::timeline::Timeline;
 
 use super::*;
 
@@ -120,14 +121,18 @@ impl World {
         }
     }
 
-    /// Whether all is as it is to be: nobody changes, and the members are there.
+    /// Whether all is as it is to be: nobody changes, and the members are there, and know what is committed.
     pub(super) fn is_settled(&self) -> bool {
         let newest = self.quorum.chain.newest();
         newest.incoming().is_empty()
             && self.commands.iter().all(|command| command.is_over)
             && newest.all().all(|member| {
                 let node = &self.nodes[self.node_of(member.node.0)];
-                node.member == member && node.timeline.is_some() && !node.is_rotten
+                let knows_all =
+                    |timeline: &Arc<Timeline>| timeline.commit_lsn() >= self.truth.end();
+                node.member == member
+                    && node.timeline.as_ref().is_some_and(knows_all)
+                    && !node.is_rotten
             })
     }
 

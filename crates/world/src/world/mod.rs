@@ -366,13 +366,13 @@ impl World {
             }
             self.handle(event)?;
             if let Some((since, end)) = self.quiet {
-                if self.truth.end() > end && self.is_settled() {
+                if self.truth.end() > end && self.is_all_committed() && self.is_settled() {
                     return self.finish();
                 }
                 if self.now > since + PATIENCE {
                     let said = self.computes[0].driver.as_ref().map(|driver| driver.describe());
                     return Err(format!(
-                        "nothing is committed beyond {} although all is well, or members are still changed: {}; {}",
+                        "nothing is committed beyond {} although all is well, or members are still changed or lack it: {}; {}",
                         self.truth.end(),
                         self.is_settled(),
                         said.unwrap_or_default()
