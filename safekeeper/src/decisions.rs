@@ -11,6 +11,7 @@ use pgstrata_blob::{CasOutcome, PutOutcome, Store, Version};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_format::quorum::{self, Quorum};
 use pgstrata_format::registration::{self, Registration};
+use pgstrata_format::undecided::{self, Undecided};
 use pgstrata_ids::{Incarnation, Member, NodeId, TimelineParameters};
 use pgstrata_quorum::Chain;
 use pgstrata_wire::safekeeper::RefusedReason;
@@ -193,7 +194,10 @@ impl Decisions {
             let nothing_lost = async {
                 match is_older {
                     true => Ok(()),
-                    false => self.refuse_lost(parameters).await,
+                    false => {
+                        self.refuse_older((parameters.tenant, parameters.timeline)).await?;
+                        self.refuse_lost(parameters).await
+                    }
                 }
             };
             let (found, ()) = tokio::try_join!(self.get_registrations(&ids), nothing_lost)?;
@@ -224,6 +228,48 @@ impl Decisions {
                 }
             }
         })
+    }
+
+    /// Refuses a timeline of which safekeepers have copies of an older release: only they know who its members are.
+    async fn refuse_older(&self, key: TimelineKey) -> Result<(), RefusedReason> {
+        let lists = self.store.list(undecided::PREFIX).await.map_err(unavailable)?;
+        let mut having = Vec::new();
+        for node in lists.iter().filter_map(|list| undecided::node_of(&list.path)) {
+            let name = undecided::object_name(node);
+            let bytes = match self.store.get(&name, undecided::LIMIT).await {
+                Ok(bytes) => bytes,
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(unavailable(error)),
+            };
+            let list = Undecided::decode(&bytes, node)
+                .map_err(|error| unavailable(format!("{name}: {error}")))?;
+            if list.timelines.contains(&key) {
+                having.push(node.to_string());
+            }
+        }
+        match having.is_empty() {
+            true => Ok(()),
+            false => Err(unavailable(format!(
+                "an older release began the branch, and safekeepers {} have copies of it: name those to the compute",
+                having.join(", ")
+            ))),
+        }
+    }
+
+    /// Says of which timelines this safekeeper has copies of an older release, if of any.
+    pub async fn note_undecided(&self, list: &Undecided) -> Result<(), String> {
+        if list.timelines.is_empty() {
+            return Ok(());
+        }
+        self.store.check_claim().await.map_err(|error| error.to_string())?;
+        let (name, bytes) = (undecided::object_name(list.node), list.encode());
+        if bytes.len() as u64 > undecided::LIMIT {
+            let count = list.timelines.len();
+            return Err(format!(
+                "{count} timelines of an older release are more than {name} can have"
+            ));
+        }
+        self.store.put(&name, Bytes::from(bytes)).await.map_err(|error| error.to_string())
     }
 
     /// Refuses a timeline of which there is WAL already, though nothing says who has it: what is lost is not founded anew.

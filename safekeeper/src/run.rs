@@ -151,7 +151,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tokio::spawn(pg::serve(pg_port.asynchronous()?, pg_state));
         tokio::spawn(http::serve(http_port.asynchronous()?, state, security));
         background.start().context("can't start a thread")?;
-        registered(decisions, registration).await;
+        registered(decisions, registration, Arc::clone(&timelines)).await;
         // Whoever reads that it is ready may tell it to end.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -180,10 +180,16 @@ fn open_store(args: &Args) -> anyhow::Result<Store> {
 
 /// Says who we are where timelines are founded: before anybody hears that we are ready, but for an object store that doesn't
 /// answer. Then it is tried until it does; what was founded before works without.
-async fn registered(decisions: Decisions, own: Registration) {
+async fn registered(decisions: Decisions, own: Registration, timelines: Arc<Timelines>) {
     let mut first = true;
+    let undecided = timelines.undecided();
     let mut registering = tokio::spawn(async move {
-        while let Err(error) = decisions.register(&own).await {
+        let say = async || {
+            decisions.note_undecided(&undecided).await?;
+            timelines.undecided_are_noted();
+            decisions.register(&own).await
+        };
+        while let Err(error) = say().await {
             if std::mem::take(&mut first) {
                 tracing::warn!(error, "can't register in the object store; it is tried again");
             }

@@ -126,6 +126,40 @@ fn a_branch_of_an_older_version_goes_on() {
     assert_eq!(cluster.elect(&parameters).elected().start_lsn, end);
 }
 
+/// Whoever begins it as if it were new could go on beside those who have it.
+#[test]
+fn a_branch_of_an_older_version_is_not_founded_by_others() {
+    let mut cluster = Cluster::start(6);
+    let parameters = parameters(START);
+    let (writer, proposing) = cluster.lead_by(&parameters, true, [1, 2, 3].map(NodeId).to_vec());
+    let end = writer.commit(10, 1000);
+    cluster.nodes[0].wait_lsn("flush_lsn", end, PATIENCE);
+    cluster.nodes[1].wait_lsn("flush_lsn", end, PATIENCE);
+    proposing.stop().unwrap();
+    let met = (1..=3).map(|id| (id, member(&cluster, id).incarnation)).collect();
+    let strangers = cluster.nodes.split_off(3);
+    make_older(&mut cluster, &met);
+    cluster.nodes.iter_mut().for_each(Node::start);
+    // They are down again, and nobody says that they have it.
+    cluster.nodes.iter_mut().for_each(Node::kill);
+    cluster.nodes.extend(strangers);
+    let by = |cluster: &Cluster, nodes: [u64; 3]| {
+        let mut config = cluster.config(&parameters);
+        config.safekeepers_to_ask = nodes.map(NodeId).to_vec();
+        elect(config, Duration::from_secs(3))
+    };
+    let refused = by(&cluster, [4, 5, 6]).unwrap_err().to_string();
+    assert!(refused.contains("safekeepers 1, 2, 3 have copies"), "{refused}");
+    assert!(!object(&cluster).exists());
+    cluster.nodes[..3].iter_mut().for_each(Node::start);
+    assert_eq!(by(&cluster, [1, 2, 3]).unwrap().elected().start_lsn, end);
+    // What is new is founded by anybody.
+    let mut config = cluster.config(&parameters);
+    config.parameters.timeline = pgstrata_ids::TimelineId([0xEE; 16]);
+    config.safekeepers_to_ask = [4, 5, 6].map(NodeId).to_vec();
+    assert_eq!(elect(config, PATIENCE).unwrap().elected().start_lsn, START);
+}
+
 /// It was a member, what it promised is lost, and another one can take its place.
 #[test]
 fn a_member_that_was_wiped_under_an_older_version_is_made_one_anew() {

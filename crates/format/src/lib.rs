@@ -14,5 +14,6 @@ pub mod quorum;
 pub mod registration;
 pub mod resting;
 pub mod safekeeper;
+pub mod undecided;
 
 pub use error::FormatError;

@@ -2,6 +2,7 @@
 //! those, which is so until a compute of this release has the timeline founded.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pgstrata_ids::{Incarnation, NodeId};
 use pgstrata_wire::safekeeper::RefusedReason;
@@ -28,6 +29,11 @@ impl Timelines {
         let own = timeline.configuration();
         if own.is_known() {
             return Err(decided());
+        }
+        // Before that is known, others could be founding it as if it were new.
+        if !self.are_undecided_noted.load(Ordering::Acquire) {
+            let text = "it is not written down yet that there is a copy of the branch here: object storage has not answered";
+            return Err(RefusedReason::Unavailable(text.to_owned()));
         }
         // It may never have been told here: others may be the members, whatever was founded.
         if let Some(found) =

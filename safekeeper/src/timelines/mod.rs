@@ -12,9 +12,11 @@ mod start;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use pgstrata_format::quorum::Quorum;
+use pgstrata_format::undecided::Undecided;
 use pgstrata_ids::{Incarnation, NodeId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_quorum::{Configuration, Refusal};
 use pgstrata_wire::safekeeper::{Greeting, RefusedReason};
@@ -74,6 +76,8 @@ pub struct Timelines {
     ledger: Ledger,
     resting_files: RestingFiles,
     wanted: Wanted,
+    /// Whether those who found timelines can know of which there are copies here that were never founded.
+    are_undecided_noted: AtomicBool,
 }
 
 /// Refuses what is another timeline of the same name.
@@ -99,6 +103,16 @@ impl Timelines {
     /// Who we are.
     pub fn context(&self) -> &TimelinesContext {
         &self.context
+    }
+
+    /// Copies of an older release, of which it is not decided who the members are.
+    pub fn undecided(&self) -> Undecided {
+        Undecided { node: self.context.shared.own.node, timelines: self.slots.undecided() }
+    }
+
+    /// Whoever founds a timeline from now on can know of them.
+    pub fn undecided_are_noted(&self) {
+        self.are_undecided_noted.store(true, Ordering::Release);
     }
 
     /// Those of which a proposer waits for what its term began with.

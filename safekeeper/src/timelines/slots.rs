@@ -230,6 +230,17 @@ impl Slots {
         served.collect()
     }
 
+    /// Those of which it is not known here who the members are; what is damaged may be of them.
+    pub fn undecided(&self) -> Vec<TimelineKey> {
+        let map = self.map.read();
+        let undecided = map.iter().filter(|(_, slot)| match slot {
+            Slot::Open(timeline) => !timeline.configuration().is_known(),
+            Slot::Resting(summary) | Slot::Busy(_, summary) => !summary.configuration.is_known(),
+            Slot::Damaged(_) | Slot::Mending(_) => true,
+        });
+        undecided.map(|(key, _)| *key).collect()
+    }
+
     /// Those that can't be served, and why.
     pub fn damaged(&self) -> Vec<(TimelineKey, String)> {
         let map = self.map.read();

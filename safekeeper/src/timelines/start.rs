@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 use pgstrata_env::Disk;
@@ -44,6 +45,7 @@ impl Timelines {
             ledger,
             resting_files,
             wanted: Wanted::default(),
+            are_undecided_noted: AtomicBool::new(false),
         };
         let mut opened = 0;
         for name in timelines.list(directory)? {
