@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     println!(
         "{} seeds in {seconds:.1} s, {:.0} a second; a run: {} events, {:.2} simulated s, {:.1} elections, {:.1} crashes; \
          {} copies between safekeepers, {} of what a term began with, \
-         {} objects of WAL, {} of them tails, the archive asked {} times and read {} times for others, {} segments removed, {} MB committed; {} decisions about members, {} directories lost, \
+         {} objects of WAL, {} of them tails, the archive asked {} times and read {} times for others, {} segments removed, {} MB committed; {} founded, {} decisions about members, {} directories lost, {} safekeepers retired, \
          {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended; {} came to rest, {} were sent away, {} brought back; computes made {} connections, of which {} were closed by others, waited {} times for room, and read {} pieces from files",
         sum.runs,
         sum.runs as f64 / seconds,
@@ -59,8 +59,10 @@ fn main() -> ExitCode {
         all.archive_reads,
         all.trimmed,
         all.committed_bytes >> 20,
+        all.founded,
         all.changes,
         all.wipes,
+        all.retired,
         all.led_on,
         all.horizons,
         all.rots,

@@ -99,13 +99,15 @@ pub enum Lie {
     VoteOfBefore,
     /// An answer comes to another compute than asked.
     AnswerToAnother,
+    /// A timeline is founded again.
+    FoundedAgain,
     /// The clock by which a compute has patience stands still.
     ClockStands,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 43] = [
+    pub const ALL: [Lie; 44] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -148,6 +150,7 @@ impl Lie {
         Lie::AckAhead,
         Lie::VoteOfBefore,
         Lie::AnswerToAnother,
+        Lie::FoundedAgain,
         Lie::ClockStands,
     ];
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use pgstrata_ids::{Lsn, Member, Term};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
 use pgstrata_quorum::{Ack, Append, Configuration, Elected, Vote, VoteRequest};
 use pgstrata_safekeeper::timeline::{ComputeConnected, ProposerConnected};
 use pgstrata_wire::safekeeper::RefusedReason;
@@ -14,6 +14,8 @@ use crate::plan::Time;
 pub enum Request {
     /// With the number of the newest configuration that it knows.
     Greet(u64),
+    /// With these nodes, in the lives in which they were heard, as its members.
+    Found(Vec<(NodeId, Option<Incarnation>)>),
     Vote(VoteRequest),
     Elected(Elected),
     Append(Append, Vec<u8>),
@@ -35,7 +37,8 @@ pub enum Parcel {
 pub enum Reply {
     Greeting {
         member: Member,
-        configuration: Configuration,
+        /// None of a timeline that is not founded.
+        configuration: Option<Configuration>,
         promised: Term,
     },
     /// Others are the members from now on, or are about to be.

@@ -69,6 +69,8 @@ pub struct Node {
     pub is_doomed: bool,
     pub loses_power: bool,
     pub back_after: u64,
+    /// It never comes back.
+    pub is_retired: bool,
     pub timeline: Option<Arc<Timeline>>,
     preparations: Option<Preparations>,
     latch: Latch,
@@ -111,6 +113,7 @@ impl Node {
             is_doomed: false,
             loses_power: false,
             back_after: 0,
+            is_retired: false,
             timeline: None,
             preparations: None,
             latch: Latch::default(),

@@ -39,7 +39,14 @@ impl World {
         // One that it was told of before, perhaps, and hears of the newest only now.
         let known = self.quorum.chain.configurations();
         let back = if self.rng.one_in(3) { self.rng.index(known.len()) } else { 0 };
-        let nodes: Vec<NodeId> = known[known.len() - 1 - back].nodes();
+        let mut nodes: Vec<NodeId> = known[known.len() - 1 - back].nodes();
+        if !self.is_founded && self.rng.one_in(3) {
+            // Others begin it, or want to.
+            nodes = (1..=self.nodes.len() as u64).map(NodeId).collect();
+            while nodes.len() > self.plan.nodes {
+                nodes.remove(self.rng.index(nodes.len()));
+            }
+        }
         let limits = Limits {
             chunk: self.plan.chunk,
             backlog: if self.rng.one_in(2) { 8 << 10 } else { 1 << 20 },
@@ -153,6 +160,12 @@ impl World {
         let Some(driver) = &one.driver else { return Ok(false) };
         let (commit_lsn, ended) = (driver.commit_lsn(), driver.check().err());
         let (fenced, is_refused) = (driver.fenced(), driver.is_refused());
+        if commit_lsn < one.committed {
+            let before = one.committed;
+            return Err(format!(
+                "compute {compute} has {before} committed, and then {commit_lsn} only"
+            ));
+        }
         if commit_lsn > one.committed && one.won > Term(0) {
             one.committed = commit_lsn;
             let term = one.won;
@@ -294,7 +307,10 @@ impl World {
         // What waits now has to be committed with nothing more to come; but a copy whose end is not known is mended when something
         // new is committed.
         let is_mending = self.nodes.iter().any(|node| node.is_mending);
-        if self.quiet.is_some_and(|(_, end)| self.truth.end() > end) && !is_mending {
+        if self.quiet.is_some_and(|(_, end)| self.truth.end() > end)
+            && !is_mending
+            && !self.may_retire
+        {
             self.after(5_000, Event::Write(compute, life, term));
             return Ok(());
         }

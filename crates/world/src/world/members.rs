@@ -18,7 +18,7 @@ pub(super) struct Command {
     nodes: Vec<NodeId>,
     /// The safekeeper that it asks.
     at: usize,
-    is_over: bool,
+    pub(super) is_over: bool,
 }
 
 /// What a step of a change has come to.
@@ -176,7 +176,7 @@ impl World {
     fn look(&mut self, command: usize) -> Checked {
         self.commands[command].at = self.rng.index(self.nodes.len());
         let at = self.commands[command].at;
-        if !self.nodes[at].is_up || self.no_objects_until > self.now {
+        if !self.is_founded || !self.nodes[at].is_up || self.no_objects_until > self.now {
             self.again(command);
             return Ok(());
         }
@@ -403,6 +403,9 @@ impl World {
         }
         if self.lie == Some(Lie::DecisionNotTaken) && self.nodes[index].timeline.is_some() {
             return Ok(Ok(()));
+        }
+        if !self.is_founded {
+            return Ok(Err(RefusedReason::UnknownTimeline));
         }
         let decided = self.quorum.clone();
         if self.nodes[index].timeline.is_none()

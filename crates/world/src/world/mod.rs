@@ -132,6 +132,7 @@ enum Event {
     /// Object storage is asked, or answers, in the turn of this number.
     Archive(u64),
     Quiet,
+    Retire,
 }
 
 /// What a run came to.
@@ -155,6 +156,10 @@ pub struct Outcome {
     pub trimmed: u64,
     /// Decisions about members.
     pub changes: u64,
+    /// Timelines that computes had founded.
+    pub founded: u64,
+    /// Safekeepers that were taken away for good.
+    pub retired: u64,
     /// Directories that were lost.
     pub wipes: u64,
     /// Pieces that computes read from their files for members, and connections that they made.
@@ -194,6 +199,8 @@ impl Outcome {
         self.archive_reads += other.archive_reads;
         self.trimmed += other.trimmed;
         self.changes += other.changes;
+        self.founded += other.founded;
+        self.retired += other.retired;
         self.wipes += other.wipes;
         self.file_reads += other.file_reads;
         self.dials += other.dials;
@@ -232,6 +239,10 @@ pub struct World {
     /// Where it is decided who the members are, and how often that was done.
     quorum: Quorum,
     version: u64,
+    /// Before that what stands there does not.
+    is_founded: bool,
+    /// Those who are no members are still to be taken away.
+    may_retire: bool,
     /// Each safekeeper as it registered last.
     registered: Vec<Option<Member>>,
     commands: Vec<Command>,
@@ -288,6 +299,7 @@ impl World {
             here.push(Arc::new(Here::new(node.member.node, plan.tail_after, before)));
         }
         let storage = archiving.fork();
+        let is_founded = archiving.one_in(2);
         let computes: Vec<Compute> =
             (0..plan.computes).map(|index| Compute::new(index, plan.slots)).collect();
         let mut world = World {
@@ -303,6 +315,8 @@ impl World {
             copying: vec![false; nodes.len()],
             registered: nodes.iter().map(|node| Some(node.member)).collect(),
             version: 0,
+            is_founded,
+            may_retire: false,
             commands: Vec::new(),
             no_objects_until: 0,
             idle_until: 0,
@@ -366,7 +380,11 @@ impl World {
             }
             self.handle(event)?;
             if let Some((since, end)) = self.quiet {
-                if self.truth.end() > end && self.is_all_committed() && self.is_settled() {
+                if self.truth.end() > end
+                    && !self.may_retire
+                    && self.is_all_committed()
+                    && self.is_settled()
+                {
                     return self.finish();
                 }
                 if self.now > since + PATIENCE {
@@ -462,6 +480,7 @@ impl World {
             Event::Mend(node) => return self.mend(node),
             Event::Archive(turn) => return self.go_on_archiving(turn),
             Event::Quiet => self.be_quiet(),
+            Event::Retire => self.retire(),
         }
         Ok(())
     }

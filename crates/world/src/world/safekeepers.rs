@@ -1,5 +1,7 @@
 //! Safekeepers, as they answer.
 
+use pgstrata_ids::{Incarnation, NodeId};
+
 use super::*;
 
 impl World {
@@ -197,7 +199,7 @@ impl World {
             match learned {
                 // It is no member, and has nothing: it says who is.
                 Err(RefusedReason::UnknownTimeline) => {
-                    let configuration = self.quorum.chain.newest().clone();
+                    let configuration = self.is_founded.then(|| self.quorum.chain.newest().clone());
                     let (member, promised) = (self.nodes[node].member, Term(0));
                     self.reply(index, Reply::Greeting { member, configuration, promised });
                     return Ok(true);
@@ -217,8 +219,42 @@ impl World {
         }
         drop(before);
         connection.told = configuration.number();
+        let configuration = Some(configuration);
         self.reply(index, Reply::Greeting { member, configuration, promised });
         Ok(true)
+    }
+
+    /// As `Timelines::found`.
+    fn found(
+        &mut self,
+        index: usize,
+        node: usize,
+        nodes: &[(NodeId, Option<Incarnation>)],
+    ) -> Checked<bool> {
+        let refuse = |why: &str| RefusedReason::Unavailable(why.to_owned());
+        if self.no_objects_until > self.now {
+            let why = refuse("object storage does not answer");
+            return self.give(index, node, Ok(Some(Message::Refused(why))));
+        }
+        if !self.is_founded || self.lie == Some(Lie::FoundedAgain) {
+            let mut members = Vec::new();
+            for &(node, heard) in nodes {
+                let registered = self.registered[self.node_of(node.0)];
+                let is_it = |member: &Member| heard.is_none_or(|heard| heard == member.incarnation);
+                members.extend(registered.filter(is_it));
+            }
+            if members.len() != nodes.len() {
+                let why = refuse("another directory is registered");
+                return self.give(index, node, Ok(Some(Message::Refused(why))));
+            }
+            self.log(|| format!("the timeline is founded with {members:?}"));
+            self.outcome.founded += 1;
+            let chain = Chain::found(members).map_err(|error| error.to_string())?;
+            self.quorum = Quorum::founded(self.parameters.clone(), chain);
+            self.is_founded = true;
+            self.version += 1;
+        }
+        self.greet(index, node, 0)
     }
 
     pub(super) fn serve_one(
@@ -230,8 +266,10 @@ impl World {
         if let Request::Greet(known) = request {
             return self.greet(index, node, known);
         }
-        if let Request::Leave = request {
-            return Ok(false);
+        match &request {
+            Request::Leave => return Ok(false),
+            Request::Found(nodes) => return self.found(index, node, nodes),
+            _ => {}
         }
         let Some(timeline) = self.nodes[node].timeline.clone() else { return Ok(false) };
         if self.connections[index].greeted.is_none() {
@@ -281,7 +319,11 @@ impl World {
                 }
                 self.give(index, node, answer)
             }
-            Request::Greet(_) | Request::Append(..) | Request::Ping | Request::Leave => Ok(true),
+            Request::Greet(_)
+            | Request::Found(_)
+            | Request::Append(..)
+            | Request::Ping
+            | Request::Leave => Ok(true),
         }
     }
 }

@@ -107,6 +107,9 @@ impl World {
     }
 
     pub(super) fn start(&mut self, index: usize) -> Checked {
+        if self.nodes[index].is_retired {
+            return Ok(());
+        }
         self.nodes[index].start(&self.truth)?;
         self.registered[index] = Some(self.nodes[index].member);
         if self.nodes[index].is_mending {
@@ -151,6 +154,11 @@ impl World {
         }
         self.end_campaign();
         self.last_change();
+        self.may_retire = self.is_founded && self.archiving.one_in(4);
+        if self.may_retire {
+            // What is still on its way to be decided has come then.
+            self.after(60_000, Event::Retire);
+        }
         if self.nodes.iter().any(|node| node.is_rotten) {
             // Its end may be gone: what a later term commits shows that nobody depends on it.
             self.end_compute(0, 1000);
@@ -158,6 +166,32 @@ impl World {
         if self.computes[0].driver.is_none() {
             self.after(1000, Event::Begin(0));
         }
+    }
+
+    /// Who is no member any more is taken away for good, and with it what it could tell a compute that knows only of a time before.
+    pub(super) fn retire(&mut self) {
+        self.may_retire = false;
+        let newest = self.quorum.chain.newest().clone();
+        let is_over = self.commands.iter().all(|command| command.is_over)
+            && newest.incoming().is_empty()
+            && !newest.all().any(|member| self.is_lost(member))
+            && !self.nodes.iter().any(|node| node.is_rotten);
+        if !is_over {
+            return;
+        }
+        for index in 0..self.nodes.len() {
+            if newest.contains(self.nodes[index].member) {
+                continue;
+            }
+            if self.nodes[index].is_up {
+                let node = &mut self.nodes[index];
+                (node.is_doomed, node.loses_power, node.back_after) = (true, true, 0);
+                self.crash(index);
+            }
+            self.nodes[index].is_retired = true;
+            self.outcome.retired += 1;
+        }
+        self.end_compute(0, 1000);
     }
 
     /// After anything that a node did: whether it can go on, and whether what it says is true.

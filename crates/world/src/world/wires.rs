@@ -265,6 +265,7 @@ impl World {
                     Request::Append(append, bytes.to_vec())
                 }
                 Message::Ping => Request::Ping,
+                Message::Found(nodes) => Request::Found(nodes),
                 other => return Err(format!("a compute says {other:?}")),
             };
             requests.push(request);
@@ -281,7 +282,7 @@ fn message_of(reply: Reply) -> Message<'static> {
             Message::GreetingReply(GreetingReply {
                 node: member.node,
                 incarnation: member.incarnation,
-                configuration: Some(configuration),
+                configuration,
                 addresses: Vec::new(),
                 term: promised,
                 flush_lsn: Lsn::INVALID,
