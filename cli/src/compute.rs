@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use pgstrata_wire::http::compute::{Report, State};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, ComputePlace, free_ports, is_free};
+use crate::cluster::{Cluster, ComputePlace, SafekeeperPlace, free_ports, is_free};
 use crate::process::{DYING_PATIENCE, Process};
 use crate::status::{self, Answers};
 use crate::{branch, http, locks, out, up};
@@ -157,10 +157,13 @@ pub fn ensure(
     let directory = cluster.compute_directory(name)?;
     let shim = up::readable_copy(cluster, &up::program("compute-shim")?)?;
     let preload = up::readable_copy(cluster, &up::program("libpgstrata_preload.so")?)?;
-    let safekeepers: Vec<_> = cluster
-        .state
-        .safekeepers
+    let places = &cluster.state.safekeepers;
+    let is_there = |place: &&SafekeeperPlace| !up::has_lost_directory(&cluster.dir, place);
+    // Who has lost its directory would be one of those who begin a branch, and is no member of any other one.
+    let none_is = !places.iter().any(|place| is_there(&place));
+    let safekeepers: Vec<_> = places
         .iter()
+        .filter(|place| none_is || is_there(place))
         .map(|place| format!("{}=127.0.0.1:{}", place.id, place.wal))
         .collect();
     let (pageserver_http, pages, _) = cluster.state.pageserver;

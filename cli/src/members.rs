@@ -363,7 +363,9 @@ fn change_unmet(
 
 /// Refuses to call a change done where a branch may be kept by those only who do not answer.
 fn refuse_unknown(services: &dyn Services, seen: &[Seen], silent: &[String]) -> Result<()> {
-    if silent.is_empty() {
+    // Those whose directories are gone have nothing that could be left without.
+    let mut unheard = seen.iter().filter(|one| one.said.is_err());
+    if unheard.all(|one| services.is_lost(one.node)) {
         return Ok(());
     }
     let known = quorums(seen);
@@ -529,13 +531,25 @@ fn drain(services: &dyn Services, id: u64, force: bool) -> Result<()> {
     report(&format!("safekeeper {id} keeps nothing"), count)
 }
 
-/// Branches that a safekeeper is to keep.
+/// Branches that a safekeeper is to keep, by those who answer, of whom each branch must have one.
 fn kept_by(services: &dyn Services, id: u64) -> Result<usize> {
-    let quorums = quorums(&services.safekeepers()?);
-    let keeps = |quorum: &&Quorum| {
+    let seen = services.safekeepers()?;
+    let silent: Vec<String> =
+        seen.iter().filter(|one| one.said.is_err()).map(|one| one.node.to_string()).collect();
+    let has_others = seen.iter().any(|one| one.said.is_ok() && one.node.0 != id);
+    ensure!(has_others, "no other safekeeper answers: whether {id} keeps anything is not known");
+    refuse_unknown(services, &seen, &silent)?;
+    let keeps = |quorum: &Quorum| {
         quorum.members.iter().chain(&quorum.incoming).any(|member| member.id == id)
     };
-    Ok(quorums.values().filter(keeps).count())
+    let kept = quorums(&seen).into_iter().filter(|(_, quorum)| keeps(quorum));
+    let kept: BTreeSet<Key> = kept.map(|(key, _)| key).collect();
+    if kept.is_empty() {
+        return Ok(0);
+    }
+    // Of what was deleted not everybody may have heard.
+    let rows = branch::rows(services)?;
+    Ok(rows.iter().filter(|row| kept.contains(&(row.tenant_id, row.timeline_id))).count())
 }
 
 /// Changes members so that `id` keeps nothing, and stops it in the very moment in which that is so: before another branch is made,
@@ -549,11 +563,15 @@ fn end(
     let mut changed = 0;
     for _ in 0..MOST_LOOKS {
         changed += without(&Cluster::open(dir)?)?;
-        let (mut cluster, _lock) = Cluster::change(dir)?;
-        if kept_by(&cluster, id)? == 0 {
-            after(&mut cluster)?;
-            return Ok(changed);
+        {
+            let (mut cluster, _lock) = Cluster::change(dir)?;
+            if kept_by(&cluster, id)? == 0 {
+                after(&mut cluster)?;
+                return Ok(changed);
+            }
         }
+        // Members may not have heard yet of what was decided.
+        std::thread::sleep(ASK_EVERY);
     }
     bail!(
         "branches that safekeeper {id} keeps were made all the time: the same command goes on with those"
@@ -589,7 +607,17 @@ pub fn run_here(dir: &Path, verb: SafekeeperVerb) -> Result<()> {
             let (new, _) = begin(zone, Some(id))?;
             let mut unfinished = None;
             let instead = |cluster: &Cluster| {
-                change(cluster, |quorum| Ok(replaced(quorum, id, Some(new))), force)
+                // A branch that went on with fewer, when most were lost, gets one more.
+                let places = cluster.state.safekeepers.iter();
+                let full = places.filter(|place| place.id != id).count();
+                let filled = |quorum: &Quorum| {
+                    let mut nodes = replaced(quorum, id, Some(new));
+                    if nodes.len() < full && !nodes.contains(&new) {
+                        nodes.push(new);
+                    }
+                    Ok(nodes)
+                };
+                change(cluster, filled, force)
             };
             let count = end(dir, id, instead, |cluster| {
                 unfinished = up::joins_for(cluster, id);

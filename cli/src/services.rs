@@ -9,13 +9,13 @@ use pgstrata_identity::Identity;
 use pgstrata_ids::{Lsn, NodeId};
 use pgstrata_wire::http::pageserver::Branch;
 
-use crate::branch;
 use crate::cluster::Cluster;
 use crate::cluster_file::Archive;
 use crate::http::Service;
 use crate::members::Seen;
 use crate::remote::ask_each;
 use crate::status::{Answers, PATIENCE, STATUS};
+use crate::{branch, up};
 
 /// Where a cluster's WAL is.
 pub struct WalPlaces {
@@ -44,6 +44,11 @@ pub trait Services {
 
     /// The safekeepers, each asked what it keeps.
     fn safekeepers(&self) -> Result<Vec<Seen>>;
+
+    /// Whether it is known that what a safekeeper had is gone.
+    fn is_lost(&self, _: NodeId) -> bool {
+        false
+    }
 }
 
 impl Services for Cluster {
@@ -69,6 +74,11 @@ impl Services for Cluster {
             let address = format!("127.0.0.1:{}", place.wal);
             Seen { node: NodeId(place.id), address, service, said }
         }))
+    }
+
+    fn is_lost(&self, node: NodeId) -> bool {
+        let mut places = self.state.safekeepers.iter().filter(|place| place.id == node.0);
+        places.any(|place| up::has_lost_directory(&self.dir, place))
     }
 
     fn wal_places(&self) -> Result<WalPlaces> {

@@ -457,6 +457,11 @@ fn store_options(cluster: &Cluster, command: &mut Command) {
     }
 }
 
+/// Whether what a safekeeper promised and stored is gone.
+pub fn has_lost_directory(dir: &Path, place: &SafekeeperPlace) -> bool {
+    place.started && !dir.join(format!("safekeeper-{}", place.id)).join("identity").exists()
+}
+
 /// Starts the safekeepers. Returns what is wrong with those that did not start.
 fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
     let mut started = Vec::new();
@@ -465,12 +470,14 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
         let name = format!("safekeeper-{}", place.id);
         let process = Process::new(&cluster.dir, &name);
         if process.pid().is_some() {
+            // Whoever started it may have ended before it wrote that down.
+            started.push((at, process));
             continue;
         }
         let directory = cluster.dir.join(&name);
         // It may have promised or acknowledged what is lost now. An empty one in its place could
         // outvote those that remember: committed transactions would be gone.
-        if place.started && !directory.join("identity").exists() {
+        if has_lost_directory(&cluster.dir, place) {
             troubles.push(format!(
                 "{name} has lost its directory {}: put it back, as it can't start without what it promised; or \
                  have another one in its place, by 'pgstrata safekeeper replace {}'",
@@ -563,12 +570,18 @@ pub fn begin_safekeeper(
         bail!("safekeeper {id} is not there any more");
     };
     let process = Process::new(&cluster.dir, &format!("safekeeper-{id}"));
+    let place = &cluster.state.safekeepers[at];
     if process.pid().is_none() {
-        process.start(&mut safekeeper_command(cluster, &cluster.state.safekeepers[at])?)?;
-        process.wait_ready(START_PATIENCE)?;
-        cluster.state.safekeepers[at].started = true;
-        cluster.save()?;
+        ensure!(
+            !has_lost_directory(&cluster.dir, place),
+            "safekeeper {id}, which was started to take part, has lost its directory: 'pgstrata safekeeper remove {id}' forgets it"
+        );
+        process.start(&mut safekeeper_command(cluster, place)?)?;
     }
+    // Also one that an earlier command has just started: before that it can be a member of nothing.
+    process.wait_ready(START_PATIENCE)?;
+    cluster.state.safekeepers[at].started = true;
+    cluster.save()?;
     Ok(id)
 }
 

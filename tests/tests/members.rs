@@ -319,6 +319,106 @@ fn who_is_left_goes_on_when_told_to() {
     assert_eq!(count(&mut client), told + 2);
 }
 
+/// It has one copy then, and gets others by the command that puts others in the place of those who are lost.
+#[test]
+fn a_branch_that_went_on_alone_gets_others_by_replacing_the_lost_ones() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    for lost in [2, 3] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{lost}"))).unwrap();
+    }
+    cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    load.goes_on();
+    assert_eq!(members(&quorum(&cluster, "main")), [1]);
+    cluster.cli(&["safekeeper", "replace", "2"]);
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 4]);
+    cluster.cli(&["safekeeper", "replace", "3"]);
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 4, 5]);
+    load.goes_on();
+    cluster.kill("safekeeper-1");
+    load.goes_on();
+    let (told, _) = load.end();
+    let found: i64 = connect(&uri).query_one("select count(*) from told", &[]).unwrap().get(0);
+    assert_eq!(found, told);
+}
+
+/// All have gone silent when the old one is to be stopped: whether it keeps anything is not known.
+#[test]
+fn a_safekeeper_is_not_forgotten_where_nobody_says_that_it_keeps_nothing() {
+    let cluster = Cluster::new();
+    connect(&cluster.up()).batch_execute("create table t as select 1 a").unwrap();
+    let mut replace = cluster.command(&["safekeeper", "replace", "1"]);
+    replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut replace = replace.spawn().unwrap();
+    let since = Instant::now();
+    while !ids(&safekeepers(&cluster)).contains(&4) {
+        assert!(since.elapsed() < Duration::from_secs(60), "none was started");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let newcomer = Stopped::stop(cluster.pid("safekeeper-4"));
+    let lock = std::fs::File::options().write(true).open(cluster.dir().join("lock")).unwrap();
+    lock.lock().unwrap();
+    drop(newcomer);
+    let is_changed = || {
+        let shown = quorum(&cluster, "main");
+        members(&shown) == [2, 3, 4] && shown["joint"] == false
+    };
+    while !is_changed() {
+        assert!(since.elapsed() < Duration::from_secs(60), "it is not changed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for id in [2, 3, 4] {
+        cluster.kill(&format!("safekeeper-{id}"));
+    }
+    drop(lock);
+    assert!(!replace.wait().unwrap().success());
+    let state = std::fs::read_to_string(cluster.dir().join("cluster.json")).unwrap();
+    assert!(state.contains("\"id\": 1,"), "{state}");
+    cluster.up();
+    cluster.cli(&["safekeeper", "replace", "1"]);
+    assert_eq!(members(&quorum(&cluster, "main")), [2, 3, 4]);
+}
+
+/// Every safekeeper's disk is gone, and the page server has more than object storage: a branch of what it has goes on.
+#[test]
+fn what_the_page_server_has_goes_on_though_every_safekeeper_is_lost() {
+    let cluster = Cluster::new();
+    let load = Load::start(&cluster.up());
+    load.goes_on();
+    let (told, _) = load.end();
+    let text: String =
+        cluster.client().query_one("select pg_current_wal_flush_lsn()::text", &[]).unwrap().get(0);
+    let end: Lsn = text.parse().unwrap();
+    let since = Instant::now();
+    let has = || cluster.json(&["branch", "list"])[0]["last_record_lsn"].as_str().unwrap().parse();
+    while has().is_ok_and(|lsn: Lsn| lsn < end) {
+        assert!(since.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    cluster.kill("compute-main");
+    for lost in [1, 2, 3] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{lost}"))).unwrap();
+    }
+    for _ in 0..2 {
+        let said = cluster.refusal(&["quorum", "recover", "--accept-loss"], 1);
+        assert!(said.contains("branch create") && said.contains("4, 5, 6 were started"), "{said}");
+    }
+    cluster.cli(&["branch", "create", "saved"]);
+    let mut saved = cluster.branch_client("saved");
+    let found: i64 = saved.query_one("select count(*) from told", &[]).unwrap().get(0);
+    assert_eq!(found, told);
+    saved.batch_execute("insert into told values (0)").unwrap();
+    assert_eq!(members(&quorum(&cluster, "saved")), [4, 5, 6]);
+    for lost in ["1", "2", "3"] {
+        cluster.cli(&["safekeeper", "remove", lost]);
+    }
+    assert_eq!(ids(&safekeepers(&cluster)), [4, 5, 6]);
+}
+
 /// Every safekeeper's disk is gone, when nobody had written for a while.
 #[test]
 fn a_branch_goes_on_though_every_safekeeper_is_lost() {

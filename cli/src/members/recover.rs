@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use pgstrata_ids::Lsn;
 use pgstrata_wire::http::Code;
 use pgstrata_wire::http::pageserver::Branch;
@@ -59,7 +59,11 @@ pub fn recover_here(cluster: &mut Cluster, name: &str, accept_loss: bool) -> Res
         started.push(up::begin_safekeeper(cluster, None, Some(old))?);
     }
     wait_until_heard(cluster)?;
-    from_archive(&row, &cluster.safekeepers()?, true)?;
+    // They stay: what the page server has needs somebody to keep what is written to it.
+    let began = text(&started.iter().copied().collect());
+    from_archive(&row, &cluster.safekeepers()?, true).map_err(|error| {
+        anyhow!("{error:#} (safekeepers {began} were started, and can keep it)")
+    })?;
     for &new in &started {
         up::safekeeper_has_joined(cluster, new, None)?;
     }
@@ -206,10 +210,9 @@ fn get_archived(able: &[&Service], key: Key, known: Lsn) -> Result<Lsn> {
     }
 }
 
-/// Others go on with what is archived.
-fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<()> {
+/// Where what is archived ends, with which others can go on.
+fn end_of_archive(row: &Branch, able: &[&Seen]) -> Result<Lsn> {
     let (name, key) = (&row.name, (row.tenant_id, row.timeline_id));
-    let able: Vec<&Seen> = seen.iter().filter(|one| one.said.is_ok()).collect();
     // What it has is not lost yet.
     let mends = |one: &&&Seen| {
         let mut damaged = one.said.iter().flat_map(|said| &said.damaged);
@@ -236,6 +239,14 @@ fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<()> {
         );
     };
     refuse_what_would_not_fit(row, end, "object storage has its WAL only up to")?;
+    Ok(end)
+}
+
+/// Others go on with what is archived.
+fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<()> {
+    let (name, key) = (&row.name, (row.tenant_id, row.timeline_id));
+    let able: Vec<&Seen> = seen.iter().filter(|one| one.said.is_ok()).collect();
+    let end = end_of_archive(row, &able)?;
     let line = format!(
         "branch '{name}': commits after {end} may be missing, which only its safekeepers had, none of which answers; all \
          before it are in object storage"
@@ -244,6 +255,7 @@ fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<()> {
         bail!("{line}. If they are gone for good, --accept-loss goes on with others");
     }
     let newcomers = spread(&able);
+    let first = able.first().context("no safekeeper answers")?;
     decide(&first.service, key, (&BTreeSet::new(), &newcomers), 0)?;
     out::line(&line)?;
     out::line("it goes on with others: 'pgstrata quorum show' says which")

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use pgstrata_format::resting::TimelineSummary;
 use pgstrata_http_client::{Access, Broker, News};
-use pgstrata_ids::Member;
+use pgstrata_ids::{Lsn, Member};
 use pgstrata_wire::broker::{Listing, Publication, Role, TTL_S, TimelineProgress};
 
 use super::waking::Due;
 use super::{Background, INTERVAL, Known};
 use crate::timeline::can_be_trimmed;
+use crate::timelines::TimelineKey;
 
 /// The pause after an exchange is so many times as long as that took...
 const PAUSE_FACTOR: u32 = 20;
@@ -69,15 +70,18 @@ fn hear(background: &Background, listing: Listing, due: &Due) {
     }
     for key in timelines.open_keys() {
         let Some(timeline) = timelines.get_open(key) else { continue };
-        // A position that is not committed here is a mistake, or comes too early.
-        let commit_lsn = timeline.commit_lsn();
-        let consistent = known.highest(key, |progress| {
-            Some(progress.remote_consistent_lsn)
-                .filter(|&lsn| lsn <= commit_lsn)
-                .unwrap_or_default()
-        });
-        timeline.note_consistent(consistent);
+        timeline.note_consistent(consistent(known, key, timeline.commit_lsn()));
     }
+}
+
+/// Up to where nobody needs what is here. A position that is committed nowhere is a mistake, or comes too early; whoever is still
+/// catching up has others' word for it, and removes what it has got so far.
+fn consistent(known: &Known, key: TimelineKey, commit_lsn: Lsn) -> Lsn {
+    let committed = known.highest(key, |progress| progress.commit_lsn).max(commit_lsn);
+    let told = known.highest(key, |progress| {
+        Some(progress.remote_consistent_lsn).filter(|&lsn| lsn <= committed).unwrap_or_default()
+    });
+    told.min(commit_lsn)
 }
 
 /// Whether something is to be done with a timeline at rest, by what others say: they have more, or no longer need what is
@@ -85,11 +89,8 @@ fn hear(background: &Background, listing: Listing, due: &Due) {
 fn is_due(summary: &TimelineSummary, known: &Known) -> bool {
     let key = (summary.parameters.tenant, summary.parameters.timeline);
     let committed = known.highest(key, |progress| progress.commit_lsn);
-    let consistent = known.highest(key, |progress| {
-        let lsn = progress.remote_consistent_lsn;
-        Some(lsn).filter(|&lsn| lsn <= summary.commit_lsn).unwrap_or_default()
-    });
-    let consistent = consistent.max(summary.remote_consistent_lsn);
+    let told = consistent(known, key, summary.commit_lsn);
+    let consistent = told.max(summary.remote_consistent_lsn);
     committed > summary.commit_lsn || can_be_trimmed(summary, consistent)
 }
 
@@ -107,9 +108,42 @@ fn progress(summary: &TimelineSummary) -> TimelineProgress {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_wire::broker::LISTING_S;
+    use pgstrata_ids::{TenantId, TimelineId};
+    use pgstrata_wire::broker::{Addresses, LISTING_S};
 
     use super::*;
+
+    #[test]
+    fn who_catches_up_removes_what_others_are_done_with() {
+        let key = (TenantId([1; 16]), TimelineId([2; 16]));
+        let says = |node, role, commit_lsn, remote_consistent_lsn| Publication {
+            node,
+            role,
+            zone: String::new(),
+            addresses: Addresses::default(),
+            timelines: vec![TimelineProgress {
+                tenant_id: key.0,
+                timeline_id: key.1,
+                term: 1,
+                flush_lsn: commit_lsn,
+                commit_lsn,
+                archived_lsn: Lsn::INVALID,
+                remote_consistent_lsn,
+            }],
+        };
+        let heard = |nodes: Vec<Publication>| {
+            let known = Known::default();
+            known.replace(Listing { nodes });
+            consistent(&known, key, Lsn(100))
+        };
+        let pages = |lsn| says(9, Role::Pageserver, Lsn::INVALID, Lsn(lsn));
+        let member = || says(2, Role::Safekeeper, Lsn(1000), Lsn::INVALID);
+        assert_eq!(heard(vec![]), Lsn::INVALID);
+        assert_eq!(heard(vec![pages(90)]), Lsn(90));
+        assert_eq!(heard(vec![pages(900)]), Lsn::INVALID, "nobody says that so much is committed");
+        assert_eq!(heard(vec![pages(900), member()]), Lsn(100), "it is caught up with so far");
+        assert_eq!(heard(vec![pages(1001), member()]), Lsn::INVALID);
+    }
 
     #[test]
     fn there_are_fewer_exchanges_where_one_takes_long_but_nobody_is_forgotten() {
