@@ -164,7 +164,7 @@ fn l6_a_note_that_was_lowered_and_not_synced_does_not_come_back() {
         disk.sync_directory(Path::new("/")).unwrap();
         let mut note = open();
         disk.sync_directory(directory).unwrap();
-        note.raise(Lsn(2000)).unwrap();
+        note.raise(Lsn(2000), Lsn(1500)).unwrap();
         note.sync().unwrap();
         // Lowered for a cut, but the process ends before it is synced, or that fails.
         match seed % 2 {
@@ -176,8 +176,39 @@ fn l6_a_note_that_was_lowered_and_not_synced_does_not_come_back() {
         // The next one cuts.
         open().lower(Lsn(1000)).unwrap();
         disk.lose_power();
-        assert_eq!(open().lsn(), Lsn(1000), "seed {seed}");
+        let note = open();
+        assert_eq!((note.lsn(), note.commit_lsn()), (Lsn(1000), Lsn(1000)), "seed {seed}");
     }
+}
+
+/// Nobody else may be left who could tell it: see `quorum recover`.
+#[test]
+fn what_was_known_to_be_committed_is_known_after_a_crash() {
+    let mut world = World::new();
+    let timeline = world.led();
+    let committed = world.append(&timeline, 1000).unwrap();
+    // The one that comes next says that it is.
+    let end = world.append(&timeline, 1000).unwrap();
+    let start = world.generator.at;
+    let append =
+        Append { term: Term(1), start, length: 0, record_end: start, commit_lsn: committed };
+    let mut batch = timeline.batch();
+    batch.append(&append, &[]).unwrap();
+    batch.finish().unwrap();
+    assert_eq!(timeline.commit_lsn(), committed);
+    timeline.note_flushed().unwrap();
+    assert!(timeline.stored_commit_lsn() < committed, "the control file is written seldom");
+    drop(timeline);
+    let timeline = world.open().only().unwrap();
+    assert_eq!((timeline.flush_lsn(), timeline.commit_lsn()), (end, committed));
+    // What the release before has written of it says nothing of that, and is good.
+    drop(timeline);
+    let path = world.timeline_directory().join("flushed");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, [&bytes[..20], &[0; 492]].concat()).unwrap();
+    let timeline = world.open().only().unwrap();
+    assert_eq!(timeline.flush_lsn(), end);
+    assert!(timeline.commit_lsn() < committed);
 }
 
 /// What looks like a torn write and was acknowledged: only the note can tell.

@@ -181,26 +181,47 @@ pub fn decode_members(bytes: &[u8]) -> Result<BTreeMap<NodeId, Incarnation>, For
 }
 
 /// Size of what is written to a `flushed` file, in bytes: less than any disk's sector.
-pub const FLUSHED_SIZE: usize = 20;
+pub const FLUSHED_SIZE: usize = 2 * NOTE_SIZE;
+
+/// One of the two notes in it.
+const NOTE_SIZE: usize = 20;
 
 const FLUSHED_MAGIC: [u8; 8] = *b"pgsSKflu";
+const COMMITTED_MAGIC: [u8; 8] = *b"pgsSKcom";
 
-/// The bytes of a `flushed` file.
-pub fn encode_flushed(lsn: Lsn) -> [u8; FLUSHED_SIZE] {
-    let mut out = [0; FLUSHED_SIZE];
-    out[..8].copy_from_slice(&FLUSHED_MAGIC);
+fn encode_note(magic: [u8; 8], lsn: Lsn) -> [u8; NOTE_SIZE] {
+    let mut out = [0; NOTE_SIZE];
+    out[..8].copy_from_slice(&magic);
     out[8..16].copy_from_slice(&lsn.0.to_le_bytes());
     let crc = crc32c::crc32c(&out[..16]);
     out[16..].copy_from_slice(&crc.to_le_bytes());
     out
 }
 
-/// The LSN of a `flushed` file; `None` if there is none or it can't be read: it is only ever a
+fn decode_note(magic: [u8; 8], bytes: &[u8]) -> Option<Lsn> {
+    let bytes: &[u8; NOTE_SIZE] = bytes.first_chunk()?;
+    let lsn = Lsn(u64::from_le_bytes(*bytes[8..].first_chunk()?));
+    (encode_note(magic, lsn) == *bytes).then_some(lsn)
+}
+
+/// The bytes of a `flushed` file: the log is durable up to `lsn`, and known to be committed up to `commit_lsn`.
+pub fn encode_flushed(lsn: Lsn, commit_lsn: Lsn) -> [u8; FLUSHED_SIZE] {
+    let mut out = [0; FLUSHED_SIZE];
+    out[..NOTE_SIZE].copy_from_slice(&encode_note(FLUSHED_MAGIC, lsn));
+    out[NOTE_SIZE..].copy_from_slice(&encode_note(COMMITTED_MAGIC, commit_lsn));
+    out
+}
+
+/// How far the log was durable, by a `flushed` file; `None` if there is none or it can't be read: it is only ever a
 /// reason to trust less.
 pub fn decode_flushed(bytes: &[u8]) -> Option<Lsn> {
-    let bytes: &[u8; FLUSHED_SIZE] = bytes.first_chunk()?;
-    let lsn = Lsn(u64::from_le_bytes(*bytes[8..].first_chunk()?));
-    (encode_flushed(lsn) == *bytes).then_some(lsn)
+    decode_note(FLUSHED_MAGIC, bytes)
+}
+
+/// How far it was known to be committed, by the same file. Older releases neither write nor read it, and leave what is there, which
+/// stays true.
+pub fn decode_committed(bytes: &[u8]) -> Option<Lsn> {
+    decode_note(COMMITTED_MAGIC, bytes.get(NOTE_SIZE..)?)
 }
 
 impl Kind {

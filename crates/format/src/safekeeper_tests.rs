@@ -115,14 +115,21 @@ fn members_of_the_second_version_are_not_known() {
 
 #[test]
 fn golden_flushed() {
-    let bytes = encode_flushed(Lsn(0x0102));
+    let bytes = encode_flushed(Lsn(0x0102), Lsn(0x0101));
     assert_eq!(bytes[..16], *b"pgsSKflu\x02\x01\0\0\0\0\0\0");
-    assert_eq!(decode_flushed(&bytes), Some(Lsn(0x0102)));
+    assert_eq!(bytes[20..36], *b"pgsSKcom\x01\x01\0\0\0\0\0\0");
+    let both = |bytes: &[u8]| (decode_flushed(bytes), decode_committed(bytes));
+    assert_eq!(both(&bytes), (Some(Lsn(0x0102)), Some(Lsn(0x0101))));
+    // Of an older release.
+    assert_eq!(both(&bytes[..20]), (Some(Lsn(0x0102)), None));
     for at in 0..bytes.len() {
         let mut damaged = bytes;
         damaged[at] ^= 1;
-        assert_eq!(decode_flushed(&damaged), None);
-        assert_eq!(decode_flushed(&bytes[..at]), None);
+        let is_first = at < 20;
+        assert_eq!(decode_flushed(&damaged).is_none(), is_first);
+        assert_eq!(decode_committed(&damaged).is_none(), !is_first);
+        assert_eq!(decode_flushed(&bytes[..at]).is_none(), is_first);
+        assert_eq!(decode_committed(&bytes[..at]), None);
     }
 }
 

@@ -18,6 +18,7 @@ pub fn layer(data: &[u8]) {
             let _ = safekeeper::decode_members(&bytes);
             let _ = resting::decode_resting(&bytes, NodeId(1));
             let _ = safekeeper::decode_flushed(&bytes);
+            let _ = safekeeper::decode_committed(&bytes);
             let _ = safekeeper::TimelineControl::decode(&bytes, NodeId(1));
             let length = (bytes.len() as u32).to_le_bytes();
             let skipped = [&0x184D_2A57_u32.to_le_bytes()[..], &length, &bytes].concat();

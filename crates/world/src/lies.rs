@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pgstrata_env::{Disk, DiskFile, Space};
-use pgstrata_format::safekeeper::{decode_flushed, encode_flushed};
+use pgstrata_format::safekeeper::{decode_committed, decode_flushed, encode_flushed};
 use pgstrata_sim::SimDisk;
 
 /// One mistake.
@@ -240,7 +240,10 @@ impl DiskFile for LyingFile {
             let count = self.file.read_at(&mut before, 0)?;
             let before = decode_flushed(&before[..count.min(bytes.len())]).unwrap_or_default();
             match self.lie {
-                Lie::NoteAhead => return self.file.write_at(&encode_flushed(lsn + 64), position),
+                Lie::NoteAhead => {
+                    let committed = decode_committed(bytes).unwrap_or_default();
+                    return self.file.write_at(&encode_flushed(lsn + 64, committed), position);
+                }
                 Lie::NoteNotLowered if lsn < before => return Ok(()),
                 _ => {}
             }

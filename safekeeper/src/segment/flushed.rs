@@ -1,4 +1,4 @@
-//! How far the log was durable, a moment ago.
+//! How far the log was durable, a moment ago, and known to be committed.
 //!
 //! Written over for each MiB of log, and once a second while there are appends, which also syncs it; not for each commit,
 //! which would be one system call more on its way. What it says was true when it was written, so a log that
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pgstrata_env::{Disk, DiskFile};
-use pgstrata_format::safekeeper::{FLUSHED_SIZE, decode_flushed, encode_flushed};
+use pgstrata_format::safekeeper::{FLUSHED_SIZE, decode_committed, decode_flushed, encode_flushed};
 use pgstrata_ids::Lsn;
 
 use crate::storage_error::StorageError;
@@ -22,6 +22,7 @@ pub struct FlushedNote {
     file: Arc<dyn DiskFile>,
     path: PathBuf,
     lsn: Lsn,
+    commit_lsn: Lsn,
 }
 
 impl FlushedNote {
@@ -46,7 +47,9 @@ impl FlushedNote {
             file.sync_all().map_err(StorageError::unsynced("sync", &path))?;
         }
         let lsn = decode_flushed(&bytes[..count]).unwrap_or_default();
-        Ok(FlushedNote { file, path, lsn })
+        // Written with the other one, of the same log.
+        let commit_lsn = decode_committed(&bytes[..count]).unwrap_or_default().min(lsn);
+        Ok(FlushedNote { file, path, lsn, commit_lsn })
     }
 
     /// What it says; [`Lsn::INVALID`] if nothing.
@@ -54,12 +57,18 @@ impl FlushedNote {
         self.lsn
     }
 
-    /// The log is durable up to `lsn`.
-    pub fn raise(&mut self, lsn: Lsn) -> Result<(), StorageError> {
-        if lsn <= self.lsn {
+    /// Up to where what is durable is committed, by it; [`Lsn::INVALID`] if it says nothing of that.
+    pub fn commit_lsn(&self) -> Lsn {
+        self.commit_lsn
+    }
+
+    /// The log is durable up to `lsn`, and committed up to `commit_lsn`.
+    pub fn raise(&mut self, lsn: Lsn, commit_lsn: Lsn) -> Result<(), StorageError> {
+        if lsn <= self.lsn && commit_lsn <= self.commit_lsn {
             return Ok(());
         }
-        self.write(lsn)
+        self.commit_lsn = self.commit_lsn.max(commit_lsn);
+        self.write(lsn.max(self.lsn))
     }
 
     /// The log is about to be cut to `lsn`: durable on return, as the log must not be shorter
@@ -73,7 +82,9 @@ impl FlushedNote {
     }
 
     fn write(&mut self, lsn: Lsn) -> Result<(), StorageError> {
-        let written = self.file.write_at(&encode_flushed(lsn), 0);
+        // What is cut was not committed: whatever else was said is not said any more.
+        self.commit_lsn = self.commit_lsn.min(lsn);
+        let written = self.file.write_at(&encode_flushed(lsn, self.commit_lsn), 0);
         written.map_err(StorageError::unsynced("write", &self.path))?;
         self.lsn = lsn;
         Ok(())

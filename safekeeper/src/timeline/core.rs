@@ -104,7 +104,7 @@ impl Core {
         let result = result.and_then(|answer| {
             let flush_lsn = self.acceptor.flush_lsn();
             if flush_lsn.saturating_sub(self.note.lsn()) >= NOTE_EVERY {
-                self.note.raise(flush_lsn)?;
+                self.note.raise(flush_lsn, self.acceptor.commit_lsn())?;
             }
             Ok(answer)
         });

@@ -391,7 +391,7 @@ impl Timeline {
         })
     }
 
-    /// Notes how far the log is durable, so that it survives a loss of power. Appends go on during the sync.
+    /// Notes how far the log is durable, and committed, so that it survives a loss of power. Appends go on during the sync.
     pub fn note_flushed(&self) -> Result<(), StorageError> {
         let (raised, note, latch) = {
             let mut core = self.core.lock();
@@ -399,7 +399,9 @@ impl Timeline {
                 return Ok(());
             }
             let flush_lsn = core.acceptor.flush_lsn();
-            (core.note.raise(flush_lsn), core.note.clone(), core.latch.clone())
+            let commit_lsn = core.acceptor.commit_lsn();
+            let raised = core.note.raise(flush_lsn, commit_lsn);
+            (raised, core.note.clone(), core.latch.clone())
         };
         raised.and_then(|()| note.sync()).inspect_err(|error| latch.throw(&error.to_string()))
     }

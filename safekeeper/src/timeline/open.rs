@@ -110,6 +110,11 @@ impl Timeline {
             recovered.flush_lsn,
             recovered.last_record,
         )?;
+        // The control file says it seldom: whoever is left of several is to know what was committed.
+        let term = timeline.history().last().map(|last| last.term);
+        if let Some(term) = term.filter(|_| note.commit_lsn() > known_lsn) {
+            timeline.learn_commit(term, note.commit_lsn())?;
+        }
         Ok(Opened { timeline, removed_bytes: recovered.removed_bytes })
     }
 
