@@ -205,6 +205,21 @@ fn a_safekeeper_that_a_replacement_waits_for_is_started_meanwhile() {
     load.end();
 }
 
+/// Waits until a newcomer is ready, and whoever has begun with it has written that down.
+fn wait_until_begun(cluster: &Cluster, id: u64) {
+    let since = Instant::now();
+    let is_begun = || {
+        let state = std::fs::read(cluster.dir().join("cluster.json")).unwrap();
+        let state: Value = serde_json::from_slice(&state).unwrap();
+        let mut places = state["safekeepers"].as_array().unwrap().iter();
+        places.any(|place| place["id"] == id && place["started"] == true)
+    };
+    while !is_begun() {
+        assert!(since.elapsed() < Duration::from_secs(60), "none was started");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A branch that is made while a safekeeper is being replaced is founded with that one as well: it is replaced there, too, before it is
 /// stopped.
 #[test]
@@ -214,11 +229,7 @@ fn a_branch_that_is_made_meanwhile_is_changed_too() {
     let mut replace = cluster.command(&["safekeeper", "replace", "2"]);
     replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut replace = replace.spawn().unwrap();
-    let since = Instant::now();
-    while !ids(&safekeepers(&cluster)).contains(&4) {
-        assert!(since.elapsed() < Duration::from_secs(60), "none was started");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until_begun(&cluster, 4);
     // It waits for this one from now on.
     let newcomer = Stopped::stop(cluster.pid("safekeeper-4"));
     std::thread::sleep(Duration::from_secs(2));
@@ -354,10 +365,7 @@ fn a_safekeeper_is_not_forgotten_where_nobody_says_that_it_keeps_nothing() {
     replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut replace = replace.spawn().unwrap();
     let since = Instant::now();
-    while !ids(&safekeepers(&cluster)).contains(&4) {
-        assert!(since.elapsed() < Duration::from_secs(60), "none was started");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until_begun(&cluster, 4);
     let newcomer = Stopped::stop(cluster.pid("safekeeper-4"));
     let lock = std::fs::File::options().write(true).open(cluster.dir().join("lock")).unwrap();
     lock.lock().unwrap();
