@@ -20,6 +20,8 @@ const MAX_BOUNDARIES: usize = 65_536;
 pub struct Piece {
     pub start: Lsn,
     pub record_end: Lsn,
+    /// What it says of what is committed: as much as was known when it was made.
+    pub commit_lsn: Lsn,
     pub head: AppendHead,
     pub payload: Bytes,
 }
@@ -36,7 +38,7 @@ impl Piece {
         };
         let head = AppendHead::new(&append, &chunk.bytes);
         let WalChunk { start, record_end, bytes: payload } = chunk;
-        Piece { start, record_end, head, payload }
+        Piece { start, record_end, commit_lsn, head, payload }
     }
 
     /// Position after the last byte.

@@ -364,7 +364,12 @@ impl<N: Network> Driver<N> {
             return Duration::ZERO;
         }
         let mut wait = wait.min(MAX_WAIT);
-        if self.links.iter().any(|link| self.is_behind_on_commit(link)) {
+        // Who still has something to take is told after that, and room for it ends the wait.
+        let is_to_be_told = |link: &Link<N::Wire>| {
+            let takes_all = link.connection.as_ref().is_some_and(|one| one.queued() == 0);
+            takes_all && self.is_behind_on_commit(link)
+        };
+        if self.links.iter().any(is_to_be_told) {
             wait = wait.min(COMMIT_DELAY);
         }
         if self.links.iter().any(|link| link.pulls && link.connection.is_some()) {
@@ -421,15 +426,18 @@ impl<N: Network> Driver<N> {
                 return Ok(());
             }
             let Some(piece) = self.backlog.piece_at(next) else { break };
-            if piece.start == next {
+            // One that was made before says what was committed then.
+            let told = if piece.start == next {
                 connection.push_piece(piece);
+                piece.commit_lsn
             } else {
                 let skip = (next - piece.start) as usize;
                 let bytes = piece.payload.slice(skip..);
                 let rest = WalChunk { start: next, bytes, record_end: piece.record_end };
                 connection.push_piece(&Piece::new(self.core.term(), rest, self.commit_lsn));
-            }
-            link.told_commit_lsn = link.told_commit_lsn.max(self.commit_lsn);
+                self.commit_lsn
+            };
+            link.told_commit_lsn = link.told_commit_lsn.max(told);
             link.next_lsn = Some(piece.end());
         }
         self.catch_up(index, source)
@@ -475,6 +483,7 @@ impl<N: Network> Driver<N> {
         let link = &mut self.links[index];
         if let Some(connection) = &mut link.connection {
             connection.push_piece(&piece);
+            link.told_commit_lsn = link.told_commit_lsn.max(self.commit_lsn);
             link.next_lsn = Some(end);
         }
     }
@@ -649,7 +658,97 @@ impl<N: Network> Driver<N> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
+    use bytes::Bytes;
+    use pgstrata_ids::Incarnation;
+    use pgstrata_wire::safekeeper::GreetingReply;
+
+    use super::membership::tests::{START, config, elect, members, places};
     use super::*;
+    use crate::proposer::network::Wire;
+
+    /// One that takes everything, and from which nothing comes.
+    #[derive(Debug)]
+    struct Sink;
+
+    impl Read for Sink {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Wire for Sink {
+        fn holds_more(&self) -> bool {
+            false
+        }
+    }
+
+    #[derive(Debug)]
+    struct Sinks;
+
+    impl Network for Sinks {
+        type Wire = Sink;
+
+        fn dial(&mut self, _: u64, _: NodeId, _: &str) -> Option<io::Result<Sink>> {
+            Some(Ok(Sink))
+        }
+
+        fn is_dialing(&self, _: u64) -> bool {
+            false
+        }
+
+        fn tell_of_room(&mut self, _: u64, _: &Sink, _: bool) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A piece of before does not tell what was committed since: it would be told with the next one only, whenever that comes.
+    #[test]
+    fn who_is_sent_what_was_written_before_is_told_what_is_committed_by_now() {
+        let now = Instant::now();
+        let mut driver = Driver::new(config(Arc::new(places())), None, Sinks, now).unwrap();
+        driver.begin_turn(now, None, Duration::ZERO);
+        for index in 0..3 {
+            let reply = GreetingReply {
+                node: driver.links[index].node,
+                incarnation: Incarnation([5; 16]),
+                configuration: Some(members(1, &[1, 2, 3])),
+                addresses: Vec::new(),
+                term: Term(0),
+                flush_lsn: START,
+                commit_lsn: START,
+            };
+            driver.take_greeting(index, reply).unwrap();
+        }
+        elect(&mut driver, &TermHistory::default(), START, START);
+        let end = START + 64;
+        let bytes = Bytes::from(vec![7; 64]);
+        driver.append(now, WalChunk { start: START, bytes, record_end: end }).unwrap();
+        for link in &mut driver.links[..2] {
+            link.next_lsn = Some(START);
+        }
+        driver.begin_turn(now, None, Duration::ZERO);
+        (driver.commit_lsn, driver.commit_changed_at) = (end, now);
+        // The third comes late.
+        driver.links[2].next_lsn = Some(START);
+        driver.begin_turn(now, None, Duration::ZERO);
+        assert_eq!(driver.links[2].next_lsn, Some(end));
+        assert!(driver.links.iter().all(|link| link.told_commit_lsn < end), "nobody was told");
+        assert_eq!(driver.begin_turn(now, None, MAX_WAIT), COMMIT_DELAY);
+        driver.begin_turn(now + COMMIT_DELAY, None, Duration::ZERO);
+        assert!(driver.everyone_told());
+    }
 
     #[test]
     fn h6_who_tries_again_asks_for_less_than_a_newcomer() {

@@ -278,6 +278,10 @@ pub(super) mod tests {
     pub(in crate::proposer::driver) fn driver_among(
         safekeepers: Arc<dyn Members>,
     ) -> Driver<Sockets> {
+        Driver::of_sockets(config(safekeepers), None).unwrap()
+    }
+
+    pub(in crate::proposer::driver) fn config(safekeepers: Arc<dyn Members>) -> ProposerConfig {
         let parameters = TimelineParameters {
             tenant: TenantId([1; 16]),
             timeline: TimelineId([2; 16]),
@@ -288,7 +292,7 @@ pub(super) mod tests {
             start_lsn: START,
             ancestor: None,
         };
-        let config = ProposerConfig {
+        ProposerConfig {
             parameters,
             safekeepers_to_ask: [1, 2, 3].map(NodeId).to_vec(),
             safekeepers,
@@ -297,8 +301,7 @@ pub(super) mod tests {
             seed: 7,
             asked_term: Arc::default(),
             limits: Default::default(),
-        };
-        Driver::of_sockets(config, None).unwrap()
+        }
     }
 
     pub(in crate::proposer::driver) fn members(number: u64, nodes: &[u64]) -> Configuration {
@@ -307,8 +310,8 @@ pub(super) mod tests {
     }
 
     /// All members greet it, and vote for it with this log, of which they know so much to be committed. Returns the term.
-    pub(in crate::proposer::driver) fn vote(
-        driver: &mut Driver<Sockets>,
+    pub(in crate::proposer::driver) fn vote<N: Network>(
+        driver: &mut Driver<N>,
         log: &TermHistory,
         end: Lsn,
         commit_lsn: Lsn,
@@ -329,8 +332,8 @@ pub(super) mod tests {
     }
 
     /// The same, and it leads from then on.
-    pub(in crate::proposer::driver) fn elect(
-        driver: &mut Driver<Sockets>,
+    pub(in crate::proposer::driver) fn elect<N: Network>(
+        driver: &mut Driver<N>,
         log: &TermHistory,
         end: Lsn,
         commit_lsn: Lsn,

@@ -389,8 +389,11 @@ impl World {
                 }
                 if self.now > since + PATIENCE {
                     let said = self.computes[0].driver.as_ref().map(|driver| driver.describe());
+                    let open = self.nodes.iter().filter_map(|node| node.timeline.as_ref());
+                    let ends: Vec<(Lsn, Lsn)> =
+                        open.map(|one| (one.flush_lsn(), one.commit_lsn())).collect();
                     return Err(format!(
-                        "nothing is committed beyond {} although all is well, or members are still changed or lack it: {}; {}",
+                        "nothing is committed beyond {} although all is well, or members are still changed or lack it: {}; {ends:?}; {}",
                         self.truth.end(),
                         self.is_settled(),
                         said.unwrap_or_default()
