@@ -98,8 +98,8 @@ fn a_mistake_in_disks_or_drivers_is_found() {
 /// And in how many seeds.
 const FOUND: [(Lie, u64); 44] = [
     // The long ones first.
-    (Lie::AwayNameUnsynced, 2500),
-    (Lie::OldTermIsJoint, 1500),
+    (Lie::AwayNameUnsynced, 7000),
+    (Lie::OldTermIsJoint, 2000),
     (Lie::WipedComesBack, 1000),
     (Lie::SwapWithoutCompare, 700),
     (Lie::AnyArchiveFollowed, 700),
