@@ -159,7 +159,7 @@ pub fn ensure(
     let preload = up::readable_copy(cluster, &up::program("libpgstrata_preload.so")?)?;
     let places = &cluster.state.safekeepers;
     let is_there = |place: &&SafekeeperPlace| !up::has_lost_directory(&cluster.dir, place);
-    // Who has lost its directory would be one of those who begin a branch, and is no member of any other one.
+    // Who has lost its directory would be one of those who begin a branch, and has nothing to tell of any other one.
     let none_is = !places.iter().any(|place| is_there(&place));
     let safekeepers: Vec<_> = places
         .iter()

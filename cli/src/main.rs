@@ -394,6 +394,7 @@ fn run(command: Verb, place: &Where, auth_dir: Option<&Path>) -> Result<bool> {
             Where::Here(dir) => {
                 Cluster::open(dir)?;
                 let _members = Lock::take_for_members(dir)?;
+                // To its end, unlike changes of members: nobody who is about to be given up is to be started meanwhile.
                 let (mut cluster, _lock) = Cluster::change(dir)?;
                 members::recover_here(&mut cluster, &branch, accept_loss)
             }

@@ -574,7 +574,7 @@ fn end(
         std::thread::sleep(ASK_EVERY);
     }
     bail!(
-        "branches that safekeeper {id} keeps were made all the time: the same command goes on with those"
+        "safekeeper {id} still keeps branches, or not everybody has heard that it does not: the same command goes on"
     )
 }
 

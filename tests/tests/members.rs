@@ -187,9 +187,7 @@ fn a_safekeeper_that_a_replacement_waits_for_is_started_meanwhile() {
     cluster.kill("safekeeper-3");
     cluster.kill("safekeeper-2");
     std::fs::remove_dir_all(cluster.dir().join("safekeeper-2")).unwrap();
-    let mut replace = cluster.command(&["safekeeper", "replace", "2"]);
-    replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-    let mut replace = replace.spawn().unwrap();
+    let mut replace = begin_replacing(&cluster, "2");
     let since = Instant::now();
     while !ids(&safekeepers(&cluster)).contains(&4) {
         assert!(since.elapsed() < Duration::from_secs(60), "none was started");
@@ -203,6 +201,13 @@ fn a_safekeeper_that_a_replacement_waits_for_is_started_meanwhile() {
     let shown = quorum(&cluster, "main");
     assert_eq!((members(&shown), shown["joint"].as_bool()), (vec![1, 3, 4], Some(false)));
     load.end();
+}
+
+/// The command, under way.
+fn begin_replacing(cluster: &Cluster, id: &str) -> std::process::Child {
+    let mut replace = cluster.command(&["safekeeper", "replace", id]);
+    replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    replace.spawn().unwrap()
 }
 
 /// Waits until a newcomer is ready, and whoever has begun with it has written that down.
@@ -226,9 +231,7 @@ fn wait_until_begun(cluster: &Cluster, id: u64) {
 fn a_branch_that_is_made_meanwhile_is_changed_too() {
     let cluster = Cluster::new();
     connect(&cluster.up()).batch_execute("create table t as select 1 a").unwrap();
-    let mut replace = cluster.command(&["safekeeper", "replace", "2"]);
-    replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-    let mut replace = replace.spawn().unwrap();
+    let mut replace = begin_replacing(&cluster, "2");
     wait_until_begun(&cluster, 4);
     // It waits for this one from now on.
     let newcomer = Stopped::stop(cluster.pid("safekeeper-4"));
@@ -361,9 +364,7 @@ fn a_branch_that_went_on_alone_gets_others_by_replacing_the_lost_ones() {
 fn a_safekeeper_is_not_forgotten_where_nobody_says_that_it_keeps_nothing() {
     let cluster = Cluster::new();
     connect(&cluster.up()).batch_execute("create table t as select 1 a").unwrap();
-    let mut replace = cluster.command(&["safekeeper", "replace", "1"]);
-    replace.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-    let mut replace = replace.spawn().unwrap();
+    let mut replace = begin_replacing(&cluster, "1");
     let since = Instant::now();
     wait_until_begun(&cluster, 4);
     let newcomer = Stopped::stop(cluster.pid("safekeeper-4"));

@@ -7,6 +7,7 @@
 //! The checksum is of the document; from a version on that each kind tells, of the line up to it and the document.
 //! Text, because these are small, read rarely, and somebody will want to read them in an emergency.
 
+use pgstrata_ids::NodeId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -30,6 +31,18 @@ pub(crate) struct Kind {
 }
 
 impl Kind {
+    /// Refuses what another safekeeper wrote than the one whose it is by its name.
+    pub(crate) fn check_node(&self, found: u64, node: NodeId) -> Result<(), FormatError> {
+        match found == node.0 {
+            true => Ok(()),
+            false => Err(FormatError::WrongOwner {
+                what: self.what,
+                found: format!("safekeeper {found}"),
+                expected: format!("safekeeper {node}"),
+            }),
+        }
+    }
+
     pub(crate) fn encode(&self, document: &impl Serialize) -> Vec<u8> {
         // Strings, numbers and lists of them: nothing that JSON can't express.
         let body = serde_json::to_vec(document).unwrap_or_default();

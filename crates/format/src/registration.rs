@@ -62,13 +62,7 @@ impl Registration {
     /// Reads the bytes of `node`'s object.
     pub fn decode(bytes: &[u8], node: NodeId) -> Result<Registration, FormatError> {
         let document: Document = KIND.decode(bytes)?;
-        if document.id != node.0 {
-            return Err(FormatError::WrongOwner {
-                what: KIND.what,
-                found: format!("safekeeper {}", document.id),
-                expected: format!("safekeeper {node}"),
-            });
-        }
+        KIND.check_node(document.id, node)?;
         let incarnation: Incarnation =
             document.incarnation.parse().map_err(|error: pgstrata_ids::IdError| {
                 FormatError::corrupt(KIND.what, error.to_string())

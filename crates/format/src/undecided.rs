@@ -65,13 +65,7 @@ impl Undecided {
     /// Reads the bytes of `node`'s object.
     pub fn decode(bytes: &[u8], node: NodeId) -> Result<Undecided, FormatError> {
         let document: Document = KIND.decode(bytes)?;
-        if document.id != node.0 {
-            return Err(FormatError::WrongOwner {
-                what: KIND.what,
-                found: format!("safekeeper {}", document.id),
-                expected: format!("safekeeper {node}"),
-            });
-        }
+        KIND.check_node(document.id, node)?;
         let corrupt =
             |error: pgstrata_ids::IdError| FormatError::corrupt(KIND.what, error.to_string());
         let timeline = |(tenant, timeline): &(String, String)| {
