@@ -337,9 +337,7 @@ impl<N: Network> Driver<N> {
             let link = &mut self.links[index];
             if let Err(error) = sent.and_then(|()| link.flush(now, index as u64, &mut self.network))
             {
-                // It may have said why before it closed the connection.
-                let readable = Ready { token: index as u64, readable: true, writable: false };
-                let why = self.handle_link(index, readable).err().unwrap_or(error);
+                let why = self.why(index, error);
                 self.links[index].fail(now, &why);
             }
         }
@@ -508,21 +506,34 @@ impl<N: Network> Driver<N> {
     }
 
     fn handle_link(&mut self, index: usize, event: Ready) -> io::Result<()> {
-        if event.writable {
-            if self.links[index].is_to_be_greeted() {
-                // By these it finds the others while there is no compute: also those that we have not met yet.
-                self.greeting.addresses = self.places();
-            }
-            self.links[index].writable(&self.greeting, self.now)?;
-            let link = &mut self.links[index];
-            if let Some(connection) = &link.connection {
-                let (wire, blocked) = (&connection.wire, connection.blocked);
-                self.network.tell_of_room(index as u64, wire, blocked)?;
-            }
+        if event.writable
+            && let Err(error) = self.write_to(index)
+        {
+            return Err(self.why(index, error));
         }
-        if !event.readable {
-            return Ok(());
+        if event.readable { self.read_from(index) } else { Ok(()) }
+    }
+
+    /// Why writing fails: the other side may have said so before it closed the connection.
+    fn why(&mut self, index: usize, error: io::Error) -> io::Error {
+        self.read_from(index).err().unwrap_or(error)
+    }
+
+    fn write_to(&mut self, index: usize) -> io::Result<()> {
+        if self.links[index].is_to_be_greeted() {
+            // By these it finds the others while there is no compute: also those that we have not met yet.
+            self.greeting.addresses = self.places();
         }
+        self.links[index].writable(&self.greeting, self.now)?;
+        let link = &mut self.links[index];
+        if let Some(connection) = &link.connection {
+            let (wire, blocked) = (&connection.wire, connection.blocked);
+            self.network.tell_of_room(index as u64, wire, blocked)?;
+        }
+        Ok(())
+    }
+
+    fn read_from(&mut self, index: usize) -> io::Result<()> {
         loop {
             let link = &mut self.links[index];
             let Some(connection) = &mut link.connection else { return Ok(()) };
@@ -662,25 +673,39 @@ mod tests {
 
     use bytes::Bytes;
     use pgstrata_ids::Incarnation;
-    use pgstrata_wire::safekeeper::GreetingReply;
+    use pgstrata_wire::frame::Stamp;
+    use pgstrata_wire::safekeeper::{GreetingReply, WAL, encode};
 
     use super::membership::tests::{START, config, elect, members, places};
     use super::*;
     use crate::proposer::network::Wire;
 
-    /// One that takes everything, and from which nothing comes.
-    #[derive(Debug)]
-    struct Sink;
+    /// One that takes everything, or has been closed by now; and what had come before that.
+    #[derive(Debug, Default)]
+    struct Sink {
+        is_closed: bool,
+        said: Vec<u8>,
+    }
 
     impl Read for Sink {
-        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::WouldBlock.into())
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.said.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&self.said[..count]);
+            self.said.drain(..count);
+            match (count, self.is_closed) {
+                (0, true) => Err(io::ErrorKind::ConnectionReset.into()),
+                (0, false) => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(count),
+            }
         }
     }
 
     impl Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            Ok(bytes.len())
+            match self.is_closed {
+                true => Err(io::ErrorKind::BrokenPipe.into()),
+                false => Ok(bytes.len()),
+            }
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -701,7 +726,7 @@ mod tests {
         type Wire = Sink;
 
         fn dial(&mut self, _: u64, _: NodeId, _: &str) -> Option<io::Result<Sink>> {
-            Some(Ok(Sink))
+            Some(Ok(Sink::default()))
         }
 
         fn is_dialing(&self, _: u64) -> bool {
@@ -710,6 +735,30 @@ mod tests {
 
         fn tell_of_room(&mut self, _: u64, _: &Sink, _: bool) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    /// What can't be written any more is no reason: that had come before.
+    #[test]
+    fn why_a_safekeeper_closed_the_connection_is_told() {
+        let (now, full) = (Instant::now(), "no space left");
+        for is_told_by_the_poller in [true, false] {
+            let mut driver = Driver::new(config(Arc::new(places())), None, Sinks, now).unwrap();
+            driver.begin_turn(now, None, Duration::ZERO);
+            let ready = Ready { token: 0, readable: true, writable: true };
+            driver.end_turn(now, &[ready]);
+            let connection = driver.links[0].connection.as_mut().unwrap();
+            connection.push(&Message::Ping);
+            connection.wire.is_closed = true;
+            let refusal = Message::Refused(RefusedReason::Storage(full.to_owned()));
+            let stamp = Stamp::In(WAL.speaks.highest());
+            encode(&refusal, stamp, &mut connection.wire.said);
+            match is_told_by_the_poller {
+                true => driver.end_turn(now, &[ready]),
+                false => drop(driver.begin_turn(now, None, Duration::ZERO)),
+            }
+            let why = driver.links[0].last_error.clone().unwrap();
+            assert!(why.contains(full), "{why}");
         }
     }
 
