@@ -402,16 +402,20 @@ impl DiskSpace {
         self.0.pause_us.load(Ordering::Acquire) > 0
     }
 
-    /// Waits for as long as a batch of so many bytes has to, half a second at most. Whoever calls it holds nothing that
-    /// others wait for.
-    pub fn pause(&self, bytes: u64) {
+    /// How long a batch of so many bytes has to wait, half a second at most, which is counted as done. Whoever waits holds nothing
+    /// that others wait for.
+    pub fn take_pause(&self, bytes: u64) -> Duration {
         let whole = self.0.pause_us.load(Ordering::Acquire);
-        if whole == 0 {
-            return;
-        }
         let pause_us = whole * bytes.clamp(LEAST_BATCH, WHOLE_BATCH) / WHOLE_BATCH;
         self.0.paused_us.fetch_add(pause_us, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_micros(pause_us));
+        Duration::from_micros(pause_us)
+    }
+
+    /// Waits for that long.
+    pub fn pause(&self, bytes: u64) {
+        if self.has_pauses() {
+            std::thread::sleep(self.take_pause(bytes));
+        }
     }
 
     /// How long all batches have waited.

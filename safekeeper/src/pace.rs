@@ -52,10 +52,10 @@ impl Pace {
         std::thread::sleep(self.take(bytes, Instant::now(), Duration::MAX));
     }
 
-    /// Waits after so many bytes were taken that a compute sent, for a second at most. Whoever calls it holds nothing that others
-    /// wait for.
-    pub fn wait_after(&self, bytes: u64) {
-        std::thread::sleep(self.take(bytes, Instant::now(), LONGEST));
+    /// The pause that is due after so many bytes were taken that a compute sent: a second at most. Whoever makes it holds nothing
+    /// that others wait for.
+    pub fn pause_after(&self, bytes: u64, now: Instant) -> Duration {
+        self.take(bytes, now, LONGEST)
     }
 
     fn take(&self, bytes: u64, now: Instant, longest: Duration) -> Duration {

@@ -33,7 +33,8 @@ impl Wanted {
         }
     }
 
-    fn take(&self) -> Option<TimelineKey> {
+    /// Any of them, if there is one, which is taken out.
+    pub fn take(&self) -> Option<TimelineKey> {
         let mut keys = self.keys.lock();
         let key = keys.iter().next().copied()?;
         keys.remove(&key);

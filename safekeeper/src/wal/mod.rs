@@ -4,6 +4,7 @@
 //! once, then acknowledged once: nothing is handed from thread to thread on the way.
 
 mod connection;
+pub mod conversation;
 
 use std::collections::VecDeque;
 use std::io;
