@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use pgstrata_blob::{CasOutcome, PutOutcome, Store, Version};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_format::quorum::{self, Quorum};
@@ -16,7 +17,6 @@ use pgstrata_ids::{Incarnation, Member, NodeId, TimelineParameters};
 use pgstrata_quorum::Chain;
 use pgstrata_wire::safekeeper::RefusedReason;
 use tokio::runtime::Handle;
-use tokio::task::JoinSet;
 
 use crate::timelines::TimelineKey;
 
@@ -323,17 +323,7 @@ impl Decisions {
         &self,
         nodes: &[NodeId],
     ) -> Result<Vec<Option<Registration>>, RefusedReason> {
-        let mut asked = JoinSet::new();
-        for (place, &node) in nodes.iter().enumerate() {
-            let decisions = self.clone();
-            asked.spawn(async move { (place, decisions.get_registration(node).await) });
-        }
-        let mut found = vec![None; nodes.len()];
-        while let Some(answer) = asked.join_next().await {
-            let (place, one) = answer.map_err(unavailable)?;
-            found[place] = one?;
-        }
-        Ok(found)
+        try_join_all(nodes.iter().map(|&node| self.get_registration(node))).await
     }
 
     async fn get_registration(&self, node: NodeId) -> Result<Option<Registration>, RefusedReason> {

@@ -22,15 +22,16 @@ pub struct Own {
     pub has_list: bool,
 }
 
-/// Reads the identity of `directory`, or makes the directory `wanted`'s if it is new.
+/// Reads the identity of `directory`, or makes the directory `wanted`'s if it is new, with an incarnation that nobody has had: `draw`
+/// gives one.
 pub fn load_or_create(
     disk: &dyn Disk,
     directory: &Path,
     wanted: Option<NodeId>,
+    draw: impl Fn() -> Incarnation,
 ) -> anyhow::Result<Own> {
     let path = directory.join("identity");
-    if path.exists() {
-        let bytes = read(disk, &path).with_context(|| format!("can't read {}", path.display()))?;
+    if let Some(bytes) = read_if_there(disk, &path)? {
         let found = decode_identity(&bytes).with_context(|| path.display().to_string())?;
         let node = found.node;
         if let Some(wanted) = wanted.filter(|wanted| *wanted != node) {
@@ -40,7 +41,7 @@ pub fn load_or_create(
             );
         }
         // Directories of the first version have none yet, and have forgotten nothing.
-        let incarnation = found.incarnation.unwrap_or_else(|| Incarnation(rand::random()));
+        let incarnation = found.incarnation.unwrap_or_else(draw);
         return Ok(Own { member: Member { node, incarnation }, has_list: found.has_list });
     }
     let Some(node) = wanted else {
@@ -59,7 +60,7 @@ pub fn load_or_create(
             directory.display()
         );
     }
-    let member = Member { node, incarnation: Incarnation(rand::random()) };
+    let member = Member { node, incarnation: draw() };
     let list = directory.join("timelines");
     replace_file(disk, &list, &encode_timelines(&BTreeSet::new()))
         .with_context(|| format!("can't write {}", list.display()))?;
@@ -67,14 +68,26 @@ pub fn load_or_create(
     Ok(Own { member, has_list: true })
 }
 
+/// An incarnation that nobody has had.
+pub fn draw() -> Incarnation {
+    Incarnation(rand::random())
+}
+
 /// Those that a directory of an older version has met: a file that is no longer written.
 pub fn met(disk: &dyn Disk, directory: &Path) -> anyhow::Result<BTreeMap<NodeId, Incarnation>> {
     let path = directory.join("members");
-    if !path.exists() {
-        return Ok(BTreeMap::new());
+    match read_if_there(disk, &path)? {
+        None => Ok(BTreeMap::new()),
+        Some(bytes) => decode_members(&bytes).with_context(|| path.display().to_string()),
     }
-    let bytes = read(disk, &path).with_context(|| format!("can't read {}", path.display()))?;
-    decode_members(&bytes).with_context(|| path.display().to_string())
+}
+
+fn read_if_there(disk: &dyn Disk, path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    match read(disk, path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+    }
 }
 
 fn read(disk: &dyn Disk, path: &Path) -> std::io::Result<Vec<u8>> {
@@ -102,7 +115,7 @@ mod tests {
     fn an_identity_is_taken_once() {
         let directory = tempfile::tempdir().unwrap();
         let inside = directory.path().join("sk");
-        let load = |id: Option<u64>| load_or_create(&RealDisk, &inside, id.map(NodeId));
+        let load = |id: Option<u64>| load_or_create(&RealDisk, &inside, id.map(NodeId), draw);
         assert!(load(None).is_err());
         assert!(load(Some(0)).is_err());
         let first = load(Some(4)).unwrap();
@@ -119,7 +132,7 @@ mod tests {
         let path = directory.path().join("identity");
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
-        let load = || load_or_create(&RealDisk, directory.path(), Some(NodeId(1)));
+        let load = || load_or_create(&RealDisk, directory.path(), Some(NodeId(1)), draw);
         let error = format!("{:#}", load().unwrap_err());
         assert!(error.contains("identity") && error.contains("no regular file"), "{error}");
         std::fs::remove_file(&path).unwrap();

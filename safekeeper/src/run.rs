@@ -9,7 +9,7 @@ use pgstrata_blob::{Location, Store};
 use pgstrata_env::{DirectoryLock, Disk, RealDisk};
 use pgstrata_format::registration::Registration;
 use pgstrata_identity::Role;
-use pgstrata_ids::NodeId;
+use pgstrata_ids::{NodeId, SMALLEST_SEGMENT};
 use pgstrata_listen::{Listening, Security, raise_descriptor_limit};
 use pgstrata_wire::broker::Addresses;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,7 +51,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     // Before anything in it is read or made: another process may be about to make the same.
     let lock = lock_directory(&args)?;
-    let identity = identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId))?;
+    let identity =
+        identity::load_or_create(disk.as_ref(), &args.dir, args.id.map(NodeId), identity::draw)?;
     let own = identity.member;
     let node = own.node;
     security.check_role(&format!("safekeeper {node}"), |role| *role == Role::Safekeeper(node))?;
@@ -82,6 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         archive: Some(Arc::clone(&archive)),
         met,
         has_list: identity.has_list,
+        smallest_segment: SMALLEST_SEGMENT,
     };
     let timelines = Arc::new(Timelines::open(context, &args.dir)?);
     if !identity.has_list {

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use pgstrata_env::Disk;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, TenantId, Term, TimelineId};
 use pgstrata_quorum::{Chain, Configuration};
+use pgstrata_safekeeper::background::mending::{Damaged, attempt};
 use pgstrata_safekeeper::latch::Latch;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles, Zeros};
 use pgstrata_safekeeper::timelines::TimelineKey;
@@ -453,4 +454,38 @@ fn others_are_served_while_one_comes_to_rest() {
     assert!(begun.elapsed() < Duration::from_secs(60));
     let unknown = (TenantId([9; 16]), TimelineId([9; 16]));
     assert!(matches!(life.timelines.get(unknown), Err(RefusedReason::UnknownTimeline)));
+}
+
+/// Whatever fails while a timeline is opened: the others are served, and it is too once it can be.
+#[test]
+fn what_could_not_be_opened_is_opened_later() {
+    let mut unopened = 0;
+    for syncs in 0..30 {
+        for is_full in [false, true] {
+            let mut world = World::new(syncs);
+            let life = world.open();
+            let mut log = life.found(1);
+            log.commit(&life.get(1).unwrap(), 1000).unwrap();
+            log.write(&life.get(1).unwrap(), 300).unwrap();
+            drop(life);
+            world.disk.lose_power();
+            match is_full {
+                true => world.disk.set_full(true),
+                false => world.disk.fail_sync_after(syncs),
+            }
+            let Ok(life) = world.try_to_open() else { continue };
+            world.disk.set_full(false);
+            world.disk.fail_sync_after(u64::MAX);
+            if life.get(1).is_err() {
+                unopened += 1;
+                assert_eq!(life.timelines.mending(), [key(1)]);
+                let nobody = |_: &Damaged<'_>| unreachable!("nothing of it is damaged");
+                attempt(&life.timelines, key(1), nobody).unwrap();
+            }
+            let timeline = life.get(1).unwrap();
+            assert_eq!(timeline.flush_lsn(), log.generator.at);
+            assert!(life.timelines.damaged().is_empty());
+        }
+    }
+    assert!(unopened > 1, "{unopened}");
 }

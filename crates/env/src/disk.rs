@@ -49,6 +49,8 @@ pub trait Disk: Debug + Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory with everything in it. Where that ends early, some of it is left.
+    fn remove_all(&self, path: &Path) -> io::Result<()>;
     /// Creates a directory and those above it, as far as they are missing.
     fn create_directory(&self, path: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in a directory durable.
@@ -129,6 +131,10 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    fn remove_all(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_dir_all(path)
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {

@@ -237,7 +237,7 @@ impl Quorum {
             start_lsn: parsed(&document.start_lsn)?,
             ancestor,
         };
-        parameters.check().map_err(corrupt)?;
+        parameters.check_own().map_err(corrupt)?;
         let steps = document.configurations.iter().map(configuration);
         let chain = Chain::of(steps.collect::<Result<_, FormatError>>()?).map_err(corrupt)?;
         let restored = |point: Point| -> Result<Restored, FormatError> {

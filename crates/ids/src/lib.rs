@@ -15,4 +15,6 @@ pub use id::{
 };
 pub use key::{Fork, Key, KeyError, KeyKind, RelTag, SlruKind};
 pub use lsn::{Lsn, LsnError, PAGE_SIZE, SEGMENT_SIZE_DEFAULT};
-pub use timeline::{TimelineParameters, TimelineParametersError};
+pub use timeline::{
+    SMALLEST_SEGMENT, SMALLEST_SIMULATED, TimelineParameters, TimelineParametersError,
+};

@@ -28,10 +28,10 @@ pub struct TimelineParameters {
 }
 
 /// The smallest segments of PostgreSQL, in bytes.
-const SMALLEST_SEGMENT: u32 = 1 << 20;
+pub const SMALLEST_SEGMENT: u32 = 1 << 20;
 
 /// The smallest that simulations have: some pages.
-const SMALLEST_SIMULATED: u32 = 64 << 10;
+pub const SMALLEST_SIMULATED: u32 = 64 << 10;
 
 /// Parameters that no timeline can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +87,8 @@ impl TimelineParameters {
         self.check_with(SMALLEST_SEGMENT)
     }
 
-    /// The same for what this program has written itself, which was checked when it came from others. Segments may be smaller
-    /// than PostgreSQL has them: simulations reach more boundaries with less WAL then.
+    /// The same, but for segments that are smaller than PostgreSQL has them: simulations reach more boundaries with less WAL then.
+    /// Who begins a timeline asks for [`TimelineParameters::check`].
     pub fn check_own(&self) -> Result<(), TimelineParametersError> {
         self.check_with(SMALLEST_SIMULATED)
     }

@@ -194,6 +194,10 @@ impl Disk for FaultyDisk {
         RealDisk.remove(path)
     }
 
+    fn remove_all(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_all(path)
+    }
+
     fn create_directory(&self, path: &Path) -> io::Result<()> {
         RealDisk.create_directory(path)
     }

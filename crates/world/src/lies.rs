@@ -307,15 +307,19 @@ impl Disk for LyingDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         *self.last.lock() = match kind(from) {
             Kind::Control => Last::ControlNamed,
-            Kind::Mended => Last::Nothing,
             Kind::Away => Last::AwayNamed,
-            _ => Last::SegmentNamed,
+            Kind::Wal => Last::SegmentNamed,
+            _ => Last::Nothing,
         };
         self.disk.rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.disk.remove(path)
+    }
+
+    fn remove_all(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_all(path)
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {

@@ -18,8 +18,8 @@ use crate::mend::check::confirm;
 use crate::mend::{DamagedLog, Fate, Lack, Mended, Said, Source, Sources, fate};
 use crate::storage_error::StorageError;
 use crate::timeline::{AWAY, Suspicion, Timeline, note_kept, read_control};
-use crate::timelines::TimelineKey;
 use crate::timelines::away::note_back;
+use crate::timelines::{TimelineKey, Timelines};
 
 /// Longest wait for a peer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,7 +69,11 @@ pub async fn run(background: Background) {
             }
             state.is_under_way = true;
             let (background, handle) = (background.clone(), Handle::current());
-            attempts.spawn_blocking(move || (key, attempt(&background, key, &handle)));
+            attempts.spawn_blocking(move || {
+                let timelines = &background.timelines;
+                let sources = |damaged: &Damaged<'_>| ask(&background, damaged, &handle);
+                (key, attempt(timelines, key, sources).map(|_| ()))
+            });
         }
     }
 }
@@ -111,23 +115,43 @@ fn note(
     }
 }
 
-/// Mends one timeline and opens it.
-fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result<(), String> {
-    let shared = &background.timelines.context().shared;
+/// A timeline that is to be mended.
+#[derive(Debug)]
+pub struct Damaged<'a> {
+    /// What it has promised.
+    pub control: &'a TimelineControl,
+    /// Its members, as last decided, for all that can be read now.
+    pub newest: &'a Configuration,
+    /// Who was given up, if that could be read: else nothing of the archive is known to be right.
+    pub given_up: Option<AllGivenUp>,
+}
+
+/// One attempt to mend a timeline, and to open it; where it is no longer kept here it goes. `ask` says who may have what is damaged.
+/// Where the log was cut, if it was. For a thread that may wait.
+pub fn attempt(
+    timelines: &Timelines,
+    key: TimelineKey,
+    ask: impl FnOnce(&Damaged<'_>) -> Sources,
+) -> Result<Option<Lsn>, String> {
+    let shared = &timelines.context().shared;
     if let Some(reason) = shared.latch.reason() {
         return Err(reason);
     }
-    let directory = background.timelines.directory_of(key);
+    if timelines.is_unopened(key) {
+        return timelines.reopen(key).map(|()| None);
+    }
+    let directory = timelines.directory_of(key);
     let control = read_control(shared, &directory.join("control"));
     let control = control.map_err(|error| error.to_string())?;
     let names = shared.disk.list(&directory).map_err(|error| error.to_string())?;
-    let read = background.timelines.context().decisions.read(key);
+    let read = timelines.context().decisions.read(key);
     // Who was given up is not known then, and so not what of the archive is right.
     let is_unread = read.is_err();
     let decided = read.ok().flatten();
     if let Some(deleted) = decided.as_ref().filter(|decided| decided.is_deleted) {
         // Nobody needs it any more.
-        return background.timelines.delete_damaged(deleted).map_err(|error| error.to_string());
+        let removed = timelines.delete_damaged(deleted);
+        return removed.map(|()| None).map_err(|error| error.to_string());
     }
     let (decided, given_up) = match decided {
         Some(decided) => (Some(decided.chain), decided.given_up),
@@ -136,7 +160,7 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     let own = &control.state.configuration;
     match fate(&names, own, decided.as_ref(), shared.own) {
         Fate::Mended => {}
-        Fate::LetGo => return background.timelines.let_go_damaged(key),
+        Fate::LetGo => return timelines.let_go_damaged(key).map(|()| None),
         Fate::Kept => {
             // Whatever is said of it later, or can't be read.
             note_kept(shared.disk.as_ref(), &directory, &shared.latch)
@@ -149,7 +173,7 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
     // Those that were decided on since then are asked too: they may be the only ones that are left.
     let newest = decided.as_ref().map_or(own, Chain::newest);
     let given_up = (!is_unread).then_some(given_up);
-    let mut sources = ask(background, &control, newest, given_up, handle);
+    let mut sources = ask(&Damaged { control: &control, newest, given_up });
     if let Some(said) = sources.newest_configuration()
         && said.number() > own.number().max(newest.number())
         && !said.contains(shared.own)
@@ -174,26 +198,21 @@ fn attempt(background: &Background, key: TimelineKey, handle: &Handle) -> Result
         }
         lack.to_string()
     })?;
-    let cut = cut.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
-    tracing::warn!(timeline = %key.1, fetched_bytes, segments, cut_after = cut, "damaged WAL was mended");
+    let cut_after = cut.map_or_else(|| "nothing".to_owned(), |lsn| lsn.to_string());
+    tracing::warn!(timeline = %key.1, fetched_bytes, segments, cut_after, "damaged WAL was mended");
     if is_away {
         note_back(shared, &directory).map_err(|error| {
             shared.latch.throw(&error.to_string());
             error.to_string()
         })?;
     }
-    background.timelines.reopen(key)?;
+    timelines.reopen(key)?;
     shared.meters.mended();
-    Ok(())
+    Ok(cut)
 }
 
-fn ask(
-    background: &Background,
-    control: &TimelineControl,
-    newest: &Configuration,
-    given_up: Option<AllGivenUp>,
-    handle: &Handle,
-) -> Sources {
+fn ask(background: &Background, damaged: &Damaged<'_>, handle: &Handle) -> Sources {
+    let Damaged { control, newest, given_up } = damaged;
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     let mut silent = Vec::new();
     let own = background.timelines.context().shared.own.node;
@@ -218,7 +237,7 @@ fn ask(
     if let Some(archive) = background.archive.clone().map(ArchiveReader::new)
         && let Some(given_up) = given_up
     {
-        let archive = archive.without(given_up);
+        let archive = archive.without(given_up.clone());
         let parameters = control.parameters.clone();
         sources.push(Box::new(Archived::new(archive, parameters, handle.clone())));
     }

@@ -10,7 +10,7 @@ use crate::storage_error::StorageError;
 use crate::timeline::Timeline;
 
 impl Timelines {
-    /// Those of which others may have what is damaged.
+    /// Those of which others may have what is damaged, and those that could not be opened.
     pub fn mending(&self) -> Vec<TimelineKey> {
         self.slots.mending()
     }
@@ -29,6 +29,11 @@ impl Timelines {
     /// Says what mending a timeline waits for.
     pub fn note_mending(&self, key: TimelineKey, why: String) {
         self.slots.note_mending(key, why);
+    }
+
+    /// Whether it could only not be opened, and nothing of it is known to be wrong.
+    pub fn is_unopened(&self, key: TimelineKey) -> bool {
+        self.slots.is_unopened(key)
     }
 
     /// Opens a timeline that was mended. If it is damaged still, this is why.
@@ -56,12 +61,16 @@ impl Timelines {
     /// The place of a timeline that could not be opened.
     pub(super) fn slot_of_damaged(&self, key: TimelineKey, error: &StorageError) -> Slot {
         let was_mended = self.slots.is_mending(key);
-        match error.is_mendable() || (was_mended && error.is_of_reading()) {
-            true => {
+        match error {
+            _ if error.is_mendable() || (was_mended && error.is_of_reading()) => {
                 self.context.shared.meters.found_damage();
                 Slot::Mending(error.to_string())
             }
-            false => Slot::Damaged(error.to_string()),
+            // What could not be written is not written again: it is opened with what is on the device, as a restart does it.
+            StorageError::Failed { .. } if !error.is_of_reading() => {
+                Slot::Unopened(error.to_string())
+            }
+            _ => Slot::Damaged(error.to_string()),
         }
     }
 }

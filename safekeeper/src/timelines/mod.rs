@@ -64,6 +64,8 @@ pub struct TimelinesContext {
     pub met: Arc<BTreeMap<NodeId, Incarnation>>,
     /// Whether the directory must have a list of timelines.
     pub has_list: bool,
+    /// Segments of a timeline have so many bytes at least: fewer are only simulated.
+    pub smallest_segment: u32,
 }
 
 /// See the module.
@@ -78,6 +80,18 @@ pub struct Timelines {
     wanted: Wanted,
     /// Whether those who found timelines can know of which there are copies here that were never founded.
     are_undecided_noted: AtomicBool,
+}
+
+impl TimelinesContext {
+    fn check_segments(&self, parameters: &TimelineParameters) -> Result<(), RefusedReason> {
+        let (size, smallest) = (parameters.segment_size, self.smallest_segment);
+        match size >= smallest {
+            true => Ok(()),
+            false => Err(RefusedReason::Mismatch(format!(
+                "WAL segments of {size} bytes are smaller than PostgreSQL has them: {smallest} bytes at least"
+            ))),
+        }
+    }
 }
 
 /// Refuses what is another timeline of the same name.
@@ -133,6 +147,7 @@ impl Timelines {
         mut decided: Option<Quorum>,
     ) -> Result<Greeted, RefusedReason> {
         let parameters = &greeting.parameters;
+        self.context.check_segments(parameters)?;
         let key = (parameters.tenant, parameters.timeline);
         let read = |decided: Option<Quorum>| match decided {
             Some(decided) => Ok(Some(decided)),
@@ -310,6 +325,7 @@ impl Timelines {
         nodes: &[(NodeId, Option<Incarnation>)],
     ) -> Result<Greeted, RefusedReason> {
         let parameters = &greeting.parameters;
+        self.context.check_segments(parameters)?;
         let own = match self.get((parameters.tenant, parameters.timeline)) {
             Ok(timeline) => Some(timeline.configuration()),
             Err(RefusedReason::UnknownTimeline) => None,

@@ -27,7 +27,7 @@ const LAST_ATTEMPTS: usize = 5;
 const LAST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether it may be opened later: nothing of it is wrong.
-fn is_passing(error: &StorageError) -> bool {
+pub(super) fn is_passing(error: &StorageError) -> bool {
     match error {
         StorageError::DiskFull { .. } => true,
         StorageError::Failed { source, .. } => {

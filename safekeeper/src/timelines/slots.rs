@@ -29,6 +29,8 @@ pub enum Slot {
     Damaged(String),
     /// Segments of it can't, for this reason, and are fetched from others: `crate::mend`.
     Mending(String),
+    /// It could not be opened, for this reason, and nothing of it is wrong: that is tried again.
+    Unopened(String),
 }
 
 /// What one finds at a timeline's place.
@@ -110,7 +112,7 @@ impl Slots {
             Some(Slot::Resting(_)) => Seen::Resting,
             Some(Slot::Busy(gate, _)) => Seen::Busy(Arc::clone(gate)),
             Some(Slot::Damaged(reason)) => Seen::Damaged(reason.clone()),
-            Some(Slot::Mending(reason)) => Seen::Mending(reason.clone()),
+            Some(Slot::Mending(reason) | Slot::Unopened(reason)) => Seen::Mending(reason.clone()),
             None => Seen::Nothing,
         }
     }
@@ -120,7 +122,7 @@ impl Slots {
         match self.map.read().get(&key)? {
             Slot::Open(timeline) => Some(timeline.configuration_number()),
             Slot::Resting(summary) | Slot::Busy(_, summary) => Some(summary.configuration.number()),
-            Slot::Damaged(_) | Slot::Mending(_) => None,
+            Slot::Damaged(_) | Slot::Mending(_) | Slot::Unopened(_) => None,
         }
     }
 
@@ -225,7 +227,7 @@ impl Slots {
             Slot::Busy(_, summary) => {
                 Some(Overview { is_open: true, ..Overview::of_resting(Arc::clone(summary)) })
             }
-            Slot::Damaged(_) | Slot::Mending(_) => None,
+            Slot::Damaged(_) | Slot::Mending(_) | Slot::Unopened(_) => None,
         });
         served.collect()
     }
@@ -236,7 +238,7 @@ impl Slots {
         let undecided = map.iter().filter(|(_, slot)| match slot {
             Slot::Open(timeline) => !timeline.configuration().is_known(),
             Slot::Resting(summary) | Slot::Busy(_, summary) => !summary.configuration.is_known(),
-            Slot::Damaged(_) | Slot::Mending(_) => true,
+            Slot::Damaged(_) | Slot::Mending(_) | Slot::Unopened(_) => true,
         });
         undecided.map(|(key, _)| *key).collect()
     }
@@ -245,23 +247,26 @@ impl Slots {
     pub fn damaged(&self) -> Vec<(TimelineKey, String)> {
         let map = self.map.read();
         let damaged = map.iter().filter_map(|(key, slot)| match slot {
-            Slot::Damaged(reason) | Slot::Mending(reason) => Some((*key, reason.clone())),
+            Slot::Damaged(reason) | Slot::Mending(reason) | Slot::Unopened(reason) => {
+                Some((*key, reason.clone()))
+            }
             _ => None,
         });
         damaged.collect()
     }
 
-    /// Those of which others may have what is damaged.
+    /// Those of which others may have what is damaged, and those that could not be opened.
     pub fn mending(&self) -> Vec<TimelineKey> {
         let map = self.map.read();
-        let mending = map.iter().filter(|(_, slot)| matches!(slot, Slot::Mending(_)));
+        let is_one = |slot: &Slot| matches!(slot, Slot::Mending(_) | Slot::Unopened(_));
+        let mending = map.iter().filter(|(_, slot)| is_one(slot));
         mending.map(|(key, _)| *key).collect()
     }
 
     /// Says why it can't be served yet, if it is being mended. False if it isn't.
     pub fn note_mending(&self, key: TimelineKey, why: String) -> bool {
         match self.map.write().get_mut(&key) {
-            Some(Slot::Mending(reason)) => {
+            Some(Slot::Mending(reason) | Slot::Unopened(reason)) => {
                 *reason = why;
                 true
             }
@@ -290,6 +295,11 @@ impl Slots {
     /// Whether it is being mended.
     pub fn is_mending(&self, key: TimelineKey) -> bool {
         matches!(self.map.read().get(&key), Some(Slot::Mending(_)))
+    }
+
+    /// Whether it is to be opened when that can be done.
+    pub fn is_unopened(&self, key: TimelineKey) -> bool {
+        matches!(self.map.read().get(&key), Some(Slot::Unopened(_)))
     }
 
     /// The name of the only one, if there is just one.

@@ -16,6 +16,7 @@ use pgstrata_format::resting::TimelineSummary;
 use pgstrata_ids::{TenantId, TimelineId};
 
 use super::away::summary_of;
+use super::opening::is_passing;
 use super::resting::RestingFiles;
 use super::slots::{Slot, Slots};
 use super::{MOST_OPEN, TimelineKey, Timelines, TimelinesContext};
@@ -54,7 +55,7 @@ impl Timelines {
             for name in timelines.list(&of_tenant)? {
                 let inside = of_tenant.join(&name);
                 if name.ends_with(".left") {
-                    remove_left(&inside);
+                    remove_left(timelines.context.shared.disk.as_ref(), &inside);
                 }
                 let Ok(timeline) = name.parse::<TimelineId>() else { continue };
                 let key = (tenant, timeline);
@@ -169,6 +170,10 @@ impl Timelines {
             {
                 return self.let_go(key, directory);
             }
+            Err(error) if is_passing(&error) => {
+                tracing::error!(timeline = %key.1, %error, "timeline can't be opened now");
+                Slot::Unopened(error.to_string())
+            }
             Err(error) => {
                 tracing::error!(timeline = %key.1, %error, "timeline can't be served");
                 self.slot_of_damaged(key, &error)
@@ -208,7 +213,7 @@ impl Timelines {
             disk.sync_directory(above).map_err(StorageError::unsynced("sync directory", above))?;
         }
         self.slots.remove(key);
-        remove_left(&left);
+        remove_left(disk, &left);
         Ok(())
     }
 }
@@ -227,8 +232,8 @@ fn free_name(disk: &dyn Disk, directory: &Path) -> Result<PathBuf, StorageError>
 }
 
 /// Removes what was being removed, also where a crash came in between.
-fn remove_left(left: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(left) {
+fn remove_left(disk: &dyn Disk, left: &Path) {
+    if let Err(error) = disk.remove_all(left) {
         tracing::warn!(directory = %left.display(), %error, "can't be removed");
     }
 }

@@ -93,6 +93,7 @@ impl World {
             archive: None,
             met: Arc::default(),
             has_list: false,
+            smallest_segment: pgstrata_ids::SMALLEST_SEGMENT,
         };
         Timelines::open(context, self.directory.path()).unwrap()
     }

@@ -113,6 +113,7 @@ impl World {
             archive: Some(Arc::new(self.archive())),
             met: Arc::default(),
             has_list: false,
+            smallest_segment: pgstrata_ids::SMALLEST_SEGMENT,
         };
         let timelines = Arc::new(Timelines::open(context, Path::new(DIRECTORY))?);
         Ok(Life { timelines, preparations: Mutex::new(preparations) })

@@ -316,6 +316,21 @@ impl Disk for SimDisk {
         state.operate()
     }
 
+    fn remove_all(&self, path: &Path) -> io::Result<()> {
+        for name in self.list(path)? {
+            let inside = path.join(name);
+            let is_directory = self.state.lock().names.directory(&inside).is_ok();
+            match is_directory {
+                true => self.remove_all(&inside)?,
+                false => self.remove(&inside)?,
+            }
+        }
+        let mut state = self.state.lock();
+        state.check_stopped()?;
+        state.names.remove_directory(path)?;
+        state.operate()
+    }
+
     fn create_directory(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         state.operate()?;

@@ -140,7 +140,17 @@ impl Names {
         Ok(())
     }
 
-    /// The same, and durable at once.
+    /// An empty one.
+    pub fn remove_directory(&mut self, path: &Path) -> io::Result<()> {
+        if !self.directories[self.directory(path)?].seen.is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        let (above, name) = self.place(path)?;
+        self.change(above, Change::Remove(name.to_owned()));
+        Ok(())
+    }
+
+    /// Removes a file, durably at once.
     pub fn lose(&mut self, path: &Path) -> io::Result<()> {
         let (directory, name) = self.place(path)?;
         let directory = &mut self.directories[directory];

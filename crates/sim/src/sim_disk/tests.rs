@@ -200,3 +200,24 @@ fn the_same_seed_loses_the_same() {
     assert_eq!(run(3), run(3));
     assert_ne!(outcomes(20, run).len(), 1);
 }
+
+#[test]
+fn a_directory_is_removed_with_what_is_in_it_or_some_of_it_is_left() {
+    let left = outcomes(60, |seed| {
+        let disk = with_ones(seed);
+        disk.create_directory(&path("inside")).unwrap();
+        disk.create(&path("inside/more")).unwrap();
+        disk.sync_directory(&path("inside")).unwrap();
+        disk.sync_directory(Path::new("/safekeeper")).unwrap();
+        let before = disk.operations();
+        disk.stop_after(seed % 5);
+        let removed = disk.remove_all(Path::new("/safekeeper"));
+        assert_eq!(removed.is_ok(), seed % 5 == 4, "{} operations", disk.operations() - before);
+        disk.end_process();
+        disk.list(Path::new("/")).unwrap().len()
+            + disk.list(Path::new("/safekeeper")).unwrap_or_default().len()
+            + disk.list(&path("inside")).unwrap_or_default().len()
+    });
+    // The file, the other, the directory that it was in, and the whole.
+    assert_eq!(left, BTreeSet::from([0, 1, 2, 3, 4]));
+}

@@ -175,7 +175,7 @@ pub(super) fn parameters(fields: &mut Fields<'_>) -> Decoded<TimelineParameters>
             false => None,
         },
     };
-    match parameters.check() {
+    match parameters.check_own() {
         Ok(()) => Ok(parameters),
         Err(_) => Err(DecodeError::Impossible("timeline parameter")),
     }
