@@ -43,11 +43,16 @@ impl Campaign {
 
     pub fn begin(&mut self, configuration: Configuration) {
         self.life += 1;
-        let mut id = [0xCA; 16];
-        id[..8].copy_from_slice(&self.life.to_le_bytes());
-        self.proposer = Some(Proposer::new(ProposerId(id), configuration, Term(0)));
+        self.proposer = Some(Proposer::new(self.id(), configuration, Term(0)));
         self.links = vec![Link::default(); self.links.len()];
         self.committed = Lsn::INVALID;
+    }
+
+    /// As whom it asks now.
+    pub fn id(&self) -> ProposerId {
+        let mut id = [0xCA; 16];
+        id[..8].copy_from_slice(&self.life.to_le_bytes());
+        ProposerId(id)
     }
 
     pub fn configuration(&self) -> Option<&Configuration> {

@@ -28,6 +28,7 @@ mod network;
 mod node;
 mod objects;
 mod truth;
+mod visit;
 mod wires;
 mod world;
 

@@ -2,50 +2,68 @@
 
 use std::collections::VecDeque;
 
-use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
-use pgstrata_quorum::{Ack, Append, Configuration, Elected, Vote, VoteRequest};
-use pgstrata_safekeeper::timeline::{ComputeConnected, ProposerConnected};
-use pgstrata_wire::safekeeper::RefusedReason;
+use pgstrata_ids::Lsn;
+use pgstrata_quorum::{Ack, Configuration, Vote};
+use pgstrata_safekeeper::wal::conversation::Conversation;
+use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::safekeeper::{GreetingReply, Message, RefusedReason};
 
 use crate::plan::Time;
 
-/// From a compute.
-#[derive(Clone, Debug)]
-pub enum Request {
-    /// With the number of the newest configuration that it knows.
-    Greet(u64),
-    /// With these nodes, in the lives in which they were heard, as its members.
-    Found(Vec<(NodeId, Option<Incarnation>)>),
-    Vote(VoteRequest),
-    Elected(Elected),
-    Append(Append, Vec<u8>),
-    Ping,
-    /// Nothing more comes: its end is closed.
-    Leave,
-}
-
-/// What arrives.
+/// What arrives at a safekeeper.
 #[derive(Clone, Debug)]
 pub enum Parcel {
-    Whole(Request),
     /// Of messages, as they are cut on their way.
     Bytes(Vec<u8>),
+    /// Nothing more comes: the other end is closed.
+    Leave,
 }
 
 /// From a safekeeper.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    Greeting {
-        member: Member,
-        /// None of a timeline that is not founded.
-        configuration: Option<Configuration>,
-        promised: Term,
-    },
+    Greeting(GreetingReply),
     /// Others are the members from now on, or are about to be.
     Configuration(Configuration),
     Vote(Vote),
     Ack(Ack),
     Refused(RefusedReason),
+}
+
+impl Reply {
+    /// Of a message, if a safekeeper says that to who writes.
+    pub fn of(message: Message<'_>) -> Result<Reply, String> {
+        match message {
+            Message::GreetingReply(reply) => Ok(Reply::Greeting(reply)),
+            Message::Configuration(decided, _) => Ok(Reply::Configuration(decided)),
+            Message::Vote(vote) => Ok(Reply::Vote(vote)),
+            Message::Ack(ack) => Ok(Reply::Ack(ack)),
+            Message::Refused(reason) => Ok(Reply::Refused(reason)),
+            other => Err(format!("a safekeeper says {other:?}")),
+        }
+    }
+
+    pub fn message(self) -> Message<'static> {
+        match self {
+            Reply::Greeting(reply) => Message::GreetingReply(reply),
+            Reply::Configuration(decided) => Message::Configuration(decided, Vec::new()),
+            Reply::Vote(vote) => Message::Vote(vote),
+            Reply::Ack(ack) => Message::Ack(ack),
+            Reply::Refused(reason) => Message::Refused(reason),
+        }
+    }
+}
+
+/// The safekeeper's side of a connection: what ships, with the bytes that have come and were not taken.
+pub struct Listener {
+    pub conversation: Conversation<Vec<u8>>,
+    pub input: FrameBuffer,
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("input", &self.input.pending()).finish_non_exhaustive()
+    }
 }
 
 /// One connection.
@@ -65,17 +83,17 @@ pub struct Connection {
     pub to_compute: Time,
     /// When the safekeeper heard something last.
     pub heard: Time,
-    /// Of a message that has not arrived whole.
+    /// Of a message that has not arrived whole, where each is looked at on its way.
     pub bytes: Vec<u8>,
     /// The end of what was sent on it.
     pub sent: Lsn,
-    /// What has arrived and was not looked at.
-    pub inbox: VecDeque<Request>,
+    /// What has arrived, and was not taken.
+    pub inbox: VecDeque<u8>,
+    /// Nothing comes after that.
+    pub is_over: bool,
     pub is_served: bool,
-    pub proposer: Option<ProposerConnected>,
-    /// The newest term that it asked for or won, as it said.
-    pub asked: Term,
-    pub greeted: Option<ComputeConnected>,
-    /// Number of the configuration that its compute was told of last.
-    pub told: u64,
+    /// While the safekeeper's end is open.
+    pub listener: Option<Listener>,
+    /// Whether it was answered on it.
+    pub is_answered: bool,
 }

@@ -1,28 +1,34 @@
-//! One safekeeper: the shipped timeline on a simulated disk, and what it may never go back on.
+//! One safekeeper: what ships of it on a simulated disk, and what it may never go back on.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use pgstrata_env::{Disk, replace_file};
-use pgstrata_format::quorum::{AllGivenUp, Quorum};
-use pgstrata_format::resting::TimelineSummary;
+use pgstrata_env::Disk;
+use pgstrata_format::registration::Registration;
 use pgstrata_format::safekeeper::TimelineControl;
-use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term, TimelineParameters};
-use pgstrata_quorum::{Chain, ProposerId, TermHistory};
+use pgstrata_ids::{
+    Incarnation, Lsn, Member, NodeId, SMALLEST_SIMULATED, Term, TimelineParameters,
+};
+use pgstrata_quorum::{ProposerId, TermHistory};
+use pgstrata_safekeeper::archive::Archive;
+use pgstrata_safekeeper::background::mending::{Damaged, attempt};
+use pgstrata_safekeeper::decisions::Decisions;
 use pgstrata_safekeeper::disk_space::{DiskArguments, DiskSpace};
+use pgstrata_safekeeper::identity;
 use pgstrata_safekeeper::latch::Latch;
-use pgstrata_safekeeper::mend::{DamagedLog, Fate, Lack, Sources, fate};
+use pgstrata_safekeeper::mend::Sources;
 use pgstrata_safekeeper::meters::Meters;
 use pgstrata_safekeeper::segment::{Preparations, Preparer};
 use pgstrata_safekeeper::storage_error::StorageError;
-use pgstrata_safekeeper::timeline::{AWAY, OpenContext, Timeline, read_control};
-use pgstrata_safekeeper::timelines::away::{NotBack, bring_back, is_sent_away, send_away};
+use pgstrata_safekeeper::timeline::{AWAY, OpenContext, Timeline};
+use pgstrata_safekeeper::timelines::{TimelineKey, Timelines, TimelinesContext};
 use pgstrata_sim::SimDisk;
 use pgstrata_wire::safekeeper::RefusedReason;
 
 use crate::lies::{Lie, LyingDisk};
-use crate::objects::Objects;
 use crate::truth::{Checked, Truth};
+
+const DIRECTORY: &str = "/safekeeper";
 
 /// What became of a timeline that was at rest.
 #[derive(Debug)]
@@ -54,6 +60,14 @@ struct Underway {
     history: TermHistory,
 }
 
+/// Where every safekeeper finds the others, and what is archived.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    pub key: TimelineKey,
+    pub decisions: Decisions,
+    pub archive: Arc<Archive>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Node {
@@ -61,6 +75,8 @@ pub struct Node {
     pub member: Member,
     pub disk: SimDisk,
     lie: Option<Lie>,
+    outside: Outside,
+    /// The timeline's.
     directory: PathBuf,
     /// How often it was started.
     pub life: u64,
@@ -71,59 +87,73 @@ pub struct Node {
     pub back_after: u64,
     /// It never comes back.
     pub is_retired: bool,
-    pub timeline: Option<Arc<Timeline>>,
+    /// It has said in object storage who it is.
+    pub is_registered: bool,
+    timelines: Option<Arc<Timelines>>,
     preparations: Option<Preparations>,
     latch: Latch,
-    /// Whether anybody was told that it has the timeline.
+    /// Whether anybody may have been told that it has the timeline.
     is_known: bool,
+    /// As it was opened last, and looked at.
+    seen: Weak<Timeline>,
     promised: Promised,
     underway: Option<Underway>,
+    /// Others keep the timeline, for all that it may know: its files may go.
+    may_go: bool,
     /// Served bytes up to here were compared.
     compared: Lsn,
     /// Something of its log has rotted, and was not mended yet.
     pub is_rotten: bool,
-    /// That was found, and it takes no part until it is mended.
-    pub is_mending: bool,
-    /// Nothing has happened with its timeline, which is not open; whoever needs it opens it.
-    pub is_resting: bool,
 }
 
 /// With what is there before: the safekeeper's own directory.
 fn empty_disk(seed: u64) -> SimDisk {
     let disk = SimDisk::new(seed);
-    let made = disk.create_directory(Path::new("/safekeeper"));
+    let made = disk.create_directory(Path::new(DIRECTORY));
     made.and_then(|()| disk.sync_directory(Path::new("/"))).expect("an empty disk that is well");
     disk
 }
 
+/// Of a disk that is full, or fails: then a start ends early, and is tried again.
+fn is_of_the_disk(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| match cause.downcast_ref::<StorageError>() {
+        Some(StorageError::DiskFull { .. } | StorageError::Failed { .. }) => true,
+        Some(_) => false,
+        None => cause.is::<std::io::Error>(),
+    })
+}
+
 impl Node {
-    pub fn new(index: usize, seed: u64, lie: Option<Lie>) -> Node {
+    pub fn new(index: usize, seed: u64, lie: Option<Lie>, outside: Outside) -> Node {
         let number = index as u8 + 1;
         let disk = empty_disk(seed);
-        let directory = PathBuf::from("/safekeeper/tenant/timeline");
+        let (tenant, timeline) = outside.key;
+        let directory = Path::new(DIRECTORY).join(tenant.to_string()).join(timeline.to_string());
         let member = Member { node: NodeId(number.into()), incarnation: Incarnation([number; 16]) };
         Node {
             name: format!("safekeeper {number}"),
             member,
             disk,
             lie,
+            outside,
             directory,
             life: 0,
-            is_up: true,
+            is_up: false,
             is_doomed: false,
             loses_power: false,
             back_after: 0,
             is_retired: false,
-            timeline: None,
+            is_registered: false,
+            timelines: None,
             preparations: None,
             latch: Latch::default(),
             is_known: false,
+            seen: Weak::new(),
             promised: Promised::default(),
             underway: None,
+            may_go: false,
             compared: Lsn::INVALID,
             is_rotten: false,
-            is_mending: false,
-            is_resting: false,
         }
     }
 
@@ -140,50 +170,73 @@ impl Node {
 
     /// It never had the timeline.
     fn forget(&mut self) {
-        self.timeline = None;
         self.is_known = false;
         self.promised = Promised::default();
         self.underway = None;
+        self.may_go = false;
         self.compared = Lsn::INVALID;
-        (self.is_rotten, self.is_mending, self.is_resting) = (false, false, false);
+        self.is_rotten = false;
     }
 
-    fn context(&mut self) -> OpenContext {
+    /// What it has, while its process runs.
+    pub fn timelines(&self) -> Option<&Arc<Timelines>> {
+        self.timelines.as_ref()
+    }
+
+    /// The timeline, if it is open.
+    pub fn timeline(&self) -> Option<Arc<Timeline>> {
+        self.timelines.as_ref()?.get_open(self.outside.key)
+    }
+
+    /// Nothing has happened with its timeline, which is not open; whoever needs it opens it.
+    pub fn is_resting(&self) -> bool {
+        self.timelines.as_ref().is_some_and(|timelines| !timelines.resting().is_empty())
+    }
+
+    /// Its log is damaged, or could not be opened, and it takes no part until that is over.
+    pub fn is_mending(&self) -> bool {
+        self.timelines.as_ref().is_some_and(|timelines| !timelines.mending().is_empty())
+    }
+
+    /// It could not be opened, and nothing of it is known to be wrong.
+    pub fn is_unopened(&self) -> bool {
+        let key = self.outside.key;
+        self.timelines.as_ref().is_some_and(|timelines| timelines.is_unopened(key))
+    }
+
+    fn disk(&self) -> Arc<dyn Disk> {
+        match self.lie {
+            Some(lie) => Arc::new(LyingDisk::new(self.disk.clone(), lie)),
+            None => Arc::new(self.disk.clone()),
+        }
+    }
+
+    /// As `run` does it.
+    fn open(&mut self) -> anyhow::Result<Timelines> {
+        let disk = self.disk();
+        let directory = Path::new(DIRECTORY);
+        let Member { node, incarnation } = self.member;
+        let own = identity::load_or_create(disk.as_ref(), directory, Some(node), || incarnation)?;
         self.latch = Latch::default();
         let (preparer, preparations) = Preparer::queue(self.latch.clone());
         self.preparations = Some(preparations);
-        let disk: Arc<dyn Disk> = match self.lie {
-            Some(lie) => Arc::new(LyingDisk::new(self.disk.clone(), lie)),
-            None => Arc::new(self.disk.clone()),
-        };
-        OpenContext {
-            own: self.member,
+        let shared = OpenContext {
+            own: own.member,
             preparer,
             latch: self.latch.clone(),
-            space: DiskSpace::new(Arc::clone(&disk), &self.directory, DiskArguments::default()),
+            space: DiskSpace::new(Arc::clone(&disk), directory, DiskArguments::default()),
             disk,
-            // Its names are names that metrics may have.
-            meters: Meters::new().unwrap_or_else(|error| unreachable!("{error}")),
-        }
-    }
-
-    /// Creates the timeline if it never was here. True if it is there then.
-    pub fn create(&mut self, founded: &Quorum) -> bool {
-        if self.timeline.is_none() && !self.is_known {
-            let context = self.context();
-            match Timeline::create(&context, &self.directory, founded, &[]) {
-                Ok(timeline) => self.timeline = Some(Arc::new(timeline)),
-                Err(StorageError::DiskFull { .. }) => {}
-                // As `Timelines::create` does.
-                Err(error) => self.latch.throw(&error.to_string()),
-            }
-        }
-        if let Some(timeline) = self.timeline.clone().filter(|_| !self.is_known) {
-            self.is_known = true;
-            self.compared = timeline.parameters().start_lsn;
-            self.promise(&timeline, None);
-        }
-        self.timeline.is_some()
+            meters: Meters::new()?,
+        };
+        let context = TimelinesContext {
+            shared,
+            decisions: self.outside.decisions.clone(),
+            archive: Some(Arc::clone(&self.outside.archive)),
+            met: Arc::default(),
+            has_list: own.has_list,
+            smallest_segment: SMALLEST_SIMULATED,
+        };
+        Ok(Timelines::open(context, directory)?)
     }
 
     /// Whether it can't go on as it is: the process ends then.
@@ -203,7 +256,7 @@ impl Node {
     /// An operation that may change the log begins: up to where the own one lasts whatever comes, and what may be the
     /// history then.
     pub fn begin(&mut self, history: &TermHistory, end: Lsn) {
-        let Some(timeline) = &self.timeline else { return };
+        let Some(timeline) = self.timeline() else { return };
         let own = &self.promised;
         let shared = own.history.divergence(own.flush_lsn, history, end, timeline.commit_lsn());
         self.underway =
@@ -216,8 +269,9 @@ impl Node {
         self.underway = Some(Underway { floor: Lsn::INVALID, history });
     }
 
-    /// It is done, and answered: what it says by now is promised.
-    pub fn promise(&mut self, timeline: &Timeline, voted_for: Option<ProposerId>) {
+    /// Something is done, and answered: what it says by now is promised.
+    pub fn promise(&mut self, voted_for: Option<ProposerId>) {
+        let Some(timeline) = self.timeline() else { return };
         let Ok((holding, configuration)) = timeline.holding() else { return };
         let term = timeline.term();
         let voted_for = match term > self.promised.term {
@@ -232,17 +286,17 @@ impl Node {
             history: holding.history,
         };
         self.underway = None;
+        self.may_go = timeline.is_left();
     }
 
     /// The process is gone, and what it had not made durable, as far as that is how it ends.
     pub fn end(&mut self, loses_power: bool) {
-        self.timeline = None;
+        self.timelines = None;
         self.preparations = None;
         match loses_power {
             true => self.disk.lose_power(),
             false => self.disk.end_process(),
         }
-        self.is_resting = false;
         self.is_up = false;
         self.is_doomed = false;
         self.life += 1;
@@ -251,169 +305,126 @@ impl Node {
     /// Starts again, and looks at what it has.
     pub fn start(&mut self, truth: &Truth) -> Checked {
         self.is_up = true;
-        self.latch = Latch::default();
-        self.is_mending = false;
+        self.is_registered = false;
         let names = self.disk.list(&self.directory).unwrap_or_default();
-        if self.disk.has_stopped() {
-            // It was woken, and has ended meanwhile.
-            return Ok(());
+        if self.is_known && !self.may_go && !names.iter().any(|name| name == "control") {
+            return Err(format!("{} has lost the timeline: {names:?}", self.name));
         }
-        if !names.iter().any(|name| name == "control") {
-            return match self.is_known {
-                true => Err(format!("{} has lost the timeline: {names:?}", self.name)),
-                false => Ok(()),
-            };
-        }
-        let context = self.context();
-        if names.iter().any(|name| name == AWAY) {
-            // It is at rest until somebody needs it, and what it promised is in its control file.
-            self.is_resting = true;
-            return Ok(());
-        }
-        let opened = match Timeline::open(&context, &self.directory) {
-            Ok(opened) => opened,
-            // Of a full disk, or of a disk that fails.
-            Err(StorageError::DiskFull { .. } | StorageError::Failed { .. }) => {
-                self.latch.throw("it can't be opened now");
+        // It may have heard of that, and not have said so.
+        self.may_go |= self.control().is_ok_and(|control| {
+            let configuration = &control.state.configuration;
+            configuration.is_known() && !configuration.contains(self.member)
+        });
+        match self.open() {
+            Ok(timelines) => self.timelines = Some(Arc::new(timelines)),
+            Err(error) if is_of_the_disk(&error) || self.disk.has_stopped() => {
+                self.latch.throw("it can't be started now");
                 return Ok(());
             }
-            Err(error) if self.is_rotten && error.is_mendable() => {
-                self.is_mending = true;
-                return Ok(());
-            }
-            Err(error) => {
-                return Err(format!(
-                    "{} refuses what it has, and nothing rotted: {error}",
-                    self.name
-                ));
-            }
+            Err(error) => return Err(format!("{} can't be started: {error:#}", self.name)),
+        }
+        self.look(truth)
+    }
+
+    /// What it says in object storage of itself.
+    pub fn registration(&self) -> Registration {
+        let number = self.member.node;
+        Registration {
+            member: self.member,
+            zone: String::new(),
+            wal: format!("safekeeper-{number}:5454"),
+            http: format!("safekeeper-{number}:7676"),
+        }
+    }
+
+    /// Looks at what has become of its timeline: one that was opened has what was promised of it.
+    pub fn look(&mut self, truth: &Truth) -> Checked {
+        let Some(timelines) = self.timelines.clone().filter(|_| !self.is_finished()) else {
+            return Ok(());
         };
-        let timeline = Arc::new(opened.timeline);
-        self.check_promises(&timeline)?;
-        if timeline.is_left() {
-            drop(timeline);
-            self.let_go();
-            return Ok(());
+        let Some(timeline) = timelines.get_open(self.outside.key) else {
+            return self.look_at_unopened(&timelines);
+        };
+        if !std::ptr::eq(self.seen.as_ptr(), Arc::as_ptr(&timeline)) {
+            self.seen = Arc::downgrade(&timeline);
+            self.look_at_opened(&timeline)?;
         }
-        self.timeline = Some(Arc::clone(&timeline));
-        // Founded, but nobody was told.
-        self.is_known = true;
-        let voted_for = self.promised.voted_for.filter(|_| timeline.term() == self.promised.term);
-        self.promise(&timeline, voted_for);
-        self.compared = timeline.marks().available_lsn;
         self.check(truth)
     }
 
-    /// Lets it come to rest if nothing is to be done with it, as `Timelines::let_rest` does. For who has it alone.
-    pub fn let_rest(&mut self) -> bool {
-        let Some(timeline) = &self.timeline else { return false };
-        let summary = timeline.at_rest();
-        let is_own = |summary: TimelineSummary| summary.configuration.contains(self.member);
-        if !summary.is_some_and(is_own) && !self.rests_early(timeline) {
-            return false;
+    fn look_at_opened(&mut self, timeline: &Timeline) -> Checked {
+        if !self.is_known {
+            // Just created; or before, and nobody was told.
+            self.is_known = true;
+            self.compared = timeline.marks().available_lsn;
+            self.promise(None);
+            return Ok(());
         }
-        timeline.files().let_go();
-        self.timeline = None;
-        self.is_resting = true;
-        true
+        self.check_promises(timeline)?;
+        let voted_for = self.promised.voted_for.filter(|_| timeline.term() == self.promised.term);
+        self.promise(voted_for);
+        self.compared = timeline.marks().available_lsn;
+        Ok(())
     }
 
-    /// A mistake: that not all of it is archived is not seen.
-    fn rests_early(&self, timeline: &Timeline) -> bool {
-        self.lie == Some(Lie::AwayBeforeArchived)
-            && !timeline.has_compute()
-            && timeline.stored_commit_lsn() == timeline.flush_lsn()
-            && timeline.flush_lsn() > timeline.parameters().start_lsn
+    fn look_at_unopened(&mut self, timelines: &Timelines) -> Checked {
+        let key = self.outside.key;
+        if let Some((_, why)) = timelines.damaged().pop() {
+            let is_kept = why.contains("went on without this safekeeper");
+            let is_passing = timelines.is_unopened(key);
+            return match self.is_rotten || is_passing || is_kept {
+                true => Ok(()),
+                false => {
+                    Err(format!("{} refuses what it has, and nothing rotted: {why}", self.name))
+                }
+            };
+        }
+        if self.is_known && timelines.keys().is_empty() {
+            if !self.may_go {
+                return Err(format!("{} has let go of the timeline", self.name));
+            }
+            self.forget();
+        }
+        Ok(())
+    }
+
+    /// Lets it come to rest if nothing is to be done with it, and nobody has it.
+    pub fn let_rest(&mut self) -> bool {
+        let Some(timelines) = self.timelines.clone() else { return false };
+        if self.lie == Some(Lie::AwayBeforeArchived)
+            && let Some(timeline) = self.timeline().filter(|timeline| !timeline.has_compute())
+        {
+            // By mistake.
+            timeline.note_archived(timeline.commit_lsn());
+            let _ = timeline.checkpoint();
+        }
+        timelines.let_rest(&[self.outside.key]).is_ok_and(|count| count > 0)
     }
 
     /// Has its WAL be in object storage only. True if it is.
     pub fn send_away(&mut self) -> bool {
-        let context = self.context();
-        let sent = match self.lie {
-            Some(Lie::AwayBeforeArchived) => self.remove_all(&context),
-            _ => send_away(&context, &self.directory),
-        };
-        match sent {
-            Ok(is_away) => is_away,
-            Err(StorageError::DiskFull { .. }) => false,
-            Err(error) => {
-                self.latch.throw(&error.to_string());
-                false
-            }
+        let Some(timelines) = &self.timelines else { return false };
+        timelines.send_away(&[self.outside.key]).is_ok_and(|count| count > 0)
+    }
+
+    /// Somebody needs it: it is opened, with what is in object storage. It rests on if that can't be had now.
+    pub fn wake(&mut self) -> Woken {
+        let Some(timelines) = &self.timelines else { return Woken::NotYet("it is down".into()) };
+        let was_away = timelines.is_away(self.outside.key);
+        match timelines.get(self.outside.key) {
+            Ok(_) if was_away => Woken::IsBack,
+            Ok(_) => Woken::IsOpen,
+            Err(reason) => Woken::NotYet(reason.to_string()),
         }
     }
 
-    fn remove_all(&self, context: &OpenContext) -> Result<bool, StorageError> {
-        let failed = |error| StorageError::wrap("remove", &self.directory)(error);
-        let disk = context.disk.as_ref();
-        replace_file(disk, &self.directory.join(AWAY), b"").map_err(failed)?;
-        for name in disk.list(&self.directory).map_err(failed)? {
-            if name.len() == 24 {
-                disk.remove(&self.directory.join(name)).map_err(failed)?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Somebody needs it: opens it, with what is in object storage, as `Timelines::get` does. It rests on if that can't be had now.
-    pub fn wake(&mut self, objects: &Objects, truth: &Truth) -> Checked<Woken> {
-        let context = self.context();
-        let is_passing = |error: &StorageError| matches!(error, StorageError::DiskFull { .. });
-        let is_away = is_sent_away(&context, &self.directory);
-        let control = read_control(&context, &self.directory.join("control"));
-        let back = match (is_away, control) {
-            (Ok(true), Ok(control)) => {
-                let (archive, handle) = (&objects.archive, objects.handle());
-                bring_back(
-                    &context,
-                    &self.directory,
-                    &control,
-                    archive,
-                    &AllGivenUp::default(),
-                    &handle,
-                )
-                .map(|()| Woken::IsBack)
-            }
-            (Ok(_), _) => Ok(Woken::IsOpen),
-            (Err(error), _) => Err(NotBack::Storage(error)),
-        };
-        match back {
-            Ok(woken) => {
-                self.is_resting = false;
-                self.start(truth)?;
-                Ok(woken)
-            }
-            Err(NotBack::Later(why)) => Ok(Woken::NotYet(why)),
-            Err(NotBack::Storage(error)) => {
-                if !is_passing(&error) && !error.is_mendable() {
-                    self.latch.throw(&error.to_string());
-                }
-                Ok(Woken::NotYet(error.to_string()))
-            }
-            Err(gone @ NotBack::Gone(_)) => Err(format!("{}: {gone}", self.name)),
-        }
-    }
-
-    /// Others keep the timeline by now: its files go, as `Timelines::let_go` has it.
-    fn let_go(&mut self) {
-        let left = self.directory.with_extension(format!("left{}", self.life));
-        let disk = &self.disk;
-        let above = Path::new("/safekeeper/tenant");
-        let gone = disk.rename(&self.directory, &left).and_then(|()| disk.sync_directory(above));
-        match gone {
-            Ok(()) => self.forget(),
-            Err(error) => self.latch.throw(&error.to_string()),
-        }
-    }
-
-    /// Takes what was decided of the timeline's members, and says so only once it is durable.
-    pub fn follow(&mut self, decided: &Quorum) -> Result<(), RefusedReason> {
-        let Some(timeline) = self.timeline.clone() else {
+    /// Looks where it is decided who the members are, and takes what stands there.
+    pub fn learn(&mut self) -> Result<(), RefusedReason> {
+        let (Some(timelines), Some(timeline)) = (&self.timelines, self.timeline()) else {
             return Err(RefusedReason::UnknownTimeline);
         };
-        timeline.admit_decision(&decided.chain)?;
-        timeline.follow_decision(&decided.chain)?;
-        self.promise(&timeline, None);
+        timelines.learn(&timeline)?;
+        self.promise(None);
         Ok(())
     }
 
@@ -457,8 +468,8 @@ impl Node {
     }
 
     /// What it serves as committed is that, as far as it was not looked at before.
-    pub fn check(&mut self, truth: &Truth) -> Checked {
-        let Some(timeline) = &self.timeline else { return Ok(()) };
+    fn check(&mut self, truth: &Truth) -> Checked {
+        let Some(timeline) = self.timeline() else { return Ok(()) };
         let available_lsn = timeline.marks().available_lsn;
         let commit_lsn = timeline.commit_lsn();
         let from = self.compared.max(available_lsn);
@@ -466,7 +477,7 @@ impl Node {
         if from >= commit_lsn || self.is_finished() {
             return Ok(());
         }
-        self.compare(timeline, from, commit_lsn, truth)?;
+        self.compare(&timeline, from, commit_lsn, truth)?;
         self.compared = commit_lsn;
         Ok(())
     }
@@ -538,59 +549,26 @@ impl Node {
         self.promised.flush_lsn
     }
 
-    /// It takes no part in the timeline until it is mended.
-    pub fn take_out(&mut self, why: &str) {
-        if let Some(timeline) = self.timeline.take() {
-            timeline.retire(why);
-            self.is_mending = true;
-        }
-    }
-
-    /// One attempt to mend, as `background::mending` makes it. Where the log was cut, if it was.
+    /// One attempt to mend. Where the log was cut, if it was. `may_go`: others keep it by now.
     pub fn mend(
         &mut self,
-        sources: impl FnOnce(&TimelineControl) -> Sources,
-        decided: &Chain,
-        truth: &Truth,
-    ) -> Checked<Result<Option<Lsn>, String>> {
-        let context = self.context();
-        let control = match read_control(&context, &self.directory.join("control")) {
-            Ok(control) => control,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        let names = self.disk.list(&self.directory).unwrap_or_default();
-        match fate(&names, &control.state.configuration, Some(decided), self.member) {
-            Fate::Mended => {}
-            Fate::LetGo => {
-                self.let_go();
-                return Ok(Ok(None));
-            }
-            Fate::Kept => return Ok(Err("it is kept for others".into())),
+        may_go: bool,
+        ask: impl FnOnce(&Damaged<'_>) -> Sources,
+    ) -> Result<Option<Lsn>, String> {
+        let Some(timelines) = self.timelines.clone() else { return Err("it is down".into()) };
+        let before = self.may_go;
+        self.may_go |= may_go;
+        let attempted = attempt(&timelines, self.outside.key, ask);
+        if attempted.is_err() && !self.is_finished() {
+            self.may_go = before;
         }
-        let mut sources = sources(&control);
-        let (disk, space) = (Arc::clone(&context.disk), context.space.clone());
-        let log = DamagedLog::open(disk, &self.directory, control, space);
-        let mended = match log.map_err(Lack::from).and_then(|log| log.mend(&mut sources)) {
-            Ok(mended) => mended,
-            Err(lack) => {
-                if let Lack::Storage(error @ StorageError::Failed { .. }) = &lack
-                    && !error.is_of_reading()
-                {
-                    self.latch.throw(&lack.to_string());
-                }
-                return Ok(Err(lack.to_string()));
-            }
-        };
+        let cut = attempted?;
         if self.is_finished() {
-            return Ok(Err("it has ended meanwhile".into()));
+            return Err("it has ended meanwhile".into());
         }
-        if let Some(cut) = mended.cut {
+        if let Some(cut) = cut {
             self.promised.flush_lsn = self.promised.flush_lsn.min(cut);
         }
-        self.start(truth)?;
-        if !self.is_mending && self.timeline.is_some() {
-            self.is_rotten = false;
-        }
-        Ok(Ok(mended.cut))
+        Ok(cut)
     }
 }

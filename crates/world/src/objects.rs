@@ -8,15 +8,18 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::Mutex;
 use pgstrata_blob::{Interceptor, Location, Store, Verdict};
 use pgstrata_format::archived::Extent;
+use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Lsn, TimelineParameters};
 use pgstrata_safekeeper::archive::{Archive, ArchiveReader, object_name};
 use pgstrata_sim::Rng;
 use tokio::runtime::{Builder, Handle, Runtime};
 use zstd::bulk::Decompressor;
 
+use crate::lies::Lie;
 use crate::truth::{Checked, Truth};
 
 /// A level of compression that takes next to no time.
@@ -26,7 +29,7 @@ const FAST: i32 = -7;
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
-        let runtime = Builder::new_current_thread().build();
+        let runtime = Builder::new_current_thread().enable_time().build();
         runtime.expect("a runtime without input and output")
     })
 }
@@ -59,9 +62,9 @@ struct Way {
     touched: Vec<String>,
 }
 
-/// See [`Way`].
+/// See [`Way`]; and, for who makes that mistake, the store in which what must not be there yet replaces what is.
 #[derive(Debug)]
-struct Network(Mutex<Way>);
+struct Network(Mutex<Way>, Option<Store>);
 
 impl Interceptor for Network {
     fn verdict(&self, action: &'static str, path: &str) -> Verdict {
@@ -72,6 +75,10 @@ impl Interceptor for Network {
         }
         if matches!(action, "write" | "swap" | "delete") {
             way.touched.push(path.to_owned());
+        }
+        let is_decision = action == "write" && path.ends_with("/quorum");
+        if let Some(store) = self.1.as_ref().filter(|_| is_decision) {
+            let _ = store.delete(path).now_or_never();
         }
         let fails = way.fails;
         match fails > 0 && way.rng.one_in(fails) {
@@ -106,6 +113,8 @@ pub struct Objects {
     /// What is before the timeline's start in its first segment.
     before: Vec<u8>,
     seen: BTreeMap<String, Bytes>,
+    /// Who the members are.
+    decided: Option<Quorum>,
     segments: BTreeSet<u64>,
     tails: BTreeSet<Lsn>,
     /// Objects that there ever were, and those of them that were tails.
@@ -121,18 +130,24 @@ impl std::fmt::Debug for Objects {
 
 impl Objects {
     /// None yet. `before` is what the first segment of the timeline has of its ancestor.
-    pub fn new(parameters: TimelineParameters, before: Vec<u8>, rng: Rng, fails: u64) -> Objects {
+    pub fn new(
+        parameters: TimelineParameters,
+        before: Vec<u8>,
+        rng: Rng,
+        lie: Option<Lie>,
+    ) -> Objects {
         let way = Way {
             rng,
-            fails,
+            fails: 0,
             is_away: false,
             is_slow: false,
             is_pausing: false,
             was_asked: false,
             touched: Vec::new(),
         };
-        let network = Arc::new(Network(Mutex::new(way)));
         let store = Store::open(&Location::Memory, None).expect("memory is always there");
+        let replaced = (lie == Some(Lie::FoundedAgain)).then(|| store.clone());
+        let network = Arc::new(Network(Mutex::new(way), replaced));
         let archive = Archive::new(store.intercepted(Arc::clone(&network) as _));
         Objects {
             runtime: runtime(),
@@ -142,11 +157,25 @@ impl Objects {
             parameters,
             before,
             seen: BTreeMap::new(),
+            decided: None,
             segments: BTreeSet::new(),
             tails: BTreeSet::new(),
             counts: (0, 0),
             decompressor: Decompressor::new().expect("memory for it"),
         }
+    }
+
+    /// From now on one operation in so many fails; none if 0.
+    pub fn begin_to_fail(&self, fails: u64) {
+        self.network.0.lock().fails = fails;
+    }
+
+    /// The timeline is founded.
+    pub fn found(&mut self, founded: &Quorum) {
+        let name = Quorum::object_name(founded.parameters.tenant, founded.parameters.timeline);
+        let put = self.runtime.block_on(self.store.put(&name, Bytes::from(founded.encode())));
+        put.unwrap_or_else(|error| unreachable!("in memory: {error}"));
+        self.decided = Some(founded.clone());
     }
 
     /// It answers, or not.
@@ -196,10 +225,13 @@ impl Objects {
             })
         };
         // Compression is another thread's, which is waited for.
-        self.runtime.block_on(poll_fn(|context| match task.as_mut().poll(context) {
+        let step = self.runtime.block_on(poll_fn(|context| match task.as_mut().poll(context) {
             Poll::Ready(done) => Poll::Ready(Step::Done(done)),
             Poll::Pending => pauses().map_or(Poll::Pending, Poll::Ready),
-        }))
+        }));
+        // Whoever waits for it on a thread of his own waits in no time.
+        self.network.0.lock().is_slow = false;
+        step
     }
 
     /// Objects that there ever were, and those of them that were tails.
@@ -225,10 +257,18 @@ impl Objects {
     }
 
     /// What was written since the last call is committed, byte for byte, and says of itself what is true; nothing is another
-    /// thing than it was, and nothing is gone that is still of use.
-    pub fn check(&mut self, truth: &Truth, newest: u64) -> Checked {
+    /// thing than it was, and nothing is gone that is still of use. What is decided about the members, if that is new.
+    pub fn check(&mut self, truth: &Truth) -> Checked<Option<Quorum>> {
         let touched = std::mem::take(&mut self.network.0.lock().touched);
+        let mut decided = None;
         for name in touched {
+            if name.ends_with("/quorum") {
+                decided = self.check_decided(&name)?.or(decided);
+                continue;
+            }
+            if !name.contains("/wal/") {
+                continue;
+            }
             // More than any object here has.
             let found = match self.runtime.block_on(self.plain_get(&name)) {
                 Ok(found) => Some(found),
@@ -241,14 +281,35 @@ impl Objects {
                     return Err(format!("{name} is another object than it was"));
                 }
                 (Some(found), None) => {
-                    self.check_object(&name, &found, truth, newest)?;
+                    self.check_object(&name, &found, truth)?;
                     self.seen.insert(name, found);
                 }
                 (None, None) => {}
                 (None, Some(_)) => self.check_gone(&name)?,
             }
         }
-        Ok(())
+        Ok(decided)
+    }
+
+    /// Whoever decides goes on from what was decided before.
+    fn check_decided(&mut self, name: &str) -> Checked<Option<Quorum>> {
+        let found = match self.runtime.block_on(self.plain_get(name)) {
+            Ok(found) => Quorum::decode(&found).map_err(|error| format!("{name}: {error}"))?,
+            // An attempt that was refused.
+            Err(error) if error.is_not_found() && self.decided.is_none() => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        };
+        let known = self.decided.as_ref().map(|known| known.chain.newest());
+        let newest = found.chain.newest();
+        match known {
+            Some(known) if known == newest => return Ok(None),
+            Some(known)
+                if newest.number() == known.number() + 1 && found.chain.goes_on_from(known) => {}
+            None if newest.number() == 1 => {}
+            known => return Err(format!("{newest:?} is decided after {known:?}")),
+        }
+        self.decided = Some(found.clone());
+        Ok(Some(found))
     }
 
     async fn plain_get(&self, name: &str) -> Result<Bytes, pgstrata_blob::BlobError> {
@@ -279,7 +340,7 @@ impl Objects {
         }
     }
 
-    fn check_object(&mut self, name: &str, object: &[u8], truth: &Truth, newest: u64) -> Checked {
+    fn check_object(&mut self, name: &str, object: &[u8], truth: &Truth) -> Checked {
         let size = u64::from(self.parameters.segment_size);
         let extent = Extent::decode(object).map_err(|error| format!("{name}: {error}"))?;
         let wal = self.decompressor.decompress(object, size as usize);
@@ -299,7 +360,7 @@ impl Objects {
             return Err(format!("{name} is not what the ancestor wrote"));
         }
         truth.check_served(name, from + ancestors as u64, &wal[ancestors..])?;
-        self.check_extent(name, extent, (from, to), truth, newest)?;
+        self.check_extent(name, extent, (from, to), truth)?;
         match self.segment_of(name) {
             Some(number) => self.segments.insert(number),
             None => self.tails.insert(to),
@@ -315,9 +376,9 @@ impl Objects {
         extent: Option<Extent>,
         (from, to): (Lsn, Lsn),
         truth: &Truth,
-        newest: u64,
     ) -> Checked {
         let start = self.parameters.start_lsn;
+        let newest = self.decided.as_ref().map_or(0, |decided| decided.chain.newest().number());
         let Some(extent) = extent else {
             // A first record that fills it: no term has ended one.
             return match truth.history().up_to(to).last() {

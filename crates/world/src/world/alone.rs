@@ -9,6 +9,9 @@ use super::*;
 /// In the place of a member: what is archived.
 const ARCHIVE: usize = usize::MAX;
 
+/// How seldom a safekeeper looks where it is decided who the members are.
+const DECISION_LOOK: u64 = 20;
+
 /// How seldom a safekeeper asks others whose log a compute feeds.
 const FULL_LOOK: u64 = 10;
 
@@ -16,16 +19,23 @@ impl World {
     pub(super) fn background(&mut self, index: usize) -> Checked {
         let delay = BACKGROUND + self.rng.below(BACKGROUND);
         self.after(delay, Event::Background(index));
-        for connection in self.connections.iter_mut().filter(|one| one.node == index) {
-            if self.now > connection.heard + 2 * DEAD_AFTER {
-                connection.proposer = None;
-                connection.greeted = None;
+        let mut silent = Vec::new();
+        for (number, connection) in self.connections.iter().enumerate() {
+            let is_open = connection.node == index && connection.listener.is_some();
+            if is_open && self.now > connection.heard + 2 * DEAD_AFTER {
+                silent.push(number);
             }
         }
-        if self.nodes[index].is_resting && self.nodes[index].is_up {
+        for number in silent {
+            self.hang_up(number);
+        }
+        self.register(index);
+        self.mend_later(index);
+        self.look_at_decision(index)?;
+        if self.nodes[index].is_resting() {
             return self.rest_on(index);
         }
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        let Some(timeline) = self.nodes[index].timeline() else { return Ok(()) };
         // As `background::write_down` does.
         let behind = timeline.commit_lsn().saturating_sub(timeline.stored_commit_lsn());
         let appended = timeline.has_appended_lately();
@@ -40,7 +50,7 @@ impl World {
         }
         self.settle(index)?;
         self.look_for_rot(index);
-        if self.nodes[index].timeline.is_some() && !timeline.is_left() {
+        if self.nodes[index].timeline().is_some() && !timeline.is_left() {
             self.archive(index)?;
             self.settle(index)?;
         }
@@ -48,7 +58,7 @@ impl World {
         let is_left = timeline.is_left();
         drop(timeline);
         self.let_rest(index);
-        if self.nodes[index].timeline.is_some()
+        if self.nodes[index].timeline().is_some()
             && !is_left
             && (!is_led || self.rng.one_in(FULL_LOOK))
         {
@@ -57,17 +67,40 @@ impl World {
         Ok(())
     }
 
+    /// Says who it is, if it has not yet.
+    pub(super) fn register(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        if node.timelines().is_some() && !node.is_registered && !node.is_finished() {
+            let registered =
+                self.objects.wait(self.outside.decisions.register(&node.registration()));
+            self.nodes[index].is_registered = registered.is_ok();
+        }
+    }
+
+    /// Now and then a safekeeper looks by itself who the members are.
+    fn look_at_decision(&mut self, index: usize) -> Checked {
+        let lies = self.lie == Some(Lie::DecisionNotTaken);
+        if lies || !self.archiving.one_in(DECISION_LOOK) {
+            return Ok(());
+        }
+        let Some(timelines) = self.nodes[index].timelines() else { return Ok(()) };
+        if let Err(reason) = timelines.look_at_decision(self.key()) {
+            self.check_refusal(index, &reason)?;
+        }
+        self.has_done(index)
+    }
+
     /// Unless somebody was asked just before.
     pub(super) fn ask_peers(&mut self, index: usize) -> Checked {
         if self.copying[index] {
             return Ok(());
         }
-        let own = self.nodes[index].timeline.as_ref().map(|timeline| timeline.history());
-        let own_lags = self.nodes[index].timeline.as_ref().is_none_or(|timeline| {
+        let timeline = self.nodes[index].timeline();
+        let own = timeline.as_ref().map(|timeline| timeline.history());
+        let own_lags = timeline.as_ref().is_none_or(|timeline| {
             timeline.lacks_beginning() || timeline.commit_lsn() < self.truth.end()
         });
-        let configuration = self.nodes[index].timeline.as_ref().map(|one| one.configuration());
-        let nodes = configuration.map(|one| one.nodes()).unwrap_or_default();
+        let nodes = timeline.map(|one| one.configuration().nodes()).unwrap_or_default();
         let mut statuses = Vec::new();
         for peer in 0..self.nodes.len() {
             let is_one = nodes.contains(&self.nodes[peer].member.node);
@@ -75,11 +108,15 @@ impl World {
                 continue;
             }
             // Who only looks is told by the broker that there is nothing new.
-            if own_lags || self.archiving.one_in(20) {
+            let is_asked = own_lags || !self.nodes[peer].is_resting() || self.archiving.one_in(20);
+            let Some(mut visit) = self.visit(peer).filter(|_| is_asked) else { continue };
+            if self.nodes[peer].is_resting() {
                 self.wake(peer)?;
             }
-            let Some(timeline) = &self.nodes[peer].timeline else { continue };
-            let Ok(mut status) = timeline.status() else { continue };
+            let said = visit.open(self.key());
+            drop(visit);
+            self.has_done(peer)?;
+            let Ok(mut status) = said else { continue };
             if self.lie == Some(Lie::CopyBeyondCommit) {
                 status.commit_lsn = status.flush_lsn;
             }
@@ -105,7 +142,7 @@ impl World {
             return Ok(());
         }
         self.copying[index] = false;
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        let Some(timeline) = self.nodes[index].timeline() else { return Ok(()) };
         let mut asked = asked.to_vec();
         let newest = asked.iter().map(|(_, status)| status.configuration.number()).max();
         if newest > Some(timeline.configuration_number())
@@ -159,9 +196,6 @@ impl World {
 
     /// As `pulling::ask_archive`.
     fn ask_archive(&mut self, index: usize, timeline: &Arc<Timeline>) -> Checked<Option<Status>> {
-        if self.no_objects_until > self.now {
-            return Ok(None);
-        }
         if self.quorum.chain.newest().number() > timeline.configuration_number() {
             // What becomes of that is seen when others are asked next.
             return self.learn(index).map(|_| None);
@@ -185,7 +219,7 @@ impl World {
         status: &Status,
         missing: &Missing,
     ) -> Checked<bool> {
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(false) };
+        let Some(timeline) = self.nodes[index].timeline() else { return Ok(false) };
         let mut status = status.clone();
         if self.lie == Some(Lie::BeginsBeyondArchive) {
             status.available_lsn = missing.target.segment_start(SEGMENT_SIZE);
@@ -198,14 +232,18 @@ impl World {
         if !is_archived && self.lie != Some(Lie::BeginsBeyondArchive) {
             return Ok(false);
         }
-        let Some(donor) = self.nodes.get(peer).and_then(|node| node.timeline.clone()) else {
+        if peer == ARCHIVE {
+            return Ok(false);
+        }
+        let key = self.key();
+        let Some(mut donor) = self.visit(peer) else {
             return Ok(false);
         };
+        let is_there = donor.open(key).is_ok();
         let read = |from: Lsn, to: Lsn, bytes: &mut Vec<u8>| {
-            let mut buffer = vec![0; (to - from) as usize];
-            let read = donor.read_range(from, to, Term(0));
-            let count = read.and_then(|mut reading| reading.next(&mut buffer)).unwrap_or(0);
-            bytes.extend_from_slice(&buffer[..count]);
+            if is_there {
+                bytes.extend(donor.read(from, to, Term(0)).unwrap_or_default());
+            }
             Ok(())
         };
         let parameters = timeline.parameters();
@@ -214,7 +252,7 @@ impl World {
         self.nodes[index].begin(&beginning.history.up_to(beginning.commit_lsn), beginning.lsn);
         match timeline.begin_at(&beginning) {
             Ok(None) => {
-                self.nodes[index].promise(&timeline, None);
+                self.nodes[index].promise(None);
                 self.outcome.horizons += 1;
                 self.log(|| format!("safekeeper {} begins at {}", index + 1, beginning.lsn));
             }
@@ -257,7 +295,7 @@ impl World {
             return Ok(());
         }
         self.copying[index] = false;
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        let Some(timeline) = self.nodes[index].timeline() else { return Ok(()) };
         // A proposer sends what is missing.
         let is_fed = timeline.flush_lsn() > at.max(begun);
         if is_fed || (peer != ARCHIVE && self.is_cut_between(peer, index)) {
@@ -276,15 +314,12 @@ impl World {
                 bytes
             }
             false => {
-                let Some(donor) = self.nodes.get(peer).and_then(|node| node.timeline.clone())
-                else {
-                    return Ok(());
-                };
-                let mut bytes = vec![0; (to - at) as usize];
-                let read = donor.read_range(at, to, missing.term);
-                let count = read.and_then(|mut reading| reading.next(&mut bytes)).unwrap_or(0);
-                bytes.truncate(count);
-                bytes
+                let Some(mut donor) = self.visit(peer) else { return Ok(()) };
+                let opened = donor.open(self.key());
+                let read = opened.and_then(|_| donor.read(at, to, missing.term));
+                drop(donor);
+                self.has_done(peer)?;
+                read.unwrap_or_default()
             }
         };
         if bytes.is_empty() {
@@ -310,7 +345,7 @@ impl World {
         at: Lsn,
         bytes: &[u8],
     ) -> Checked {
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        let Some(timeline) = self.nodes[index].timeline() else { return Ok(()) };
         match missing.term {
             Term(0) => {
                 let committed = status.history.up_to(missing.target);
@@ -333,7 +368,7 @@ impl World {
                     // A proposer that came meanwhile may have led it elsewhere, with all that is committed.
                     self.log(|| format!("safekeeper {} doesn't take that: {reason}", index + 1));
                 }
-                self.nodes[index].promise(&timeline, None);
+                self.nodes[index].promise(None);
                 self.prepare(index);
             }
             Err(error) => self.log(|| format!("safekeeper {}: {error}", index + 1)),

@@ -1,7 +1,7 @@
 //! Archiving, by the shipped turns, each of which waits for object storage now and then; others go on meanwhile.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -87,7 +87,7 @@ impl Around for Here {
 /// What a safekeeper knows between its turns, and of which opening of its timeline.
 #[derive(Debug)]
 pub(super) struct Between {
-    timeline: Arc<Timeline>,
+    timeline: Weak<Timeline>,
     state: State,
 }
 
@@ -138,7 +138,8 @@ impl World {
         here.now.store(self.now, Ordering::Relaxed);
         let between = self.between[index].take();
         // It is another one if it was opened anew.
-        let known = between.filter(|between| Arc::ptr_eq(&between.timeline, timeline));
+        let known = between
+            .filter(|between| std::ptr::eq(between.timeline.as_ptr(), Arc::as_ptr(timeline)));
         let mut state = known.map_or_else(|| State::new(here.now()), |between| between.state);
         state.look(timeline, here.as_ref());
         (here, state)
@@ -150,10 +151,10 @@ impl World {
         if self.turns.values().any(|turn| turn.is_of(index)) {
             return Ok(());
         }
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(()) };
+        let Some(timeline) = self.nodes[index].timeline() else { return Ok(()) };
         let (here, mut state) = self.look_at(index, &timeline);
         if state.due().is_none() || !state.is_due(here.now()) {
-            self.between[index] = Some(Between { timeline: Arc::clone(&timeline), state });
+            self.between[index] = Some(Between { timeline: Arc::downgrade(&timeline), state });
             return self.trim(index, &timeline);
         }
         let (archive, own) = (Arc::clone(&self.objects.archive), Arc::clone(&timeline));
@@ -207,7 +208,7 @@ impl World {
         state.note(&timeline, advanced.map(|_| ()), self.here[index].now());
         let archived_lsn = timeline.marks().archived_lsn;
         self.log(|| format!("{name} has seen all archived up to {archived_lsn}"));
-        self.between[index] = Some(Between { timeline: Arc::clone(&timeline), state });
+        self.between[index] = Some(Between { timeline: Arc::downgrade(&timeline), state });
         self.trim(index, &timeline)?;
         self.settle(index)
     }
@@ -234,10 +235,10 @@ impl World {
             members.iter().map(|member| self.node_of(member.node.0)).collect();
         let first = self.parameters.start_lsn.segment_number(SEGMENT_SIZE);
         let has_first = |&index: &usize| {
-            let timeline = self.nodes[index].timeline.as_ref();
+            let timeline = self.nodes[index].timeline();
             let end = Lsn((first + 1) * SEGMENT_SIZE);
             let has_it =
-                |timeline: &Arc<Timeline>| !timeline.is_left() && timeline.commit_lsn() >= end;
+                |timeline: Arc<Timeline>| !timeline.is_left() && timeline.commit_lsn() >= end;
             let has_it = timeline.is_some_and(has_it);
             has_it && self.here[index].before.0.is_some()
         };
@@ -262,14 +263,14 @@ impl World {
 
     /// A turn without pauses. Whether there is nothing more to do.
     fn archive_now(&mut self, index: usize) -> Checked<bool> {
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return Ok(false) };
+        let Some(timeline) = self.nodes[index].timeline() else { return Ok(false) };
         if timeline.is_left() {
             // It has not heard yet that it is a member again.
             return Ok(true);
         }
         for peer in (0..self.nodes.len()).filter(|&peer| peer != index) {
-            if let Some(other) = &self.nodes[peer].timeline {
-                let said = progress_of(other);
+            if let Some(other) = self.nodes[peer].timeline() {
+                let said = progress_of(&other);
                 self.here[index].heard.lock().insert(self.nodes[peer].member.node, said);
             }
         }
@@ -288,7 +289,7 @@ impl World {
         let start = timeline.parameters().start_lsn;
         let is_done = timeline.marks().archived_lsn >= timeline.commit_lsn()
             || timeline.commit_lsn() == start;
-        self.between[index] = Some(Between { timeline, state });
+        self.between[index] = Some(Between { timeline: Arc::downgrade(&timeline), state });
         Ok(is_done)
     }
 
@@ -308,9 +309,18 @@ impl World {
         Ok(())
     }
 
+    /// What was written is right; and what is decided by now is taken note of.
     pub(super) fn check_objects(&mut self) -> Checked {
-        let newest = self.quorum.chain.newest().number();
-        self.objects.check(&self.truth, newest)
+        let Some(decided) = self.objects.check(&self.truth)? else { return Ok(()) };
+        match self.is_founded {
+            false => self.outcome.founded += 1,
+            true => self.outcome.changes += 1,
+        }
+        let newest = decided.chain.newest();
+        self.log(|| format!("it is decided: {newest:?}"));
+        self.is_founded = true;
+        self.quorum = decided;
+        Ok(())
     }
 
     /// What the broker has told it of others by now.
@@ -318,10 +328,10 @@ impl World {
         for peer in 0..self.nodes.len() {
             let is_heard = peer != index && !self.is_cut_between(peer, index);
             if is_heard
-                && let Some(timeline) = &self.nodes[peer].timeline
+                && let Some(timeline) = self.nodes[peer].timeline()
                 && self.archiving.one_in(2)
             {
-                let said = progress_of(timeline);
+                let said = progress_of(&timeline);
                 self.here[index].heard.lock().insert(self.nodes[peer].member.node, said);
             }
         }

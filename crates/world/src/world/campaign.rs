@@ -1,5 +1,7 @@
 //! The election that a safekeeper has members make: see [`crate::campaign`].
 
+use pgstrata_wire::safekeeper::Greeting;
+
 use super::*;
 
 /// How often it looks after its connections.
@@ -26,12 +28,21 @@ impl World {
         }
     }
 
+    fn campaign_greeting(&self, known: u64) -> Message<'static> {
+        Message::Greeting(Greeting {
+            parameters: self.parameters.clone(),
+            known,
+            addresses: Vec::new(),
+            proposer: self.campaign.id(),
+        })
+    }
+
     fn leave_campaign(&mut self, node: usize) {
         let link = &mut self.campaign.links[node];
         (link.next, link.member) = (None, None);
         if let Some(connection) = link.connection.take() {
             // What is on its way still arrives; what the other end sends is heard by nobody.
-            self.connections[connection].is_left = true;
+            self.leave(connection);
         }
     }
 
@@ -49,11 +60,12 @@ impl World {
                     let index = self.connect(self.campaign_index(), node);
                     let link = &mut self.campaign.links[node];
                     (link.connection, link.last_heard) = (Some(index), self.now);
-                    self.send(index, Request::Greet(number));
+                    let greeting = self.campaign_greeting(number);
+                    self.send(index, &greeting);
                 }
                 None => {}
                 Some(_) if self.now > link.last_heard + DEAD_AFTER => self.leave_campaign(node),
-                Some(index) => self.send(index, Request::Ping),
+                Some(index) => self.send(index, &Message::Ping),
             }
         }
         self.tell_committed();
@@ -73,14 +85,14 @@ impl World {
             let Some(index) = link.connection.filter(|_| may_be_told) else { continue };
             link.told = commit_lsn;
             let append = Append { term, start, length: 0, record_end: start, commit_lsn };
-            self.send(index, Request::Append(append, Vec::new()));
+            self.send(index, &Message::Append(append, &[]));
         }
     }
 
-    fn ask_member(&mut self, member: Member, request: Request) {
+    fn ask_member(&mut self, member: Member, message: &Message<'_>) {
         let link = &self.campaign.links[self.node_of(member.node.0)];
         if let Some(index) = link.connection.filter(|_| link.member == Some(member)) {
-            self.send(index, request);
+            self.send(index, message);
         }
     }
 
@@ -95,12 +107,12 @@ impl World {
         for output in outputs {
             match output {
                 ProposerOutput::RequestVote(member, request) => {
-                    self.ask_member(member, Request::Vote(request));
+                    self.ask_member(member, &Message::VoteRequest(request));
                 }
                 ProposerOutput::AnnounceElected(member, elected) => {
                     let node = self.node_of(member.node.0);
                     self.campaign.links[node].next = None;
-                    self.ask_member(member, Request::Elected(elected));
+                    self.ask_member(member, &Message::Elected(elected));
                 }
                 ProposerOutput::Elected(election) => {
                     let (start, term) = (election.start_lsn, election.term);
@@ -141,7 +153,9 @@ impl World {
             return Ok(());
         }
         self.campaign.links[node].last_heard = self.now;
-        if let Reply::Greeting { member, promised, .. } = reply {
+        if let Reply::Greeting(reply) = reply {
+            let member = Member { node: reply.node, incarnation: reply.incarnation };
+            let promised = reply.term;
             let own = self.campaign.configuration();
             if !own.is_some_and(|own| own.contains(member)) {
                 self.leave_campaign(node);
@@ -153,7 +167,7 @@ impl World {
         let Some(member) = self.campaign.links[node].member else { return Ok(()) };
         match reply {
             // Its own is what it was asked for.
-            Reply::Greeting { .. } | Reply::Configuration(_) => Ok(()),
+            Reply::Greeting(_) | Reply::Configuration(_) => Ok(()),
             Reply::Vote(vote) => {
                 self.drive(|proposer, outputs| proposer.vote(member, vote, outputs))
             }

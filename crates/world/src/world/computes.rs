@@ -23,7 +23,7 @@ const PAUSE: Time = 1000;
 
 impl World {
     /// The time, by a driver's clock.
-    fn instant(&self) -> Instant {
+    pub(super) fn instant(&self) -> Instant {
         let now = if self.lie == Some(Lie::ClockStands) { 0 } else { self.now };
         self.begun + Duration::from_micros(now * CLOCK)
     }
@@ -57,8 +57,7 @@ impl World {
         let tries_again = self.rng.one_in(4);
         // Two may draw alike.
         let seed = if self.rng.one_in(2) { 0 } else { self.rng.bits() };
-        // The smallest that messages have; a proposer doesn't look at it.
-        let parameters = TimelineParameters { segment_size: 1 << 20, ..self.parameters.clone() };
+        let parameters = self.parameters.clone();
         let now = self.instant();
         let begun = self.computes[compute].begin(parameters, nodes, limits, tries_again, seed, now);
         begun.map_err(|error| error.to_string())?;
@@ -135,8 +134,7 @@ impl World {
             self.send_bytes(index, bytes);
         }
         for index in wires.take_left() {
-            self.connections[index].is_left = true;
-            self.send(index, Request::Leave);
+            self.leave(index);
         }
         for (token, node) in wires.asked() {
             self.dial(compute, token, node);
@@ -278,9 +276,11 @@ impl World {
             return;
         }
         let start = self.computes[compute].start;
-        let timeline = self.nodes[node].timeline.as_ref();
-        let timeline = timeline.filter(|timeline| timeline.flush_lsn() >= start);
-        let found = timeline.and_then(|one| one.last_record_before(start).ok().flatten());
+        let Some(mut visit) = self.visit(node) else { return };
+        let opened = visit.open(self.key());
+        let found = opened.and_then(|_| visit.last_record(start));
+        self.log(|| format!("compute {compute} asks for the record before {start}: {found:?}"));
+        let found = found.ok().filter(|lsn| *lsn > Lsn::INVALID);
         let parameters = self.parameters.clone();
         let one = &mut self.computes[compute];
         if let Some(prev) = found.filter(|_| one.generator.is_none()) {
@@ -306,7 +306,7 @@ impl World {
         }
         // What waits now has to be committed with nothing more to come; but a copy whose end is not known is mended when something
         // new is committed.
-        let is_mending = self.nodes.iter().any(|node| node.is_mending);
+        let is_mending = self.nodes.iter().any(|node| node.is_mending());
         if self.quiet.is_some_and(|(_, end)| self.truth.end() > end)
             && !is_mending
             && !self.may_retire

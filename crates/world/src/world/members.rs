@@ -1,8 +1,9 @@
 //! Who the members are: the object that decides, who reads it, and those who change them, step by step as the shipped steward does.
 
+use pgstrata_blob::Version;
 use pgstrata_ids::{Member, NodeId};
+use pgstrata_safekeeper::decisions::Swapped;
 use pgstrata_safekeeper::steward::turn::{self, Heard, Turn, Verdict};
-use pgstrata_safekeeper::timeline::Timeline;
 
 use super::*;
 
@@ -23,6 +24,7 @@ pub(super) struct Command {
 
 /// What a step of a change has come to.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // One of a run at a time.
 pub(super) enum Stage {
     Look,
     /// Newcomers have been told, and others asked.
@@ -36,8 +38,8 @@ pub(super) enum Stage {
     },
     /// What was read is on its way to be replaced.
     Swap {
-        version: u64,
-        next: Chain,
+        version: Version,
+        next: Quorum,
         is_waited_for: bool,
     },
 }
@@ -81,7 +83,7 @@ impl World {
     /// Members that are lost are replaced, by themselves or others.
     pub(super) fn replace(&mut self) {
         let newest = self.quorum.chain.newest();
-        let is_mending = |member: &Member| self.nodes[self.node_of(member.node.0)].is_mending;
+        let is_mending = |member: &Member| self.nodes[self.node_of(member.node.0)].is_mending();
         let group = match newest.incoming() {
             [] => newest.members(),
             // A change to who may be mended only once it is over is taken back by whoever began it.
@@ -128,10 +130,8 @@ impl World {
             && self.commands.iter().all(|command| command.is_over)
             && newest.all().all(|member| {
                 let node = &self.nodes[self.node_of(member.node.0)];
-                let knows_all =
-                    |timeline: &Arc<Timeline>| timeline.commit_lsn() >= self.truth.end();
                 node.member == member
-                    && node.timeline.as_ref().is_some_and(knows_all)
+                    && node.timeline().is_some_and(|one| one.commit_lsn() >= self.truth.end())
                     && !node.is_rotten
             })
     }
@@ -145,7 +145,7 @@ impl World {
         if self.commands[command].is_over {
             // What is on its way gets there all the same.
             if let Stage::Swap { version, next, .. } = stage {
-                self.swap(command, version, next);
+                self.swap(command, &version, &next)?;
                 if self.quiet.is_some() {
                     self.last_change();
                 }
@@ -164,7 +164,7 @@ impl World {
                 Ok(())
             }
             Stage::Swap { version, next, is_waited_for } => {
-                self.swap(command, version, next);
+                self.swap(command, &version, &next)?;
                 if is_waited_for {
                     self.again(command);
                 }
@@ -176,11 +176,12 @@ impl World {
     fn look(&mut self, command: usize) -> Checked {
         self.commands[command].at = self.rng.index(self.nodes.len());
         let at = self.commands[command].at;
-        if !self.is_founded || !self.nodes[at].is_up || self.no_objects_until > self.now {
+        let read = self.read_decided().filter(|_| self.nodes[at].is_up);
+        let Some((decided, version)) = read else {
             self.again(command);
             return Ok(());
-        }
-        let (chain, version) = (self.quorum.chain.clone(), self.version);
+        };
+        let chain = decided.chain.clone();
         let nodes = self.commands[command].nodes.clone();
         let newest = chain.newest().clone();
         let next = match turn::of(&newest, &nodes) {
@@ -222,11 +223,16 @@ impl World {
             }
             Turn::Prepare => return self.prepare_change(command, newest),
         };
-        self.decide(command, version, next);
+        self.decide(command, version, Quorum { chain: next, ..decided });
         Ok(())
     }
 
-    fn decide(&mut self, command: usize, version: u64, next: Chain) {
+    /// What is decided, if it is founded and can be read now.
+    fn read_decided(&self) -> Option<(Quorum, Version)> {
+        self.outside.decisions.read_versioned(self.key()).ok().flatten()
+    }
+
+    fn decide(&mut self, command: usize, version: Version, next: Quorum) {
         let slow = self.rng.one_in(8);
         let delay = self.rng.between(100, if slow { 40_000 } else { 2000 });
         let stage = Stage::Swap { version, next, is_waited_for: !slow };
@@ -238,29 +244,39 @@ impl World {
     }
 
     /// Compare and swap. Nobody needs the answer: who goes on reads again.
-    fn swap(&mut self, command: usize, version: u64, next: Chain) {
-        if self.no_objects_until > self.now {
-            return;
+    fn swap(&mut self, command: usize, version: &Version, next: &Quorum) -> Checked {
+        let read = match self.lie {
+            Some(Lie::SwapWithoutCompare) => self.read_decided().map(|(_, version)| version),
+            _ => None,
+        };
+        let swapped =
+            self.outside.decisions.swap(self.key(), read.as_ref().unwrap_or(version), next);
+        match swapped {
+            Ok(Swapped::Yes) => {
+                let newest = next.chain.newest();
+                self.log(|| format!("command {command} has decided {newest:?}"));
+            }
+            Ok(Swapped::No) => self.log(|| format!("command {command} comes too late")),
+            Err(reason) => self.log(|| format!("command {command}: {reason}")),
         }
-        if version != self.version && self.lie != Some(Lie::SwapWithoutCompare) {
-            self.log(|| format!("command {command} comes too late"));
-            return;
-        }
-        let newest = next.newest().clone();
-        self.log(|| format!("command {command} has decided {newest:?}"));
-        self.quorum.chain = next;
-        self.version += 1;
-        self.outcome.changes += 1;
+        self.check_objects()
     }
 
     /// These nodes as they registered last.
     fn wanted(&self, newest: &Configuration, nodes: &[NodeId]) -> Vec<Member> {
-        let member = |node: &NodeId| {
-            let registered = self.registered[self.node_of(node.0)];
+        let mut members = Vec::new();
+        for node in nodes {
+            let registered = self.registered(*node);
             let is_now = newest.members().iter().find(|member| member.node == *node).copied();
-            registered.or(is_now)
-        };
-        nodes.iter().filter_map(member).collect()
+            members.extend(registered.or(is_now));
+        }
+        members
+    }
+
+    /// As it registered last, if that is known now.
+    fn registered(&self, node: NodeId) -> Option<Member> {
+        let found = self.outside.decisions.registration(node).ok().flatten();
+        found.map(|registration| registration.member)
     }
 
     fn prepare_change(&mut self, command: usize, joint: Configuration) -> Checked {
@@ -281,14 +297,14 @@ impl World {
     /// Undoes a change that will never end.
     fn give_up(&mut self, command: usize, joint: &Configuration) -> Checked<bool> {
         let is_lost = |member: Member| {
-            let registered = self.registered[self.node_of(member.node.0)];
-            registered.is_some_and(|registered| registered != member)
+            self.registered(member.node).is_some_and(|registered| registered != member)
         };
-        let never_ends = turn::never_ends(joint, is_lost).is_some();
-        if never_ends && self.quorum.chain.newest() == joint {
-            let undone = self.quorum.chain.change_undone();
-            let version = self.version;
-            self.decide(command, version, undone.map_err(|error| error.to_string())?);
+        if turn::never_ends(joint, is_lost).is_some()
+            && let Some((decided, version)) = self.read_decided()
+            && decided.chain.newest() == joint
+        {
+            let undone = decided.chain.change_undone().map_err(|error| error.to_string())?;
+            self.decide(command, version, Quorum { chain: undone, ..decided });
             return Ok(true);
         }
         Ok(false)
@@ -302,8 +318,7 @@ impl World {
     ) -> Checked {
         let is_old = |member: Member| !turn::is_newcomer(joint, member);
         let (old, _) = self.ask(command, joint, &is_old, true)?;
-        let version = self.version;
-        let is_newest = self.quorum.chain.newest() == joint;
+        let read = self.read_decided().filter(|(decided, _)| decided.chain.newest() == joint);
         let mut all: Vec<Heard> = newcomers.into_iter().chain(old).collect();
         if self.lie == Some(Lie::OldTermIsJoint) {
             all.iter_mut().for_each(|one| one.status.configured_in = Term(0));
@@ -313,17 +328,17 @@ impl World {
             verdict = Verdict::IsReady;
         }
         self.log(|| format!("command {command}: {verdict:?}"));
-        match verdict {
-            Verdict::IsReady if is_newest => {
-                let ended = self.quorum.chain.change_ended();
-                self.decide(command, version, ended.map_err(|error| error.to_string())?);
+        match (verdict, read) {
+            (Verdict::IsReady, Some((decided, version))) => {
+                let ended = decided.chain.change_ended().map_err(|error| error.to_string())?;
+                self.decide(command, version, Quorum { chain: ended, ..decided });
             }
-            Verdict::WaitsForOld => {
+            (Verdict::WaitsForOld, _) => {
                 if !self.give_up(command, joint)? {
                     self.again(command);
                 }
             }
-            Verdict::IsUnused if !turn::is_led(&all) => {
+            (Verdict::IsUnused, _) if !turn::is_led(&all) => {
                 let stage = Stage::Unled { joint: joint.clone() };
                 self.after(COMPUTE_PATIENCE, Event::Steward(command, stage));
             }
@@ -366,64 +381,58 @@ impl World {
         Ok((heard, silent))
     }
 
-    /// As `Timelines::heard_of`.
+    /// What a safekeeper answers who asks for its status; it may be told to look where it is decided first.
     fn status_of(&mut self, index: usize, number: Option<u64>) -> Checked<Option<Status>> {
-        self.wake(index)?;
-        let has_it = self.nodes[index].timeline.as_ref().map(|one| one.configuration_number());
-        if number.is_some_and(|number| has_it.is_none_or(|own| own < number))
-            && self.learn(index)?.is_err()
-        {
-            return Ok(None);
-        }
-        let status = self.nodes[index].timeline.as_ref().and_then(|one| one.status().ok());
-        Ok(status.map(|mut status| {
-            if let (Some(number), Some(Lie::DecisionNotTaken)) = (number, self.lie) {
-                let newest = self.quorum.chain.newest();
-                if newest.number() >= number {
-                    status.configuration = newest.clone();
-                }
+        let key = self.key();
+        let Some(mut visit) = self.visit(index) else { return Ok(None) };
+        let said = match number.filter(|_| self.lie != Some(Lie::DecisionNotTaken)) {
+            Some(number) => visit.learn(key, number),
+            None => visit.open(key),
+        };
+        drop(visit);
+        self.has_done(index)?;
+        let mut status = match said {
+            Ok(status) => status,
+            Err(RefusedReason::UnknownTimeline) => return Ok(None),
+            Err(reason) => return self.check_refusal(index, &reason).map(|()| None),
+        };
+        if let (Some(number), Some(Lie::DecisionNotTaken)) = (number, self.lie) {
+            let newest = self.quorum.chain.newest();
+            if newest.number() >= number {
+                status.configuration = newest.clone();
             }
-            status
-        }))
+        }
+        Ok(Some(status))
     }
 
-    /// Reads who the members are, and takes what stands there; the timeline comes to a member that never had it.
+    /// Somebody who asks a safekeeper.
+    pub(super) fn visit(&self, index: usize) -> Option<Visit> {
+        let timelines = self.nodes[index].timelines()?;
+        Some(Visit::new(Arc::clone(timelines)))
+    }
+
+    /// A safekeeper has done what it was asked for, and has answered.
+    pub(super) fn has_done(&mut self, index: usize) -> Checked {
+        if self.nodes[index].disk.has_stopped() {
+            return self.settle(index);
+        }
+        self.nodes[index].look(&self.truth)?;
+        self.nodes[index].promise(None);
+        self.settle(index)
+    }
+
+    /// Reads who the members are, and takes what stands there.
     pub(super) fn learn(&mut self, index: usize) -> Checked<Result<(), RefusedReason>> {
-        if self.nodes[index].is_resting && !self.wake(index)? {
-            let text = "its WAL is away".to_owned();
-            return Ok(Err(RefusedReason::Unavailable(text)));
-        }
-        if self.nodes[index].is_mending {
-            let text = "WAL is damaged here".to_owned();
-            return Ok(Err(RefusedReason::Storage(text)));
-        }
-        if self.no_objects_until > self.now {
-            let text = "object storage does not answer".to_owned();
-            return Ok(Err(RefusedReason::Unavailable(text)));
-        }
-        if self.lie == Some(Lie::DecisionNotTaken) && self.nodes[index].timeline.is_some() {
+        if self.lie == Some(Lie::DecisionNotTaken) {
             return Ok(Ok(()));
         }
-        if !self.is_founded {
-            return Ok(Err(RefusedReason::UnknownTimeline));
-        }
-        let decided = self.quorum.clone();
-        if self.nodes[index].timeline.is_none()
-            && (!decided.chain.newest().contains(self.nodes[index].member)
-                || !self.nodes[index].create(&decided))
+        let learned = self.nodes[index].learn();
+        if let Err(reason) = learned.as_ref()
+            && !matches!(reason, RefusedReason::UnknownTimeline)
         {
-            self.settle(index)?;
-            return Ok(Err(RefusedReason::UnknownTimeline));
-        }
-        if self.nodes[index].is_finished() {
-            self.settle(index)?;
-            return Ok(Err(RefusedReason::UnknownTimeline));
-        }
-        let taken = self.nodes[index].follow(&decided);
-        if let Err(reason) = &taken {
             self.check_refusal(index, reason)?;
         }
         self.settle(index)?;
-        Ok(taken)
+        Ok(learned)
     }
 }

@@ -22,8 +22,11 @@ use pgstrata_quorum::{
     provable_commit,
 };
 use pgstrata_safekeeper::archive::ArchiveReader;
+use pgstrata_safekeeper::decisions::Decisions;
+use pgstrata_safekeeper::pace::Pace;
 use pgstrata_safekeeper::storage_error::StorageError;
-use pgstrata_safekeeper::timeline::{Answer, Missing};
+use pgstrata_safekeeper::timeline::Missing;
+use pgstrata_safekeeper::timelines::TimelineKey;
 use pgstrata_sim::Rng;
 use pgstrata_sim::wal::{WalGenerator, parameters};
 use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
@@ -32,11 +35,12 @@ use crate::ancestor::ancestor;
 use crate::campaign::Campaign;
 use crate::compute::Compute;
 use crate::lies::Lie;
-use crate::network::{Connection, Parcel, Reply, Request};
-use crate::node::Node;
+use crate::network::{Connection, Parcel, Reply};
+use crate::node::{Node, Outside};
 use crate::objects::Objects;
 use crate::plan::{Plan, Time, Trouble};
 use crate::truth::{Checked, Truth};
+use crate::visit::{Visit, pace};
 
 use self::archive::{Between, Here, Turn};
 use self::members::{Command, Stage};
@@ -236,15 +240,17 @@ pub struct World {
     votes: Vec<Option<Vote>>,
     truth: Truth,
     parameters: TimelineParameters,
-    /// Where it is decided who the members are, and how often that was done.
+    /// Who the members are, as it was decided last.
     quorum: Quorum,
-    version: u64,
     /// Before that what stands there does not.
     is_founded: bool,
     /// Those who are no members are still to be taken away.
     may_retire: bool,
-    /// Each safekeeper as it registered last.
-    registered: Vec<Option<Member>>,
+    /// What everybody has of object storage.
+    outside: Outside,
+    /// What each safekeeper takes in its time.
+    paces: Vec<Arc<Pace>>,
+    is_mend_due: Vec<bool>,
     commands: Vec<Command>,
     no_objects_until: Time,
     /// No compute begins before.
@@ -283,14 +289,21 @@ impl World {
             segment_size: SEGMENT_SIZE as u32,
             ..parameters(start)
         };
-        let nodes: Vec<Node> =
-            (0..plan.slots).map(|index| Node::new(index, rng.bits(), lie)).collect();
-        let members = nodes.iter().take(plan.nodes).map(|node| node.member).collect();
-        let chain = Chain::found(members).expect("a few members, each once");
         let (before, bytes) = ancestor(&parameters);
-        let mut here = Vec::new();
         // Numbers of its own: what else a seed means stays as it was.
         let mut archiving = Rng::new(plan.seed ^ 0x0A2C_417E);
+        let objects = Objects::new(parameters.clone(), bytes, archiving.fork(), lie);
+        let outside = Outside {
+            key: (parameters.tenant, parameters.timeline),
+            decisions: Decisions::new(objects.raw(), objects.handle()),
+            archive: Arc::clone(&objects.archive),
+        };
+        let nodes: Vec<Node> = (0..plan.slots)
+            .map(|index| Node::new(index, rng.bits(), lie, outside.clone()))
+            .collect();
+        let members = nodes.iter().take(plan.nodes).map(|node| node.member).collect();
+        let chain = Chain::found(members).expect("a few members, each once");
+        let mut here = Vec::new();
         // What a branch begins with may be on some members only.
         let all_have_it = !archiving.one_in(4);
         for node in &nodes {
@@ -298,7 +311,6 @@ impl World {
             let before = has_it.then(|| Arc::clone(&before));
             here.push(Arc::new(Here::new(node.member.node, plan.tail_after, before)));
         }
-        let storage = archiving.fork();
         let is_founded = archiving.one_in(2);
         let computes: Vec<Compute> =
             (0..plan.computes).map(|index| Compute::new(index, plan.slots)).collect();
@@ -313,14 +325,15 @@ impl World {
             slow_until: vec![0; nodes.len()],
             preparing: vec![false; nodes.len()],
             copying: vec![false; nodes.len()],
-            registered: nodes.iter().map(|node| Some(node.member)).collect(),
-            version: 0,
+            paces: nodes.iter().map(|_| pace()).collect(),
+            is_mend_due: vec![false; nodes.len()],
             is_founded,
             may_retire: false,
             commands: Vec::new(),
             no_objects_until: 0,
             idle_until: 0,
-            objects: Objects::new(parameters.clone(), bytes, storage, plan.storage_fails),
+            objects,
+            outside,
             archiving,
             here,
             between: nodes.iter().map(|_| None).collect(),
@@ -339,6 +352,7 @@ impl World {
             traces,
             outcome: Outcome::default(),
         };
+        world.begin_all();
         for (index, &(at, _)) in plan.troubles.iter().enumerate() {
             world.at(at, Event::Trouble(index));
         }
@@ -353,6 +367,23 @@ impl World {
         }
         world.at(plan.quiet_at, Event::Quiet);
         world
+    }
+
+    /// All safekeepers are there, and in some worlds the timeline is founded.
+    fn begin_all(&mut self) {
+        for index in 0..self.nodes.len() {
+            let started = self.nodes[index].start(&self.truth);
+            started.unwrap_or_else(|error| unreachable!("on a disk that is well: {error}"));
+            self.register(index);
+        }
+        if self.is_founded {
+            self.objects.found(&self.quorum);
+        }
+        self.objects.begin_to_fail(self.plan.storage_fails);
+    }
+
+    fn key(&self) -> TimelineKey {
+        (self.parameters.tenant, self.parameters.timeline)
     }
 
     /// Runs it to its end.
@@ -379,6 +410,7 @@ impl World {
                 return Err("no end comes".into());
             }
             self.handle(event)?;
+            self.check_objects()?;
             if let Some((since, end)) = self.quiet {
                 if self.truth.end() > end
                     && !self.may_retire
@@ -389,7 +421,7 @@ impl World {
                 }
                 if self.now > since + PATIENCE {
                     let said = self.computes[0].driver.as_ref().map(|driver| driver.describe());
-                    let open = self.nodes.iter().filter_map(|node| node.timeline.as_ref());
+                    let open = self.nodes.iter().filter_map(Node::timeline);
                     let ends: Vec<(Lsn, Lsn)> =
                         open.map(|one| (one.flush_lsn(), one.commit_lsn())).collect();
                     return Err(format!(

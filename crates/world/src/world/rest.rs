@@ -23,7 +23,6 @@ impl World {
             return;
         }
         if self.nodes[index].let_rest() {
-            self.between[index] = None;
             self.outcome.rests += 1;
             self.log(|| format!("safekeeper {} comes to rest", index + 1));
         }
@@ -65,11 +64,11 @@ impl World {
 
     /// Somebody needs a timeline. Whether it can be had.
     pub(super) fn wake(&mut self, index: usize) -> Checked<bool> {
-        if !self.nodes[index].is_resting || !self.nodes[index].is_up {
-            return Ok(self.nodes[index].timeline.is_some());
+        if !self.nodes[index].is_resting() {
+            return Ok(self.nodes[index].timeline().is_some());
         }
         self.doom_soon(index);
-        let woken = self.nodes[index].wake(&self.objects, &self.truth)?;
+        let woken = self.nodes[index].wake();
         let text = match &woken {
             Woken::NotYet(why) => why,
             Woken::IsBack => "its WAL is back",
@@ -77,13 +76,10 @@ impl World {
         };
         self.log(|| format!("safekeeper {} is needed: {text}", index + 1));
         self.outcome.brought_back += u64::from(matches!(woken, Woken::IsBack));
-        if let Some(timeline) = &self.nodes[index].timeline {
-            self.check_archived(index, timeline)?;
-        }
-        if self.nodes[index].is_mending {
-            self.after(5_000, Event::Mend(index));
-        }
         self.settle(index)?;
-        Ok(self.nodes[index].timeline.is_some())
+        if let Some(timeline) = self.nodes[index].timeline() {
+            self.check_archived(index, &timeline)?;
+        }
+        Ok(self.nodes[index].timeline().is_some())
     }
 }

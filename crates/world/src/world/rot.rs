@@ -1,14 +1,14 @@
 //! What rots on disks, how it is found, and what mends it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use pgstrata_ids::Member;
-use pgstrata_safekeeper::background::mending::Archived;
+use pgstrata_safekeeper::background::mending::{Archived, Damaged};
 use pgstrata_safekeeper::checked_segment::checker;
 use pgstrata_safekeeper::mend::check::{Found, check, confirm};
 use pgstrata_safekeeper::mend::{Said, Source, Sources};
 use pgstrata_safekeeper::timeline::{Suspicion, Timeline};
+use pgstrata_safekeeper::timelines::TimelineKey;
 
 use crate::plan::Rot;
 
@@ -23,7 +23,8 @@ const RETRY: Time = 10_000;
 /// Another member, as far as it can be reached now.
 struct Peer {
     name: String,
-    timeline: Arc<Timeline>,
+    key: TimelineKey,
+    visit: Visit,
     /// A mistake: its log is taken for the own one.
     as_own: Option<TermHistory>,
 }
@@ -34,7 +35,7 @@ impl Source for Peer {
     }
 
     fn said(&mut self) -> Result<Option<Said>, String> {
-        let status = self.timeline.status().map_err(|error| error.to_string())?;
+        let status = self.visit.open(self.key).map_err(|reason| reason.to_string())?;
         if !status.configuration.contains(status.member) {
             return Err("is no member by now".into());
         }
@@ -50,17 +51,7 @@ impl Source for Peer {
     }
 
     fn read(&mut self, from: Lsn, to: Lsn, term: Term) -> Result<Vec<u8>, String> {
-        let mut bytes = vec![0; to.saturating_sub(from) as usize];
-        let mut reading = self.timeline.read_range(from, to, term).map_err(|no| no.to_string())?;
-        let mut done = 0;
-        while done < bytes.len() {
-            match reading.next(&mut bytes[done..]).map_err(|no| no.to_string())? {
-                0 => break,
-                count => done += count,
-            }
-        }
-        bytes.truncate(done);
-        Ok(bytes)
+        self.visit.read(from, to, term).map_err(|reason| reason.to_string())
     }
 }
 
@@ -89,7 +80,7 @@ impl World {
         if !newest.contains(self.nodes[index].member) || !self.may_lose(index) {
             return;
         }
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return };
+        let Some(timeline) = self.nodes[index].timeline() else { return };
         let begin = timeline.marks().available_lsn.max(self.parameters.start_lsn);
         let node = &self.nodes[index];
         let until = node.noted().min(timeline.commit_lsn());
@@ -146,7 +137,7 @@ impl World {
 
     /// Looks into what readers met, and now and then at everything.
     pub(super) fn look_for_rot(&mut self, index: usize) {
-        let Some(timeline) = self.nodes[index].timeline.clone() else { return };
+        let Some(timeline) = self.nodes[index].timeline() else { return };
         if self.nodes[index].is_rotten && self.rng.one_in(SCRUB) {
             match self.scrubbed(&timeline) {
                 Some(found) => timeline.suspect(found.at, found.why),
@@ -160,69 +151,70 @@ impl World {
             && self.lie != Some(Lie::RottenNotTakenOut)
         {
             self.log(|| format!("safekeeper {}: {} after {}", index + 1, found.why, found.at));
-            drop(timeline);
-            self.nodes[index].take_out(&found.why);
-            self.hang_up_all(index);
-            self.after(RETRY, Event::Mend(index));
-        }
-    }
-
-    /// Whoever is connected about a timeline that is damaged is refused.
-    fn hang_up_all(&mut self, index: usize) {
-        for connection in 0..self.connections.len() {
-            if self.connections[connection].node == index {
-                self.hang_up(connection);
+            if let Some(timelines) = self.nodes[index].timelines() {
+                timelines.take_out(&timeline, &found.why);
             }
         }
     }
 
+    /// As `background::mending` has it: now and then, for as long as something is damaged.
     pub(super) fn mend(&mut self, index: usize) -> Checked {
-        let node = &self.nodes[index];
-        if !node.is_mending || !node.is_up {
+        self.is_mend_due[index] = false;
+        if !self.nodes[index].is_mending() {
             return Ok(());
         }
-        let lie = self.lie;
-        let peers: Vec<(String, Arc<Timeline>, Member)> = (0..self.nodes.len())
-            .filter(|&peer| peer != index && !self.is_cut_between(peer, index))
-            .filter_map(|peer| {
+        let (lie, key) = (self.lie, self.key());
+        let mut peers: Vec<(String, Visit, Member)> = Vec::new();
+        for peer in 0..self.nodes.len() {
+            if peer != index && !self.is_cut_between(peer, index) {
                 let node = &self.nodes[peer];
-                Some((node.name.clone(), node.timeline.clone()?, node.member))
-            })
-            .collect();
+                peers.extend(self.visit(peer).map(|visit| (node.name.clone(), visit, node.member)));
+            }
+        }
         let archive = self.objects.reader();
         let (start, handle) = (self.parameters.start_lsn, self.objects.handle());
-        let decided = self.quorum.chain.clone();
-        let asked = decided.newest().clone();
-        let sources = |control: &pgstrata_format::safekeeper::TimelineControl| {
-            let state = &control.state;
+        let may_go = !self.quorum.chain.newest().contains(self.nodes[index].member);
+        let ask = |damaged: &Damaged<'_>| {
+            let state = &damaged.control.state;
             let mut nodes = state.configuration.nodes();
-            nodes.extend(asked.nodes());
+            nodes.extend(damaged.newest.nodes());
             let as_own = (lie == Some(Lie::AnyLogMends)).then(|| state.history.clone());
             let mut sources: Vec<Box<dyn Source>> = Vec::new();
-            for (name, timeline, member) in peers {
+            for (name, visit, member) in peers {
                 if nodes.contains(&member.node) {
-                    sources.push(Box::new(Peer { name, timeline, as_own: as_own.clone() }));
+                    sources.push(Box::new(Peer { name, key, visit, as_own: as_own.clone() }));
                 }
             }
-            let parameters = control.parameters.clone();
-            sources.push(Box::new(Archived::new(archive, parameters, handle)));
+            if let Some(given_up) = damaged.given_up.clone() {
+                let archive = archive.without(given_up);
+                let parameters = damaged.control.parameters.clone();
+                sources.push(Box::new(Archived::new(archive, parameters, handle)));
+            }
             Sources::ask(state.history.clone(), start, state.commit_lsn, sources, Vec::new())
         };
-        let mended = self.nodes[index].mend(sources, &decided, &self.truth)?;
+        let is_unopened = self.nodes[index].is_unopened();
+        let mended = self.nodes[index].mend(may_go, ask);
+        // Whoever was asked may have been woken.
+        for peer in 0..self.nodes.len() {
+            self.settle(peer)?;
+        }
         match mended {
-            Ok(_) if !self.nodes[index].is_mending && self.nodes[index].timeline.is_none() => {
+            Ok(_) if self.nodes[index].is_mending() => {
+                self.log(|| format!("safekeeper {} is damaged still", index + 1));
+            }
+            Ok(_) if self.nodes[index].timeline().is_none() => {
                 self.log(|| format!("safekeeper {} lets go of what others keep", index + 1));
             }
-            Ok(cut) if !self.nodes[index].is_mending => {
+            Ok(_) if is_unopened => {
+                self.log(|| format!("safekeeper {} could open it by now", index + 1));
+            }
+            Ok(cut) => {
+                self.nodes[index].is_rotten = false;
                 self.outcome.mended += 1;
                 self.log(|| format!("safekeeper {} is mended, and cut at {cut:?}", index + 1));
                 if cut.is_some() {
                     self.check_relief(index)?;
                 }
-            }
-            Ok(_) => {
-                self.log(|| format!("safekeeper {} is damaged still", index + 1));
-                self.after(RETRY, Event::Mend(index));
             }
             Err(why) => {
                 self.log(|| format!("safekeeper {} is not mended: {why}", index + 1));
@@ -230,10 +222,17 @@ impl World {
                 if self.nodes[index].is_finished() && self.check_relief(index).is_ok() {
                     self.nodes[index].may_be_cut();
                 }
-                self.after(RETRY, Event::Mend(index));
             }
         }
-        self.settle(index)
+        Ok(())
+    }
+
+    /// Mending is tried as long as it is needed.
+    pub(super) fn mend_later(&mut self, index: usize) {
+        if self.nodes[index].is_mending() && !std::mem::replace(&mut self.is_mend_due[index], true)
+        {
+            self.after(RETRY, Event::Mend(index));
+        }
     }
 
     /// Nobody depends on what was cut: others have all that is committed, as many as decide, or so many that nobody is elected

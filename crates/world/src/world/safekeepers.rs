@@ -1,14 +1,48 @@
-//! Safekeepers, as they answer.
+//! Safekeepers, as they answer: the shipped conversation, and what is looked at around each of its steps.
 
-use pgstrata_ids::{Incarnation, NodeId};
+use pgstrata_ids::Term;
+use pgstrata_listen::Peer;
+use pgstrata_quorum::ProposerId;
+use pgstrata_safekeeper::wal::conversation::{Conversation, Step};
+use pgstrata_wire::FrameBuffer;
+use pgstrata_wire::frame::split;
+use pgstrata_wire::safekeeper::{decode, is_appending};
+
+use crate::network::Listener;
+use crate::visit::{BUFFER, bytes_of};
 
 use super::*;
 
+/// What a step of a conversation has come to.
+enum Served {
+    NeedsMore,
+    /// After a pause.
+    GoesOn(Time),
+    /// The safekeeper's end is closed.
+    Ended,
+}
+
+/// What a message is about to change.
+#[derive(Default)]
+struct About {
+    elects: Option<TermHistory>,
+    asks_for: Option<ProposerId>,
+    appends: bool,
+}
+
 impl World {
+    /// A safekeeper accepts a connection.
+    pub(super) fn listener(&self, node: usize) -> Option<Listener> {
+        let timelines = Arc::clone(self.nodes[node].timelines()?);
+        let pace = Arc::clone(&self.paces[node]);
+        let conversation = Conversation::new(Vec::new(), Peer::Local, timelines, pace);
+        Some(Listener { conversation, input: FrameBuffer::new(BUFFER) })
+    }
+
     pub(super) fn arrive(&mut self, index: usize, parcel: Parcel) -> Checked {
         let delay = if self.rng.one_in(4) { self.rng.below(2000) } else { 0 };
         let connection = &mut self.connections[index];
-        let (compute, node) = (connection.compute, &self.nodes[connection.node]);
+        let node = &self.nodes[connection.node];
         let loses_messages = self.lie == Some(Lie::LossWithinConnection);
         if (connection.is_dead && !loses_messages) || node.life != connection.node_life {
             let is_new = !std::mem::replace(&mut connection.is_dead, true);
@@ -18,151 +52,179 @@ impl World {
             return Ok(());
         }
         connection.heard = self.now;
-        let requests = match parcel {
-            Parcel::Whole(request) => vec![request],
+        match parcel {
+            Parcel::Leave => connection.is_over = true,
             Parcel::Bytes(bytes) => {
-                let requests = self.requests(index, &bytes)?;
-                if self.computes[compute].wires.arrived(index, bytes.len()) {
-                    self.outcome.blocked += 1;
-                    self.wake_compute(compute);
-                }
-                requests
+                let bytes = self.meddle(index, bytes)?;
+                self.connections[index].inbox.extend(bytes);
             }
-        };
-        for request in requests {
-            if loses_messages
-                && (self.is_cut(compute, self.connections[index].node) || self.rng.one_in(50))
-            {
-                continue;
-            }
-            self.connections[index].inbox.push_back(request);
         }
         let connection = &mut self.connections[index];
-        if !connection.inbox.is_empty() && !std::mem::replace(&mut connection.is_served, true) {
+        if !std::mem::replace(&mut connection.is_served, true) {
             self.after(delay, Event::Serve(index));
         }
         Ok(())
     }
 
-    /// Looks at all that has arrived, as the connection's thread does.
+    /// Takes all that has arrived, as the connection's thread does.
     pub(super) fn serve(&mut self, index: usize) -> Checked {
         self.connections[index].is_served = false;
-        while let Some(request) = self.connections[index].inbox.pop_front() {
-            let node = self.connections[index].node;
-            if self.nodes[node].life != self.connections[index].node_life {
+        loop {
+            let connection = &mut self.connections[index];
+            let node = connection.node;
+            if self.nodes[node].life != connection.node_life {
                 return Ok(());
             }
-            let goes_on = match request {
-                Request::Append(..) | Request::Ping => self.serve_appends(index, node, request)?,
-                other => self.serve_one(index, node, other)?,
+            let Some(listener) = &mut connection.listener else { return Ok(()) };
+            let filled = match connection.inbox.is_empty() {
+                true => 0,
+                false => {
+                    let before = connection.inbox.len();
+                    let filled = listener.input.fill(&mut connection.inbox);
+                    filled.map_err(|error| error.to_string())?;
+                    before - connection.inbox.len()
+                }
             };
-            self.settle(node)?;
-            if !goes_on {
-                self.hang_up(index);
+            self.has_taken(index, filled);
+            loop {
+                match self.step(index, node)? {
+                    Served::NeedsMore => break,
+                    Served::GoesOn(0) => {}
+                    Served::GoesOn(pause) => {
+                        self.connections[index].is_served = true;
+                        self.after(pause, Event::Serve(index));
+                        return Ok(());
+                    }
+                    Served::Ended => {
+                        self.hang_up(index);
+                        return Ok(());
+                    }
+                }
+            }
+            let connection = &self.connections[index];
+            if connection.inbox.is_empty() {
+                if connection.is_over {
+                    self.hang_up(index);
+                }
                 return Ok(());
             }
         }
-        Ok(())
     }
 
+    /// What the safekeeper has taken from the socket is room again for its compute.
+    fn has_taken(&mut self, index: usize, bytes: usize) {
+        let compute = self.connections[index].compute;
+        if bytes > 0
+            && let Some(one) = self.computes.get(compute)
+            && one.wires.arrived(index, bytes)
+        {
+            self.outcome.blocked += 1;
+            self.wake_compute(compute);
+        }
+    }
+
+    /// What the next message is about, if it is whole.
+    fn about(&self, index: usize) -> About {
+        let mut about = About::default();
+        let Some(listener) = &self.connections[index].listener else { return about };
+        let Ok(Some(frame)) = listener.input.next() else { return about };
+        about.appends = is_appending(frame.kind);
+        if !about.appends {
+            match decode(frame.kind, frame.body) {
+                Ok(Message::Elected(elected)) => about.elects = Some(elected.history),
+                Ok(Message::VoteRequest(request)) => about.asks_for = Some(request.proposer),
+                _ => {}
+            }
+        }
+        about
+    }
+
+    /// One step of the conversation, and what it says.
+    fn step(&mut self, index: usize, node: usize) -> Checked<Served> {
+        let about = self.about(index);
+        if let Some(history) = &about.elects {
+            self.nodes[node].begin(history, Lsn::MAX);
+        }
+        let now = self.instant();
+        let Some(listener) = &mut self.connections[index].listener else {
+            return Ok(Served::Ended);
+        };
+        let stepped = listener.conversation.step(&mut listener.input, now);
+        let output = std::mem::take(listener.conversation.out());
+        if matches!(stepped, Ok(Step::NeedsMore)) && output.is_empty() {
+            return Ok(Served::NeedsMore);
+        }
+        if about.appends || about.elects.is_some() {
+            self.prepare(node);
+        }
+        if self.nodes[node].disk.has_stopped() {
+            self.settle(node)?;
+            return Ok(Served::Ended);
+        }
+        self.nodes[node].look(&self.truth)?;
+        let replies = self.replies(node, &output)?;
+        let is_of_storage = stepped.as_ref().is_err_and(|error| error.is::<StorageError>());
+        if !is_of_storage {
+            let granted =
+                |(reply, _): &(Reply, &[u8])| matches!(reply, Reply::Vote(vote) if vote.granted);
+            let voted_for = about.asks_for.filter(|_| replies.iter().any(granted));
+            self.nodes[node].promise(voted_for);
+        }
+        let wanted = self.nodes[node].timelines().and_then(|all| all.wanted().take());
+        for (reply, bytes) in replies {
+            self.connections[index].is_answered = true;
+            self.deliver(index, reply, bytes.to_vec());
+        }
+        if wanted.is_some() {
+            self.ask_peers(node)?;
+        }
+        self.settle(node)?;
+        match stepped {
+            Ok(Step::NeedsMore) => Ok(Served::NeedsMore),
+            Ok(Step::GoesOn(pause)) => Ok(Served::GoesOn(pause.as_micros() as Time)),
+            Err(error) => {
+                self.log(|| format!("safekeeper {} hangs up: {error:#}", node + 1));
+                Ok(Served::Ended)
+            }
+        }
+    }
+
+    /// What a safekeeper says, each with its bytes.
+    fn replies<'a>(&mut self, node: usize, output: &'a [u8]) -> Checked<Vec<(Reply, &'a [u8])>> {
+        let mut replies = Vec::new();
+        let mut at = 0;
+        while at < output.len() {
+            let frame = split(&output[at..]).map_err(|error| format!("no frame: {error}"))?;
+            let frame = frame.ok_or("a safekeeper says half of something")?;
+            let message = decode(frame.kind, frame.body);
+            let reply = Reply::of(message.map_err(|error| format!("no message: {error}"))?)?;
+            match &reply {
+                Reply::Refused(reason) => self.check_refusal(node, reason)?,
+                Reply::Vote(vote) => {
+                    let (granted, flush_lsn, term) = (vote.granted, vote.flush_lsn, vote.term);
+                    let name = node + 1;
+                    self.log(|| {
+                        format!("safekeeper {name} votes in term {term}: {granted}, {flush_lsn}")
+                    });
+                }
+                _ => {}
+            }
+            replies.push((reply, &output[at..at + frame.size]));
+            at += frame.size;
+        }
+        Ok(replies)
+    }
+
+    /// The safekeeper's end is closed.
     pub(super) fn hang_up(&mut self, index: usize) {
         let connection = &mut self.connections[index];
         connection.inbox.clear();
-        connection.proposer = None;
-        connection.greeted = None;
+        connection.listener = None;
         // What was sent last still arrives, and then that it is over.
         connection.node_life = u64::MAX;
         if !connection.is_dead && !connection.is_left {
             self.close_later(index, false);
         }
-    }
-
-    pub(super) fn serve_appends(
-        &mut self,
-        index: usize,
-        node: usize,
-        first: Request,
-    ) -> Checked<bool> {
-        let Some(timeline) = self.nodes[node].timeline.clone() else { return Ok(false) };
-        if self.connections[index].greeted.is_none() {
-            return Ok(false);
-        }
-        let lie = self.lie;
-        let mut batch = timeline.batch();
-        let mut appends = 0;
-        let mut refusal: Result<Answer, StorageError> = Ok(None);
-        let mut next = Some(first);
-        while let Some(request) = next.take() {
-            if let Request::Append(mut append, bytes) = request {
-                if lie == Some(Lie::StaleAppendTaken) {
-                    append.term = timeline.term();
-                }
-                refusal = batch.append(&append, &bytes);
-                appends += 1;
-                if !matches!(refusal, Ok(None)) {
-                    break;
-                }
-            }
-            let inbox = &mut self.connections[index].inbox;
-            if matches!(inbox.front(), Some(Request::Append(..) | Request::Ping)) {
-                next = inbox.pop_front();
-            }
-        }
-        if !matches!(refusal, Ok(None)) {
-            drop(batch);
-            return self.give(index, node, refusal);
-        }
-        let answer = batch.finish();
-        self.prepare(node);
-        if answer.is_ok() {
-            self.nodes[node].promise(&timeline, None);
-        }
-        let (promised, connection) = (timeline.term(), &self.connections[index]);
-        if appends == 0 && connection.proposer.is_some() && promised > connection.asked {
-            let fenced = RefusedReason::Quorum(Refusal::Fenced { promised });
-            return self.give(index, node, Ok(Some(Message::Refused(fenced))));
-        }
-        let configuration = timeline.configuration();
-        if configuration.number() > self.connections[index].told {
-            self.connections[index].told = configuration.number();
-            self.reply(index, Reply::Configuration(Configuration::clone(&configuration)));
-        }
-        let goes_on = self.give(index, node, answer);
-        timeline.wake_readers();
-        goes_on
-    }
-
-    /// Sends an answer, if the node is still there to do so. False if it ends the connection.
-    pub(super) fn give(
-        &mut self,
-        index: usize,
-        node: usize,
-        answer: Result<Answer, StorageError>,
-    ) -> Checked<bool> {
-        let message = match answer {
-            Ok(None) => return Ok(true),
-            Ok(Some(message)) => message,
-            Err(error) => {
-                let text = error.to_string();
-                self.log(|| format!("safekeeper {}: {text}", node + 1));
-                Message::Refused(RefusedReason::Storage(text))
-            }
-        };
-        if self.nodes[node].disk.has_stopped() {
-            return Ok(false);
-        }
-        let reply = match message {
-            Message::Vote(vote) => Reply::Vote(vote),
-            Message::Ack(ack) => Reply::Ack(ack),
-            Message::Refused(reason) => {
-                self.check_refusal(node, &reason)?;
-                Reply::Refused(reason)
-            }
-            other => return Err(format!("safekeeper {} answers {other:?}", node + 1)),
-        };
-        let goes_on = !matches!(reply, Reply::Refused(_));
-        self.reply(index, reply);
-        Ok(goes_on)
     }
 
     /// Some refusals say that what must never be was.
@@ -181,149 +243,53 @@ impl World {
         }
     }
 
-    /// As `Timelines::greet`.
-    fn greet(&mut self, index: usize, node: usize, known: u64) -> Checked<bool> {
-        let connection = &mut self.connections[index];
-        connection.proposer = None;
-        let before = connection.greeted.take();
-        if self.nodes[node].is_resting && !self.wake(node)? {
-            let why = RefusedReason::Unavailable("its WAL is away".into());
-            return self.give(index, node, Ok(Some(Message::Refused(why))));
+    /// What a compute says, as it comes after mistakes on its way.
+    fn meddle(&mut self, index: usize, bytes: Vec<u8>) -> Checked<Vec<u8>> {
+        let is_meddled = matches!(
+            self.lie,
+            Some(
+                Lie::LossWithinConnection
+                    | Lie::StaleAppendTaken
+                    | Lie::CommitAhead
+                    | Lie::AckAhead
+            )
+        );
+        if !is_meddled {
+            return Ok(bytes);
         }
-        let own = self.nodes[node].timeline.as_ref().map(|one| one.configuration_number());
-        if own.is_none_or(|own| known > own) {
-            let learned = self.learn(node)?;
-            if self.nodes[node].is_finished() || !self.nodes[node].is_up {
-                return Ok(false);
+        let (compute, node) = (self.connections[index].compute, self.connections[index].node);
+        let term = self.nodes[node].timeline().map_or(Term(0), |timeline| timeline.term());
+        let mut whole = std::mem::take(&mut self.connections[index].bytes);
+        whole.extend_from_slice(&bytes);
+        let (mut taken, mut out) = (0, Vec::new());
+        while let Some(frame) =
+            split(&whole[taken..]).map_err(|error| format!("no frame: {error}"))?
+        {
+            let own = &whole[taken..taken + frame.size];
+            let message = decode(frame.kind, frame.body);
+            let message = message.map_err(|error| format!("no message: {error}"))?;
+            taken += frame.size;
+            if self.lie == Some(Lie::LossWithinConnection)
+                && (self.is_cut(compute, node) || self.rng.one_in(50))
+            {
+                self.has_taken(index, own.len());
+                continue;
             }
-            match learned {
-                // It is no member, and has nothing: it says who is.
-                Err(RefusedReason::UnknownTimeline) => {
-                    let configuration = self.is_founded.then(|| self.quorum.chain.newest().clone());
-                    let (member, promised) = (self.nodes[node].member, Term(0));
-                    self.reply(index, Reply::Greeting { member, configuration, promised });
-                    return Ok(true);
-                }
-                Err(reason) => {
-                    return self.give(index, node, Ok(Some(Message::Refused(reason))));
-                }
-                Ok(()) => {}
-            }
-        }
-        let Some(timeline) = &self.nodes[node].timeline else { return Ok(false) };
-        let configuration = Configuration::clone(&timeline.configuration());
-        let (member, promised) = (self.nodes[node].member, timeline.term());
-        let connection = &mut self.connections[index];
-        if configuration.contains(member) {
-            connection.greeted = Some(timeline.compute_connected());
-        }
-        drop(before);
-        connection.told = configuration.number();
-        let configuration = Some(configuration);
-        self.reply(index, Reply::Greeting { member, configuration, promised });
-        Ok(true)
-    }
-
-    /// As `Timelines::found`.
-    fn found(
-        &mut self,
-        index: usize,
-        node: usize,
-        nodes: &[(NodeId, Option<Incarnation>)],
-    ) -> Checked<bool> {
-        let refuse = |why: &str| RefusedReason::Unavailable(why.to_owned());
-        if self.no_objects_until > self.now {
-            let why = refuse("object storage does not answer");
-            return self.give(index, node, Ok(Some(Message::Refused(why))));
-        }
-        if !self.is_founded || self.lie == Some(Lie::FoundedAgain) {
-            let mut members = Vec::new();
-            for &(node, heard) in nodes {
-                let registered = self.registered[self.node_of(node.0)];
-                let is_it = |member: &Member| heard.is_none_or(|heard| heard == member.incarnation);
-                members.extend(registered.filter(is_it));
-            }
-            if members.len() != nodes.len() {
-                let why = refuse("another directory is registered");
-                return self.give(index, node, Ok(Some(Message::Refused(why))));
-            }
-            self.log(|| format!("the timeline is founded with {members:?}"));
-            self.outcome.founded += 1;
-            let chain = Chain::found(members).map_err(|error| error.to_string())?;
-            self.quorum = Quorum::founded(self.parameters.clone(), chain);
-            self.is_founded = true;
-            self.version += 1;
-        }
-        self.greet(index, node, 0)
-    }
-
-    pub(super) fn serve_one(
-        &mut self,
-        index: usize,
-        node: usize,
-        request: Request,
-    ) -> Checked<bool> {
-        if let Request::Greet(known) = request {
-            return self.greet(index, node, known);
-        }
-        match &request {
-            Request::Leave => return Ok(false),
-            Request::Found(nodes) => return self.found(index, node, nodes),
-            _ => {}
-        }
-        let Some(timeline) = self.nodes[node].timeline.clone() else { return Ok(false) };
-        if self.connections[index].greeted.is_none() {
-            return Ok(false);
-        }
-        match request {
-            Request::Vote(request) => {
-                let asked = &mut self.connections[index].asked;
-                *asked = request.term.max(*asked);
-                let newer = request.configuration.number() > timeline.configuration_number();
-                if newer && let Err(reason) = self.learn(node)? {
-                    return self.give(index, node, Ok(Some(Message::Refused(reason))));
-                }
-                let mut answer = timeline.vote(&request);
-                let mut voted_for = None;
-                if let Ok(Some(Message::Vote(vote))) = &mut answer {
-                    if self.lie == Some(Lie::VoteTwice) && vote.term == request.term {
-                        vote.granted = true;
+            match message {
+                Message::Append(mut append, wal) => {
+                    let connection = &mut self.connections[index];
+                    connection.sent = connection.sent.max(append.start + append.length);
+                    match self.lie {
+                        Some(Lie::CommitAhead) => append.commit_lsn = append.start + append.length,
+                        Some(Lie::StaleAppendTaken) => append.term = term,
+                        _ => {}
                     }
-                    let (granted, flush_lsn) = (vote.granted, vote.flush_lsn);
-                    self.log(|| {
-                        format!(
-                            "safekeeper {} votes in term {}: {granted}, {flush_lsn}",
-                            node + 1,
-                            request.term
-                        )
-                    });
-                    voted_for = granted.then_some(request.proposer);
+                    out.extend(bytes_of(&Message::Append(append, wal)));
                 }
-                if answer.is_ok() {
-                    self.nodes[node].promise(&timeline, voted_for);
-                }
-                self.give(index, node, answer)
+                _ => out.extend_from_slice(own),
             }
-            Request::Elected(elected) => {
-                self.nodes[node].begin(&elected.history, Lsn::MAX);
-                let answer = timeline.elected(&elected);
-                self.prepare(node);
-                if answer.is_ok() {
-                    self.nodes[node].promise(&timeline, None);
-                }
-                self.connections[index].proposer = Some(timeline.proposer_connected());
-                let asked = &mut self.connections[index].asked;
-                *asked = elected.term.max(*asked);
-                if timeline.lacks_beginning() {
-                    self.ask_peers(node)?;
-                }
-                self.give(index, node, answer)
-            }
-            Request::Greet(_)
-            | Request::Found(_)
-            | Request::Append(..)
-            | Request::Ping
-            | Request::Leave => Ok(true),
         }
+        self.connections[index].bytes = whole.split_off(taken);
+        Ok(out)
     }
 }

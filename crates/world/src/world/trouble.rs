@@ -89,8 +89,8 @@ impl World {
             }
             let is_open = !connection.is_dead && !connection.is_left;
             connection.is_dead = true;
-            connection.proposer = None;
-            connection.greeted = None;
+            connection.listener = None;
+            connection.inbox.clear();
             // Of a machine that is gone nobody says anything.
             if is_open && !loses_power {
                 self.close_later(number, true);
@@ -111,13 +111,15 @@ impl World {
             return Ok(());
         }
         self.nodes[index].start(&self.truth)?;
-        self.registered[index] = Some(self.nodes[index].member);
-        if self.nodes[index].is_mending {
-            self.after(5_000, Event::Mend(index));
+        self.register(index);
+        if self.quiet.is_some() && self.commands.iter().all(|command| command.is_over) {
+            // It may be one that was lost, and could not be replaced before it said who it is.
+            self.last_change();
         }
+        self.mend_later(index);
         self.copying[index] = false;
         let node = &self.nodes[index];
-        let text = node.timeline.as_ref().map(|timeline| {
+        let text = node.timeline().map(|timeline| {
             format!(
                 "term {} flush {} commit {}",
                 timeline.term(),
@@ -126,8 +128,8 @@ impl World {
             )
         });
         self.log(|| format!("safekeeper {} starts: {}", index + 1, text.unwrap_or_default()));
-        if let Some(timeline) = &self.nodes[index].timeline {
-            self.check_archived(index, timeline)?;
+        if let Some(timeline) = self.nodes[index].timeline() {
+            self.check_archived(index, &timeline)?;
         }
         self.settle(index)
     }
@@ -147,6 +149,7 @@ impl World {
                     self.crash(index);
                 }
                 self.nodes[index].disk.fail_sync_after(u64::MAX);
+                self.register(index);
             }
         }
         for compute in 1..self.computes.len() {
@@ -202,7 +205,7 @@ impl World {
             self.crash(index);
             return Ok(());
         }
-        self.nodes[index].check(&self.truth)
+        self.nodes[index].look(&self.truth)
     }
 
     pub(super) fn prepare(&mut self, node: usize) {

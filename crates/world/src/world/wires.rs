@@ -1,8 +1,8 @@
 //! Connections between computes and safekeepers.
 
 use pgstrata_ids::NodeId;
-use pgstrata_wire::frame::{Stamp, split};
-use pgstrata_wire::safekeeper::{GreetingReply, WAL, decode, encode};
+
+use crate::visit::bytes_of;
 
 use super::*;
 
@@ -43,10 +43,17 @@ impl World {
         connection.to_compute
     }
 
-    pub(super) fn send(&mut self, index: usize, request: Request) {
+    /// Says something to a safekeeper, for who has no wire.
+    pub(super) fn send(&mut self, index: usize, message: &Message<'_>) {
+        self.send_bytes(index, bytes_of(message));
+    }
+
+    /// The other end is closed: the safekeeper hears of it after what was sent before.
+    pub(super) fn leave(&mut self, index: usize) {
+        self.connections[index].is_left = true;
         if !self.is_gone(index) {
             let at = self.arrival_at_node(index);
-            self.at(at, Event::Arrive(index, Parcel::Whole(request)));
+            self.at(at, Event::Arrive(index, Parcel::Leave));
         }
     }
 
@@ -67,7 +74,8 @@ impl World {
         self.at(at, Event::Arrive(index, Parcel::Bytes(bytes)));
     }
 
-    pub(super) fn reply(&mut self, index: usize, reply: Reply) {
+    /// An answer goes on its way, as these bytes unless somebody makes a mistake with it.
+    pub(super) fn deliver(&mut self, index: usize, mut reply: Reply, mut bytes: Vec<u8>) {
         if self.connections[index].is_left || self.is_gone(index) {
             return;
         }
@@ -77,20 +85,16 @@ impl World {
             self.at(at, Event::Answer(index, reply));
             return;
         }
-        self.reply_to_compute(index, compute, reply);
-    }
-
-    /// As bytes, in one piece or two.
-    fn reply_to_compute(&mut self, index: usize, compute: usize, mut reply: Reply) {
-        self.tamper(index, compute, &mut reply);
+        if self.tamper(index, compute, &mut reply) {
+            bytes = bytes_of(&reply.message());
+        }
         let mut index = index;
         if self.lie == Some(Lie::AnswerToAnother) && self.rng.one_in(4) {
             let node = self.connections[index].node;
             let others = self.computes.iter().filter(|other| other.index != compute);
             index = others.filter_map(|other| other.connections[node]).next().unwrap_or(index);
         }
-        let mut bytes = Vec::new();
-        encode(&message_of(reply), Stamp::In(WAL.speaks.highest()), &mut bytes);
+        // In one piece or two.
         if self.rng.one_in(6) {
             let rest = bytes.split_off(self.rng.between(1, bytes.len() as u64 - 1) as usize);
             let at = self.arrival_at_compute(index);
@@ -101,8 +105,8 @@ impl World {
         self.at(at, Event::Receive(index, bytes));
     }
 
-    /// Mistakes that answers can have.
-    fn tamper(&mut self, index: usize, compute: usize, reply: &mut Reply) {
+    /// Mistakes that answers can have. Whether there was one.
+    fn tamper(&mut self, index: usize, compute: usize, reply: &mut Reply) -> bool {
         let node = self.connections[index].node;
         let one = &self.computes[compute];
         let goes_on = one.won > Term(0) && !one.is_elected();
@@ -115,8 +119,11 @@ impl World {
                 vote.flush_lsn = one.record_end;
                 vote.history = one.history.clone();
             }
-            (Some(Lie::AnyLogLedOn), Reply::Greeting { promised, .. }) if one.won > Term(0) => {
-                *promised = Term(0);
+            (Some(Lie::AnyLogLedOn), Reply::Greeting(greeting)) if one.won > Term(0) => {
+                greeting.term = Term(0);
+            }
+            (Some(Lie::VoteTwice), Reply::Vote(vote)) => {
+                vote.granted = true;
             }
             (Some(Lie::AckAhead), Reply::Ack(ack)) => {
                 ack.flush_lsn = ack.flush_lsn.max(self.connections[index].sent);
@@ -130,16 +137,15 @@ impl World {
             }
             (Some(Lie::AckCountsTwice), Reply::Ack(ack)) => {
                 let other = one.connections[(node + 1) % self.plan.nodes];
-                let mut bytes = Vec::new();
-                let stamp = Stamp::In(WAL.speaks.highest());
-                encode(&Message::Ack(*ack), stamp, &mut bytes);
-                if let Some(other) = other.filter(|other| self.connections[*other].told > 0) {
+                let bytes = bytes_of(&Message::Ack(*ack));
+                if let Some(other) = other.filter(|other| self.connections[*other].is_answered) {
                     let at = self.arrival_at_compute(other);
                     self.at(at, Event::Receive(other, bytes));
                 }
             }
-            _ => {}
+            _ => return false,
         }
+        true
     }
 
     /// Bytes come to a compute.
@@ -203,11 +209,10 @@ impl World {
             bytes: Vec::new(),
             sent: Lsn::INVALID,
             inbox: Default::default(),
+            is_over: false,
             is_served: false,
-            proposer: None,
-            asked: Term(0),
-            greeted: None,
-            told: 0,
+            listener: self.listener(node),
+            is_answered: false,
         });
         index
     }
@@ -241,57 +246,5 @@ impl World {
             self.computes[compute].connections[node] = Some(index);
         }
         self.wake_compute(compute);
-    }
-
-    /// Messages, from bytes that have come.
-    pub(super) fn requests(&mut self, index: usize, bytes: &[u8]) -> Checked<Vec<Request>> {
-        let mut requests = Vec::new();
-        let connection = &mut self.connections[index];
-        connection.bytes.extend_from_slice(bytes);
-        let mut taken = 0;
-        loop {
-            let frame = split(&connection.bytes[taken..]);
-            let Some(frame) = frame.map_err(|error| format!("no frame: {error}"))? else { break };
-            let message = decode(frame.kind, frame.body);
-            let request = match message.map_err(|error| format!("no message: {error}"))? {
-                Message::Greeting(greeting) => Request::Greet(greeting.known),
-                Message::VoteRequest(request) => Request::Vote(request),
-                Message::Elected(elected) => Request::Elected(elected),
-                Message::Append(mut append, bytes) => {
-                    connection.sent = connection.sent.max(append.start + append.length);
-                    if self.lie == Some(Lie::CommitAhead) {
-                        append.commit_lsn = append.start + append.length;
-                    }
-                    Request::Append(append, bytes.to_vec())
-                }
-                Message::Ping => Request::Ping,
-                Message::Found(nodes) => Request::Found(nodes),
-                other => return Err(format!("a compute says {other:?}")),
-            };
-            requests.push(request);
-            taken += frame.size;
-        }
-        connection.bytes.drain(..taken);
-        Ok(requests)
-    }
-}
-
-fn message_of(reply: Reply) -> Message<'static> {
-    match reply {
-        Reply::Greeting { member, configuration, promised } => {
-            Message::GreetingReply(GreetingReply {
-                node: member.node,
-                incarnation: member.incarnation,
-                configuration,
-                addresses: Vec::new(),
-                term: promised,
-                flush_lsn: Lsn::INVALID,
-                commit_lsn: Lsn::INVALID,
-            })
-        }
-        Reply::Configuration(decided) => Message::Configuration(decided, Vec::new()),
-        Reply::Vote(vote) => Message::Vote(vote),
-        Reply::Ack(ack) => Message::Ack(ack),
-        Reply::Refused(reason) => Message::Refused(reason),
     }
 }
