@@ -75,12 +75,18 @@ pub struct Log {
 impl Log {
     /// What a segment's object says of itself.
     fn extent_of(&self, parameters: &TimelineParameters, segment: &CheckedSegment) -> Extent {
+        let mut history = self.history.up_to(segment.boundary);
+        if history.last().is_none() {
+            // The log's first record goes on after the segment: its term has begun all the same, and the segment is told apart from
+            // that of members who were given up.
+            history = self.history.reached_by(segment.boundary);
+        }
         Extent {
             from: Lsn(segment.number * u64::from(parameters.segment_size)),
             boundary: segment.boundary,
             last_record: segment.last_record,
             configuration: self.configuration,
-            history: self.history.up_to(segment.boundary),
+            history,
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::pace::Pace;
 use crate::pg::PgState;
 use crate::segment::Preparer;
 use crate::steward::Steward;
+use crate::steward::reach::Connections;
 use crate::timeline::OpenContext;
 use crate::timelines::{Timelines, TimelinesContext};
 use crate::{http, identity, pg, wal};
@@ -141,8 +142,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         scrub: args.scrub,
         pace,
     };
-    let steward =
-        Steward::new(decisions.clone(), Arc::clone(&archive), Arc::clone(&known), security.clone());
+    let reach = Connections::new(decisions.clone(), Arc::clone(&known), security.clone());
+    let steward = Steward {
+        decisions: decisions.clone(),
+        archive: Arc::clone(&archive),
+        reach: Arc::new(reach),
+    };
     let state = HttpState::new(Arc::clone(&timelines), known, lags, args.zone.clone(), steward);
     let pg_state = PgState {
         timelines: Arc::clone(&timelines),

@@ -12,6 +12,7 @@ use common::lives::{DIRECTORY, Life, OWN, START, World, directory, key, nth};
 use pgstrata_env::Disk;
 use pgstrata_format::quorum::{AllGivenUp, GivenUp, Quorum};
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, Term};
+use pgstrata_quorum::TermHistory;
 use pgstrata_quorum::{Configuration, ProposerId};
 use pgstrata_safekeeper::archive::Tail;
 use pgstrata_safekeeper::background::archiving::turn::{Around, Due, GivenUpRead, State, advance};
@@ -497,4 +498,30 @@ fn what_was_deleted_goes_from_the_archive_though_it_is_damaged_here() {
     assert_eq!(world.latch.reason(), None);
     let newest = world.runtime.block_on(world.archive().newest(&nth(1), &AllGivenUp::default()));
     assert_eq!(newest, Ok(None));
+}
+
+/// Before what is shared with those who were given up there may be an object that does not say what log it is of: nothing in it goes
+/// further, and it keeps nobody from going on with what is there.
+#[test]
+fn what_says_nothing_of_itself_does_not_hide_what_goes_further() {
+    let mut world = World::new(1);
+    let life = world.open();
+    let mut log = life.found(1);
+    let timeline = life.get(1).unwrap();
+    let ends: Vec<Lsn> = (0..3).map(|_| log.commit(&timeline, 3000).unwrap()).collect();
+    let mut older = timeline.read_tail(ends[0], 1).unwrap();
+    older.extent.history = TermHistory::default();
+    for tail in [older, timeline.read_tail(ends[2], 1).unwrap()] {
+        world.runtime.block_on(world.archive().put_tail(&nth(1), &tail)).unwrap();
+    }
+    let newest = |given_up: &AllGivenUp| {
+        let newest = world.runtime.block_on(world.archive().newest(&nth(1), given_up));
+        newest.map(|extent| extent.unwrap().boundary).map_err(|error| error.to_string())
+    };
+    assert_eq!(newest(&AllGivenUp::default()), Ok(ends[2]));
+    let point = |lsn| AllGivenUp::default().with(GivenUp { number: 2, lsn, last_record: None });
+    assert_eq!(newest(&point(ends[1])), Ok(ends[1]));
+    assert_eq!(newest(&point(ends[0])), Ok(ends[0]));
+    // Nothing is shared that is known to be.
+    assert!(newest(&point(START)).is_err());
 }

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::lives::{DIRECTORY, OWN, START, World, directory, key};
+use common::lives::{DIRECTORY, OWN, START, World, directory, key, nth};
 use common::wal::{SEGMENT_SIZE, parameters};
 use parking_lot::Mutex;
 use pgstrata_env::Disk;
+use pgstrata_format::quorum::{GivenUp, Quorum};
+use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, TenantId, Term, TimelineId};
 use pgstrata_quorum::{Chain, Configuration};
 use pgstrata_safekeeper::background::mending::{Damaged, attempt};
+use pgstrata_safekeeper::decisions::Swapped;
 use pgstrata_safekeeper::latch::Latch;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles, Zeros};
 use pgstrata_safekeeper::timelines::TimelineKey;
@@ -488,4 +491,72 @@ fn what_could_not_be_opened_is_opened_later() {
         }
     }
     assert!(unopened > 1, "{unopened}");
+}
+
+/// Members were given up after this one had left, or before it had heard that it did: its log may have what was given up. It is
+/// served no more from the moment that it hears of it, nor after a restart, and is no member again with what it has.
+#[test]
+fn who_left_before_members_were_given_up_is_no_member_again_with_its_log() {
+    let two = Member { node: NodeId(2), incarnation: Incarnation([2; 16]) };
+    let three = Member { node: NodeId(3), incarnation: Incarnation([3; 16]) };
+    for has_heard_that_it_left in [false, true] {
+        for is_wanted in [false, true] {
+            let mut world = World::new(1);
+            let life = world.open();
+            let mut log = life.found(1);
+            let end = log.commit(&life.get(1).unwrap(), 1000).unwrap();
+            let decisions = world.decisions();
+            let decide = |change: &dyn Fn(Quorum) -> Quorum| {
+                let (decided, version) = decisions.read_versioned(key(1)).unwrap().unwrap();
+                let swapped = decisions.swap(key(1), &version, &change(decided)).unwrap();
+                assert_eq!(swapped, Swapped::Yes);
+            };
+            let with = |decided: Quorum, chain: Chain| Quorum { chain, ..decided };
+            decide(&|decided| {
+                let chain = decided.chain.change_to(vec![two, three]).unwrap();
+                with(decided, chain)
+            });
+            decide(&|decided| {
+                let chain = decided.chain.change_ended().unwrap();
+                with(decided, chain)
+            });
+            if has_heard_that_it_left {
+                life.timelines.look_at_decision(key(1)).unwrap();
+                assert!(life.get(1).unwrap().is_left() && !life.get(1).unwrap().is_kept().unwrap());
+            }
+            decide(&|decided| {
+                let chain = decided.chain.recovered(two, vec![two]).unwrap();
+                let point = GivenUp { number: 4, lsn: START, last_record: None };
+                let given_up = decided.given_up.with(point);
+                Quorum { given_up, ..with(decided, chain) }
+            });
+            // A change that came to nothing is none in which it left.
+            decide(&|decided| {
+                let chain = decided.chain.change_to(vec![two, OWN]).unwrap();
+                with(decided, chain)
+            });
+            if !is_wanted {
+                decide(&|decided| {
+                    let chain = decided.chain.change_undone().unwrap();
+                    with(decided, chain)
+                });
+            }
+            let refused = life.timelines.look_at_decision(key(1)).unwrap_err().to_string();
+            assert!(refused.contains("only with a new directory"), "{refused}");
+            for _ in 0..2 {
+                let refused = life.get(1).unwrap_err().to_string();
+                assert!(refused.contains("went on without this safekeeper"), "{refused}");
+            }
+            drop(life);
+            world.disk.end_process();
+            let life = world.open();
+            let refused = life.get(1).unwrap_err().to_string();
+            assert!(refused.contains("went on without this safekeeper"), "{refused}");
+            // What it has is there for who misses it.
+            let bytes = world.disk.read_all(&directory(1).join("control")).unwrap();
+            let control = TimelineControl::decode(&bytes, OWN.node).unwrap();
+            assert!(control.flush_lsn.max(control.state.commit_lsn) <= end);
+            assert!(world.disk.list(&directory(1)).unwrap().contains(&nth(1).segment_name(1)));
+        }
+    }
 }

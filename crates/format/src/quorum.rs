@@ -101,6 +101,11 @@ impl AllGivenUp {
         self.0.last().is_some_and(|last| number < last.number)
     }
 
+    /// The last time.
+    pub fn last(&self) -> Option<&GivenUp> {
+        self.0.last()
+    }
+
     /// Whether nobody ever was.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -260,6 +265,18 @@ impl Quorum {
             given_up: AllGivenUp::default(),
             is_deleted: false,
         }
+    }
+
+    /// Whether members were given up since there was the configuration `own`, which is the newest that `member` knows, and it was
+    /// none of those who went on: its log may have what was given up, also if it had left before that.
+    pub fn went_on_without(&self, own: &Configuration, member: Member) -> bool {
+        if self.restored.is_some_and(|restored| own.number() < restored.number) {
+            // What was given up then is not written down by older versions.
+            return true;
+        }
+        let Some(last) = self.given_up.last() else { return false };
+        let went_on = self.chain.configurations().iter().find(|one| one.number() == last.number);
+        own.number() < last.number && !went_on.is_some_and(|one| one.contains(member))
     }
 
     /// Where a timeline's object is.

@@ -178,6 +178,10 @@ impl Archive {
         // What goes furthest of what they share, who were given up, and those who went on.
         let mut shared: Option<Extent> = None;
         for (end, name) in all {
+            if shared.as_ref().is_some_and(|shared| shared.boundary >= end) {
+                // Nothing that is left goes further, whatever it says of itself.
+                break;
+            }
             let extent = match self.extent_of(&name).await? {
                 Some(Some(extent)) => extent,
                 Some(None) => return Err(ArchiveError::Older(end)),

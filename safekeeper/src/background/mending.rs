@@ -9,6 +9,7 @@ use pgstrata_format::safekeeper::TimelineControl;
 use pgstrata_ids::{Lsn, Member, NodeId, Term, TimelineParameters};
 use pgstrata_quorum::{Chain, Configuration};
 use pgstrata_wal_client::SafekeeperClient;
+use pgstrata_wire::safekeeper::Status;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -19,6 +20,7 @@ use crate::mend::{DamagedLog, Fate, Lack, Mended, Said, Source, Sources, fate};
 use crate::storage_error::StorageError;
 use crate::timeline::{AWAY, Suspicion, Timeline, note_kept, read_control};
 use crate::timelines::away::note_back;
+use crate::timelines::believing::Believed;
 use crate::timelines::{TimelineKey, Timelines};
 
 /// Longest wait for a peer.
@@ -126,6 +128,39 @@ pub struct Damaged<'a> {
     pub given_up: Option<AllGivenUp>,
 }
 
+impl Damaged<'_> {
+    /// Whose word counts.
+    pub fn believed(&self) -> Believed {
+        let own = self.control.state.configuration.number().max(self.newest.number());
+        Believed::new(own, self.given_up.clone())
+    }
+}
+
+/// What a member says of itself, if it is one, and was not given up.
+pub fn said(status: Status, believed: &Believed) -> Result<Option<Said>, String> {
+    let configuration = &status.configuration;
+    // Where it is not decided yet who the members are they are these nodes.
+    let is_one = match configuration.is_known() {
+        true => configuration.contains(status.member),
+        false => configuration.nodes().contains(&status.member.node),
+    };
+    if !is_one {
+        return Err("is no member by now".to_owned());
+    }
+    if !believed.includes(configuration) {
+        return Err("may have been given up, and not know it".to_owned());
+    }
+    Ok(Some(Said {
+        member: status.member,
+        configuration: status.configuration,
+        term: status.term,
+        available_lsn: status.available_lsn,
+        flush_lsn: status.flush_lsn,
+        commit_lsn: status.commit_lsn,
+        history: status.history,
+    }))
+}
+
 /// One attempt to mend a timeline, and to open it; where it is no longer kept here it goes. `ask` says who may have what is damaged.
 /// Where the log was cut, if it was. For a thread that may wait.
 pub fn attempt(
@@ -228,6 +263,7 @@ fn ask(background: &Background, damaged: &Damaged<'_>, handle: &Handle) -> Sourc
                     parameters,
                     node,
                     address,
+                    believed: damaged.believed(),
                     client: None,
                 }));
             }
@@ -252,6 +288,7 @@ struct Peer {
     parameters: TimelineParameters,
     node: NodeId,
     address: String,
+    believed: Believed,
     client: Option<SafekeeperClient>,
 }
 
@@ -287,24 +324,7 @@ impl Source for Peer {
         if node != self.node || status.parameters != self.parameters {
             return Err(format!("at {} is another one, or another timeline", self.address));
         }
-        let configuration = &status.configuration;
-        // Where it is not decided yet who the members are they are these nodes.
-        let is_one = match configuration.is_known() {
-            true => configuration.contains(status.member),
-            false => configuration.nodes().contains(&node),
-        };
-        if !is_one {
-            return Err("is no member by now".to_owned());
-        }
-        Ok(Some(Said {
-            member: status.member,
-            configuration: status.configuration,
-            term: status.term,
-            available_lsn: status.available_lsn,
-            flush_lsn: status.flush_lsn,
-            commit_lsn: status.commit_lsn,
-            history: status.history,
-        }))
+        said(status, &self.believed)
     }
 
     fn read(&mut self, from: Lsn, to: Lsn, term: Term) -> Result<Vec<u8>, String> {

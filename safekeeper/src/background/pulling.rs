@@ -90,6 +90,10 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
             return Ok(0);
         }
     }
+    let told = peers.iter().map(|peer| &peer.status.configuration);
+    let number = timeline.configuration_number();
+    let believed = background.timelines.believed(timeline.parameters(), number, told);
+    peers.retain(|peer| believed.includes(&peer.status.configuration));
     let own = background.timelines.context().shared.own;
     let answers = |member| member == own || peers.iter().any(|peer| peer.status.member == member);
     if !timeline.configuration().is_quorum(answers) {

@@ -5,30 +5,24 @@
 //! `docs/consensus.md`.
 
 mod campaign;
+pub mod reach;
 mod recovering;
 mod silence;
 pub mod turn;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use pgstrata_format::registration::Registration;
 use pgstrata_ids::{Member, NodeId};
-use pgstrata_listen::Security;
 use pgstrata_quorum::{Chain, ChainError, Configuration};
-use pgstrata_wal_client::SafekeeperClient;
 use pgstrata_wire::http::safekeeper::{Change, Step};
 
+use self::reach::{Patience, Reach};
 use self::turn::{Heard, Turn, Verdict, is_newcomer};
 use crate::archive::Archive;
-use crate::background::Known;
 use crate::decisions::{Decisions, Swapped};
 use crate::timelines::TimelineKey;
 pub use recovering::Left;
-use silence::{PATIENCE, Silence};
-
-/// So long none of the members has a compute, before one of them takes a term itself.
-const COMPUTE_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// Others that took a step at the same time, before it is left to the next request.
 const ATTEMPTS: usize = 5;
@@ -54,11 +48,8 @@ pub struct Steward {
     pub decisions: Decisions,
     /// Where WAL is archived.
     pub archive: Arc<Archive>,
-    /// Where members are.
-    pub known: Arc<Known>,
-    /// Who we are to them.
-    pub security: Security,
-    silence: Arc<Silence>,
+    /// How members are reached.
+    pub reach: Arc<dyn Reach>,
 }
 
 /// What is asked for.
@@ -87,16 +78,6 @@ fn later(error: impl std::fmt::Display) -> Trouble {
 }
 
 impl Steward {
-    /// One that has asked nobody yet.
-    pub fn new(
-        decisions: Decisions,
-        archive: Arc<Archive>,
-        known: Arc<Known>,
-        security: Security,
-    ) -> Steward {
-        Steward { decisions, archive, known, security, silence: Arc::default() }
-    }
-
     /// Takes the next step of what is asked for, which may be the last. May wait for members for some seconds.
     pub fn advance(&self, key: TimelineKey, wish: &Wish) -> Result<Change, Trouble> {
         let nodes = &wish.nodes;
@@ -247,12 +228,9 @@ impl Steward {
         }
         for member in joint.all().filter(|&member| is_newcomer(joint, member)) {
             let node = member.node;
-            let silent = |why: &dyn std::fmt::Display| {
+            self.reach.answers(node).map_err(|why| {
                 Trouble::Later(format!("the newcomer does not answer: safekeeper {node}: {why}"))
-            };
-            let address = self.address(node).ok_or_else(|| silent(&"nobody knows where it is"))?;
-            SafekeeperClient::connect(&address, Some(node), self.security.identity(), PATIENCE)
-                .map_err(|error| silent(&error))?;
+            })?;
         }
         Ok(())
     }
@@ -308,18 +286,14 @@ impl Steward {
         }
         // A compute that lost its connections, or is about to start, would be fenced: it gets a moment.
         let is_led = turn::is_led(&all) || {
-            std::thread::sleep(COMPUTE_PATIENCE);
+            self.reach.wait_for_compute();
             let (all, _) = self.ask(key, joint, &|_| true, None);
             turn::is_led(&all)
         };
         if is_led {
             return change(Step::Joint, "the compute to go on with the new members".into());
         }
-        let places: Vec<(Member, String)> = all
-            .iter()
-            .filter_map(|one| Some((one.member, self.address(one.member.node)?)))
-            .collect();
-        campaign::run(joint, &all[0].status.parameters, &places, &self.security).map_err(later)?;
+        self.reach.elect(joint, &all).map_err(later)?;
         change(Step::Joint, "the end of an election among the members".into())
     }
 
@@ -342,11 +316,6 @@ impl Steward {
         Ok(Change { step: Step::Done, quorum, behind_bytes, waits_for: silent.join("; ") })
     }
 
-    fn address(&self, node: NodeId) -> Option<String> {
-        let registered = || Some(self.decisions.registration(node).ok()??.wal);
-        self.known.wal_address(node).or_else(registered)
-    }
-
     /// What those members say who are asked for, all asked at once, and why others say nothing. With a number they look where
     /// it is decided first.
     fn ask(
@@ -356,7 +325,7 @@ impl Steward {
         wanted: &dyn Fn(&Member) -> bool,
         number: Option<u64>,
     ) -> (Vec<Heard>, Vec<String>) {
-        self.ask_with(key, configuration, wanted, number, &|node| self.silence.patience(node))
+        self.ask_with(key, configuration, wanted, number, Patience::AsUsual)
     }
 
     /// The same, with so much patience for each.
@@ -366,38 +335,12 @@ impl Steward {
         configuration: &Configuration,
         wanted: &dyn Fn(&Member) -> bool,
         number: Option<u64>,
-        patience: &(dyn Fn(NodeId) -> Duration + Sync),
+        patience: Patience,
     ) -> (Vec<Heard>, Vec<String>) {
         let members: Vec<Member> = configuration.all().filter(|member| wanted(member)).collect();
-        let ask = |member: Member| -> Result<Heard, String> {
-            let node = member.node;
-            let failed = |error: &dyn std::fmt::Display| format!("safekeeper {node}: {error}");
-            let address = self.address(node).ok_or_else(|| failed(&"nobody knows where it is"))?;
-            let identity = self.security.identity();
-            let (since, patience) = (Instant::now(), patience(node));
-            let client = SafekeeperClient::connect(&address, Some(node), identity, patience);
-            let status = client.and_then(|mut client| match number {
-                Some(number) => client.learn(key.0, key.1, number),
-                None => client.open(key.0, key.1),
-            });
-            self.silence.note(node, status.is_ok(), since.elapsed());
-            let status = status.map_err(|error| failed(&error))?;
-            match status.member == member {
-                true => Ok(Heard { member, status }),
-                false => Err(failed(&"it has another directory than the member")),
-            }
-        };
-        let answers: Vec<Result<Heard, String>> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                members.iter().map(|&member| scope.spawn(move || ask(member))).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|_| Err("a thread ended early".to_owned()))
-            };
-            threads.into_iter().map(join).collect()
-        });
         let mut heard = Vec::new();
         let mut silent = Vec::new();
-        for answer in answers {
+        for answer in self.reach.ask(key, &members, number, patience) {
             match answer {
                 Ok(one) => heard.push(one),
                 Err(why) => silent.push(why),

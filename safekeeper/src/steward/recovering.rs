@@ -7,11 +7,9 @@ use pgstrata_format::archived::Extent;
 use pgstrata_format::quorum::{GivenUp, Quorum, Restored};
 use pgstrata_ids::{Lsn, Member, NodeId};
 use pgstrata_quorum::Configuration;
-use pgstrata_wal_client::{SafekeeperClient, refusal_of};
 use pgstrata_wire::http::safekeeper::{Change, Step};
-use pgstrata_wire::safekeeper::RefusedReason;
 
-use super::silence::PATIENCE;
+use super::reach::Patience;
 use super::turn::Heard;
 use super::{Steward, Trouble, later};
 use crate::archive::ArchiveError;
@@ -47,8 +45,7 @@ impl Steward {
             let text = "the members were changed meanwhile: look again";
             return Err(Trouble::Conflict(format!("{text} (configuration {})", newest.number())));
         }
-        // What is concluded from silence here is given up: nobody's is taken for granted.
-        let (mut heard, _) = self.ask_with(key, newest, &|_| true, None, &|_| PATIENCE);
+        let (mut heard, _) = self.ask_with(key, newest, &|_| true, None, Patience::ForAll);
         // A copy of an older version that was never told who the members are, or doesn't take it, is not one of theirs: it would
         // not go on with what is decided here.
         let is_told = |one: &Heard| one.status.configuration.is_known();
@@ -175,7 +172,8 @@ impl Steward {
         let count = before.members().len();
         let registered = self.decisions.registrations(nodes).map_err(later)?;
         let members = registered.into_iter().flatten().filter_map(|one| {
-            let is_one = !before.contains(one.member) && self.has_nothing(one.member.node, key);
+            let is_one =
+                !before.contains(one.member) && self.reach.has_nothing(one.member.node, key);
             is_one.then_some(one.member)
         });
         let members: Vec<Member> = members.take(count).collect();
@@ -185,19 +183,6 @@ impl Steward {
                 "there were {count} members, and only {} others answer: start more safekeepers",
                 members.len()
             ))),
-        }
-    }
-
-    /// Whether a safekeeper answers, and knows nothing of the timeline. One that has it, also if that is damaged, was a member
-    /// once, and has promised something.
-    fn has_nothing(&self, node: NodeId, key: TimelineKey) -> bool {
-        let Some(address) = self.address(node) else { return false };
-        let identity = self.security.identity();
-        let asked = SafekeeperClient::connect(&address, Some(node), identity, PATIENCE)
-            .and_then(|mut client| client.open(key.0, key.1));
-        match asked {
-            Ok(_) => false,
-            Err(error) => refusal_of(&error) == Some(&RefusedReason::UnknownTimeline),
         }
     }
 }

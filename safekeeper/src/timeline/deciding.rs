@@ -50,7 +50,7 @@ impl Timeline {
             return Ok(());
         }
         let text = "the members of this timeline went on without this safekeeper, which may have what they lack: it \
-                    becomes one again only with a new directory";
+                    becomes a member again only with a new directory";
         Err(RefusedReason::Storage(text.into()))
     }
 }

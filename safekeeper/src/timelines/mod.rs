@@ -1,6 +1,7 @@
 //! All timelines of this safekeeper, by name.
 
 pub mod away;
+pub mod believing;
 mod deleting;
 pub mod former;
 mod mending;
@@ -10,7 +11,7 @@ mod slots;
 mod start;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -92,6 +93,15 @@ impl TimelinesContext {
             ))),
         }
     }
+}
+
+/// Said of what is kept, and of no use here any more.
+fn left_behind(directory: &Path) -> String {
+    format!(
+        "the members of this timeline went on without this safekeeper: what it has and they lack is in {}. It becomes a member \
+         again only with a new directory",
+        directory.display()
+    )
 }
 
 /// Refuses what is another timeline of the same name.
@@ -277,14 +287,36 @@ impl Timelines {
             }
         }
         let is_member = decided.chain.newest().contains(self.context.shared.own);
-        if decided.restored.is_some_and(|restored| own.number() < restored.number) && is_member {
-            let text = "the members of this timeline were lost, and others began anew with what is archived, which this \
-                        safekeeper's log may lack: it becomes a member again only with a new directory";
-            return Err(RefusedReason::Storage(text.into()));
+        if decided.went_on_without(&own, self.context.shared.own) {
+            // What it has may have been given up, also if it had left before.
+            let failed = |error: StorageError| RefusedReason::Storage(error.to_string());
+            timeline.keep().map_err(failed)?;
         }
-        timeline.admit_decision(&decided.chain)?;
+        let admitted = timeline.admit_decision(&decided.chain);
+        if is_member {
+            self.leave_behind(timeline)?;
+        }
+        admitted?;
         self.find(timeline, decided.chain.newest());
-        timeline.follow_decision(&decided.chain)
+        timeline.follow_decision(&decided.chain)?;
+        if is_member { Ok(()) } else { self.leave_behind(timeline) }
+    }
+
+    /// Serves a timeline no more that is kept for what others lack, to nobody: it counts as committed what was given up, and who
+    /// believed that would have it too. An error, then, that says so.
+    fn leave_behind(&self, timeline: &Timeline) -> Result<(), RefusedReason> {
+        let parameters = timeline.parameters();
+        let key = (parameters.tenant, parameters.timeline);
+        if !timeline.is_kept().map_err(|error| RefusedReason::Storage(error.to_string()))? {
+            return Ok(());
+        }
+        let why = left_behind(&self.directory_of(key));
+        timeline.retire(&why);
+        if let Some(open) = self.get_open(key) {
+            self.slots.end(key, &open, &why);
+            tracing::error!(timeline = %key.1, error = %why, "timeline is served no more");
+        }
+        Err(RefusedReason::Storage(why))
     }
 
     /// Notes where members say that they are, so that whoever hears of them here can go there.

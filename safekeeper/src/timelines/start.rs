@@ -19,7 +19,7 @@ use super::away::summary_of;
 use super::opening::is_passing;
 use super::resting::RestingFiles;
 use super::slots::{Slot, Slots};
-use super::{MOST_OPEN, TimelineKey, Timelines, TimelinesContext};
+use super::{MOST_OPEN, TimelineKey, Timelines, TimelinesContext, left_behind};
 use crate::ledger::Ledger;
 use crate::storage_error::StorageError;
 use crate::timeline::{AWAY, KEEP, Timeline, read_control};
@@ -137,12 +137,9 @@ impl Timelines {
             return Ok(());
         }
         let slot = match Timeline::open(&self.context.shared, directory) {
-            Ok(opened) if opened.timeline.is_left() && names.iter().any(|name| name == KEEP) => {
-                let text = format!(
-                    "the members of this timeline went on without this safekeeper: what it has and they lack is in {}. \
-                     If nothing is missed it is of no further use",
-                    directory.display()
-                );
+            // Also where it never took who the members are by now.
+            Ok(_) if names.iter().any(|name| name == KEEP) => {
+                let text = left_behind(directory);
                 tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
                 Slot::Damaged(text)
             }
