@@ -30,6 +30,9 @@ use crate::truth::{Checked, Truth};
 
 const DIRECTORY: &str = "/safekeeper";
 
+/// Said of what is kept for people to look at.
+const LEFT_BEHIND: &str = "went on without this safekeeper";
+
 /// What became of a timeline that was at rest.
 #[derive(Debug)]
 pub enum Woken {
@@ -198,6 +201,13 @@ impl Node {
         self.timelines.as_ref().is_some_and(|timelines| !timelines.mending().is_empty())
     }
 
+    /// Members went on without it, which may have what they lack: it is of no use until it has an empty directory.
+    pub fn is_left_behind(&self) -> bool {
+        let damaged = self.timelines.as_ref().and_then(|timelines| timelines.damaged().pop());
+        damaged.is_some_and(|(_, why)| why.contains(LEFT_BEHIND))
+            || self.timeline().is_some_and(|timeline| timeline.is_kept().unwrap_or(false))
+    }
+
     /// It could not be opened, and nothing of it is known to be wrong.
     pub fn is_unopened(&self) -> bool {
         let key = self.outside.key;
@@ -303,7 +313,7 @@ impl Node {
     }
 
     /// Starts again, and looks at what it has.
-    pub fn start(&mut self, truth: &Truth) -> Checked {
+    pub fn start(&mut self, truth: &mut Truth) -> Checked {
         self.is_up = true;
         self.is_registered = false;
         let names = self.disk.list(&self.directory).unwrap_or_default();
@@ -338,7 +348,7 @@ impl Node {
     }
 
     /// Looks at what has become of its timeline: one that was opened has what was promised of it.
-    pub fn look(&mut self, truth: &Truth) -> Checked {
+    pub fn look(&mut self, truth: &mut Truth) -> Checked {
         let Some(timelines) = self.timelines.clone().filter(|_| !self.is_finished()) else {
             return Ok(());
         };
@@ -348,6 +358,9 @@ impl Node {
         if !std::ptr::eq(self.seen.as_ptr(), Arc::as_ptr(&timeline)) {
             self.seen = Arc::downgrade(&timeline);
             self.look_at_opened(&timeline)?;
+        }
+        if !truth.has_given_up(timeline.configuration_number()) {
+            truth.returned(&timeline.history(), timeline.commit_lsn())?;
         }
         self.check(truth)
     }
@@ -370,7 +383,7 @@ impl Node {
     fn look_at_unopened(&mut self, timelines: &Timelines) -> Checked {
         let key = self.outside.key;
         if let Some((_, why)) = timelines.damaged().pop() {
-            let is_kept = why.contains("went on without this safekeeper");
+            let is_kept = why.contains(LEFT_BEHIND);
             let is_passing = timelines.is_unopened(key);
             return match self.is_rotten || is_passing || is_kept {
                 true => Ok(()),
@@ -474,7 +487,8 @@ impl Node {
         let commit_lsn = timeline.commit_lsn();
         let from = self.compared.max(available_lsn);
         // A failed write leaves positions that nobody is told of.
-        if from >= commit_lsn || self.is_finished() {
+        let is_given_up = truth.has_given_up(timeline.configuration_number());
+        if from >= commit_lsn || self.is_finished() || is_given_up {
             return Ok(());
         }
         self.compare(&timeline, from, commit_lsn, truth)?;
@@ -542,6 +556,11 @@ impl Node {
     /// The file of one of its segments.
     pub fn segment_path(&self, timeline: &TimelineParameters, number: u64) -> PathBuf {
         self.directory.join(timeline.segment_name(number))
+    }
+
+    /// The log that it has for all that is known: which term wrote which of it, and where it ends.
+    pub fn log(&self) -> (&TermHistory, Lsn) {
+        (&self.promised.history, self.promised.flush_lsn)
     }
 
     /// End of what it acknowledged, and has for all that is known.

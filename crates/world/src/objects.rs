@@ -12,7 +12,7 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 use pgstrata_blob::{Interceptor, Location, Store, Verdict};
 use pgstrata_format::archived::Extent;
-use pgstrata_format::quorum::Quorum;
+use pgstrata_format::quorum::{AllGivenUp, Quorum};
 use pgstrata_ids::{Lsn, TimelineParameters};
 use pgstrata_safekeeper::archive::{Archive, ArchiveReader, object_name};
 use pgstrata_sim::Rng;
@@ -109,6 +109,7 @@ pub struct Objects {
     pub archive: Arc<Archive>,
     /// What is there, without what goes wrong.
     store: Store,
+    plain_archive: Archive,
     parameters: TimelineParameters,
     /// What is before the timeline's start in its first segment.
     before: Vec<u8>,
@@ -153,6 +154,7 @@ impl Objects {
             runtime: runtime(),
             archive: Arc::new(archive.compressing(FAST)),
             network,
+            plain_archive: Archive::new(store.clone()),
             store,
             parameters,
             before,
@@ -203,7 +205,8 @@ impl Objects {
 
     /// A reader of what is archived.
     pub fn reader(&self) -> ArchiveReader {
-        ArchiveReader::new(Arc::clone(&self.archive))
+        let given_up = self.decided.as_ref().map(|decided| decided.given_up.clone());
+        ArchiveReader::new(Arc::clone(&self.archive)).without(given_up.unwrap_or_default())
     }
 
     /// What is there, for a mistake to change it.
@@ -280,6 +283,8 @@ impl Objects {
                 (Some(_), Some(_)) => {
                     return Err(format!("{name} is another object than it was"));
                 }
+                // Of who was given up: it counts for nothing, and may be replaced.
+                (Some(found), None) if self.given_up_at(&name, &found)?.is_some() => {}
                 (Some(found), None) => {
                     self.check_object(&name, &found, truth)?;
                     self.seen.insert(name, found);
@@ -289,6 +294,55 @@ impl Objects {
             }
         }
         Ok(decided)
+    }
+
+    /// What an object is of: from where, and up to where.
+    fn place(&self, name: &str) -> Checked<(Lsn, Lsn)> {
+        let size = u64::from(self.parameters.segment_size);
+        match self.segment_of(name) {
+            Some(number) => Ok((Lsn(number * size), Lsn((number + 1) * size))),
+            None => {
+                let end = Self::tail_of(name).ok_or_else(|| format!("{name} is no WAL"))?;
+                Ok((end.segment_start(size).max(self.parameters.start_lsn), end))
+            }
+        }
+    }
+
+    /// Up to where an object is of the log that goes on, if it is of who was given up: it may be replaced.
+    fn given_up_at(&self, name: &str, object: &[u8]) -> Checked<Option<Lsn>> {
+        let Some(decided) = self.decided.as_ref().filter(|one| !one.given_up.is_empty()) else {
+            return Ok(None);
+        };
+        let extent = Extent::decode(object).map_err(|error| format!("{name}: {error}"))?;
+        let number = extent.map_or(0, |extent| extent.configuration);
+        let (from, to) = self.place(name)?;
+        let denied = decided.given_up.denies(number, to);
+        Ok(denied.map(|given_up| given_up.lsn.max(from)))
+    }
+
+    /// What those have archived who were given up counts no longer, but for what they had when they were.
+    pub fn give_up(&mut self, decided: &Quorum) -> Checked {
+        self.decided = Some(decided.clone());
+        for (name, object) in self.seen.clone() {
+            if let Some(lsn) = self.given_up_at(&name, &object)? {
+                self.seen.remove(&name);
+                match self.segment_of(&name) {
+                    Some(number) => self.segments.remove(&number),
+                    None => self.tails.remove(&Self::tail_of(&name).unwrap_or_default()),
+                };
+                self.tails.insert(lsn);
+            }
+        }
+        Ok(())
+    }
+
+    /// How far the archived log goes, for who knows of those who were given up.
+    pub fn newest(&self, given_up: &AllGivenUp) -> Checked<Lsn> {
+        let newest = self.plain_archive.newest(&self.parameters, given_up);
+        match self.runtime.block_on(newest) {
+            Ok(newest) => Ok(newest.map_or(Lsn::INVALID, |extent| extent.boundary)),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// Whoever decides goes on from what was decided before.
@@ -304,7 +358,10 @@ impl Objects {
         match known {
             Some(known) if known == newest => return Ok(None),
             Some(known)
-                if newest.number() == known.number() + 1 && found.chain.goes_on_from(known) => {}
+                if newest.number() == known.number() + 1
+                    && found.chain.goes_on_from(known)
+                    && (found.chain.configurations()[0].number() <= known.number()
+                        || found.given_up.includes(known.number())) => {}
             None if newest.number() == 1 => {}
             known => return Err(format!("{newest:?} is decided after {known:?}")),
         }
@@ -345,13 +402,7 @@ impl Objects {
         let extent = Extent::decode(object).map_err(|error| format!("{name}: {error}"))?;
         let wal = self.decompressor.decompress(object, size as usize);
         let wal = wal.map_err(|error| format!("{name}: {error}"))?;
-        let (from, to) = match self.segment_of(name) {
-            Some(number) => (Lsn(number * size), Lsn((number + 1) * size)),
-            None => {
-                let end = Self::tail_of(name).ok_or_else(|| format!("{name} is no WAL"))?;
-                (end.segment_start(size).max(self.parameters.start_lsn), end)
-            }
-        };
+        let (from, to) = self.place(name)?;
         if wal.len() as u64 != to - from {
             return Err(format!("{name} has {} bytes", wal.len()));
         }
@@ -379,14 +430,12 @@ impl Objects {
     ) -> Checked {
         let start = self.parameters.start_lsn;
         let newest = self.decided.as_ref().map_or(0, |decided| decided.chain.newest().number());
-        let Some(extent) = extent else {
-            // A first record that fills it: no term has ended one.
-            return match truth.history().up_to(to).last() {
-                Some(first) if first.lsn > start => Err(format!("{name} does not say what it is")),
-                _ => Ok(()),
-            };
+        let extent = extent.ok_or_else(|| format!("{name} does not say what it is"))?;
+        let right = match extent.boundary > start {
+            true => truth.history().up_to(extent.boundary),
+            // A first record that fills it.
+            false => truth.history().reached_by(start),
         };
-        let right = truth.history().up_to(extent.boundary);
         let is_right = extent.from == from
             && extent.boundary <= to
             && extent.configuration <= newest

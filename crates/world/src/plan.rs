@@ -28,6 +28,9 @@ pub enum Trouble {
     /// A directory is lost, if others have what it had, and the safekeeper comes back with an empty one. It is made a member
     /// again, or another one (bits of nodes) in its place.
     Wipe { node: usize, back_after: Time, replaced_after: Time },
+    /// A majority of the members are lost for good, these of them (bits of nodes), or all; they come back with empty directories. An
+    /// operator has who is left go on, or others with what is archived.
+    LoseMost { nodes: u8, back_after: Time, recovered_after: Time },
     /// Somebody wants these nodes (bits) to be the members.
     Members { nodes: u8 },
     /// Something of a log rots: where, in thousandths of what there is.
@@ -116,6 +119,15 @@ impl Plan {
         if rng.one_in(3) {
             let at = rng.between(1, quiet_at / MS) * MS;
             troubles.push((at, Trouble::Idle { lasts: rng.between(50, 300) * MS }));
+            troubles.sort_by_key(|&(at, _)| at);
+        }
+        // Numbers of its own: what else a seed means stays as it was.
+        let mut rng = Rng::new(seed ^ 0x1057_A110);
+        if changes && rng.one_in(6) {
+            let at = rng.between(1, quiet_at / MS) * MS;
+            let nodes = if rng.one_in(3) { u8::MAX } else { rng.below(1 << SLOTS) as u8 };
+            let (back_after, recovered_after) = (rng.between(1, 50) * MS, rng.between(1, 150) * MS);
+            troubles.push((at, Trouble::LoseMost { nodes, back_after, recovered_after }));
             troubles.sort_by_key(|&(at, _)| at);
         }
         Plan {

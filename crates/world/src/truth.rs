@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_ids::{Lsn, Term};
 use pgstrata_quorum::TermHistory;
 
@@ -29,6 +30,10 @@ pub struct Truth {
     history: TermHistory,
     /// How far that was known of each term.
     known: BTreeMap<Term, Lsn>,
+    /// Who was given up, and may not know it.
+    given_up: AllGivenUp,
+    /// Up to where what was given up may be committed again: whoever wrote it may still have it.
+    may_return: Lsn,
 }
 
 impl Truth {
@@ -39,6 +44,8 @@ impl Truth {
             bytes: Vec::with_capacity(ROOM),
             history: TermHistory::default(),
             known: BTreeMap::new(),
+            given_up: AllGivenUp::default(),
+            may_return: Lsn::INVALID,
         }
     }
 
@@ -148,6 +155,33 @@ impl Truth {
         self.bytes.extend_from_slice(&more);
         self.history = history;
         Ok(())
+    }
+
+    /// An operator has given up what is committed from there on, and that anybody won a later term than this: those who are left
+    /// know of none.
+    pub fn give_up(&mut self, lsn: Lsn, term: Term, all: &AllGivenUp) {
+        self.given_up = all.clone();
+        self.may_return = self.may_return.max(self.end());
+        self.terms.retain(|other, _| *other <= term);
+        self.known.retain(|other, _| *other <= term);
+        self.bytes.truncate(lsn.saturating_sub(self.start) as usize);
+        self.history = self.history.up_to(lsn);
+        self.known.values_mut().for_each(|known| *known = lsn.min(*known));
+    }
+
+    /// Whether who knows of this configuration, and of no later one, was given up: others may have other bytes.
+    pub fn has_given_up(&self, configuration: u64) -> bool {
+        self.given_up.includes(configuration)
+    }
+
+    /// A member knows that its log is committed up to there: of what was given up that may be news.
+    pub fn returned(&mut self, history: &TermHistory, lsn: Lsn) -> Checked {
+        match history.up_to(lsn).last() {
+            Some(last) if lsn > self.end() && lsn <= self.may_return => {
+                self.committed(last.term, lsn)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Somebody reads this as committed.

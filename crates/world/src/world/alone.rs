@@ -1,6 +1,5 @@
 //! What safekeepers do by themselves: notes, archive, removal, catching up.
 
-use pgstrata_format::quorum::AllGivenUp;
 use pgstrata_safekeeper::background::pulling;
 use pgstrata_safekeeper::timeline::Timeline;
 
@@ -28,6 +27,10 @@ impl World {
         }
         for number in silent {
             self.hang_up(number);
+        }
+        if self.quiet.is_some() && self.nodes[index].is_left_behind() {
+            self.begin_anew(index);
+            return Ok(());
         }
         self.register(index);
         self.mend_later(index);
@@ -153,6 +156,11 @@ impl World {
         if timeline.is_left() {
             return Ok(());
         }
+        let told = asked.iter().map(|(_, status)| &status.configuration);
+        let number = timeline.configuration_number();
+        let Some(timelines) = self.nodes[index].timelines() else { return Ok(()) };
+        let believed = timelines.believed(&self.parameters, number, told);
+        asked.retain(|(_, status)| believed.includes(&status.configuration));
         let own = self.nodes[index].member;
         let answers =
             |member| member == own || asked.iter().any(|(_, status)| status.member == member);
@@ -202,7 +210,7 @@ impl World {
         }
         let archive = Arc::clone(&self.objects.archive);
         let newest =
-            self.objects.wait(archive.newest(timeline.parameters(), &AllGivenUp::default()));
+            self.objects.wait(archive.newest(timeline.parameters(), &self.quorum.given_up));
         self.outcome.archive_asked += 1;
         let mut newest = newest.ok().flatten();
         if let (Some(extent), Some(Lie::AnyArchiveFollowed)) = (&mut newest, self.lie) {

@@ -38,6 +38,8 @@ pub(super) struct Here {
     /// What it has heard of others, some of it long ago.
     heard: Mutex<BTreeMap<NodeId, TimelineProgress>>,
     before: Arc<Before>,
+    /// Who was given up, as it stands where that is decided.
+    given_up: Mutex<AllGivenUp>,
 }
 
 impl Here {
@@ -49,7 +51,12 @@ impl Here {
             tail_after: Duration::from_micros(tail_after * TIMES_FASTER),
             heard: Mutex::default(),
             before: Arc::new(Before(before)),
+            given_up: Mutex::default(),
         }
+    }
+
+    pub(super) fn give_up(&self, all: AllGivenUp) {
+        *self.given_up.lock() = all;
     }
 }
 
@@ -80,7 +87,7 @@ impl Around for Here {
     }
 
     fn given_up(&self, _: TimelineKey) -> GivenUpRead {
-        Box::pin(std::future::ready(Ok(AllGivenUp::default())))
+        Box::pin(std::future::ready(Ok(self.given_up.lock().clone())))
     }
 }
 
@@ -201,7 +208,8 @@ impl World {
         let name = self.nodes[index].name.clone();
         if let Err(trouble) = &advanced {
             self.log(|| format!("{name} can't archive: {trouble}"));
-            if trouble.text.contains("differs") {
+            // What is of who was given up is replaced, once that can be found out.
+            if trouble.text.contains("differs") && self.quorum.given_up.is_empty() {
                 return Err(format!("{name}: {trouble}"));
             }
         }
@@ -295,6 +303,9 @@ impl World {
 
     /// What it counts as archived is, and so is what it has removed.
     pub(super) fn check_archived(&self, index: usize, timeline: &Timeline) -> Checked {
+        if self.truth.has_given_up(timeline.configuration_number()) || timeline.is_retired() {
+            return Ok(());
+        }
         let marks = timeline.marks();
         for (lsn, does) in
             [(marks.available_lsn, "has removed"), (marks.archived_lsn, "counts as archived")]
@@ -315,6 +326,9 @@ impl World {
         match self.is_founded {
             false => self.outcome.founded += 1,
             true => self.outcome.changes += 1,
+        }
+        if decided.given_up != self.quorum.given_up {
+            self.give_up(&decided)?;
         }
         let newest = decided.chain.newest();
         self.log(|| format!("it is decided: {newest:?}"));

@@ -284,7 +284,7 @@ impl World {
         // Newcomers first: who has the timeline tells its compute, which then counts on them.
         let (newcomers, missing) = self.ask(command, &joint, &is_new, true)?;
         if missing > 0 {
-            if !self.give_up(command, &joint)? {
+            if !self.undo(command, &joint)? {
                 self.again(command);
             }
             return Ok(());
@@ -295,7 +295,7 @@ impl World {
     }
 
     /// Undoes a change that will never end.
-    fn give_up(&mut self, command: usize, joint: &Configuration) -> Checked<bool> {
+    fn undo(&mut self, command: usize, joint: &Configuration) -> Checked<bool> {
         let is_lost = |member: Member| {
             self.registered(member.node).is_some_and(|registered| registered != member)
         };
@@ -334,7 +334,7 @@ impl World {
                 self.decide(command, version, Quorum { chain: ended, ..decided });
             }
             (Verdict::WaitsForOld, _) => {
-                if !self.give_up(command, joint)? {
+                if !self.undo(command, joint)? {
                     self.again(command);
                 }
             }
@@ -416,7 +416,7 @@ impl World {
         if self.nodes[index].disk.has_stopped() {
             return self.settle(index);
         }
-        self.nodes[index].look(&self.truth)?;
+        self.nodes[index].look(&mut self.truth)?;
         self.nodes[index].promise(None);
         self.settle(index)
     }

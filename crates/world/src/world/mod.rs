@@ -5,6 +5,7 @@ mod archive;
 mod campaign;
 mod computes;
 mod members;
+mod recovery;
 mod rest;
 mod rot;
 mod safekeepers;
@@ -131,6 +132,8 @@ enum Event {
     EndCampaign(u64),
     /// Members whose directories are lost are replaced.
     Replace,
+    /// An operator has who is left go on.
+    Recover,
     /// A safekeeper tries to mend what is damaged.
     Mend(usize),
     /// Object storage is asked, or answers, in the turn of this number.
@@ -166,6 +169,10 @@ pub struct Outcome {
     pub retired: u64,
     /// Directories that were lost.
     pub wipes: u64,
+    /// Times that a majority was given up, and those of them where all were; and bytes that were committed, and given up.
+    pub recoveries: u64,
+    pub restorations: u64,
+    pub given_up_bytes: u64,
     /// Pieces that computes read from their files for members, and connections that they made.
     pub file_reads: u64,
     pub dials: u64,
@@ -206,6 +213,9 @@ impl Outcome {
         self.founded += other.founded;
         self.retired += other.retired;
         self.wipes += other.wipes;
+        self.recoveries += other.recoveries;
+        self.restorations += other.restorations;
+        self.given_up_bytes += other.given_up_bytes;
         self.file_reads += other.file_reads;
         self.dials += other.dials;
         self.blocked += other.blocked;
@@ -244,6 +254,10 @@ pub struct World {
     quorum: Quorum,
     /// Before that what stands there does not.
     is_founded: bool,
+    /// An operator is at it.
+    is_recovering: bool,
+    /// Nobody has anything of the timeline any more, nor has the archive.
+    is_all_lost: bool,
     /// Those who are no members are still to be taken away.
     may_retire: bool,
     /// What everybody has of object storage.
@@ -329,6 +343,8 @@ impl World {
             is_mend_due: vec![false; nodes.len()],
             is_founded,
             may_retire: false,
+            is_recovering: false,
+            is_all_lost: false,
             commands: Vec::new(),
             no_objects_until: 0,
             idle_until: 0,
@@ -372,7 +388,7 @@ impl World {
     /// All safekeepers are there, and in some worlds the timeline is founded.
     fn begin_all(&mut self) {
         for index in 0..self.nodes.len() {
-            let started = self.nodes[index].start(&self.truth);
+            let started = self.nodes[index].start(&mut self.truth);
             started.unwrap_or_else(|error| unreachable!("on a disk that is well: {error}"));
             self.register(index);
         }
@@ -411,6 +427,9 @@ impl World {
             }
             self.handle(event)?;
             self.check_objects()?;
+            if self.is_all_lost {
+                return Ok(());
+            }
             if let Some((since, end)) = self.quiet {
                 if self.truth.end() > end
                     && !self.may_retire
@@ -512,6 +531,7 @@ impl World {
             }
             Event::Barrier(compute, life, term) => self.barrier(compute, life, term),
             Event::Replace => self.replace(),
+            Event::Recover => return self.recover(),
             Event::Mend(node) => return self.mend(node),
             Event::Archive(turn) => return self.go_on_archiving(turn),
             Event::Quiet => self.be_quiet(),

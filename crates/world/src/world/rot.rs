@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use pgstrata_ids::Member;
-use pgstrata_safekeeper::background::mending::{Archived, Damaged};
+use pgstrata_safekeeper::background::mending::{Archived, Damaged, said};
 use pgstrata_safekeeper::checked_segment::checker;
 use pgstrata_safekeeper::mend::check::{Found, check, confirm};
 use pgstrata_safekeeper::mend::{Said, Source, Sources};
 use pgstrata_safekeeper::timeline::{Suspicion, Timeline};
 use pgstrata_safekeeper::timelines::TimelineKey;
+use pgstrata_safekeeper::timelines::believing::Believed;
 
 use crate::plan::Rot;
 
@@ -25,6 +26,7 @@ struct Peer {
     name: String,
     key: TimelineKey,
     visit: Visit,
+    believed: Believed,
     /// A mistake: its log is taken for the own one.
     as_own: Option<TermHistory>,
 }
@@ -36,18 +38,11 @@ impl Source for Peer {
 
     fn said(&mut self) -> Result<Option<Said>, String> {
         let status = self.visit.open(self.key).map_err(|reason| reason.to_string())?;
-        if !status.configuration.contains(status.member) {
-            return Err("is no member by now".into());
+        let mut said = said(status, &self.believed)?;
+        if let (Some(said), Some(history)) = (&mut said, &self.as_own) {
+            said.history.clone_from(history);
         }
-        Ok(Some(Said {
-            member: status.member,
-            configuration: status.configuration,
-            term: status.term,
-            available_lsn: status.available_lsn,
-            flush_lsn: status.flush_lsn,
-            commit_lsn: status.commit_lsn,
-            history: self.as_own.clone().unwrap_or(status.history),
-        }))
+        Ok(said)
     }
 
     fn read(&mut self, from: Lsn, to: Lsn, term: Term) -> Result<Vec<u8>, String> {
@@ -94,6 +89,8 @@ impl World {
         let is_written_to = start + SEGMENT_SIZE > until;
         match rot {
             Rot::Bit | Rot::Short if may_be_left => return,
+            // Beside other damage it can't be told whether anybody looks at it.
+            Rot::Bit if node.is_rotten => return,
             _ => {}
         }
         let path = node.segment_path(&self.parameters, at.segment_number(SEGMENT_SIZE));
@@ -182,7 +179,8 @@ impl World {
             let mut sources: Vec<Box<dyn Source>> = Vec::new();
             for (name, visit, member) in peers {
                 if nodes.contains(&member.node) {
-                    sources.push(Box::new(Peer { name, key, visit, as_own: as_own.clone() }));
+                    let (believed, as_own) = (damaged.believed(), as_own.clone());
+                    sources.push(Box::new(Peer { name, key, visit, believed, as_own }));
                 }
             }
             if let Some(given_up) = damaged.given_up.clone() {
@@ -194,10 +192,6 @@ impl World {
         };
         let is_unopened = self.nodes[index].is_unopened();
         let mended = self.nodes[index].mend(may_go, ask);
-        // Whoever was asked may have been woken.
-        for peer in 0..self.nodes.len() {
-            self.settle(peer)?;
-        }
         match mended {
             Ok(_) if self.nodes[index].is_mending() => {
                 self.log(|| format!("safekeeper {} is damaged still", index + 1));
@@ -218,13 +212,16 @@ impl World {
             }
             Err(why) => {
                 self.log(|| format!("safekeeper {} is not mended: {why}", index + 1));
-                // It may have been about to cut what nobody depends on.
-                if self.nodes[index].is_finished() && self.check_relief(index).is_ok() {
+                // It may have been about to cut what nobody depends on, or have done it, and could not be opened after that.
+                let node = &self.nodes[index];
+                let may_be_mended = node.is_finished() || node.is_unopened();
+                if may_be_mended && self.check_relief(index).is_ok() {
                     self.nodes[index].may_be_cut();
                 }
             }
         }
-        Ok(())
+        // Whoever was asked may have been woken.
+        (0..self.nodes.len()).try_for_each(|node| self.settle(node))
     }
 
     /// Mending is tried as long as it is needed.

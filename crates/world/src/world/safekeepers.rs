@@ -161,7 +161,7 @@ impl World {
             self.settle(node)?;
             return Ok(Served::Ended);
         }
-        self.nodes[node].look(&self.truth)?;
+        self.nodes[node].look(&mut self.truth)?;
         let replies = self.replies(node, &output)?;
         let is_of_storage = stepped.as_ref().is_err_and(|error| error.is::<StorageError>());
         if !is_of_storage {

@@ -45,6 +45,9 @@ impl World {
             Trouble::Wipe { node, back_after, replaced_after } => {
                 self.wipe(node, back_after, replaced_after);
             }
+            Trouble::LoseMost { nodes, back_after, recovered_after } => {
+                self.lose_most(nodes, back_after, recovered_after);
+            }
             Trouble::Members { nodes } => {
                 let nodes = (0..self.nodes.len()).filter(|&node| is_in(nodes, node));
                 let nodes = nodes.map(|node| self.nodes[node].member.node).collect();
@@ -110,7 +113,7 @@ impl World {
         if self.nodes[index].is_retired {
             return Ok(());
         }
-        self.nodes[index].start(&self.truth)?;
+        self.nodes[index].start(&mut self.truth)?;
         self.register(index);
         if self.quiet.is_some() && self.commands.iter().all(|command| command.is_over) {
             // It may be one that was lost, and could not be replaced before it said who it is.
@@ -205,7 +208,7 @@ impl World {
             self.crash(index);
             return Ok(());
         }
-        self.nodes[index].look(&self.truth)
+        self.nodes[index].look(&mut self.truth)
     }
 
     pub(super) fn prepare(&mut self, node: usize) {
