@@ -143,6 +143,10 @@ pub struct Session {
     alive: Instant,
     /// When the message began to come that is not whole.
     begun: Instant,
+    /// When bytes came last.
+    came: Instant,
+    /// When it was last considered whether more is worth waiting for.
+    judged: Instant,
     /// Whether something has come, or was waited for in vain, since it was last waited for.
     has_looked: bool,
     /// Whether nothing came.
@@ -168,6 +172,8 @@ impl Session {
             heard: now,
             alive: now,
             begun: now,
+            came: now,
+            judged: now,
             has_looked: false,
             is_quiet: false,
             has_fed: false,
@@ -199,6 +205,9 @@ impl Session {
     pub fn received(&mut self, count: usize, now: Instant) {
         if self.inbox.is_empty() {
             self.begun = now;
+        }
+        if count > 0 {
+            self.came = now;
         }
         self.inbox.filled(count);
         (self.has_looked, self.is_quiet) = (true, count == 0);
@@ -285,22 +294,26 @@ impl Session {
                 waited > ANSWER_PATIENCE || (waited > WANTED_PATIENCE && sink.is_wanted());
             return if is_over { Err(SourceError::NoAnswer) } else { Ok(()) };
         }
-        if !self.inbox.is_empty() {
-            return match since(self.begun, now) > SILENCE {
-                true => Err(SourceError::Unfinished),
-                false => Ok(()),
-            };
+        let is_within = !self.inbox.is_empty();
+        if is_within && since(self.begun, now) > SILENCE {
+            return Err(SourceError::Unfinished);
         }
-        if !self.is_quiet {
+        // One that says something more often than that may still send no WAL.
+        if !self.is_quiet && since(self.judged, now) < TICK {
             return Ok(());
         }
-        // Nothing is left to do, so nothing is in the way.
-        sink.go_on();
-        sink.tidy();
-        if sink.is_wanted() && since(self.heard, now) > WANTED_PATIENCE {
+        self.judged = now;
+        if !is_within {
+            // Nothing is left to do, so nothing is in the way.
+            sink.go_on();
+            sink.tidy();
+        }
+        // A message that comes slowly is worth waiting for, one that does not go on is not.
+        let heard = if is_within { self.heard.max(self.came) } else { self.heard };
+        if sink.is_wanted() && since(heard, now) > WANTED_PATIENCE {
             return Err(SourceError::Lags);
         }
-        if since(self.alive, now) > SILENCE {
+        if !is_within && since(self.alive, now) > SILENCE {
             return Err(SourceError::Silent);
         }
         Ok(())

@@ -216,6 +216,55 @@ fn a_safekeeper_that_sends_no_wal_is_left_while_that_is_wanted() {
 }
 
 #[test]
+fn a_safekeeper_that_talks_and_sends_no_wal_is_left_while_that_is_wanted() {
+    let mut run = Run::streaming();
+    run.sink.is_wanted = true;
+    let since = run.now;
+    while run.ended.is_none() {
+        run.now += TICK / 4;
+        run.hear(said(|out| out.keepalive(START, 0, false)));
+        assert!(run.now - since < SECOND, "it is listened to for ever");
+    }
+    assert!(run.now - since > Duration::from_millis(150));
+    assert_eq!(run.source_error(), "it lags: others may have more");
+}
+
+#[test]
+fn a_safekeeper_that_stops_inside_a_message_is_given_up_sooner_while_it_is_wanted() {
+    let piece = wal(START, &[7; 1000]);
+    for (is_wanted, expected) in [(false, 30 * SECOND), (true, TICK)] {
+        let mut run = Run::streaming();
+        run.sink.is_wanted = is_wanted;
+        // It comes slowly, but it comes.
+        for byte in &piece[..50] {
+            assert_eq!(run.quiet(TICK), TICK);
+            run.hear([*byte]);
+        }
+        assert!(run.ended.is_none());
+        let waited = run.quiet(60 * SECOND) + 50 * TICK * u32::from(!is_wanted);
+        assert!(waited > expected && waited <= expected + 2 * TICK, "{waited:?}");
+        let text = if is_wanted { "it lags" } else { "a message did not come whole" };
+        assert!(run.source_error().contains(text));
+    }
+}
+
+#[test]
+fn a_message_that_comes_a_byte_at_a_time_must_be_whole_in_time() {
+    let mut run = Run::streaming();
+    run.sink.is_wanted = true;
+    let since = run.now;
+    for byte in wal(START, &[7; 1000]) {
+        run.now += TICK;
+        run.hear([byte]);
+        if run.ended.is_some() {
+            break;
+        }
+    }
+    assert!(run.now - since <= 31 * SECOND);
+    assert_eq!(run.source_error(), "a message did not come whole within 30s");
+}
+
+#[test]
 fn time_that_feeding_takes_is_not_held_against_the_safekeeper() {
     let mut run = Run::streaming();
     run.sink.is_wanted = true;
