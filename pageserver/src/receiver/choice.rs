@@ -1,7 +1,8 @@
 //! Which safekeeper is followed, and when: the life of a timeline's ingest, without connections and clocks.
 //!
 //! Safekeepers are asked in rounds, each of them at most once, until one gives something. What they are to each other is known by what
-//! came of them: who failed lately is asked last, and who sent what is no WAL is not asked at that position.
+//! came of them: who failed lately is asked last, and who sent what is no WAL is not asked at that position
+//! for a while.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use super::session::{Ended, SourceError};
 use super::sink::Sink;
 use crate::ingest::IngestError;
 
-/// One that did not do is asked after the others for so long.
+/// One that did not do is asked after the others for so long, and one that sent what is no WAL is not asked.
 const AVOIDED: Duration = Duration::from_secs(10);
 /// After a round that gave nothing the next one comes so soon, and twice as late after each other one.
 const ROUND_PAUSE: Duration = Duration::from_millis(20);
@@ -103,30 +104,35 @@ struct Asked {
     is_begun_by_another: bool,
 }
 
-/// Sources whose bytes were no WAL, at the position at which the sink is now.
+/// Sources whose bytes were no WAL, at the position at which the sink is now, lately.
 #[derive(Debug, Default)]
 struct Refused {
     at: Lsn,
-    sources: BTreeMap<String, String>,
+    /// When that was, and what was wrong.
+    sources: BTreeMap<String, (Instant, String)>,
 }
 
 impl Refused {
-    /// Whether this one may be asked. Forgets what was of an earlier position.
-    fn allows(&mut self, whole: Lsn, address: &str) -> bool {
+    /// Forgets what was of an earlier position, and what was long ago: it may have been mended, and the others may not be there.
+    fn forget(&mut self, now: Instant, whole: Lsn) {
         if self.at != whole {
             self.sources.clear();
             self.at = whole;
         }
+        self.sources.retain(|_, (at, _)| now.saturating_duration_since(*at) < AVOIDED);
+    }
+
+    fn allows(&self, address: &str) -> bool {
         !self.sources.contains_key(address)
     }
 
-    fn note(&mut self, whole: Lsn, address: &str, reason: String) {
-        self.allows(whole, address);
-        self.sources.insert(address.to_owned(), reason);
+    fn note(&mut self, now: Instant, whole: Lsn, address: &str, reason: String) {
+        self.forget(now, whole);
+        self.sources.insert(address.to_owned(), (now, reason));
     }
 
     fn text(&self) -> String {
-        let each = self.sources.iter().map(|(address, reason)| format!("{address}: {reason}"));
+        let each = self.sources.iter().map(|(address, (_, reason))| format!("{address}: {reason}"));
         each.collect::<Vec<_>>().join("; ")
     }
 }
@@ -243,7 +249,7 @@ impl Choice {
                     let at = sink.whole();
                     let text = format!("after {at} it sent what is no WAL: {reason:#}");
                     sink.note_bad_source(&asked.address, &text);
-                    self.refused.note(at, &asked.address, text);
+                    self.refused.note(now, at, &asked.address, text);
                 }
                 return self.broken(now, sink, error);
             }
@@ -266,7 +272,8 @@ impl Choice {
 
     fn round(&mut self, now: Instant, sink: &mut impl Sink, mut candidates: Vec<String>) -> Phase {
         let known = candidates.len();
-        candidates.retain(|address| self.refused.allows(sink.whole(), address));
+        self.refused.forget(now, sink.whole());
+        candidates.retain(|address| self.refused.allows(address));
         if candidates.is_empty() && known > 0 {
             // None of them has it as it must be. One may be repaired, or another may come.
             let text = self.refused.text();

@@ -187,6 +187,20 @@ fn who_sent_what_is_no_wal_is_not_asked_at_that_position() {
     assert_eq!(run.follow(), "bad");
 }
 
+/// It may have been mended, and the other one may never come back.
+#[test]
+fn who_sent_what_is_no_wal_is_asked_again_later_where_others_give_nothing() {
+    let mut run = Run::new(&["bad", "gone"]);
+    assert_eq!(run.follow(), "bad");
+    run.sends_no_wal();
+    let since = run.now;
+    while run.follow() != "bad" {
+        run.fails();
+        assert!(run.now - since < 60 * SECOND, "it is never asked again");
+    }
+    assert!(run.now - since >= 10 * SECOND);
+}
+
 #[test]
 fn where_all_sent_what_is_no_wal_they_are_asked_again_after_a_second() {
     let mut run = Run::new(&["a", "b"]);
