@@ -42,8 +42,11 @@ pub fn follow(timeline: &Arc<Timeline>, safekeepers: &dyn Safekeepers) {
     loop {
         match choice.next(Instant::now(), &mut sink, &sources) {
             choice::Next::Begin => {
+                let until = Instant::now() + ANCESTOR_PATIENCE;
                 if let Err(error) = timeline.wait(timeline.info.start_lsn, ANCESTOR_PATIENCE) {
                     tracing::debug!(timeline = %timeline.info.id, "ingest waits: {error}");
+                    // That is known at once of an ancestor whose ingest has stopped for good.
+                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
                     continue;
                 }
                 let begun = sink.begin();
