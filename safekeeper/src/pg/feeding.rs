@@ -13,7 +13,7 @@ pub const MAX_SEND: usize = 128 << 10;
 /// Silence after which a keepalive is sent.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
 
-/// Silence of the client after which it is given up.
+/// Silence of the client after which it is given up, once it was asked for half as long to say something.
 const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// Whether a timeline's WAL is to be handed out here.
@@ -73,13 +73,15 @@ pub struct Feeding {
     heard: Instant,
     /// The client wants to hear something.
     is_asked: bool,
+    /// When it was asked to say something, if it has not said anything since.
+    asked: Option<Instant>,
     is_done: bool,
 }
 
 impl Feeding {
     /// From this position on.
     pub fn new(start: Lsn, now: Instant) -> Feeding {
-        Feeding { at: start, sent: now, heard: now, is_asked: false, is_done: false }
+        Feeding { at: start, sent: now, heard: now, is_asked: false, asked: None, is_done: false }
     }
 
     /// The next byte that is sent.
@@ -102,8 +104,11 @@ impl Feeding {
             Standing::Left => return Next::Ended(FeedingError::Left),
             Standing::Retired => return Next::Ended(FeedingError::Retired),
         }
-        if self.is_asked {
-            return Next::Keepalive(false);
+        let silent = now.saturating_duration_since(self.heard);
+        // Also while WAL is sent: one that says something only when it is asked is not to seem silent after that.
+        let is_to_be_asked = silent > DEAD_AFTER / 2 && self.asked.is_none();
+        if self.is_asked || is_to_be_asked {
+            return self.keep_alive(now, is_to_be_asked);
         }
         let left = commit_lsn.saturating_sub(self.at);
         if left > 0 {
@@ -114,11 +119,19 @@ impl Feeding {
         if now < due {
             return Next::Wait(due);
         }
-        let silent = now.saturating_duration_since(self.heard);
-        match silent > DEAD_AFTER {
+        let asked = self.asked.map(|asked| now.saturating_duration_since(asked));
+        let is_dead = silent > DEAD_AFTER && asked.is_some_and(|asked| asked >= DEAD_AFTER / 2);
+        match is_dead {
             true => Next::Ended(FeedingError::Silent(silent)),
-            false => Next::Keepalive(silent > DEAD_AFTER / 2),
+            false => self.keep_alive(now, self.asked.is_some()),
         }
+    }
+
+    fn keep_alive(&mut self, now: Instant, is_question: bool) -> Next {
+        if is_question {
+            self.asked.get_or_insert(now);
+        }
+        Next::Keepalive(is_question)
     }
 
     /// Puts WAL into `out`, from the position on, of what is committed up to `end`; the time is in microseconds since
@@ -147,7 +160,7 @@ impl Feeding {
 
     /// The client said something: how far it is, if that was it.
     pub fn take(&mut self, message: &Frontend, now: Instant) -> Option<StandbyStatus> {
-        self.heard = now;
+        (self.heard, self.asked) = (now, None);
         match message {
             Frontend::Status(status) => {
                 self.is_asked |= status.reply_requested;

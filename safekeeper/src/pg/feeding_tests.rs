@@ -142,6 +142,39 @@ fn a_silent_client_is_asked_and_then_given_up() {
     }
 }
 
+/// As `pg_receivewal --status-interval=0` does.
+#[test]
+fn a_client_that_speaks_only_when_it_is_asked_is_not_given_up() {
+    let mut run = Run::new();
+    let since = run.now;
+    let mut questions = 0;
+    // There is always something to send, and then, for long, there is not.
+    while run.now - since < 1000 * SECOND {
+        if run.now - since < 500 * SECOND {
+            run.commit_lsn = run.feeding.position() + 10;
+            run.now += SECOND;
+        }
+        match run.act() {
+            Next::Keepalive(true) => {
+                questions += 1;
+                run.says(false);
+            }
+            Next::Ended(error) => panic!("{error}, after {:?}", run.now - since),
+            _ => {}
+        }
+    }
+    assert!((20..=35).contains(&questions), "asked {questions} times");
+    // What is sent to one that is gone goes on until the system takes no more of it.
+    let mut run = Run::new();
+    run.now += 1000 * SECOND;
+    run.commit_lsn = START + 10;
+    assert_eq!(run.act(), Next::Keepalive(true));
+    assert!(matches!(run.act(), Next::Wal { .. }));
+    let asked = run.now;
+    while !matches!(run.act(), Next::Ended(_)) {}
+    assert_eq!(run.now - asked, 30 * SECOND);
+}
+
 #[test]
 fn nothing_is_sent_of_a_timeline_that_is_not_kept_here_any_more() {
     for (standing, error) in
