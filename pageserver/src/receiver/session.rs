@@ -19,6 +19,9 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 pub const TICK: Duration = Duration::from_millis(100);
 /// While somebody waits for more WAL, a safekeeper that sends none is left after so long.
 const WANTED_PATIENCE: Duration = Duration::from_millis(150);
+/// The same where it stopped inside a message: on a network that loses packets a part of one may take longer than that, and would
+/// have to come again.
+const WITHIN_PATIENCE: Duration = Duration::from_secs(1);
 /// A safekeeper that does not answer at all is left after so long, or sooner while somebody waits for more WAL.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// A safekeeper that says nothing at all for so long, stops inside a message, or takes nothing, is given up.
@@ -309,8 +312,11 @@ impl Session {
             sink.tidy();
         }
         // A message that comes slowly is worth waiting for, one that does not go on is not.
-        let heard = if is_within { self.heard.max(self.came) } else { self.heard };
-        if sink.is_wanted() && since(heard, now) > WANTED_PATIENCE {
+        let (heard, patience) = match is_within {
+            true => (self.heard.max(self.came), WITHIN_PATIENCE),
+            false => (self.heard, WANTED_PATIENCE),
+        };
+        if sink.is_wanted() && since(heard, now) > patience {
             return Err(SourceError::Lags);
         }
         if !is_within && since(self.alive, now) > SILENCE {
