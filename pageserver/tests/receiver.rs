@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use pgstrata_blob::{Location, Store};
 use pgstrata_ids::{Lsn, TimelineId};
+use pgstrata_pageserver::ingest::Ingest;
 use pgstrata_pageserver::lock::Mutex;
 use pgstrata_pageserver::receiver::{Safekeepers, follow};
-use pgstrata_pageserver::repository::Repository;
+use pgstrata_pageserver::repository::{Moment, Repository};
 use pgstrata_pageserver::timeline::{Limits, Timeline};
 use pgstrata_pg_wal::PgVersion;
 use rand::SeedableRng;
@@ -286,5 +287,44 @@ fn a_timeline_that_no_safekeeper_has_is_seldom_asked_for() {
     assert!(asked.load(Ordering::SeqCst) > before, "whoever waits is not heard");
     timeline.stop();
     follower.join().unwrap();
+    repository.stop();
+}
+
+/// Processor time of the calling thread, in ticks of 10 ms.
+fn ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn a_branch_of_what_stopped_for_good_waits_without_work() {
+    let Imported { runtime, directory: _directory, store, repository, timeline, state } =
+        imported();
+    let info = &timeline.info;
+    let mut history =
+        History::new(PgVersion::V15, info.start_lsn, info.start_record, Arc::new(state));
+    history.grow(&mut SmallRng::seed_from_u64(2), 100);
+    Ingest::new(Arc::clone(&timeline)).unwrap().feed(&history.bytes).unwrap();
+    let child = repository.create_branch("child", "main", Moment::Now).unwrap().info.id;
+    repository.stop();
+    drop((timeline, repository));
+    // What the branch starts from was not in object storage.
+    let again = tempfile::tempdir().unwrap();
+    let repository = open(&runtime, &store, again.path(), Limits::default()).unwrap();
+    let (main, child) = (repository.branch("main").unwrap(), repository.timeline(child).unwrap());
+    assert!(main.progress.lsn() < child.info.start_lsn);
+    main.fail("its WAL is not understood".to_owned());
+    let follower = {
+        let child = Arc::clone(&child);
+        std::thread::spawn(move || {
+            follow(&child, &Fixed(Vec::new()));
+            ticks()
+        })
+    };
+    std::thread::sleep(Duration::from_secs(1));
+    child.stop();
+    let worked = follower.join().unwrap();
+    assert!(worked <= 10, "it looked again and again for {worked} ticks");
     repository.stop();
 }

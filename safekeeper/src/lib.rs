@@ -8,6 +8,7 @@ pub mod archive;
 pub mod args;
 pub mod background;
 pub mod chain_reader;
+pub mod checked_reader;
 pub mod checked_segment;
 pub mod decisions;
 pub mod disk_space;

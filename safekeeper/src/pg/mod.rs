@@ -1,5 +1,8 @@
 //! The PostgreSQL port: committed WAL for page servers, `pg_receivewal` and standbys.
 
+pub mod feeding;
+#[cfg(test)]
+mod feeding_tests;
 mod session;
 mod stream;
 
