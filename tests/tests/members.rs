@@ -506,3 +506,83 @@ fn who_is_left_does_not_go_on_before_the_pages() {
         connect(&cluster.up()).query_one("select count(*) from told", &[]).unwrap().get(0);
     assert_eq!(found, told);
 }
+
+/// What each of the commands that look at a cluster says of branches that are short of members.
+fn told_of_main(cluster: &Cluster) -> Option<String> {
+    let shown = quorum(cluster, "main")["warning"].as_str().map(str::to_owned);
+    let status = cluster.status();
+    let mut warnings =
+        status["warnings"].as_array().unwrap().iter().map(|one| one.as_str().unwrap());
+    let warned = warnings.find(|warning| warning.starts_with("branch main: ")).map(str::to_owned);
+    assert_eq!(warned, shown, "{status}");
+    let output = cluster.try_cli(&["doctor", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.success(), report["danger"] == 0);
+    let findings = report["findings"].as_array().unwrap().iter();
+    let mut found = findings.filter(|one| one["check"] == "members");
+    let one = found.next().unwrap();
+    let severity = if shown.is_some() { "warning" } else { "ok" };
+    assert_eq!(one["severity"], severity, "{report}");
+    let text = format!("branch main: {}", one["text"].as_str().unwrap());
+    assert!(shown.is_none() || Some(&text) == shown.as_ref(), "{report}");
+    shown
+}
+
+/// Commands that a line says are to be run.
+fn commands(line: &str) -> Vec<Vec<&str>> {
+    let quoted = line.split('\'').filter_map(|part| part.strip_prefix("pgstrata "));
+    quoted.map(|command| command.split(' ').collect()).collect()
+}
+
+/// It is said of which branch, who its members are, and what to run; and once that was run nothing is said.
+#[test]
+fn a_branch_that_is_short_of_members_is_told_of() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    assert_eq!(told_of_main(&cluster), None);
+    let lose = |id: u64| {
+        cluster.kill(&format!("safekeeper-{id}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{id}"))).unwrap();
+    };
+    lose(2);
+    let told = told_of_main(&cluster).unwrap();
+    let expected = "branch main: of its members (1, 2, 3), safekeeper 2 has lost its directory: run 'pgstrata safekeeper \
+                    replace 2'";
+    assert_eq!(told, expected);
+    lose(3);
+    cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    let told = told_of_main(&cluster).unwrap();
+    assert!(
+        told.starts_with("branch main: safekeeper 1 alone keeps it, of 3 that there are: "),
+        "{told}"
+    );
+    for command in commands(&told) {
+        cluster.cli(&command);
+    }
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 4, 5]);
+    assert_eq!(told_of_main(&cluster), None);
+    // The command is killed while both groups decide, of whom a compute has to hear.
+    let compute = Stopped::stop(cluster.pid("compute-main"));
+    let mut replace = begin_replacing(&cluster, "4");
+    let since = Instant::now();
+    while quorum(&cluster, "main")["joint"] == false {
+        assert!(since.elapsed() < Duration::from_secs(60), "it does not begin");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    replace.kill().unwrap();
+    replace.wait().unwrap();
+    let told = told_of_main(&cluster).unwrap();
+    assert!(told.contains("being changed from safekeepers 1, 4, 5 to 1, 5, 6"), "{told}");
+    drop(compute);
+    for command in commands(&told) {
+        cluster.cli(&command);
+    }
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 5, 6]);
+    assert_eq!(told_of_main(&cluster), None);
+    load.goes_on();
+    let (told, _) = load.end();
+    let found: i64 = connect(&uri).query_one("select count(*) from told", &[]).unwrap().get(0);
+    assert_eq!(found, told);
+}

@@ -10,7 +10,7 @@ use pgstrata_wire::http::Code;
 use pgstrata_wire::http::pageserver::Branch;
 use pgstrata_wire::http::safekeeper::{Archived, Change, Member, Quorum, Timeline};
 
-use super::{ASK_EVERY, Key, PATIENCE, Seen, TELL_EVERY, one, quorums};
+use super::{ASK_EVERY, Key, PATIENCE, Seen, TELL_EVERY, one, quorums, said};
 use crate::cluster::Cluster;
 use crate::http::{Refused, Service};
 use crate::services::Services;
@@ -25,7 +25,7 @@ pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result
     let Some(row) = branch::find(services, name)? else { bail!("there is no branch '{name}'") };
     let key = (row.tenant_id, row.timeline_id);
     let seen = services.safekeepers()?;
-    let left = quorums(&seen).remove(&key).map(|quorum| Left { seen: &seen, key, quorum });
+    let left = quorums(said(&seen)).remove(&key).map(|quorum| Left { seen: &seen, key, quorum });
     match left.filter(|left| !left.survivors().is_empty()) {
         Some(left) => with_survivors(&row, &left, accept_loss),
         None => from_archive(&row, &seen, accept_loss),
@@ -37,7 +37,7 @@ pub fn recover_here(cluster: &mut Cluster, name: &str, accept_loss: bool) -> Res
     let Some(row) = branch::find(cluster, name)? else { bail!("there is no branch '{name}'") };
     let key = (row.tenant_id, row.timeline_id);
     let seen = cluster.safekeepers()?;
-    let quorum = quorums(&seen).remove(&key);
+    let quorum = quorums(said(&seen)).remove(&key);
     let is_lost =
         quorum.is_none_or(|quorum| Left { seen: &seen, key, quorum }.survivors().is_empty());
     if !is_lost {
