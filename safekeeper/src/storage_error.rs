@@ -71,9 +71,15 @@ impl StorageError {
         matches!(self, StorageError::Failed { action, .. } if is_reading(action))
     }
 
-    /// True if it is for the space that is kept: that is said once of the disk, and not of each timeline that wants some.
+    /// True if it is for want of space, of what is kept or of any: that is said of the disk (`DiskSpace::note`), and not of
+    /// each timeline that wants some.
+    pub fn is_for_want_of_space(&self) -> bool {
+        matches!(self, StorageError::DiskFull { .. })
+    }
+
+    /// The same, for connections.
     pub fn is_for_kept_space(&self) -> bool {
-        matches!(self, StorageError::DiskFull { kept_bytes: 1.., .. })
+        self.is_for_want_of_space()
     }
 
     /// Turns the error of a sync into one of ours: whatever the reason, a lack of space too, what
