@@ -50,6 +50,11 @@ pub enum SafekeeperVerb {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    ///
+    /// The state is 'ok'; 'catching-up' while it lacks more than 16 MiB of what is committed; 'damaged' if it can't serve some
+    /// timeline; 'gone' if it does not answer; 'draining' while members are being changed so that it keeps less; 'retired'
+    /// when it was a member and no branch counts on it any more, so that it may be stopped. A retired one that is started anew
+    /// removes what it had, and is 'ok' then like any other that waits to be made a member.
     },
     /// Make one more a member of every branch; in a cluster made by 'up', start it
     Add {

@@ -210,16 +210,17 @@ fn begin_replacing(cluster: &Cluster, id: &str) -> std::process::Child {
     replace.spawn().unwrap()
 }
 
+/// Whether the cluster's file has such a safekeeper.
+fn is_written_down(cluster: &Cluster, is_it: impl Fn(&Value) -> bool) -> bool {
+    let state = std::fs::read(cluster.dir().join("cluster.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    state["safekeepers"].as_array().unwrap().iter().any(is_it)
+}
+
 /// Waits until a newcomer is ready, and whoever has begun with it has written that down.
 fn wait_until_begun(cluster: &Cluster, id: u64) {
     let since = Instant::now();
-    let is_begun = || {
-        let state = std::fs::read(cluster.dir().join("cluster.json")).unwrap();
-        let state: Value = serde_json::from_slice(&state).unwrap();
-        let mut places = state["safekeepers"].as_array().unwrap().iter();
-        places.any(|place| place["id"] == id && place["started"] == true)
-    };
-    while !is_begun() {
+    while !is_written_down(cluster, |place| place["id"] == id && place["started"] == true) {
         assert!(since.elapsed() < Duration::from_secs(60), "none was started");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -585,4 +586,50 @@ fn a_branch_that_is_short_of_members_is_told_of() {
     let (told, _) = load.end();
     let found: i64 = connect(&uri).query_one("select count(*) from told", &[]).unwrap().get(0);
     assert_eq!(found, told);
+}
+
+fn state_of(cluster: &Cluster, id: u64) -> String {
+    let rows = safekeepers(cluster);
+    let row = rows.iter().find(|row| row["id"] == id).unwrap();
+    row["state"].as_str().unwrap().to_owned()
+}
+
+/// The list tells who is about to keep nothing, and who keeps nothing any more.
+#[test]
+fn who_is_drained_is_draining_and_then_retired() {
+    let cluster = Cluster::new();
+    let load = Load::start(&cluster.up());
+    load.goes_on();
+    // One that was started, and is a member of nothing.
+    let mut add = cluster.command(&["safekeeper", "add"]);
+    add.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut add = add.spawn().unwrap();
+    let since = Instant::now();
+    while !is_written_down(&cluster, |place| place["id"] == 4) {
+        assert!(since.elapsed() < Duration::from_secs(60), "none was begun");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    add.kill().unwrap();
+    add.wait().unwrap();
+    cluster.up();
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 2, 3]);
+    assert_eq!((state_of(&cluster, 2), state_of(&cluster, 4)), ("ok".into(), "ok".into()));
+    // While the compute has not heard of it.
+    let compute = Stopped::stop(cluster.pid("compute-main"));
+    let mut drain = cluster.command(&["safekeeper", "drain", "2"]);
+    drain.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut drain = drain.spawn().unwrap();
+    let since = Instant::now();
+    while state_of(&cluster, 2) != "draining" {
+        assert!(since.elapsed() < Duration::from_secs(60), "{:?}", safekeepers(&cluster));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(state_of(&cluster, 1), "ok");
+    drop(compute);
+    assert!(drain.wait().unwrap().success());
+    load.goes_on();
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 3, 4]);
+    let states = [1, 2, 3, 4].map(|id| state_of(&cluster, id));
+    assert_eq!(states, ["ok", "retired", "ok", "ok"]);
+    load.end();
 }
