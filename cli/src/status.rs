@@ -342,6 +342,7 @@ mod tests {
             available_lsn: Lsn(8),
             archived_lsn: Lsn(8),
             remote_consistent_lsn: Lsn(8),
+            away: false,
             archiving_error: error.map(str::to_owned),
             committed_wal_damaged: is_damage,
             majority_in_one_zone: None,

@@ -18,7 +18,7 @@ use crate::background::{Known, Lags};
 use crate::disk_space::DiskState;
 use crate::metrics;
 use crate::steward::{Left, Steward, Trouble, Wish};
-use crate::timeline::Overview;
+use crate::timeline::{Overview, is_away};
 use crate::timelines::Timelines;
 
 /// What handlers see.
@@ -131,6 +131,7 @@ fn describe(timeline: Overview, known: &Known) -> http::Timeline {
         committed_wal_damaged: trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
         archiving_error: trouble.map(|trouble| trouble.text),
         majority_in_one_zone: known.majority_zone(configuration),
+        away: is_away(summary),
         quorum: configuration.is_known().then(|| described(configuration)),
         proposer_connected: timeline.has_proposer,
     }

@@ -100,6 +100,9 @@ pub struct Timeline {
     #[serde(default)]
     pub archiving_error: Option<String>,
     /// Whether that was no fault of the archive, but of the WAL on this disk.
+    /// Whether none of its WAL is on this disk: all of it is in object storage, and is fetched when it is needed.
+    #[serde(default)]
+    pub away: bool,
     #[serde(default)]
     pub committed_wal_damaged: bool,
     /// The zone that has a majority of the timeline's members, if one has; null where that is not known.
