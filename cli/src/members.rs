@@ -37,6 +37,8 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// So long nothing moves before another safekeeper is asked.
 const TURN_AFTER: Duration = Duration::from_secs(10);
+/// Longest wait for a safekeeper to register in object storage.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(10);
 /// Looks for branches that came to be while others were changed.
 const MOST_LOOKS: usize = 10;
 /// Between two lines that tell how far it is.
@@ -46,15 +48,15 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 #[derive(Subcommand)]
 pub enum SafekeeperVerb {
     /// List safekeepers, and how well they are
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
     ///
     /// The state is 'ok'; 'catching-up' while it lacks more than 16 MiB of what is committed; 'damaged' if it can't serve some
     /// timeline; 'gone' if it does not answer; 'draining' while members are being changed so that it keeps less; 'retired'
     /// when it was a member and no branch counts on it any more, so that it may be stopped. A retired one that is started anew
     /// removes what it had, and is 'ok' then like any other that waits to be made a member.
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Make one more a member of every branch; in a cluster made by 'up', start it
     Add {
@@ -222,13 +224,16 @@ fn change_unmet(
         eprintln!("pgstrata: safekeepers that do not answer: {}", silent.join(", "));
     }
     // All of them: what was decided may not have reached anybody who answers here.
-    let mut work = Vec::new();
+    let (mut work, mut new) = (Vec::new(), BTreeSet::new());
     for (key, quorum) in quorums(said(&seen)) {
         if met.insert(key) {
-            work.push((key, wanted(&quorum)?, quorum.number));
+            let nodes = wanted(&quorum)?;
+            new.extend(newcomers(&seen, &quorum, &nodes));
+            work.push((key, nodes, quorum.number));
         }
     }
     refuse_unknown(services, &seen, &silent)?;
+    wait_until_registered(services, &new)?;
     let able: Vec<&Service> =
         seen.iter().filter(|one| one.said.is_ok()).map(|one| &one.service).collect();
     ensure!(!able.is_empty(), "no safekeeper answers");
@@ -257,6 +262,34 @@ fn change_unmet(
             work.len()
         ))),
     }
+}
+
+/// Those of these nodes that are no members yet, in this life of their directories.
+fn newcomers(seen: &[Seen], quorum: &Quorum, nodes: &[u64]) -> Vec<u64> {
+    let is_member = |status: &Status| {
+        let mut own = quorum.members.iter().filter(|member| member.id == status.id);
+        own.any(|member| member.incarnation == status.incarnation)
+    };
+    let new = said(seen).filter(|status| nodes.contains(&status.id) && !is_member(status));
+    new.map(|status| status.id).collect()
+}
+
+/// Who can't register in object storage can't be made a member: says why, rather than that nobody knows it.
+fn wait_until_registered(services: &dyn Services, ids: &BTreeSet<u64>) -> Result<()> {
+    let since = Instant::now();
+    while !ids.is_empty() {
+        let seen = services.safekeepers()?;
+        let mut unregistered = said(&seen).filter(|status| ids.contains(&status.id));
+        let found = unregistered.find_map(|one| Some((one.id, one.registration_error.clone()?)));
+        let Some((id, why)) = found else { break };
+        ensure!(
+            since.elapsed() < REGISTER_PATIENCE,
+            "safekeeper {id} can't register in object storage, and is made a member of nothing before it has: {why}. See whether \
+             object storage has space and lets it write; it goes on trying, and the same command goes on"
+        );
+        std::thread::sleep(ASK_EVERY);
+    }
+    Ok(())
 }
 
 /// Refuses to call a change done where a branch may be kept by those only who do not answer.

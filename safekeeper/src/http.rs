@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::background::{Known, Lags};
 use crate::disk_space::DiskState;
 use crate::metrics;
+use crate::registering::Registering;
 use crate::steward::{Left, Steward, Trouble, Wish};
 use crate::timeline::{Overview, is_away};
 use crate::timelines::Timelines;
@@ -29,6 +30,7 @@ pub struct HttpState {
     lags: Arc<Lags>,
     zone: Arc<str>,
     steward: Steward,
+    registering: Registering,
     /// Those who change members at once.
     changing: Arc<Semaphore>,
 }
@@ -44,9 +46,10 @@ impl HttpState {
         lags: Arc<Lags>,
         zone: String,
         steward: Steward,
+        registering: Registering,
     ) -> HttpState {
         let changing = Arc::new(Semaphore::new(CHANGES));
-        HttpState { timelines, known, lags, zone: zone.into(), steward, changing }
+        HttpState { timelines, known, lags, zone: zone.into(), steward, registering, changing }
     }
 }
 
@@ -155,6 +158,7 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
             DiskState::Refuses => http::DiskState::Refuses,
         }),
         disk_warning: space.warning(),
+        registration_error: state.registering.error(),
         timelines: timelines.map(|timeline| describe(timeline, &state.known)).collect(),
         damaged: damaged
             .map(|((tenant_id, timeline_id), error)| http::Damaged {

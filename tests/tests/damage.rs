@@ -625,6 +625,24 @@ fn a_safekeeper_without_space_does_not_fill_its_log() {
     });
 }
 
+/// What has no space left is named, where a safekeeper is replaced.
+#[test]
+fn a_full_object_store_is_named_where_a_safekeeper_is_replaced() {
+    let cluster = Cluster::new();
+    let objects = cluster.dir().join("objects");
+    with_small_disk(&objects, 64, |disk| {
+        cluster.client().batch_execute("create table t as select 1 a").unwrap();
+        let ballast = fill(disk);
+        let said = cluster.refusal(&["safekeeper", "replace", "2"], 1);
+        assert!(said.contains("safekeeper 4 can't register in object storage"), "{said}");
+        assert!(said.contains("No space left"), "{said}");
+        std::fs::remove_file(ballast).unwrap();
+        cluster.cli(&["safekeeper", "replace", "2"]);
+        cluster.client().batch_execute("insert into t values (2)").unwrap();
+        cluster.cli(&["down"]);
+    });
+}
+
 #[test]
 fn a_page_servers_full_disk_loses_nothing() {
     let server = S3Server::start();

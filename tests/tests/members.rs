@@ -633,3 +633,27 @@ fn who_is_drained_is_draining_and_then_retired() {
     assert_eq!(states, ["ok", "retired", "ok", "ok"]);
     load.end();
 }
+
+/// Object storage that can't be written is what is said, and not that nobody knows the newcomer.
+#[test]
+fn a_newcomer_that_can_not_register_says_why() {
+    let cluster = Cluster::new();
+    let load = Load::start(&cluster.up());
+    load.goes_on();
+    let registrations = cluster.dir().join("objects/safekeepers");
+    let moved = cluster.dir().join("objects/kept");
+    // A file in the place of the directory is refused to everybody, to root as well.
+    std::fs::rename(&registrations, &moved).unwrap();
+    std::fs::write(&registrations, b"").unwrap();
+    let said = cluster.refusal(&["safekeeper", "replace", "2"], 1);
+    assert!(said.contains("safekeeper 4 can't register in object storage"), "{said}");
+    assert!(said.contains("space") && said.contains("the same command goes on"), "{said}");
+    assert!(!said.contains("never been started"), "{said}");
+    load.goes_on();
+    std::fs::remove_file(&registrations).unwrap();
+    std::fs::rename(&moved, &registrations).unwrap();
+    cluster.cli(&["safekeeper", "replace", "2"]);
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 3, 4]);
+    load.goes_on();
+    load.end();
+}

@@ -25,6 +25,10 @@ pub struct Status {
     /// What is to be said of it, for people; null while there is enough space.
     #[serde(default)]
     pub disk_warning: Option<String>,
+    /// Why it has not registered in object storage yet, before which it is made a member of nothing. It goes on trying. Null once
+    /// it has.
+    #[serde(default)]
+    pub registration_error: Option<String>,
     /// Timelines that it serves.
     pub timelines: Vec<Timeline>,
     /// Timelines that it can't serve.
