@@ -5,6 +5,7 @@
 //! What is decided stands in object storage, so that the same command goes on where an earlier one ended.
 
 mod list;
+mod looks;
 mod recover;
 pub mod short;
 mod show;
@@ -22,6 +23,7 @@ use pgstrata_wire::http::safekeeper::{Change, Quorum, Status, Step};
 use serde_json::json;
 
 pub use self::list::list;
+use self::looks::{Looked, until_done};
 pub use self::recover::{recover, recover_here};
 pub use self::show::show;
 use crate::cluster::{Cluster, Lock};
@@ -39,8 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const TURN_AFTER: Duration = Duration::from_secs(10);
 /// Longest wait for a safekeeper to register in object storage.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(10);
-/// Looks for branches that came to be while others were changed.
-const MOST_LOOKS: usize = 10;
+/// Branches that are named, at most.
+const MOST_NAMED: usize = 3;
 /// Between two lines that tell how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -200,14 +202,18 @@ fn change(
     force: bool,
 ) -> Result<usize> {
     let (mut met, mut changed) = (BTreeSet::new(), 0);
-    for _ in 0..MOST_LOOKS {
+    // What was made meanwhile is there at the next look, without a pause.
+    until_done(Instant::now, Duration::ZERO, || {
         let before = met.len();
         changed += change_unmet(services, &wanted, force, &mut met)?;
-        if met.len() == before {
-            return Ok(changed);
-        }
-    }
-    bail!("branches were made all the time: the same command goes on with those")
+        Ok(match met.len() == before {
+            true => Looked::Done(changed),
+            false => Looked::NotYet(format!(
+                "{} branches have the new members, and others may have been made meanwhile",
+                met.len()
+            )),
+        })
+    })
 }
 
 /// Changes those timelines that were not met yet.
@@ -462,8 +468,8 @@ fn drain(services: &dyn Services, id: u64, force: bool) -> Result<()> {
     report(&format!("safekeeper {id} keeps nothing"), count)
 }
 
-/// Branches that a safekeeper is to keep, by those who answer, of whom each branch must have one.
-fn kept_by(services: &dyn Services, id: u64) -> Result<usize> {
+/// Names of branches that a safekeeper is to keep, by those who answer, of whom each branch must have one.
+fn kept_by(services: &dyn Services, id: u64) -> Result<Vec<String>> {
     let seen = services.safekeepers()?;
     let silent: Vec<String> =
         seen.iter().filter(|one| one.said.is_err()).map(|one| one.node.to_string()).collect();
@@ -476,11 +482,12 @@ fn kept_by(services: &dyn Services, id: u64) -> Result<usize> {
     let kept = quorums(said(&seen)).into_iter().filter(|(_, quorum)| keeps(quorum));
     let kept: BTreeSet<Key> = kept.map(|(key, _)| key).collect();
     if kept.is_empty() {
-        return Ok(0);
+        return Ok(Vec::new());
     }
     // Of what was deleted not everybody may have heard.
     let rows = branch::rows(services)?;
-    Ok(rows.iter().filter(|row| kept.contains(&(row.tenant_id, row.timeline_id))).count())
+    let its = rows.into_iter().filter(|row| kept.contains(&(row.tenant_id, row.timeline_id)));
+    Ok(its.map(|row| row.name).collect())
 }
 
 /// Changes members so that `id` keeps nothing, and stops it in the very moment in which that is so: before another branch is made,
@@ -492,21 +499,26 @@ fn end(
     after: impl FnOnce(&mut Cluster) -> Result<()>,
 ) -> Result<usize> {
     let mut changed = 0;
-    for _ in 0..MOST_LOOKS {
+    let mut after = Some(after);
+    until_done(Instant::now, ASK_EVERY, || {
         changed += without(&Cluster::open(dir)?)?;
-        {
-            let (mut cluster, _lock) = Cluster::change(dir)?;
-            if kept_by(&cluster, id)? == 0 {
-                after(&mut cluster)?;
-                return Ok(changed);
-            }
+        let (mut cluster, _lock) = Cluster::change(dir)?;
+        let kept = kept_by(&cluster, id)?;
+        if kept.is_empty() {
+            after.take().map_or(Ok(()), |after| after(&mut cluster))?;
+            return Ok(Looked::Done(changed));
         }
         // Members may not have heard yet of what was decided.
-        std::thread::sleep(ASK_EVERY);
-    }
-    bail!(
-        "safekeeper {id} still keeps branches, or not everybody has heard that it does not: the same command goes on"
-    )
+        let (named, others) = kept.split_at(kept.len().min(MOST_NAMED));
+        let others = match others.len() {
+            0 => String::new(),
+            count => format!(" and {count} more"),
+        };
+        Ok(Looked::NotYet(format!(
+            "safekeeper {id} still keeps {}{others}, or not everybody has heard that it does not",
+            named.join(", ")
+        )))
+    })
 }
 
 /// In a cluster that `up` made: processes are started and stopped, too. While members change, which takes as long as copying does,
