@@ -131,10 +131,10 @@ fn describe(timeline: Overview, known: &Known) -> http::Timeline {
         available_lsn: summary.available_lsn,
         archived_lsn: summary.archived_lsn,
         remote_consistent_lsn: summary.remote_consistent_lsn,
+        away: is_away(summary),
         committed_wal_damaged: trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
         archiving_error: trouble.map(|trouble| trouble.text),
         majority_in_one_zone: known.majority_zone(configuration),
-        away: is_away(summary),
         quorum: configuration.is_known().then(|| described(configuration)),
         proposer_connected: timeline.has_proposer,
     }
@@ -210,7 +210,8 @@ async fn catch_up(
             Err(RefusedReason::UnknownTimeline) => None,
             Err(reason) => return Err(Trouble::Later(reason.to_string())),
         };
-        Ok(http::Archived { archived_lsn: steward.archived_lsn(key)?, commit_lsn })
+        let (archived_lsn, decided) = steward.archived(key)?;
+        Ok(http::Archived { archived_lsn, commit_lsn, quorum: Some(described(&decided)) })
     })
     .await
 }

@@ -657,3 +657,29 @@ fn a_newcomer_that_can_not_register_says_why() {
     load.goes_on();
     load.end();
 }
+
+/// Five safekeepers are lost, and the branch had two of them: no more are started.
+#[test]
+fn no_more_are_started_than_a_lost_branch_had() {
+    let cluster = Cluster::with(&["--safekeepers", "5"], &[]);
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    let lose = |id: u64| {
+        cluster.kill(&format!("safekeeper-{id}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{id}"))).unwrap();
+    };
+    [3, 4, 5].into_iter().for_each(lose);
+    cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    load.goes_on();
+    load.end();
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 2]);
+    cluster.kill("compute-main");
+    [1, 2].into_iter().for_each(lose);
+    // What the page server has is more than what is archived.
+    for _ in 0..2 {
+        let said = cluster.refusal(&["quorum", "recover", "--accept-loss"], 1);
+        assert!(said.contains("safekeepers 6, 7 were started"), "{said}");
+    }
+    assert_eq!(ids(&safekeepers(&cluster)), [1, 2, 3, 4, 5, 6, 7]);
+}
