@@ -683,3 +683,106 @@ fn no_more_are_started_than_a_lost_branch_had() {
     }
     assert_eq!(ids(&safekeepers(&cluster)), [1, 2, 3, 4, 5, 6, 7]);
 }
+
+/// Runs a command that is killed after so long. True if it did not come to its end before.
+fn is_killed_after(cluster: &Cluster, arguments: &[&str], after: Duration) -> bool {
+    let mut command = cluster.command(arguments);
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
+    std::thread::sleep(after);
+    // It may have ended.
+    let _ = child.kill();
+    !child.wait().unwrap().success()
+}
+
+/// Moments at which commands are killed.
+fn moments() -> u32 {
+    if pgstrata_tests::thorough() { 36 } else { 6 }
+}
+
+/// The command is killed at moments that are spread over all of its time, and the same one ends what it began.
+#[test]
+fn a_replacement_that_is_killed_at_any_moment_is_ended_by_the_next() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    let since = Instant::now();
+    cluster.cli(&["safekeeper", "replace", "1"]);
+    let whole = since.elapsed();
+    let mut killed = 0;
+    for moment in 0..moments() {
+        let goes = members(&quorum(&cluster, "main"))[0];
+        let command = ["safekeeper", "replace", &goes.to_string()];
+        killed += u32::from(is_killed_after(&cluster, &command, whole * moment / moments()));
+        let output = cluster.try_cli(&command);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // It may have come to its end before it was killed.
+        assert!(output.status.success() || said.contains("there is no safekeeper"), "{said}");
+        let shown = quorum(&cluster, "main");
+        let (has, all) = (members(&shown), ids(&safekeepers(&cluster)));
+        assert!(has == all && has.len() == 3 && !has.contains(&goes), "{shown} of {all:?}");
+        assert_eq!((&shown["joint"], &shown["warning"]), (&Value::Bool(false), &Value::Null));
+        load.goes_on();
+    }
+    assert!(2 * killed >= moments(), "{killed} were killed before they ended");
+    let (told, longest) = load.end();
+    println!(
+        "{killed} of {} killed within {whole:?}; {told} commits, longest {longest:?}",
+        moments()
+    );
+    let found: i64 = connect(&uri).query_one("select count(*) from told", &[]).unwrap().get(0);
+    assert_eq!(found, told);
+}
+
+/// The same where most are lost, and two go on: the one that has most decides with both, before both do.
+#[test]
+fn a_recovery_that_is_killed_at_any_moment_is_ended_by_the_next() {
+    let cluster = Cluster::with(&["--safekeepers", "5"], &[]);
+    cluster.up();
+    let names: Vec<String> = (0..=moments()).map(|moment| format!("b{moment}")).collect();
+    for name in &names {
+        cluster.cli(&["branch", "create", name]);
+        let mut client = cluster.branch_client(name);
+        client.batch_execute("create table told as select generate_series(1, 100) a").unwrap();
+        drop(client);
+        cluster.cli(&["compute", "stop", name]);
+    }
+    // What was committed is with all of them.
+    let since = Instant::now();
+    let lacks = |row: &Value| row["behind_bytes"] != 0;
+    while safekeepers(&cluster).iter().any(lacks) {
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", safekeepers(&cluster));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for lost in [3, 4, 5] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{lost}"))).unwrap();
+    }
+    let command = |name| ["quorum", "recover", "--accept-loss", "--branch", name];
+    let since = Instant::now();
+    cluster.cli(&command(&names[0]));
+    let whole = since.elapsed();
+    let (mut killed, mut again) = (0, 0);
+    for (moment, name) in (0..).zip(&names[1..]) {
+        killed += u32::from(is_killed_after(&cluster, &command(name), whole * moment / moments()));
+        let output = cluster.try_cli(&command(name));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        again += u32::from(output.status.success());
+        // What was decided before it was killed is in use, and needs nobody.
+        let is_done = said.contains("nothing needs to be given up");
+        assert!(output.status.success() || is_done, "{name}: {said}");
+    }
+    println!("{killed} of {} killed within {whole:?}, {again} ended by the next", moments());
+    assert!(2 * killed >= moments(), "{killed} were killed before they ended");
+    for name in &names {
+        let shown = quorum(&cluster, name);
+        assert_eq!((members(&shown), &shown["joint"]), (vec![1, 2], &Value::Bool(false)), "{name}");
+        let mut client = cluster.branch_client(name);
+        let found: i64 = client.query_one("select count(*) from told", &[]).unwrap().get(0);
+        assert_eq!(found, 100, "{name}");
+        client.batch_execute("insert into told values (0)").unwrap();
+        drop(client);
+        cluster.cli(&["compute", "stop", name]);
+    }
+}

@@ -174,6 +174,17 @@ impl Left<'_> {
         answering.map(|member| member.id).collect()
     }
 
+    /// Those to be asked where this was decided before, and did not come to its end: the one that has most decides with all, until
+    /// they have it too. `None` where that is not so, or too few answer.
+    fn unfinished(&self) -> Option<Vec<&Service>> {
+        let Quorum { members, incoming, .. } = &self.quorum;
+        let [most] = members.as_slice() else { return None };
+        let answering = incoming.iter().filter(|member| self.of(member).is_some()).count();
+        let is_so = incoming.contains(most) && self.of(most).is_some();
+        let able = self.seen.iter().filter(|one| one.said.is_ok()).map(|one| &one.service);
+        (is_so && 2 * answering > incoming.len()).then(|| able.collect())
+    }
+
     fn lost(&self) -> BTreeSet<u64> {
         let silent = self.members().filter(|member| self.of(member).is_none());
         silent.map(|member| member.id).collect()
@@ -183,6 +194,12 @@ impl Left<'_> {
 /// Those who are left go on, once they have what is archived.
 fn with_survivors(row: &Branch, left: &Left<'_>, accept_loss: bool) -> Result<()> {
     let (name, quorum) = (&row.name, &left.quorum);
+    if accept_loss && let Some(able) = left.unfinished() {
+        let nodes: Vec<u64> = quorum.incoming.iter().map(|member| member.id).collect();
+        one(&able, left.key, &nodes, (true, quorum.number), (&AtomicUsize::new(0), 1))?;
+        let nodes = text(&nodes.into_iter().collect());
+        return out::line(&format!("branch '{name}' goes on with {nodes}, as was decided before"));
+    }
     // A change that is under way can be undone by those who were members before it.
     let answering = quorum.members.iter().filter(|member| left.of(member).is_some()).count();
     ensure!(
