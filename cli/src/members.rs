@@ -1,9 +1,14 @@
-//! Who keeps the WAL: `safekeeper list|add|replace|remove|drain` and `quorum show`.
+//! Who keeps the WAL: `safekeeper add|replace|remove|drain`; and, in rooms of their own, `safekeeper list`, `quorum show` and
+//! `quorum recover`.
 //!
 //! A change is made timeline by timeline, by a safekeeper that is asked again until it is done (`POST /v1/members`).
 //! What is decided stands in object storage, so that the same command goes on where an earlier one ended.
 
+mod list;
+mod looks;
 mod recover;
+pub mod short;
+mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,13 +20,16 @@ use clap::Subcommand;
 use pgstrata_ids::{Lsn, NodeId, TenantId, TimelineId};
 use pgstrata_wire::http::Code;
 use pgstrata_wire::http::safekeeper::{Change, Quorum, Status, Step};
-use serde_json::{Value, json};
+use serde_json::json;
 
+pub use self::list::list;
+use self::looks::{Looked, until_done};
 pub use self::recover::{recover, recover_here};
+pub use self::show::show;
 use crate::cluster::{Cluster, Lock};
 use crate::http::{Refused, Service};
 use crate::services::Services;
-use crate::{branch, out, table, up, zones};
+use crate::{branch, out, up, zones};
 
 /// Timelines that are changed at once.
 const AT_ONCE: usize = 4;
@@ -31,17 +39,22 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// So long nothing moves before another safekeeper is asked.
 const TURN_AFTER: Duration = Duration::from_secs(10);
-/// Looks for branches that came to be while others were changed.
-const MOST_LOOKS: usize = 10;
+/// Longest wait for a safekeeper to register in object storage.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(10);
+/// Branches that are named, at most.
+const MOST_NAMED: usize = 3;
 /// Between two lines that tell how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
-/// What a safekeeper may lack and be well, in bytes.
-const CLOSE: u64 = 16 << 20;
 
 /// What is done with safekeepers.
 #[derive(Subcommand)]
 pub enum SafekeeperVerb {
     /// List safekeepers, and how well they are
+    ///
+    /// The state is 'ok'; 'catching-up' while it lacks more than 16 MiB of what is committed; 'damaged' if it can't serve some
+    /// timeline; 'gone' if it does not answer; 'draining' while members are being changed so that it keeps less; 'retired'
+    /// when it was a member and no branch counts on it any more, so that it may be stopped. A retired one that is started anew
+    /// removes what it had, and is 'ok' then like any other that waits to be made a member.
     List {
         /// Print JSON
         #[arg(long)]
@@ -139,10 +152,15 @@ pub struct Seen {
 
 type Key = (TenantId, TimelineId);
 
+/// What those said who answer.
+fn said(seen: &[Seen]) -> impl Iterator<Item = &Status> {
+    seen.iter().filter_map(|one| one.said.as_ref().ok())
+}
+
 /// The newest configuration of each timeline that anybody tells of.
-fn quorums(seen: &[Seen]) -> BTreeMap<Key, Quorum> {
+fn quorums<'a>(said: impl IntoIterator<Item = &'a Status>) -> BTreeMap<Key, Quorum> {
     let mut newest: BTreeMap<Key, Quorum> = BTreeMap::new();
-    for status in seen.iter().filter_map(|one| one.said.as_ref().ok()) {
+    for status in said {
         for timeline in &status.timelines {
             let Some(quorum) = &timeline.quorum else { continue };
             let key = (timeline.tenant_id, timeline.timeline_id);
@@ -164,132 +182,16 @@ fn next_members(quorum: &Quorum) -> Vec<u64> {
     group.iter().map(|member| member.id).collect()
 }
 
-/// What a safekeeper lacks most on any timeline, in bytes.
-fn behind(status: &Status, committed: &BTreeMap<Key, Lsn>) -> u64 {
-    let of = |timeline: &pgstrata_wire::http::safekeeper::Timeline| {
-        let key = (timeline.tenant_id, timeline.timeline_id);
-        let is_member = timeline.quorum.as_ref().is_none_or(|quorum| {
-            let own = |member: &pgstrata_wire::http::safekeeper::Member| {
-                member.id == status.id && member.incarnation == status.incarnation
-            };
-            quorum.members.iter().chain(&quorum.incoming).any(own)
-        });
-        let committed = committed.get(&key).filter(|_| is_member).copied().unwrap_or_default();
-        committed.saturating_sub(timeline.flush_lsn)
-    };
-    status.timelines.iter().map(of).max().unwrap_or_default()
-}
-
+/// How far each timeline is known to be committed.
 fn committed(seen: &[Seen]) -> BTreeMap<Key, Lsn> {
     let mut most: BTreeMap<Key, Lsn> = BTreeMap::new();
-    for status in seen.iter().filter_map(|one| one.said.as_ref().ok()) {
+    for status in said(seen) {
         for timeline in &status.timelines {
             let known = most.entry((timeline.tenant_id, timeline.timeline_id)).or_default();
             *known = timeline.commit_lsn.max(*known);
         }
     }
     most
-}
-
-/// `safekeeper list`.
-pub fn list(services: &dyn Services, json: bool) -> Result<()> {
-    let seen = services.safekeepers()?;
-    let committed = committed(&seen);
-    let quorums = quorums(&seen);
-    let mut rows: Vec<Value> = seen
-        .iter()
-        .map(|one| match &one.said {
-            Ok(status) => {
-                let behind = behind(status, &committed);
-                let state = match () {
-                    () if !status.damaged.is_empty() => "damaged",
-                    () if behind > CLOSE => "catching-up",
-                    () => "ok",
-                };
-                json!({
-                    "id": one.node.0, "incarnation": status.incarnation, "zone": status.zone,
-                    "address": one.address, "state": state, "timelines": status.timelines.len(),
-                    "behind_bytes": behind, "free_bytes": status.free_bytes,
-                })
-            }
-            Err(_) => gone(one.node.0, Some(&one.address)),
-        })
-        .collect();
-    // Who is a member, and of whom nobody has heard lately.
-    let listed: BTreeSet<u64> = seen.iter().map(|one| one.node.0).collect();
-    let members = quorums.values().flat_map(|quorum| quorum.members.iter().chain(&quorum.incoming));
-    let missing: BTreeSet<u64> =
-        members.map(|member| member.id).filter(|id| !listed.contains(id)).collect();
-    rows.extend(missing.into_iter().map(|id| gone(id, None)));
-    let columns = ["id", "zone", "address", "state", "timelines", "behind_bytes", "free_bytes"];
-    match json {
-        true => out::line(&Value::Array(rows).to_string()),
-        false => table::print(&columns, &rows),
-    }
-}
-
-fn gone(id: u64, address: Option<&str>) -> Value {
-    json!({
-        "id": id, "incarnation": null, "zone": null, "address": address, "state": "gone",
-        "timelines": null, "behind_bytes": null, "free_bytes": null,
-    })
-}
-
-/// `quorum show`.
-pub fn show(services: &dyn Services, name: &str, json: bool) -> Result<()> {
-    let Some(row) = branch::find(services, name)? else { bail!("there is no branch '{name}'") };
-    let key = (row.tenant_id, row.timeline_id);
-    // They are asked at different moments: what was committed before is held by who is well.
-    let most = committed(&services.safekeepers()?).remove(&key).unwrap_or_default();
-    let seen = services.safekeepers()?;
-    let Some(quorum) = quorums(&seen).remove(&key) else {
-        bail!(
-            "no safekeeper that answers says who keeps the WAL of branch '{name}': it has none of its own before a \
-             compute was started on it"
-        );
-    };
-    let has = |id: u64, incarnation: &str| {
-        let status = seen.iter().filter_map(|one| one.said.as_ref().ok());
-        let mut its = status.filter(|said| said.id == id && said.incarnation == incarnation);
-        let said = its.next()?;
-        let timeline = said.timelines.iter().find(|one| (one.tenant_id, one.timeline_id) == key)?;
-        Some((said.zone.clone(), timeline.flush_lsn, timeline.commit_lsn))
-    };
-    let mut whole = BTreeSet::new();
-    let described = |member: &pgstrata_wire::http::safekeeper::Member| {
-        let found = has(member.id, &member.incarnation);
-        let text = |lsn: Lsn| lsn.to_string();
-        json!({
-            "id": member.id, "incarnation": member.incarnation,
-            "zone": found.as_ref().map(|found| found.0.clone()),
-            "flush_lsn": found.as_ref().map(|found| text(found.1)),
-            "commit_lsn": found.as_ref().map(|found| text(found.2)),
-        })
-    };
-    for member in quorum.members.iter().chain(&quorum.incoming) {
-        if has(member.id, &member.incarnation).is_some_and(|found| found.1 >= most) {
-            whole.insert((member.id, member.incarnation.clone()));
-        }
-    }
-    let members: Vec<Value> = quorum.members.iter().map(described).collect();
-    let incoming: Vec<Value> = quorum.incoming.iter().map(described).collect();
-    // With one of these left, nothing is lost.
-    let safe = whole.len().saturating_sub(1);
-    if json {
-        let shown = json!({
-            "number": quorum.number, "joint": !incoming.is_empty(), "members": members,
-            "incoming": incoming, "safe_after_losing": safe,
-        });
-        return out::line(&shown.to_string());
-    }
-    let columns = ["id", "zone", "flush_lsn", "commit_lsn"];
-    out::line(&format!("configuration {}", quorum.number))?;
-    table::print(&columns, &members)?;
-    if !incoming.is_empty() {
-        out::line("is being changed to")?;
-        table::print(&columns, &incoming)?;
-    }
-    out::line(&format!("nothing that is committed is lost with any {safe} of them"))
 }
 
 /// Makes each timeline have the members that `wanted` says, of those that it is about to have; none if it has them. Goes on
@@ -300,14 +202,18 @@ fn change(
     force: bool,
 ) -> Result<usize> {
     let (mut met, mut changed) = (BTreeSet::new(), 0);
-    for _ in 0..MOST_LOOKS {
+    // What was made meanwhile is there at the next look, without a pause.
+    until_done(Instant::now, Duration::ZERO, || {
         let before = met.len();
         changed += change_unmet(services, &wanted, force, &mut met)?;
-        if met.len() == before {
-            return Ok(changed);
-        }
-    }
-    bail!("branches were made all the time: the same command goes on with those")
+        Ok(match met.len() == before {
+            true => Looked::Done(changed),
+            false => Looked::NotYet(format!(
+                "{} branches have the new members, and others may have been made meanwhile",
+                met.len()
+            )),
+        })
+    })
 }
 
 /// Changes those timelines that were not met yet.
@@ -324,13 +230,16 @@ fn change_unmet(
         eprintln!("pgstrata: safekeepers that do not answer: {}", silent.join(", "));
     }
     // All of them: what was decided may not have reached anybody who answers here.
-    let mut work = Vec::new();
-    for (key, quorum) in quorums(&seen) {
+    let (mut work, mut new) = (Vec::new(), BTreeSet::new());
+    for (key, quorum) in quorums(said(&seen)) {
         if met.insert(key) {
-            work.push((key, wanted(&quorum)?, quorum.number));
+            let nodes = wanted(&quorum)?;
+            new.extend(newcomers(&seen, &quorum, &nodes));
+            work.push((key, nodes, quorum.number));
         }
     }
     refuse_unknown(services, &seen, &silent)?;
+    wait_until_registered(services, &new)?;
     let able: Vec<&Service> =
         seen.iter().filter(|one| one.said.is_ok()).map(|one| &one.service).collect();
     ensure!(!able.is_empty(), "no safekeeper answers");
@@ -361,6 +270,34 @@ fn change_unmet(
     }
 }
 
+/// Those of these nodes that are no members yet, in this life of their directories.
+fn newcomers(seen: &[Seen], quorum: &Quorum, nodes: &[u64]) -> Vec<u64> {
+    let is_member = |status: &Status| {
+        let mut own = quorum.members.iter().filter(|member| member.id == status.id);
+        own.any(|member| member.incarnation == status.incarnation)
+    };
+    let new = said(seen).filter(|status| nodes.contains(&status.id) && !is_member(status));
+    new.map(|status| status.id).collect()
+}
+
+/// Who can't register in object storage can't be made a member: says why, rather than that nobody knows it.
+fn wait_until_registered(services: &dyn Services, ids: &BTreeSet<u64>) -> Result<()> {
+    let since = Instant::now();
+    while !ids.is_empty() {
+        let seen = services.safekeepers()?;
+        let mut unregistered = said(&seen).filter(|status| ids.contains(&status.id));
+        let found = unregistered.find_map(|one| Some((one.id, one.registration_error.clone()?)));
+        let Some((id, why)) = found else { break };
+        ensure!(
+            since.elapsed() < REGISTER_PATIENCE,
+            "safekeeper {id} can't register in object storage, and is made a member of nothing before it has: {why}. See whether \
+             object storage has space and lets it write; it goes on trying, and the same command goes on"
+        );
+        std::thread::sleep(ASK_EVERY);
+    }
+    Ok(())
+}
+
 /// Refuses to call a change done where a branch may be kept by those only who do not answer.
 fn refuse_unknown(services: &dyn Services, seen: &[Seen], silent: &[String]) -> Result<()> {
     // Those whose directories are gone have nothing that could be left without.
@@ -368,7 +305,7 @@ fn refuse_unknown(services: &dyn Services, seen: &[Seen], silent: &[String]) -> 
     if unheard.all(|one| services.is_lost(one.node)) {
         return Ok(());
     }
-    let known = quorums(seen);
+    let known = quorums(said(seen));
     for row in branch::rows(services)? {
         // One that nothing was written to has no members yet.
         let is_written = row.last_record_lsn > row.start_lsn;
@@ -531,8 +468,8 @@ fn drain(services: &dyn Services, id: u64, force: bool) -> Result<()> {
     report(&format!("safekeeper {id} keeps nothing"), count)
 }
 
-/// Branches that a safekeeper is to keep, by those who answer, of whom each branch must have one.
-fn kept_by(services: &dyn Services, id: u64) -> Result<usize> {
+/// Names of branches that a safekeeper is to keep, by those who answer, of whom each branch must have one.
+fn kept_by(services: &dyn Services, id: u64) -> Result<Vec<String>> {
     let seen = services.safekeepers()?;
     let silent: Vec<String> =
         seen.iter().filter(|one| one.said.is_err()).map(|one| one.node.to_string()).collect();
@@ -542,14 +479,15 @@ fn kept_by(services: &dyn Services, id: u64) -> Result<usize> {
     let keeps = |quorum: &Quorum| {
         quorum.members.iter().chain(&quorum.incoming).any(|member| member.id == id)
     };
-    let kept = quorums(&seen).into_iter().filter(|(_, quorum)| keeps(quorum));
+    let kept = quorums(said(&seen)).into_iter().filter(|(_, quorum)| keeps(quorum));
     let kept: BTreeSet<Key> = kept.map(|(key, _)| key).collect();
     if kept.is_empty() {
-        return Ok(0);
+        return Ok(Vec::new());
     }
     // Of what was deleted not everybody may have heard.
     let rows = branch::rows(services)?;
-    Ok(rows.iter().filter(|row| kept.contains(&(row.tenant_id, row.timeline_id))).count())
+    let its = rows.into_iter().filter(|row| kept.contains(&(row.tenant_id, row.timeline_id)));
+    Ok(its.map(|row| row.name).collect())
 }
 
 /// Changes members so that `id` keeps nothing, and stops it in the very moment in which that is so: before another branch is made,
@@ -561,21 +499,26 @@ fn end(
     after: impl FnOnce(&mut Cluster) -> Result<()>,
 ) -> Result<usize> {
     let mut changed = 0;
-    for _ in 0..MOST_LOOKS {
+    let mut after = Some(after);
+    until_done(Instant::now, ASK_EVERY, || {
         changed += without(&Cluster::open(dir)?)?;
-        {
-            let (mut cluster, _lock) = Cluster::change(dir)?;
-            if kept_by(&cluster, id)? == 0 {
-                after(&mut cluster)?;
-                return Ok(changed);
-            }
+        let (mut cluster, _lock) = Cluster::change(dir)?;
+        let kept = kept_by(&cluster, id)?;
+        if kept.is_empty() {
+            after.take().map_or(Ok(()), |after| after(&mut cluster))?;
+            return Ok(Looked::Done(changed));
         }
         // Members may not have heard yet of what was decided.
-        std::thread::sleep(ASK_EVERY);
-    }
-    bail!(
-        "safekeeper {id} still keeps branches, or not everybody has heard that it does not: the same command goes on"
-    )
+        let (named, others) = kept.split_at(kept.len().min(MOST_NAMED));
+        let others = match others.len() {
+            0 => String::new(),
+            count => format!(" and {count} more"),
+        };
+        Ok(Looked::NotYet(format!(
+            "safekeeper {id} still keeps {}{others}, or not everybody has heard that it does not",
+            named.join(", ")
+        )))
+    })
 }
 
 /// In a cluster that `up` made: processes are started and stopped, too. While members change, which takes as long as copying does,

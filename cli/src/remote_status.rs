@@ -6,6 +6,7 @@ use pgstrata_wire::http::pageserver::Branch;
 use pgstrata_wire::http::safekeeper;
 use serde_json::{Value, json};
 
+use crate::members::short::{self, Safekeepers};
 use crate::remote::{Remote, ask_each};
 use crate::status::{Answers, PATIENCE, STATUS};
 use crate::{branch, out, status, table, zones};
@@ -67,7 +68,7 @@ fn broker_row(remote: &Remote, failure: Option<String>) -> Value {
 }
 
 /// Everything that the broker lists, and what safekeepers said.
-fn services(remote: &Remote) -> (Vec<Value>, Answers, Vec<String>) {
+fn services(remote: &Remote, branches: &Result<Vec<Branch>>) -> (Vec<Value>, Answers, Vec<String>) {
     let nodes = match remote.nodes() {
         Ok(nodes) => nodes,
         Err(error) => {
@@ -83,17 +84,23 @@ fn services(remote: &Remote) -> (Vec<Value>, Answers, Vec<String>) {
     rows.extend(sorted.iter().zip(&said).map(|(node, said)| row(node, said)));
     let safekeepers = sorted.iter().filter(|node| node.role == Role::Safekeeper);
     let warning = zones::warning_of(&Vec::from_iter(safekeepers.map(|node| node.zone.as_str())));
+    let known = sorted.iter().zip(&said).filter(|(node, _)| node.role == Role::Safekeeper);
+    let known = known.map(|(node, said)| (node.node, said.status.as_ref(), false));
+    let safekeepers = Safekeepers::new(false, known);
     let statuses = sorted.iter().zip(said);
     let statuses = statuses.filter_map(|(node, said)| Some((node.node(), said.status?)));
     let answers = Answers::of_safekeepers(statuses);
-    let warnings = warning.into_iter().chain(status::warnings(&answers)).collect();
+    let mut warnings = Vec::from_iter(warning.into_iter().chain(status::warnings(&answers)));
+    if let Ok(branches) = branches {
+        warnings.extend(short::warnings(branches, answers.safekeepers(), &safekeepers));
+    }
     (rows, answers, warnings)
 }
 
 /// `status`, off the machine.
 pub fn status(remote: &Remote, as_json: bool) -> Result<()> {
-    let (rows, answers, warnings) = services(remote);
     let branches = branch::rows_of_pageserver(remote, Some(PATIENCE));
+    let (rows, answers, warnings) = services(remote, &branches);
     if as_json {
         let listed = |rows: &Vec<Branch>| branch::listed_all(rows, &answers);
         let document = json!({

@@ -45,6 +45,11 @@ pub trait Services {
     /// The safekeepers, each asked what it keeps.
     fn safekeepers(&self) -> Result<Vec<Seen>>;
 
+    /// Whether commands start and stop its processes.
+    fn is_here(&self) -> bool {
+        false
+    }
+
     /// Whether it is known that what a safekeeper had is gone.
     fn is_lost(&self, _: NodeId) -> bool {
         false
@@ -74,6 +79,10 @@ impl Services for Cluster {
             let address = format!("127.0.0.1:{}", place.wal);
             Seen { node: NodeId(place.id), address, service, said }
         }))
+    }
+
+    fn is_here(&self) -> bool {
+        true
     }
 
     fn is_lost(&self, node: NodeId) -> bool {

@@ -11,6 +11,7 @@ use pgstrata_wire::http::safekeeper;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
+use crate::members::short::{self, Safekeepers};
 use crate::process::Process;
 use crate::{branch, compute, http, out, table, zones};
 
@@ -269,8 +270,12 @@ pub fn status(cluster: &Cluster, as_json: bool) -> Result<()> {
     let processes = processes(cluster, &answers);
     let computes = compute::rows(cluster, &answers);
     let safekeepers = &cluster.state.safekeepers;
-    let warnings =
+    let mut warnings =
         Vec::from_iter(zones::warning(safekeepers).into_iter().chain(warnings(&answers)));
+    if let Ok(rows) = &branches {
+        let all = Safekeepers::here(cluster, answers.safekeepers(), &short::lost_here(cluster));
+        warnings.extend(short::warnings(rows, answers.safekeepers(), &all));
+    }
     // A cluster whose page server is down still has a status.
     if as_json {
         let listed = |rows: &Vec<Branch>| branch::listed_all(rows, &answers);
@@ -337,6 +342,7 @@ mod tests {
             available_lsn: Lsn(8),
             archived_lsn: Lsn(8),
             remote_consistent_lsn: Lsn(8),
+            away: false,
             archiving_error: error.map(str::to_owned),
             committed_wal_damaged: is_damage,
             majority_in_one_zone: None,

@@ -457,9 +457,10 @@ fn store_options(cluster: &Cluster, command: &mut Command) {
     }
 }
 
-/// Whether what a safekeeper promised and stored is gone.
+/// Whether what a safekeeper promised and stored is gone. What is closed to us may be there.
 pub fn has_lost_directory(dir: &Path, place: &SafekeeperPlace) -> bool {
-    place.started && !dir.join(format!("safekeeper-{}", place.id)).join("identity").exists()
+    let identity = dir.join(format!("safekeeper-{}", place.id)).join("identity").metadata();
+    place.started && identity.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Starts the safekeepers. Returns what is wrong with those that did not start.

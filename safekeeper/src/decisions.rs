@@ -50,6 +50,11 @@ fn object_name(key: TimelineKey) -> String {
     Quorum::object_name(key.0, key.1)
 }
 
+fn unwritable(error: impl std::fmt::Display) -> RefusedReason {
+    let text = format!("who the members are to be can't be written to object storage: {error}");
+    RefusedReason::Unavailable(text)
+}
+
 fn unavailable(error: impl std::fmt::Display) -> RefusedReason {
     let text = format!("who the members are can't be found out: {error}");
     RefusedReason::Unavailable(text)
@@ -104,7 +109,7 @@ impl Decisions {
             let bytes = Bytes::from(next.encode());
             let swapped =
                 self.store.compare_and_swap(&object_name(key), Some(version), bytes).await;
-            match swapped.map_err(unavailable)? {
+            match swapped.map_err(unwritable)? {
                 CasOutcome::Swapped(_) => Ok(Swapped::Yes),
                 CasOutcome::Conflict => Ok(Swapped::No),
             }

@@ -12,17 +12,22 @@
 //!
 //! A state is entered below its bound, and left when a quarter of the bound more is free. A WAL segment is made only where
 //! `--disk-refuse` is still free after it, so that the last of a disk is never taken by a segment that just fitted.
+//!
+//! That writes are refused is said of the disk, and not of each who tries again ([`DiskSpace::note`], `said.rs`).
+
+mod said;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::ensure;
 use clap::Args;
 use parking_lot::Mutex;
 use pgstrata_env::{Disk, Space};
 
+use self::said::{Said, Say};
 use crate::storage_error::StorageError;
 
 const KIB: u64 = 1 << 10;
@@ -296,6 +301,8 @@ struct Inner {
     level: AtomicU8,
     pause_us: AtomicU64,
     paused_us: AtomicU64,
+    /// Taken for a moment only.
+    said: Mutex<Said>,
 }
 
 impl DiskSpace {
@@ -309,6 +316,7 @@ impl DiskSpace {
             level: AtomicU8::new(0),
             pause_us: AtomicU64::new(0),
             paused_us: AtomicU64::new(0),
+            said: Mutex::default(),
         }));
         space.look();
         space
@@ -353,12 +361,30 @@ impl DiskSpace {
         after
     }
 
-    /// Says what changed, once.
+    /// Says what changed, once; and that writes are refused, as `said.rs` has it.
     fn tell(&self, before: DiskState, after: &Look) {
+        let is_full = |state| state == DiskState::Refuses;
+        let full = (is_full(before), is_full(after.state()));
+        let say = self.0.said.lock().looked(Instant::now(), full);
+        let text = after.warning(&self.0.directory);
+        match say {
+            Some(Say::GoesOn(writes)) => {
+                let free_bytes = after.space.free;
+                let directory = self.0.directory.display();
+                tracing::warn!(writes, free_bytes, %directory, "writes were refused for want of space since this was said last");
+            }
+            Some(Say::Over(writes)) => {
+                let (free_bytes, directory) = (after.space.free, self.0.directory.display());
+                tracing::info!(writes, free_bytes, %directory, "no write is refused for want of space any more");
+            }
+            Some(Say::Begins) | None => {}
+        }
         if before == after.state() {
             return;
         }
-        match (after.state(), after.warning(&self.0.directory)) {
+        match (after.state(), text) {
+            // It was said when the system refused something first.
+            (DiskState::Refuses, _) if say != Some(Say::Begins) => {}
             (DiskState::Refuses, Some(text)) => tracing::error!("{text}"),
             (_, Some(text)) => tracing::warn!("{text}"),
             (_, None) => {
@@ -366,6 +392,23 @@ impl DiskSpace {
                 tracing::info!(free_bytes, "there is enough space on the disk again");
             }
         }
+    }
+
+    /// Whether it is for want of space that a write was refused: then it is counted, and said of the disk. Looks at the disk
+    /// where that is new.
+    pub fn note(&self, error: &StorageError) -> bool {
+        if !error.is_for_want_of_space() {
+            return false;
+        }
+        if !self.0.said.lock().is_told() {
+            self.look();
+        }
+        let say = self.0.said.lock().refused(Instant::now());
+        // The disk has more than is kept, and refuses all the same, as where there is a quota; or nothing is kept.
+        if say == Some(Say::Begins) {
+            tracing::error!("{error}");
+        }
+        true
     }
 
     /// What was last seen.

@@ -17,8 +17,9 @@ use tokio::sync::Semaphore;
 use crate::background::{Known, Lags};
 use crate::disk_space::DiskState;
 use crate::metrics;
+use crate::registering::Registering;
 use crate::steward::{Left, Steward, Trouble, Wish};
-use crate::timeline::Overview;
+use crate::timeline::{Overview, is_away};
 use crate::timelines::Timelines;
 
 /// What handlers see.
@@ -29,6 +30,7 @@ pub struct HttpState {
     lags: Arc<Lags>,
     zone: Arc<str>,
     steward: Steward,
+    registering: Registering,
     /// Those who change members at once.
     changing: Arc<Semaphore>,
 }
@@ -44,9 +46,10 @@ impl HttpState {
         lags: Arc<Lags>,
         zone: String,
         steward: Steward,
+        registering: Registering,
     ) -> HttpState {
         let changing = Arc::new(Semaphore::new(CHANGES));
-        HttpState { timelines, known, lags, zone: zone.into(), steward, changing }
+        HttpState { timelines, known, lags, zone: zone.into(), steward, registering, changing }
     }
 }
 
@@ -128,6 +131,7 @@ fn describe(timeline: Overview, known: &Known) -> http::Timeline {
         available_lsn: summary.available_lsn,
         archived_lsn: summary.archived_lsn,
         remote_consistent_lsn: summary.remote_consistent_lsn,
+        away: is_away(summary),
         committed_wal_damaged: trouble.as_ref().is_some_and(|trouble| trouble.is_damage),
         archiving_error: trouble.map(|trouble| trouble.text),
         majority_in_one_zone: known.majority_zone(configuration),
@@ -154,6 +158,7 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
             DiskState::Refuses => http::DiskState::Refuses,
         }),
         disk_warning: space.warning(),
+        registration_error: state.registering.error(),
         timelines: timelines.map(|timeline| describe(timeline, &state.known)).collect(),
         damaged: damaged
             .map(|((tenant_id, timeline_id), error)| http::Damaged {
@@ -205,7 +210,8 @@ async fn catch_up(
             Err(RefusedReason::UnknownTimeline) => None,
             Err(reason) => return Err(Trouble::Later(reason.to_string())),
         };
-        Ok(http::Archived { archived_lsn: steward.archived_lsn(key)?, commit_lsn })
+        let (archived_lsn, decided) = steward.archived(key)?;
+        Ok(http::Archived { archived_lsn, commit_lsn, quorum: Some(described(&decided)) })
     })
     .await
 }

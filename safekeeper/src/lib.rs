@@ -21,6 +21,7 @@ pub mod meters;
 pub mod metrics;
 pub mod pace;
 pub mod pg;
+pub mod registering;
 pub mod run;
 pub mod segment;
 pub mod steward;

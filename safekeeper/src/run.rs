@@ -24,6 +24,7 @@ use crate::latch::{Latch, throw_on_panic};
 use crate::meters::Meters;
 use crate::pace::Pace;
 use crate::pg::PgState;
+use crate::registering::Registering;
 use crate::segment::Preparer;
 use crate::steward::Steward;
 use crate::steward::reach::Connections;
@@ -36,10 +37,6 @@ const MAX_ZONE: usize = 255;
 
 /// Longest wait at the end for work on other threads.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Longest wait for object storage before the ready line.
-const REGISTER_PATIENCE: Duration = Duration::from_secs(2);
-const REGISTER_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT, or until writing fails.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -148,7 +145,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         archive: Arc::clone(&archive),
         reach: Arc::new(reach),
     };
-    let state = HttpState::new(Arc::clone(&timelines), known, lags, args.zone.clone(), steward);
+    let registering = Registering::default();
+    let zone = args.zone.clone();
+    let state =
+        HttpState::new(Arc::clone(&timelines), known, lags, zone, steward, registering.clone());
     let pg_state = PgState {
         timelines: Arc::clone(&timelines),
         archive: Some(archive),
@@ -158,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tokio::spawn(pg::serve(pg_port.asynchronous()?, pg_state));
         tokio::spawn(http::serve(http_port.asynchronous()?, state, security));
         background.start().context("can't start a thread")?;
-        registered(decisions, registration, Arc::clone(&timelines)).await;
+        registering.begin(decisions, registration, Arc::clone(&timelines)).await;
         // Whoever reads that it is ready may tell it to end.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -183,27 +183,6 @@ fn open_store(args: &Args) -> anyhow::Result<Store> {
     let location: Location = args.object_store.parse().context("--object-store")?;
     let store = Store::open(&location, args.s3_endpoint.as_deref());
     Ok(store.context("can't open the object store")?.under(args.claim.as_deref()))
-}
-
-/// Says who we are where timelines are founded: before anybody hears that we are ready, but for an object store that doesn't
-/// answer. Then it is tried until it does; what was founded before works without.
-async fn registered(decisions: Decisions, own: Registration, timelines: Arc<Timelines>) {
-    let mut first = true;
-    let undecided = timelines.undecided();
-    let mut registering = tokio::spawn(async move {
-        let say = async || {
-            decisions.note_undecided(&undecided).await?;
-            timelines.undecided_are_noted();
-            decisions.register(&own).await
-        };
-        while let Err(error) = say().await {
-            if std::mem::take(&mut first) {
-                tracing::warn!(error, "can't register in the object store; it is tried again");
-            }
-            tokio::time::sleep(REGISTER_PAUSE).await;
-        }
-    });
-    let _ = tokio::time::timeout(REGISTER_PATIENCE, &mut registering).await;
 }
 
 /// Keeps a second process out of the directory.

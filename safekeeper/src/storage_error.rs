@@ -14,12 +14,15 @@ fn but_kept(bytes: u64) -> String {
     }
 }
 
+/// What each text begins with that is for want of space.
+const NO_SPACE: &str = "no space left to ";
+
 /// An operation on a file that didn't succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// No space left, or no more than what is kept. Nothing is broken: appends are refused, reads go on. The text is the same
     /// each time, so that who tries again and again can tell that it is said already.
-    #[error("no space left to {action} {}{}: free space on this disk, writing then resumes", path.display(), but_kept(*kept_bytes))]
+    #[error("{NO_SPACE}{action} {}{}: free space on this disk, writing then resumes", path.display(), but_kept(*kept_bytes))]
     DiskFull {
         /// What was tried.
         action: &'static str,
@@ -71,9 +74,15 @@ impl StorageError {
         matches!(self, StorageError::Failed { action, .. } if is_reading(action))
     }
 
-    /// True if it is for the space that is kept: that is said once of the disk, and not of each timeline that wants some.
-    pub fn is_for_kept_space(&self) -> bool {
-        matches!(self, StorageError::DiskFull { kept_bytes: 1.., .. })
+    /// True if it is for want of space, of what is kept or of any: that is said of the disk (`DiskSpace::note`), and not of
+    /// each timeline that wants some.
+    pub fn is_for_want_of_space(&self) -> bool {
+        matches!(self, StorageError::DiskFull { .. })
+    }
+
+    /// The same of what somebody was refused, by its text.
+    pub fn is_text_of_want_of_space(text: &str) -> bool {
+        text.starts_with(NO_SPACE)
     }
 
     /// Turns the error of a sync into one of ours: whatever the reason, a lack of space too, what

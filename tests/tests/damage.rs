@@ -587,6 +587,62 @@ fn a_safekeepers_full_disk_costs_that_safekeeper_alone() {
     });
 }
 
+/// A disk that has no byte left is told of when that begins, and when it is over; not with each attempt.
+#[test]
+fn a_safekeeper_without_space_does_not_fill_its_log() {
+    let cluster = Cluster::new();
+    let directory = cluster.dir().join("safekeeper-1");
+    let log = || -> Vec<String> {
+        let text = std::fs::read_to_string(cluster.dir().join("logs/safekeeper-1.log")).unwrap();
+        text.lines().map(str::to_owned).collect()
+    };
+    with_small_disk(&directory, 100, |disk| {
+        let mut client = cluster.client();
+        client.batch_execute("create table t as select 1 a").unwrap();
+        let before = log().len();
+        let ballast = fill(disk);
+        // A compute that starts wants its vote, and asks for it again and again.
+        drop(client);
+        cluster.kill("compute-main");
+        let mut client = cluster.client();
+        let since = std::time::Instant::now();
+        while since.elapsed() < std::time::Duration::from_secs(10) {
+            let insert = "insert into t select g from generate_series(1, 20000) g";
+            client.batch_execute(insert).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let said = log().split_off(before);
+        let is_of_space = |line: &&String| line.contains("space") || line.contains("written down");
+        let said: Vec<&String> = said.iter().filter(is_of_space).collect();
+        assert!((1..=2).contains(&said.len()), "{} lines: {said:#?}", said.len());
+        assert!(said[0].contains("WAL is refused"), "{said:#?}");
+        std::fs::remove_file(ballast).unwrap();
+        let over = |line: &String| line.contains("no write is refused for want of space any more");
+        wait_until("it says that there is space again", || log().iter().any(over));
+        assert_eq!(log().iter().filter(|line| over(line)).count(), 1);
+        drop(client);
+        cluster.cli(&["down"]);
+    });
+}
+
+/// What has no space left is named, where a safekeeper is replaced.
+#[test]
+fn a_full_object_store_is_named_where_a_safekeeper_is_replaced() {
+    let cluster = Cluster::new();
+    let objects = cluster.dir().join("objects");
+    with_small_disk(&objects, 64, |disk| {
+        cluster.client().batch_execute("create table t as select 1 a").unwrap();
+        let ballast = fill(disk);
+        let said = cluster.refusal(&["safekeeper", "replace", "2"], 1);
+        assert!(said.contains("safekeeper 4 can't register in object storage"), "{said}");
+        assert!(said.contains("No space left"), "{said}");
+        std::fs::remove_file(ballast).unwrap();
+        cluster.cli(&["safekeeper", "replace", "2"]);
+        cluster.client().batch_execute("insert into t values (2)").unwrap();
+        cluster.cli(&["down"]);
+    });
+}
+
 #[test]
 fn a_page_servers_full_disk_loses_nothing() {
     let server = S3Server::start();

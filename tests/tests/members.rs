@@ -210,16 +210,17 @@ fn begin_replacing(cluster: &Cluster, id: &str) -> std::process::Child {
     replace.spawn().unwrap()
 }
 
+/// Whether the cluster's file has such a safekeeper.
+fn is_written_down(cluster: &Cluster, is_it: impl Fn(&Value) -> bool) -> bool {
+    let state = std::fs::read(cluster.dir().join("cluster.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    state["safekeepers"].as_array().unwrap().iter().any(is_it)
+}
+
 /// Waits until a newcomer is ready, and whoever has begun with it has written that down.
 fn wait_until_begun(cluster: &Cluster, id: u64) {
     let since = Instant::now();
-    let is_begun = || {
-        let state = std::fs::read(cluster.dir().join("cluster.json")).unwrap();
-        let state: Value = serde_json::from_slice(&state).unwrap();
-        let mut places = state["safekeepers"].as_array().unwrap().iter();
-        places.any(|place| place["id"] == id && place["started"] == true)
-    };
-    while !is_begun() {
+    while !is_written_down(cluster, |place| place["id"] == id && place["started"] == true) {
         assert!(since.elapsed() < Duration::from_secs(60), "none was started");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -505,4 +506,281 @@ fn who_is_left_does_not_go_on_before_the_pages() {
     let found: i64 =
         connect(&cluster.up()).query_one("select count(*) from told", &[]).unwrap().get(0);
     assert_eq!(found, told);
+}
+
+/// What each of the commands that look at a cluster says of branches that are short of members.
+fn told_of_main(cluster: &Cluster) -> Option<String> {
+    let shown = quorum(cluster, "main")["warning"].as_str().map(str::to_owned);
+    let status = cluster.status();
+    let mut warnings =
+        status["warnings"].as_array().unwrap().iter().map(|one| one.as_str().unwrap());
+    let warned = warnings.find(|warning| warning.starts_with("branch main: ")).map(str::to_owned);
+    assert_eq!(warned, shown, "{status}");
+    let output = cluster.try_cli(&["doctor", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.success(), report["danger"] == 0);
+    let findings = report["findings"].as_array().unwrap().iter();
+    let mut found = findings.filter(|one| one["check"] == "members");
+    let one = found.next().unwrap();
+    let severity = if shown.is_some() { "warning" } else { "ok" };
+    assert_eq!(one["severity"], severity, "{report}");
+    let text = format!("branch main: {}", one["text"].as_str().unwrap());
+    assert!(shown.is_none() || Some(&text) == shown.as_ref(), "{report}");
+    shown
+}
+
+/// Commands that a line says are to be run.
+fn commands(line: &str) -> Vec<Vec<&str>> {
+    let quoted = line.split('\'').filter_map(|part| part.strip_prefix("pgstrata "));
+    quoted.map(|command| command.split(' ').collect()).collect()
+}
+
+/// It is said of which branch, who its members are, and what to run; and once that was run nothing is said.
+#[test]
+fn a_branch_that_is_short_of_members_is_told_of() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    assert_eq!(told_of_main(&cluster), None);
+    let lose = |id: u64| {
+        cluster.kill(&format!("safekeeper-{id}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{id}"))).unwrap();
+    };
+    lose(2);
+    let told = told_of_main(&cluster).unwrap();
+    let expected = "branch main: of its members (1, 2, 3), safekeeper 2 has lost its directory: run 'pgstrata safekeeper \
+                    replace 2'";
+    assert_eq!(told, expected);
+    lose(3);
+    cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    let told = told_of_main(&cluster).unwrap();
+    assert!(
+        told.starts_with("branch main: safekeeper 1 alone keeps it, of 3 that there are: "),
+        "{told}"
+    );
+    for command in commands(&told) {
+        cluster.cli(&command);
+    }
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 4, 5]);
+    assert_eq!(told_of_main(&cluster), None);
+    // The command is killed while both groups decide, of whom a compute has to hear.
+    let compute = Stopped::stop(cluster.pid("compute-main"));
+    let mut replace = begin_replacing(&cluster, "4");
+    let since = Instant::now();
+    while quorum(&cluster, "main")["joint"] == false {
+        assert!(since.elapsed() < Duration::from_secs(60), "it does not begin");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    replace.kill().unwrap();
+    replace.wait().unwrap();
+    let told = told_of_main(&cluster).unwrap();
+    assert!(told.contains("being changed from safekeepers 1, 4, 5 to 1, 5, 6"), "{told}");
+    drop(compute);
+    for command in commands(&told) {
+        cluster.cli(&command);
+    }
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 5, 6]);
+    assert_eq!(told_of_main(&cluster), None);
+    load.goes_on();
+    let (told, _) = load.end();
+    let found: i64 = connect(&uri).query_one("select count(*) from told", &[]).unwrap().get(0);
+    assert_eq!(found, told);
+}
+
+fn state_of(cluster: &Cluster, id: u64) -> String {
+    let rows = safekeepers(cluster);
+    let row = rows.iter().find(|row| row["id"] == id).unwrap();
+    row["state"].as_str().unwrap().to_owned()
+}
+
+/// The list tells who is about to keep nothing, and who keeps nothing any more.
+#[test]
+fn who_is_drained_is_draining_and_then_retired() {
+    let cluster = Cluster::new();
+    let load = Load::start(&cluster.up());
+    load.goes_on();
+    // One that was started, and is a member of nothing.
+    let mut add = cluster.command(&["safekeeper", "add"]);
+    add.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut add = add.spawn().unwrap();
+    let since = Instant::now();
+    while !is_written_down(&cluster, |place| place["id"] == 4) {
+        assert!(since.elapsed() < Duration::from_secs(60), "none was begun");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    add.kill().unwrap();
+    add.wait().unwrap();
+    cluster.up();
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 2, 3]);
+    assert_eq!((state_of(&cluster, 2), state_of(&cluster, 4)), ("ok".into(), "ok".into()));
+    // While the compute has not heard of it.
+    let compute = Stopped::stop(cluster.pid("compute-main"));
+    let mut drain = cluster.command(&["safekeeper", "drain", "2"]);
+    drain.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut drain = drain.spawn().unwrap();
+    let since = Instant::now();
+    while state_of(&cluster, 2) != "draining" {
+        assert!(since.elapsed() < Duration::from_secs(60), "{:?}", safekeepers(&cluster));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(state_of(&cluster, 1), "ok");
+    drop(compute);
+    assert!(drain.wait().unwrap().success());
+    load.goes_on();
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 3, 4]);
+    let states = [1, 2, 3, 4].map(|id| state_of(&cluster, id));
+    assert_eq!(states, ["ok", "retired", "ok", "ok"]);
+    load.end();
+}
+
+/// Object storage that can't be written is what is said, and not that nobody knows the newcomer.
+#[test]
+fn a_newcomer_that_can_not_register_says_why() {
+    let cluster = Cluster::new();
+    let load = Load::start(&cluster.up());
+    load.goes_on();
+    let registrations = cluster.dir().join("objects/safekeepers");
+    let moved = cluster.dir().join("objects/kept");
+    // A file in the place of the directory is refused to everybody, to root as well.
+    std::fs::rename(&registrations, &moved).unwrap();
+    std::fs::write(&registrations, b"").unwrap();
+    let said = cluster.refusal(&["safekeeper", "replace", "2"], 1);
+    assert!(said.contains("safekeeper 4 can't register in object storage"), "{said}");
+    assert!(said.contains("space") && said.contains("the same command goes on"), "{said}");
+    assert!(!said.contains("never been started"), "{said}");
+    load.goes_on();
+    std::fs::remove_file(&registrations).unwrap();
+    std::fs::rename(&moved, &registrations).unwrap();
+    cluster.cli(&["safekeeper", "replace", "2"]);
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 3, 4]);
+    load.goes_on();
+    load.end();
+}
+
+/// Five safekeepers are lost, and the branch had two of them: no more are started.
+#[test]
+fn no_more_are_started_than_a_lost_branch_had() {
+    let cluster = Cluster::with(&["--safekeepers", "5"], &[]);
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    let lose = |id: u64| {
+        cluster.kill(&format!("safekeeper-{id}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{id}"))).unwrap();
+    };
+    [3, 4, 5].into_iter().for_each(lose);
+    cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    load.goes_on();
+    load.end();
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 2]);
+    cluster.kill("compute-main");
+    [1, 2].into_iter().for_each(lose);
+    // What the page server has is more than what is archived.
+    for _ in 0..2 {
+        let said = cluster.refusal(&["quorum", "recover", "--accept-loss"], 1);
+        assert!(said.contains("safekeepers 6, 7 were started"), "{said}");
+    }
+    assert_eq!(ids(&safekeepers(&cluster)), [1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// Runs a command that is killed after so long. True if it did not come to its end before.
+fn is_killed_after(cluster: &Cluster, arguments: &[&str], after: Duration) -> bool {
+    let mut command = cluster.command(arguments);
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
+    std::thread::sleep(after);
+    // It may have ended.
+    let _ = child.kill();
+    !child.wait().unwrap().success()
+}
+
+/// Moments at which commands are killed.
+fn moments() -> u32 {
+    if pgstrata_tests::thorough() { 36 } else { 6 }
+}
+
+/// The command is killed at moments that are spread over all of its time, and the same one ends what it began.
+#[test]
+fn a_replacement_that_is_killed_at_any_moment_is_ended_by_the_next() {
+    let cluster = Cluster::new();
+    let uri = cluster.up();
+    let load = Load::start(&uri);
+    load.goes_on();
+    let since = Instant::now();
+    cluster.cli(&["safekeeper", "replace", "1"]);
+    let whole = since.elapsed();
+    // Each takes less time than a recovery.
+    let (mut killed, moments) = (0, 2 * moments());
+    for moment in 0..moments {
+        let goes = members(&quorum(&cluster, "main"))[0];
+        let command = ["safekeeper", "replace", &goes.to_string()];
+        killed += u32::from(is_killed_after(&cluster, &command, whole * moment / moments));
+        let output = cluster.try_cli(&command);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // It may have come to its end before it was killed.
+        assert!(output.status.success() || said.contains("there is no safekeeper"), "{said}");
+        let shown = quorum(&cluster, "main");
+        let (has, all) = (members(&shown), ids(&safekeepers(&cluster)));
+        assert!(has == all && has.len() == 3 && !has.contains(&goes), "{shown} of {all:?}");
+        assert_eq!((&shown["joint"], &shown["warning"]), (&Value::Bool(false), &Value::Null));
+        load.goes_on();
+    }
+    assert!(2 * killed >= moments, "{killed} were killed before they ended");
+    let (told, longest) = load.end();
+    println!("{killed} of {moments} killed within {whole:?}; {told} commits, longest {longest:?}");
+    let found: i64 = connect(&uri).query_one("select count(*) from told", &[]).unwrap().get(0);
+    assert_eq!(found, told);
+}
+
+/// The same where most are lost, and two go on: the one that has most decides with both, before both do.
+#[test]
+fn a_recovery_that_is_killed_at_any_moment_is_ended_by_the_next() {
+    let cluster = Cluster::with(&["--safekeepers", "5"], &[]);
+    cluster.up();
+    let names: Vec<String> = (0..=moments()).map(|moment| format!("b{moment}")).collect();
+    for name in &names {
+        cluster.cli(&["branch", "create", name]);
+        let mut client = cluster.branch_client(name);
+        client.batch_execute("create table told as select generate_series(1, 100) a").unwrap();
+        drop(client);
+        cluster.cli(&["compute", "stop", name]);
+    }
+    // What was committed is with all of them.
+    let since = Instant::now();
+    let lacks = |row: &Value| row["behind_bytes"] != 0;
+    while safekeepers(&cluster).iter().any(lacks) {
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", safekeepers(&cluster));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for lost in [3, 4, 5] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{lost}"))).unwrap();
+    }
+    let command = |name| ["quorum", "recover", "--accept-loss", "--branch", name];
+    let since = Instant::now();
+    cluster.cli(&command(&names[0]));
+    let whole = since.elapsed();
+    let (mut killed, mut again) = (0, 0);
+    for (moment, name) in (0..).zip(&names[1..]) {
+        killed += u32::from(is_killed_after(&cluster, &command(name), whole * moment / moments()));
+        let output = cluster.try_cli(&command(name));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        again += u32::from(output.status.success());
+        // What was decided before it was killed is in use, and needs nobody.
+        let is_done = said.contains("nothing needs to be given up");
+        assert!(output.status.success() || is_done, "{name}: {said}");
+    }
+    println!("{killed} of {} killed within {whole:?}, {again} ended by the next", moments());
+    assert!(2 * killed >= moments(), "{killed} were killed before they ended");
+    for name in &names {
+        let shown = quorum(&cluster, name);
+        assert_eq!((members(&shown), &shown["joint"]), (vec![1, 2], &Value::Bool(false)), "{name}");
+        let mut client = cluster.branch_client(name);
+        let found: i64 = client.query_one("select count(*) from told", &[]).unwrap().get(0);
+        assert_eq!(found, 100, "{name}");
+        client.batch_execute("insert into told values (0)").unwrap();
+        drop(client);
+        cluster.cli(&["compute", "stop", name]);
+    }
 }

@@ -6,8 +6,10 @@ use pgstrata_wire::http::safekeeper;
 
 use super::finding::{Finding, Severity};
 use crate::branch;
+use crate::members::short::{self, Safekeepers, Short};
 
 const CHECK: &str = "branches";
+const MEMBERS: &str = "members";
 const SETTINGS: &str = "settings";
 
 /// Bytes of WAL that may wait to be taken in, or to be archived: those of a burst.
@@ -92,6 +94,22 @@ pub fn check(rows: &Result<Vec<Branch>, String>, said: &[safekeeper::Status]) ->
         found.push(Finding::new(CHECK, "branches", Severity::Ok, &text));
     }
     found
+}
+
+/// Branches that fewer safekeepers keep than should. Of those that nobody tells of it is said elsewhere that they are not known.
+pub fn check_members(
+    rows: &Result<Vec<Branch>, String>,
+    said: &[safekeeper::Status],
+    safekeepers: &Safekeepers,
+) -> Vec<Finding> {
+    let Ok(rows) = rows else { return Vec::new() };
+    let found = short::find(rows, said, safekeepers);
+    if found.is_empty() {
+        let text = "no branch that is told of has fewer members than it should";
+        return vec![Finding::new(MEMBERS, "branches", Severity::Ok, text)];
+    }
+    let finding = |one: &Short| Finding::new(MEMBERS, &one.object(), Severity::Warning, &one.text);
+    found.iter().map(finding).collect()
 }
 
 /// What a compute decided otherwise than it was asked.

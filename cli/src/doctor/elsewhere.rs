@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use pgstrata_blob::Location;
 use pgstrata_http_client::certificate_of;
 use pgstrata_identity::{Certificate, says_until};
-use pgstrata_ids::NodeId;
+use pgstrata_ids::{Member, NodeId};
 use pgstrata_wire::broker::{self, Publication};
 use pgstrata_wire::http::pageserver::Branch;
 use pgstrata_wire::http::safekeeper;
@@ -24,6 +24,7 @@ use super::{branches, certificates, here, machine, store};
 use crate::branch;
 use crate::cluster_file::{ClusterFile, Written, read_token};
 use crate::http::Service;
+use crate::members::short::Safekeepers;
 use crate::remote::{Asked, Remote, ask_each};
 use crate::status::{PATIENCE, STATUS};
 
@@ -123,12 +124,17 @@ fn members(
     remote: &Remote,
     row: &Branch,
     asked: &[Asked],
-    well: &[NodeId],
+    well: &[(NodeId, String)],
 ) -> Result<(usize, usize), String> {
     let unknown = "no safekeeper that answers says who its members are";
     let configuration = remote.configuration(row, asked).ok_or(unknown)?;
-    let nodes = configuration.nodes();
-    Ok((nodes.len(), nodes.iter().filter(|node| well.contains(node)).count()))
+    // One with another directory than the member had is none of them.
+    let is_well = |member: &Member| {
+        let mut own = well.iter().filter(|(node, _)| *node == member.node);
+        own.any(|(_, incarnation)| *incarnation == member.incarnation.to_string())
+    };
+    let members: Vec<Member> = configuration.all().collect();
+    Ok((members.len(), members.iter().filter(|member| is_well(member)).count()))
 }
 
 fn is_damaged(status: &safekeeper::Status) -> bool {
@@ -156,7 +162,7 @@ fn ask(remote: &Remote) -> Answered {
         seen.iter().filter_map(|one| Some((one.node?, one.said.as_ref().ok()?.as_ref()?)))
     {
         asked.push(Asked { node, said: Ok(said.clone()) });
-        well.extend((!is_damaged(said)).then_some(node));
+        well.extend((!is_damaged(said)).then(|| (node, said.incarnation.clone())));
     }
     let rows = branches.as_deref().unwrap_or_default();
     let (rows, others) = rows.split_at(rows.len().min(MOST_BRANCHES));
@@ -244,6 +250,13 @@ fn check_answered(answered: &Answered, now: Timestamp) -> Vec<Finding> {
     findings.extend(services::check_zones(&Vec::from_iter(zones)));
     let said: Vec<_> = safekeepers().filter_map(|one| one.said.clone().ok().flatten()).collect();
     findings.extend(branches::check(branches, &said));
+    if listed.is_ok() {
+        let known = safekeepers().filter_map(|one| {
+            Some((one.node?.0, one.said.as_ref().ok().and_then(Option::as_ref), false))
+        });
+        let known = Safekeepers::new(false, known);
+        findings.extend(branches::check_members(branches, &said, &known));
+    }
     for one in seen {
         findings.push(clocks::check(&one.object, one.dated.as_ref().map_err(String::as_str)));
         let shown = one.shown.as_ref().map(Option::as_ref);

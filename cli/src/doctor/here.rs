@@ -1,5 +1,6 @@
 //! A cluster in a directory of this machine, or the directory that one would go in.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 use pgstrata_blob::Location;
 use pgstrata_http_client::Access;
+use pgstrata_wire::http::pageserver::Branch;
 
 use super::clocks::{self, Dated};
 use super::finding::{Finding, Severity};
@@ -19,6 +21,7 @@ use super::services::{self, Role, State};
 use super::{branches, certificates, limits, machine, programs, store};
 use crate::cluster::Cluster;
 use crate::http::Service;
+use crate::members::short::{self, Safekeepers};
 use crate::process::Process;
 use crate::remote::ask_each;
 use crate::status::{self, Answers, PATIENCE};
@@ -137,23 +140,17 @@ fn service(cluster: &Cluster, answers: &Answers, row: &serde_json::Value) -> ser
 }
 
 /// Safekeepers that have lost what they promised: `up` starts none on an empty directory.
-fn lost(cluster: &Cluster) -> Vec<Finding> {
-    let started = cluster.state.safekeepers.iter().filter(|place| place.started);
-    let named = started.map(|place| format!("safekeeper-{}", place.id));
-    // What is closed to us may be there.
-    let is_gone = |name: &String| {
-        let identity = cluster.dir.join(name).join("identity").metadata();
-        identity.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-    };
-    let finding = |name: String| {
-        let directory = cluster.dir.join(&name);
+fn check_lost(dir: &Path, lost: &BTreeSet<u64>) -> Vec<Finding> {
+    let finding = |id: &u64| {
+        let name = format!("safekeeper-{id}");
+        let directory = dir.join(&name);
         let text = format!(
             "it has lost its directory {}: put it back; it can't start without what it promised",
             directory.display()
         );
         Finding::new("services", &name, Severity::Danger, &text)
     };
-    named.filter(is_gone).map(finding).collect()
+    lost.iter().map(finding).collect()
 }
 
 /// What the clocks of services say, by their names.
@@ -230,20 +227,23 @@ fn check_cluster(cluster: Arc<Cluster>, deadline: Instant) -> Vec<Finding> {
     });
     let lost = Later::start({
         let cluster = Arc::clone(&cluster);
-        move || lost(&cluster)
+        move || short::lost_here(&cluster)
     });
     let safekeepers = &cluster.state.safekeepers;
     let mut findings = machine::check(places(&cluster), safekeepers.len(), deadline);
     findings.extend(programs::check_user(cluster.state.pg_user.as_deref()));
     findings.push(programs::check_postgres(postgres.wait(deadline), cluster.state.pg_major));
-    findings.extend(in_time(lost.wait(deadline), "services"));
+    let lost = lost.wait(deadline);
+    let found = lost.as_ref().map(|lost| check_lost(&cluster.dir, lost));
+    findings.extend(in_time(found, "services"));
+    let lost = lost.unwrap_or_default();
     findings.push(store::check(&cluster.object_store(), probed.wait(deadline)));
     let zones =
         safekeepers.iter().map(|place| (format!("safekeeper-{}", place.id), place.zone.clone()));
     findings.extend(services::check_zones(&Vec::from_iter(zones)));
     match asked.wait(deadline) {
         Some((answers, rows)) => {
-            findings.extend(check_services(&cluster, &answers, &rows, branches, deadline));
+            findings.extend(check_services(&cluster, &answers, &rows, (branches, &lost), deadline));
         }
         None => {
             let text = "not looked at: its processes can't be told in time";
@@ -258,7 +258,7 @@ fn check_services(
     cluster: &Arc<Cluster>,
     answers: &Answers,
     rows: &[serde_json::Value],
-    branches: Later<Result<Vec<pgstrata_wire::http::pageserver::Branch>, String>>,
+    (branches, lost): (Later<Result<Vec<Branch>, String>>, &BTreeSet<u64>),
     deadline: Instant,
 ) -> Vec<Finding> {
     // Of their own: a disk that hangs may have taken all of the others'.
@@ -282,6 +282,8 @@ fn check_services(
             branches.wait(deadline).unwrap_or_else(|| Err("it was not told in time".to_owned()));
         let said: Vec<_> = answers.safekeepers().cloned().collect();
         findings.extend(branches::check(&rows, &said));
+        let safekeepers = Safekeepers::here(cluster, &said, lost);
+        findings.extend(branches::check_members(&rows, &said, &safekeepers));
     }
     for branch in cluster.state.computes.keys() {
         let warnings = answers.compute(branch).map(|report| report.warnings.as_slice());

@@ -5,12 +5,14 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use pgstrata_ids::Lsn;
+use pgstrata_ids::{Lsn, NodeId};
 use pgstrata_wire::http::Code;
 use pgstrata_wire::http::pageserver::Branch;
-use pgstrata_wire::http::safekeeper::{Archived, Change, Member, Quorum, Timeline};
+use pgstrata_wire::http::safekeeper::{Archived, Change, Member, Quorum, Status, Timeline};
 
-use super::{ASK_EVERY, Key, PATIENCE, Seen, TELL_EVERY, one, quorums};
+use super::{
+    ASK_EVERY, Key, PATIENCE, Seen, TELL_EVERY, one, quorums, said, wait_until_registered,
+};
 use crate::cluster::Cluster;
 use crate::http::{Refused, Service};
 use crate::services::Services;
@@ -25,10 +27,10 @@ pub fn recover(services: &dyn Services, name: &str, accept_loss: bool) -> Result
     let Some(row) = branch::find(services, name)? else { bail!("there is no branch '{name}'") };
     let key = (row.tenant_id, row.timeline_id);
     let seen = services.safekeepers()?;
-    let left = quorums(&seen).remove(&key).map(|quorum| Left { seen: &seen, key, quorum });
+    let left = quorums(said(&seen)).remove(&key).map(|quorum| Left { seen: &seen, key, quorum });
     match left.filter(|left| !left.survivors().is_empty()) {
         Some(left) => with_survivors(&row, &left, accept_loss),
-        None => from_archive(&row, &seen, accept_loss),
+        None => from_archive(&row, &seen, accept_loss).map(drop),
     }
 }
 
@@ -37,7 +39,7 @@ pub fn recover_here(cluster: &mut Cluster, name: &str, accept_loss: bool) -> Res
     let Some(row) = branch::find(cluster, name)? else { bail!("there is no branch '{name}'") };
     let key = (row.tenant_id, row.timeline_id);
     let seen = cluster.safekeepers()?;
-    let quorum = quorums(&seen).remove(&key);
+    let quorum = quorums(said(&seen)).remove(&key);
     let is_lost =
         quorum.is_none_or(|quorum| Left { seen: &seen, key, quorum }.survivors().is_empty());
     if !is_lost {
@@ -51,44 +53,100 @@ pub fn recover_here(cluster: &mut Cluster, name: &str, accept_loss: bool) -> Res
          with what object storage has of branch '{name}'"
     );
     if !accept_loss {
-        return from_archive(&row, &seen, false);
+        return from_archive(&row, &seen, false).map(drop);
     }
-    // As 'safekeeper replace' does, which finds them where this ends early.
-    let mut started = Vec::new();
-    for &old in &silent {
-        started.push(up::begin_safekeeper(cluster, None, Some(old))?);
-    }
-    wait_until_heard(cluster)?;
+    let decided = start_others(cluster, key, &silent)?;
     // They stay: what the page server has needs somebody to keep what is written to it.
-    let began = text(&started.iter().copied().collect());
-    from_archive(&row, &cluster.safekeepers()?, true).map_err(|error| {
-        anyhow!("{error:#} (safekeepers {began} were started, and can keep it)")
+    let begun = begun_for(cluster, &silent);
+    let seen = cluster.safekeepers()?;
+    let members = from_archive(&row, &seen, true).map_err(|error| {
+        anyhow!("{error:#} (safekeepers {} were started, and can keep it)", text(&begun))
     })?;
-    for &new in &started {
+    for &new in begun.intersection(&members) {
         up::safekeeper_has_joined(cluster, new, None)?;
     }
-    if !silent.is_empty() {
-        let lost = text(&silent.into_iter().collect());
+    let is_member = |id: &u64| decided.as_ref().is_none_or(|before| before.contains(id));
+    let lost: BTreeSet<u64> = silent.into_iter().filter(is_member).collect();
+    if !lost.is_empty() {
         out::line(&format!(
-            "'pgstrata safekeeper remove' forgets the lost ones ({lost}), once all branches that they kept were recovered"
+            "'pgstrata safekeeper remove' forgets the lost ones ({}), once all branches that they kept were recovered",
+            text(&lost)
         ))?;
     }
     Ok(())
 }
 
-/// Has those who were just started answer.
-fn wait_until_heard(cluster: &Cluster) -> Result<()> {
-    let since = Instant::now();
-    loop {
-        let seen = cluster.safekeepers()?;
-        let answering = seen.iter().filter(|one| one.said.is_ok()).count();
-        // Each of the silent ones has one in its place.
-        if 2 * answering >= seen.len() {
-            return Ok(());
+/// Those who were started in the place of one of these, by this command or an earlier one that ended early.
+fn begun_for(cluster: &Cluster, silent: &[u64]) -> BTreeSet<u64> {
+    let places = cluster.state.safekeepers.iter();
+    let begun = places.filter(|place| place.joins_for.is_some_and(|old| silent.contains(&old)));
+    begun.map(|place| place.id).collect()
+}
+
+/// Starts as many as the branch has lost and others can't be made: not one for each that is silent, which may keep other branches,
+/// and come back. Returns who the members were, if anybody says it.
+fn start_others(cluster: &mut Cluster, key: Key, silent: &[u64]) -> Result<Option<BTreeSet<u64>>> {
+    // As 'safekeeper replace' does, which finds them where this ends early.
+    let start = |cluster: &mut Cluster, old: u64| {
+        let new = up::begin_safekeeper(cluster, None, Some(old))?;
+        wait_until_heard(cluster, new)
+    };
+    // Somebody has to read who they were. Whose directory is gone is surely lost.
+    if cluster.safekeepers()?.iter().all(|one| one.said.is_err()) {
+        let lost = silent.iter().copied().find(|&id| cluster.is_lost(NodeId(id)));
+        let first = lost.or(silent.first().copied()).context("there is no safekeeper")?;
+        start(cluster, first)?;
+    }
+    let decided = decided_members(cluster, key)?;
+    let members = decided.clone().unwrap_or_else(|| silent.iter().copied().collect());
+    for &old in members.iter().filter(|id| silent.contains(id)) {
+        if free(cluster, key, &members)? >= members.len() {
+            break;
         }
-        ensure!(since.elapsed() < PATIENCE, "only {answering} safekeepers answer");
+        start(cluster, old)?;
+    }
+    Ok(decided)
+}
+
+/// Who the members are by what is decided, whether or not they answer; `None` where those who answer are of a release that does
+/// not say it.
+fn decided_members(cluster: &Cluster, key: Key) -> Result<Option<BTreeSet<u64>>> {
+    let seen = cluster.safekeepers()?;
+    let first = seen.iter().find(|one| one.said.is_ok()).context("no safekeeper answers")?;
+    let quorum = ask_archived(&first.service, key)?.quorum;
+    Ok(quorum.map(|quorum| quorum.members.iter().map(|member| member.id).collect()))
+}
+
+/// How many answer that have nothing of a timeline, so that they can be made members of it.
+fn free(cluster: &Cluster, key: Key, members: &BTreeSet<u64>) -> Result<usize> {
+    let seen = cluster.safekeepers()?;
+    let is_free = |status: &&Status| {
+        let served = status.timelines.iter().map(|one| (one.tenant_id, one.timeline_id));
+        let damaged = status.damaged.iter().map(|one| (one.tenant_id, one.timeline_id));
+        !members.contains(&status.id) && !served.chain(damaged).any(|one| one == key)
+    };
+    Ok(said(&seen).filter(is_free).count())
+}
+
+/// Has one that was just started answer, and be known where members are decided.
+fn wait_until_heard(cluster: &Cluster, id: u64) -> Result<()> {
+    let since = Instant::now();
+    let heard = |cluster: &Cluster| -> Result<bool> {
+        let seen = cluster.safekeepers()?;
+        Ok(said(&seen).any(|status| status.id == id))
+    };
+    while !heard(cluster)? {
+        ensure!(since.elapsed() < PATIENCE, "safekeeper {id} was started, and does not answer");
         std::thread::sleep(ASK_EVERY);
     }
+    wait_until_registered(cluster, &BTreeSet::from([id]))
+}
+
+/// What there is of a timeline in object storage, by a safekeeper, which gets what it lacks of it, too.
+fn ask_archived(service: &Service, key: Key) -> Result<Archived> {
+    let (tenant, timeline) = (key.0.to_string(), key.1.to_string());
+    let query = [("tenant_id", tenant.as_str()), ("timeline_id", &timeline)];
+    service.post("/v1/catch-up", &query, &[])
 }
 
 /// What is left of a branch's members.
@@ -116,6 +174,17 @@ impl Left<'_> {
         answering.map(|member| member.id).collect()
     }
 
+    /// Those to be asked where this was decided before, and did not come to its end: the one that has most decides with all, until
+    /// they have it too. `None` where that is not so, or too few answer.
+    fn unfinished(&self) -> Option<Vec<&Service>> {
+        let Quorum { members, incoming, .. } = &self.quorum;
+        let [most] = members.as_slice() else { return None };
+        let answering = incoming.iter().filter(|member| self.of(member).is_some()).count();
+        let is_so = incoming.contains(most) && self.of(most).is_some();
+        let able = self.seen.iter().filter(|one| one.said.is_ok()).map(|one| &one.service);
+        (is_so && 2 * answering > incoming.len()).then(|| able.collect())
+    }
+
     fn lost(&self) -> BTreeSet<u64> {
         let silent = self.members().filter(|member| self.of(member).is_none());
         silent.map(|member| member.id).collect()
@@ -125,6 +194,12 @@ impl Left<'_> {
 /// Those who are left go on, once they have what is archived.
 fn with_survivors(row: &Branch, left: &Left<'_>, accept_loss: bool) -> Result<()> {
     let (name, quorum) = (&row.name, &left.quorum);
+    if accept_loss && let Some(able) = left.unfinished() {
+        let nodes: Vec<u64> = quorum.incoming.iter().map(|member| member.id).collect();
+        one(&able, left.key, &nodes, (true, quorum.number), (&AtomicUsize::new(0), 1))?;
+        let nodes = text(&nodes.into_iter().collect());
+        return out::line(&format!("branch '{name}' goes on with {nodes}, as was decided before"));
+    }
     // A change that is under way can be undone by those who were members before it.
     let answering = quorum.members.iter().filter(|member| left.of(member).is_some()).count();
     ensure!(
@@ -179,14 +254,12 @@ fn with_survivors(row: &Branch, left: &Left<'_>, accept_loss: bool) -> Result<()
 
 /// Has those who are left get what is in object storage and they lack. Returns up to where what is committed is known then.
 fn get_archived(able: &[&Service], key: Key, known: Lsn) -> Result<Lsn> {
-    let (tenant, timeline) = (key.0.to_string(), key.1.to_string());
-    let query = [("tenant_id", tenant.as_str()), ("timeline_id", &timeline)];
     let mut moved = (Instant::now(), known);
     let mut told = Instant::now();
     loop {
         let (mut most, mut archived) = (known, Lsn::INVALID);
         for service in able {
-            let has: Archived = service.post("/v1/catch-up", &query, &[])?;
+            let has = ask_archived(service, key)?;
             most = most.max(has.commit_lsn.unwrap_or_default());
             archived = archived.max(has.archived_lsn.unwrap_or_default());
         }
@@ -228,10 +301,7 @@ fn end_of_archive(row: &Branch, able: &[&Seen]) -> Result<Lsn> {
     let Some(first) = able.first() else {
         bail!("no safekeeper answers: start as many as branch '{name}' had, with new directories")
     };
-    let (tenant, timeline) = (key.0.to_string(), key.1.to_string());
-    let query = [("tenant_id", tenant.as_str()), ("timeline_id", &timeline)];
-    let has: Archived = first.service.post("/v1/catch-up", &query, &[])?;
-    let Some(end) = has.archived_lsn else {
+    let Some(end) = ask_archived(&first.service, key)?.archived_lsn else {
         bail!(
             "no safekeeper that answers has WAL of branch '{name}', and none is in object storage. The page server has it up to \
              {}: 'pgstrata branch create NAME --from {name}' makes a branch of that",
@@ -242,8 +312,8 @@ fn end_of_archive(row: &Branch, able: &[&Seen]) -> Result<Lsn> {
     Ok(end)
 }
 
-/// Others go on with what is archived.
-fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<()> {
+/// Others go on with what is archived. Returns who they are.
+fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<BTreeSet<u64>> {
     let (name, key) = (&row.name, (row.tenant_id, row.timeline_id));
     let able: Vec<&Seen> = seen.iter().filter(|one| one.said.is_ok()).collect();
     let end = end_of_archive(row, &able)?;
@@ -256,9 +326,11 @@ fn from_archive(row: &Branch, seen: &[Seen], accept_loss: bool) -> Result<()> {
     }
     let newcomers = spread(&able);
     let first = able.first().context("no safekeeper answers")?;
-    decide(&first.service, key, (&BTreeSet::new(), &newcomers), 0)?;
+    let begun = decide(&first.service, key, (&BTreeSet::new(), &newcomers), 0)?;
     out::line(&line)?;
-    out::line("it goes on with others: 'pgstrata quorum show' says which")
+    out::line("it goes on with others: 'pgstrata quorum show' says which")?;
+    let members = begun.quorum.into_iter().flat_map(|quorum| quorum.members);
+    Ok(members.map(|member| member.id).collect())
 }
 
 /// Nodes in an order in which the first few are in as many zones as there are.
@@ -335,9 +407,6 @@ fn is_busy(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_ids::NodeId;
-    use pgstrata_wire::http::safekeeper::Status;
-
     use super::*;
 
     #[test]

@@ -84,7 +84,11 @@ impl Around for Background {
 async fn trim(timeline: &Arc<Timeline>) {
     let timeline = Arc::clone(timeline);
     let trimmed = tokio::task::spawn_blocking(move || timeline.trim()).await;
-    if let Ok(Err(error)) = trimmed {
-        tracing::warn!(%error, "old WAL can't be removed");
+    match trimmed {
+        // It is said of the disk.
+        Ok(Err(error)) if error.is_for_want_of_space() => {}
+        Ok(Err(error)) => tracing::warn!(%error, "old WAL can't be removed"),
+        // A panic is reported by the runtime.
+        Ok(Ok(_)) | Err(_) => {}
     }
 }

@@ -12,7 +12,6 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::{Background, INTERVAL, pulling};
-use crate::storage_error::StorageError;
 use crate::timeline::Timeline;
 use crate::timelines::TimelineKey;
 
@@ -114,7 +113,8 @@ async fn as_wanted(background: &Background, busy: &Busy) {
 pub fn pull(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) {
     let id = timeline.parameters().timeline;
     if let Err(error) = pulling::catch_up(background, timeline, handle) {
-        match error.downcast_ref().is_some_and(StorageError::is_for_kept_space) {
+        let space = &background.timelines.context().shared.space;
+        match error.downcast_ref().is_some_and(|error| space.note(error)) {
             true => tracing::debug!(timeline = %id, %error, "catching up waits"),
             false => tracing::info!(timeline = %id, %error, "catching up will be tried again"),
         }

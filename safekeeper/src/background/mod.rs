@@ -120,10 +120,15 @@ async fn write_down(timelines: Arc<Timelines>) {
                 if appended && let Err(error) = timeline.note_flushed() {
                     tracing::warn!(%error, "the end of a log could not be noted");
                 }
-                if (far || !appended)
-                    && let Err(error) = timeline.checkpoint()
-                {
-                    tracing::warn!(%error, "positions could not be written down");
+                let written = match far || !appended {
+                    true => timeline.checkpoint(),
+                    false => Ok(()),
+                };
+                match written {
+                    // It is said of the disk.
+                    Err(error) if error.is_for_want_of_space() => {}
+                    Err(error) => tracing::warn!(%error, "positions could not be written down"),
+                    Ok(()) => {}
                 }
             }
         });

@@ -405,12 +405,12 @@ impl Preparations {
             Ok(()) => {}
             // Whoever mends it makes what it needs.
             Err(StorageError::DamagedLog { .. }) => {}
-            Err(error) if error.is_for_kept_space() => {
-                tracing::debug!(%error, "a WAL segment is not made ahead of its use");
-            }
             // Whoever needs the segment meets the full disk again, and refuses what needs it.
-            Err(error @ StorageError::DiskFull { .. }) => {
-                tracing::warn!(%error, "a WAL segment could not be made ahead of its use");
+            Err(error) if error.is_for_want_of_space() => {
+                if let Some(space) = &files.space {
+                    space.note(&error);
+                }
+                tracing::debug!(%error, "a WAL segment is not made ahead of its use");
             }
             // Made again, the segment could seem to be well on a disk that drops what it is given.
             Err(error) => self.latch.throw(&error.to_string()),

@@ -131,13 +131,16 @@ impl Steward {
 
     /// These nodes, each in the life in which it is a member, unless its directory is another one by now.
     fn wanted(&self, newest: &Configuration, nodes: &[NodeId]) -> Result<Vec<Member>, Trouble> {
-        let registered = self.decisions.registrations(nodes).map_err(later)?;
+        let registered = self.decisions.registrations(nodes).map_err(|reason| {
+            later(format!("who safekeepers are can't be read in object storage ({reason})"))
+        })?;
         let member = |(&node, registered): (&NodeId, Option<Registration>)| {
             let is_now = newest.members().iter().find(|member| member.node == node).copied();
             let found = registered.map(|registered| registered.member).or(is_now);
             found.ok_or_else(|| {
                 Trouble::NotFound(format!(
-                    "safekeeper {node} has never been started on this cluster's object store"
+                    "safekeeper {node} has never been started on this cluster's object store, or could not register there: its \
+                     log says so then, and its status (registration_error)"
                 ))
             })
         };

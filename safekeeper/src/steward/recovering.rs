@@ -151,15 +151,16 @@ impl Steward {
         })
     }
 
-    /// How far the archived log of a timeline goes; `None` if none of it is archived.
-    pub fn archived_lsn(&self, key: TimelineKey) -> Result<Option<Lsn>, Trouble> {
-        match self.decisions.read(key).map_err(later)? {
-            Some(quorum) => match self.newest(&quorum) {
-                Err(ArchiveError::Older(end)) => Ok(Some(end)),
-                newest => Ok(newest.map_err(later)?.map(|extent| extent.boundary)),
-            },
-            None => Err(Trouble::NotFound(format!("timeline {} was never founded", key.1))),
-        }
+    /// How far the archived log of a timeline goes, `None` if none of it is archived; and who its members are.
+    pub fn archived(&self, key: TimelineKey) -> Result<(Option<Lsn>, Configuration), Trouble> {
+        let Some(quorum) = self.decisions.read(key).map_err(later)? else {
+            return Err(Trouble::NotFound(format!("timeline {} was never founded", key.1)));
+        };
+        let archived = match self.newest(&quorum) {
+            Err(ArchiveError::Older(end)) => Some(end),
+            newest => newest.map_err(later)?.map(|extent| extent.boundary),
+        };
+        Ok((archived, quorum.chain.newest().clone()))
     }
 
     /// As many of these as there were members, each of which answers.

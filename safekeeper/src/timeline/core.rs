@@ -190,7 +190,7 @@ impl Core {
         let mut destroyed = false;
         let result = self.perform(&outputs, payload, &mut destroyed);
         match &result {
-            Err(StorageError::DiskFull { .. }) if !destroyed => self.acceptor = before,
+            Err(error) if !destroyed && self.space.note(error) => self.acceptor = before,
             Err(error) => self.latch.throw(&error.to_string()),
             Ok(_) => self.checker = checker,
         }
@@ -217,9 +217,7 @@ impl Core {
         let refused = outputs.iter().any(|output| matches!(output, AcceptorOutput::Refuse(_)));
         if !refused && let Err(error) = self.log.reserve(from, lsn) {
             self.acceptor = before;
-            if !matches!(error, StorageError::DiskFull { .. }) {
-                self.latch.throw(&error.to_string());
-            }
+            self.failed(&error);
             return Err(error);
         }
         let result = match refused {
@@ -246,6 +244,7 @@ impl Core {
             Err(error @ StorageError::DiskFull { .. }) => {
                 self.acceptor = before;
                 self.stored = stored;
+                self.space.note(&error);
                 let cut = self.log.truncate(self.acceptor.write_lsn());
                 cut.inspect_err(|error| self.latch.throw(&error.to_string()))?;
                 Err(error)
@@ -285,13 +284,12 @@ impl Core {
         if append.start > from || end <= from {
             return Ok(());
         }
-        self.space.check(self.files.directory())?;
-        self.log.is_copied_to(append.commit_lsn);
-        self.log.reserve(from, end).inspect_err(|error| {
-            if !matches!(error, StorageError::DiskFull { .. }) {
-                self.latch.throw(&error.to_string());
-            }
-        })
+        let checked = self.space.check(self.files.directory());
+        let reserved = checked.and_then(|()| {
+            self.log.is_copied_to(append.commit_lsn);
+            self.log.reserve(from, end)
+        });
+        reserved.inspect_err(|error| self.failed(error))
     }
 
     fn perform(
@@ -362,10 +360,13 @@ impl Core {
         if stored == self.stored {
             return Ok(());
         }
-        self.store(stored).inspect_err(|error| {
-            if !matches!(error, StorageError::DiskFull { .. }) {
-                self.latch.throw(&error.to_string());
-            }
-        })
+        self.store(stored).inspect_err(|error| self.failed(error))
+    }
+
+    /// Nothing was written: for want of space that is no harm, and of anything else what is there is not known.
+    fn failed(&self, error: &StorageError) {
+        if !self.space.note(error) {
+            self.latch.throw(&error.to_string());
+        }
     }
 }

@@ -149,7 +149,13 @@ impl Timelines {
         let directory = self.directory_of(key);
         if let Err(not_back) = self.bring_back_if_away(key, &directory) {
             let text = not_back.to_string();
-            tracing::warn!(timeline = %key.1, error = text, "timeline can't be served now");
+            let is_said = match &not_back {
+                NotBack::Storage(error) => self.context.shared.space.note(error),
+                NotBack::Gone(_) | NotBack::Later(_) => false,
+            };
+            if !is_said {
+                tracing::warn!(timeline = %key.1, error = text, "timeline can't be served now");
+            }
             // Other members may have what is gone, or object storage again.
             let slot = match not_back {
                 NotBack::Gone(_) => Slot::Mending(text.clone()),
@@ -168,7 +174,9 @@ impl Timelines {
             }
             Err(error) => {
                 let text = error.to_string();
-                tracing::error!(timeline = %key.1, %error, "timeline can't be served");
+                if !self.context.shared.space.note(&error) {
+                    tracing::error!(timeline = %key.1, %error, "timeline can't be served");
+                }
                 let slot = match is_passing(&error) {
                     true => Slot::Resting(summary),
                     false => self.slot_of_damaged(key, &error),
@@ -211,7 +219,7 @@ impl Timelines {
         });
         match stored {
             // The list before is as right, but for what takes how much space.
-            Err(StorageError::DiskFull { .. }) => Ok(()),
+            Err(error) if self.context.shared.space.note(&error) => Ok(()),
             other => other.inspect_err(|error| self.context.shared.latch.throw(&error.to_string())),
         }
     }
@@ -262,9 +270,7 @@ impl Timelines {
         }
         match stored {
             // They are opened at the next start.
-            Err(StorageError::DiskFull { .. }) => {
-                tracing::warn!("the disk is full: what rests can't be written down");
-            }
+            Err(error) if self.context.shared.space.note(&error) => {}
             other => {
                 other.inspect_err(|error| self.context.shared.latch.throw(&error.to_string()))?;
             }

@@ -25,6 +25,21 @@ use crate::timelines::{Greeted, Timelines};
 /// WAL bytes per chunk when WAL is read, in bytes.
 const READ_CHUNK: usize = 256 << 10;
 
+/// Why a conversation is over: this was answered.
+#[derive(Debug, thiserror::Error)]
+#[error("refused: {0}")]
+struct Refused(RefusedReason);
+
+/// Whether a conversation is over for want of space, which is said of the disk, once.
+pub fn is_said_of_the_disk(error: &anyhow::Error) -> bool {
+    let is_refusal = |refused: &Refused| match &refused.0 {
+        RefusedReason::Storage(text) => StorageError::is_text_of_want_of_space(text),
+        _ => false,
+    };
+    error.downcast_ref().is_some_and(StorageError::is_for_want_of_space)
+        || error.downcast_ref().is_some_and(is_refusal)
+}
+
 /// What a step has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -159,9 +174,9 @@ impl<W: Write> Conversation<W> {
 
     /// Sends why it is over. Always an error.
     fn refuse<T>(&mut self, reason: RefusedReason) -> anyhow::Result<T> {
-        let text = format!("refused: {reason}");
+        let refused = Refused(reason.clone());
         self.send(&Message::Refused(reason))?;
-        Err(anyhow::Error::msg(text))
+        Err(anyhow::Error::new(refused))
     }
 
     fn timeline(&self) -> anyhow::Result<Arc<Timeline>> {

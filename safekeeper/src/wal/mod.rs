@@ -17,7 +17,6 @@ use pgstrata_listen::{Place, Security, Shares, Sparing};
 
 use self::connection::Connection;
 use crate::pace::Pace;
-use crate::storage_error::StorageError;
 use crate::timelines::Timelines;
 
 /// What connections may take of the port.
@@ -151,7 +150,7 @@ impl Accept {
             };
             let connection = Connection::new(stream, shown, waiting, &served);
             if let Err(error) = connection.run() {
-                let is_said = error.downcast_ref().is_some_and(StorageError::is_for_kept_space);
+                let is_said = conversation::is_said_of_the_disk(&error);
                 let error = format!("{error:#}");
                 match is_said {
                     true => tracing::debug!(%peer, error, "WAL connection ended"),

@@ -25,6 +25,10 @@ pub struct Status {
     /// What is to be said of it, for people; null while there is enough space.
     #[serde(default)]
     pub disk_warning: Option<String>,
+    /// Why it has not registered in object storage yet, before which it is made a member of nothing. It goes on trying. Null once
+    /// it has.
+    #[serde(default)]
+    pub registration_error: Option<String>,
     /// Timelines that it serves.
     pub timelines: Vec<Timeline>,
     /// Timelines that it can't serve.
@@ -96,6 +100,9 @@ pub struct Timeline {
     #[serde(with = "text")]
     #[schemars(with = "form::Lsn")]
     pub remote_consistent_lsn: Lsn,
+    /// Whether none of its WAL is on this disk: all of it is in object storage, and is fetched when it is needed.
+    #[serde(default)]
+    pub away: bool,
     /// Why the last attempt to archive WAL failed, if it did.
     #[serde(default)]
     pub archiving_error: Option<String>,
@@ -183,7 +190,7 @@ pub struct Recover {
 }
 
 /// What there is of a timeline in object storage, and what the safekeeper that is asked has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Archived {
     /// End of the last record that is whole in object storage; null if nothing is there.
     #[serde(with = "text::optional")]
@@ -193,6 +200,9 @@ pub struct Archived {
     #[serde(with = "text::optional")]
     #[schemars(with = "Option<form::Lsn>")]
     pub commit_lsn: Option<Lsn>,
+    /// Who the members are, as it is decided, whether or not any of them answers; null of programs that don't say.
+    #[serde(default)]
+    pub quorum: Option<Quorum>,
 }
 
 /// Which timeline.
