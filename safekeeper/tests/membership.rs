@@ -20,11 +20,15 @@ use pgstrata_wire::safekeeper::Status;
 const START: Lsn = Lsn(SEGMENT_SIZE);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn learn(cluster: &Cluster, id: u64, number: u64) -> Status {
+fn try_to_learn(cluster: &Cluster, id: u64, number: u64) -> std::io::Result<Status> {
     let node = cluster.nodes.iter().find(|node| node.id == id).unwrap();
     let parameters = parameters(START);
     let mut client = SafekeeperClient::connect(&node.wal, None, None, PATIENCE).unwrap();
-    let status = client.learn(parameters.tenant, parameters.timeline, number).unwrap();
+    client.learn(parameters.tenant, parameters.timeline, number)
+}
+
+fn learn(cluster: &Cluster, id: u64, number: u64) -> Status {
+    let status = try_to_learn(cluster, id, number).unwrap();
     assert!(status.configuration.number() >= number, "{status:?}");
     status
 }
@@ -334,7 +338,8 @@ fn a_start_waits_for_who_is_left_though_others_refuse() {
     let (status, answer) = recover(&cluster, 3, "3", 1);
     assert_eq!(status, 200, "{answer}");
     cluster.nodes[0].start();
-    learn(&cluster, 1, 2);
+    let refused = try_to_learn(&cluster, 1, 2).unwrap_err().to_string();
+    assert!(refused.contains("went on without this safekeeper"), "{refused}");
     let joint = decide(&cluster, |chain| chain.change_to(group(&cluster, &[1, 3, 4])).unwrap());
     learn(&cluster, 3, joint);
     learn(&cluster, 4, joint);

@@ -247,7 +247,9 @@ fn a_copy_of_an_older_version_is_kept_where_others_began_anew() {
         let mut client = SafekeeperClient::connect(wal, None, None, PATIENCE).unwrap();
         client.learn(parameters.tenant, parameters.timeline, number)
     };
-    assert_eq!(learn(&cluster, 2).unwrap().configuration.nodes(), [NodeId(2)]);
+    // At once: it is served no more.
+    let refused = learn(&cluster, 2).unwrap_err();
+    assert!(refused.to_string().contains("went on without this safekeeper"), "{refused}");
     assert!(directory(&cluster.nodes[2]).join("keep").exists());
     cluster.nodes[2].kill();
     cluster.nodes[2].start();

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         "{} seeds in {seconds:.1} s, {:.0} a second; a run: {} events, {:.2} simulated s, {:.1} elections, {:.1} crashes; \
          {} copies between safekeepers, {} of what a term began with, \
          {} objects of WAL, {} of them tails, the archive asked {} times and read {} times for others, {} segments removed, {} MB committed; {} founded, {} decisions about members, {} directories lost, {} safekeepers retired, \
-         {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended; {} came to rest, {} were sent away, {} brought back; computes made {} connections, of which {} were closed by others, waited {} times for room, and read {} pieces from files",
+         {} logs led on, {} newcomers begun at a horizon, {} logs rotten, {} mended; {} came to rest, {} were sent away, {} brought back; computes made {} connections, of which {} were closed by others, waited {} times for room, and read {} pieces from files; {} times a majority was given up, {} of them all, and {} KB with them; a page server followed on {} streams, and got {} MB",
         sum.runs,
         sum.runs as f64 / seconds,
         all.events / sum.runs.max(1),
@@ -74,6 +74,11 @@ fn main() -> ExitCode {
         all.closed,
         all.blocked,
         all.file_reads,
+        all.recoveries,
+        all.restorations,
+        all.given_up_bytes >> 10,
+        all.streams,
+        all.followed_bytes >> 20,
     );
     match sum.failed {
         Some(seed) => {

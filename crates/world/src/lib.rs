@@ -24,6 +24,7 @@ pub mod plan;
 mod ancestor;
 mod campaign;
 mod compute;
+mod follower;
 mod network;
 mod node;
 mod objects;

@@ -51,6 +51,11 @@ fn what_is_committed_stays_whatever_goes_wrong() {
         sum.rots,
         sum.mended,
     ];
+    let is_recovered = [sum.recoveries, sum.given_up_bytes >> 10];
+    assert!(is_recovered.iter().all(|&count| count > SEEDS / 50), "{sum:?}");
+    assert!(sum.restorations > 0, "{sum:?}");
+    let is_followed = [sum.streams, sum.followed_bytes >> 10];
+    assert!(is_followed.iter().all(|&count| count > SEEDS), "{sum:?}");
     assert!(some_have.iter().all(|&count| count > SEEDS / 20), "{sum:?}");
     let connections_end = [sum.dials, sum.closed, sum.blocked, sum.file_reads];
     assert!(connections_end.iter().all(|&count| count > SEEDS), "{sum:?}");
@@ -96,7 +101,7 @@ fn a_mistake_in_disks_or_drivers_is_found() {
 }
 
 /// And in how many seeds.
-const FOUND: [(Lie, u64); 44] = [
+const FOUND: [(Lie, u64); 46] = [
     // The long ones first.
     (Lie::AwayNameUnsynced, 7000),
     (Lie::OldTermIsJoint, 2000),
@@ -142,4 +147,6 @@ const FOUND: [(Lie, u64); 44] = [
     (Lie::CommitAhead, 20),
     (Lie::FilesRecycled, 20),
     (Lie::VoteOfBefore, 20),
+    (Lie::StreamBeyondCommit, 40),
+    (Lie::StreamLosesBytes, 200),
 ];

@@ -75,7 +75,8 @@ fn restored(
         node,
         parameters,
         state: ControlState {
-            configured_in: term,
+            // It knew of these members before it promised anything. What it says of the term is that of others.
+            configured_in: Term(0),
             term,
             history: extent.history.clone(),
             commit_lsn: lsn,

@@ -18,6 +18,9 @@ impl World {
     pub(super) fn background(&mut self, index: usize) -> Checked {
         let delay = BACKGROUND + self.rng.below(BACKGROUND);
         self.after(delay, Event::Background(index));
+        if index == 0 {
+            self.follow_in_background();
+        }
         let mut silent = Vec::new();
         for (number, connection) in self.connections.iter().enumerate() {
             let is_open = connection.node == index && connection.listener.is_some();

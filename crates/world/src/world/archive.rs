@@ -55,6 +55,11 @@ impl Here {
         }
     }
 
+    /// What is before the timeline.
+    pub(super) fn before(&self) -> Arc<dyn Ancestors> {
+        Arc::clone(&self.before) as _
+    }
+
     pub(super) fn give_up(&self, all: AllGivenUp) {
         *self.given_up.lock() = all;
     }
@@ -83,7 +88,7 @@ impl Around for Here {
     }
 
     fn ancestors(&self) -> Arc<dyn Ancestors> {
-        Arc::clone(&self.before) as _
+        self.before()
     }
 
     fn given_up(&self, _: TimelineKey) -> GivenUpRead {

@@ -13,7 +13,7 @@ use super::*;
 
 /// So many times as fast the driver's clock goes: its patience is that of a network of the real world, and a run has few of its
 /// seconds.
-const CLOCK: u64 = 100;
+pub(super) const CLOCK: u64 = 100;
 
 /// A turn takes so long at least, until the loop is there again.
 const TURN: Time = 100;

@@ -4,6 +4,7 @@ mod alone;
 mod archive;
 mod campaign;
 mod computes;
+mod following;
 mod members;
 mod recovery;
 mod rest;
@@ -35,6 +36,7 @@ use pgstrata_wire::safekeeper::{Message, RefusedReason, Status};
 use crate::ancestor::ancestor;
 use crate::campaign::Campaign;
 use crate::compute::Compute;
+use crate::follower::{Follower, Stream};
 use crate::lies::Lie;
 use crate::network::{Connection, Parcel, Reply};
 use crate::node::{Node, Outside};
@@ -134,6 +136,13 @@ enum Event {
     Replace,
     /// An operator has who is left go on.
     Recover,
+    /// The page server goes on, by its life and the number of its turn.
+    Follow(u64, u64),
+    /// By it, to a safekeeper; and by a safekeeper, to it.
+    Ask(usize, Vec<u8>),
+    Stream(usize, Vec<u8>),
+    /// A safekeeper looks whether there is more for it.
+    Feed(usize),
     /// A safekeeper tries to mend what is damaged.
     Mend(usize),
     /// Object storage is asked, or answers, in the turn of this number.
@@ -173,6 +182,9 @@ pub struct Outcome {
     pub recoveries: u64,
     pub restorations: u64,
     pub given_up_bytes: u64,
+    /// Streams of the page server, and bytes that came on them.
+    pub streams: u64,
+    pub followed_bytes: u64,
     /// Pieces that computes read from their files for members, and connections that they made.
     pub file_reads: u64,
     pub dials: u64,
@@ -216,6 +228,8 @@ impl Outcome {
         self.recoveries += other.recoveries;
         self.restorations += other.restorations;
         self.given_up_bytes += other.given_up_bytes;
+        self.streams += other.streams;
+        self.followed_bytes += other.followed_bytes;
         self.file_reads += other.file_reads;
         self.dials += other.dials;
         self.blocked += other.blocked;
@@ -254,6 +268,11 @@ pub struct World {
     quorum: Quorum,
     /// Before that what stands there does not.
     is_founded: bool,
+    /// A page server, in some worlds, and its streams.
+    follower: Option<Follower>,
+    streams: Vec<Stream>,
+    /// For what it meets.
+    following: Rng,
     /// An operator is at it.
     is_recovering: bool,
     /// Nobody has anything of the timeline any more, nor has the archive.
@@ -343,6 +362,9 @@ impl World {
             is_mend_due: vec![false; nodes.len()],
             is_founded,
             may_retire: false,
+            follower: None,
+            streams: Vec::new(),
+            following: Rng::new(plan.seed ^ 0x00F0_110E),
             is_recovering: false,
             is_all_lost: false,
             commands: Vec::new(),
@@ -396,6 +418,9 @@ impl World {
             self.objects.found(&self.quorum);
         }
         self.objects.begin_to_fail(self.plan.storage_fails);
+        if self.following.one_in(2) {
+            self.begin_following();
+        }
     }
 
     fn key(&self) -> TimelineKey {
@@ -407,6 +432,7 @@ impl World {
         let violation = self.go_on().err();
         // Connections hold on to timelines.
         self.connections.clear();
+        self.streams.clear();
         self.turns.clear();
         self.outcome.violation = violation;
         (self.outcome.archived, self.outcome.tails) = self.objects.counts();
@@ -435,6 +461,7 @@ impl World {
                     && !self.may_retire
                     && self.is_all_committed()
                     && self.is_settled()
+                    && self.has_followed()
                 {
                     return self.finish();
                 }
@@ -532,6 +559,10 @@ impl World {
             Event::Barrier(compute, life, term) => self.barrier(compute, life, term),
             Event::Replace => self.replace(),
             Event::Recover => return self.recover(),
+            Event::Follow(life, turn) => return self.follow(life, turn),
+            Event::Ask(stream, bytes) => return self.asked(stream, &bytes),
+            Event::Stream(stream, bytes) => self.stream(stream, bytes),
+            Event::Feed(stream) => return self.feed(stream),
             Event::Mend(node) => return self.mend(node),
             Event::Archive(turn) => return self.go_on_archiving(turn),
             Event::Quiet => self.be_quiet(),

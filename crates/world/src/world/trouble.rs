@@ -99,6 +99,7 @@ impl World {
                 self.close_later(number, true);
             }
         }
+        self.end_streams(index);
         self.leave_turns(index);
         self.outcome.crashes += 1;
         self.nodes[index].end(loses_power);
