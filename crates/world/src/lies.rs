@@ -103,15 +103,13 @@ pub enum Lie {
     FoundedAgain,
     /// The clock by which a compute has patience stands still.
     ClockStands,
-    /// What a safekeeper sends the page server gets lost in part, and the stream goes on.
-    StreamLosesBytes,
     /// A safekeeper sends the page server what is not known to be committed.
     StreamBeyondCommit,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 46] = [
+    pub const ALL: [Lie; 45] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -156,7 +154,6 @@ impl Lie {
         Lie::AnswerToAnother,
         Lie::FoundedAgain,
         Lie::ClockStands,
-        Lie::StreamLosesBytes,
         Lie::StreamBeyondCommit,
     ];
 }

@@ -107,6 +107,10 @@ pub struct Node {
     compared: Lsn,
     /// Something of its log has rotted, and was not mended yet.
     pub is_rotten: bool,
+    /// Its WAL was in object storage only when it was looked at last.
+    was_away: bool,
+    /// How often it was fetched since it was asked last.
+    fetched: u64,
 }
 
 /// With what is there before: the safekeeper's own directory.
@@ -157,6 +161,8 @@ impl Node {
             may_go: false,
             compared: Lsn::INVALID,
             is_rotten: false,
+            was_away: false,
+            fetched: 0,
         }
     }
 
@@ -336,6 +342,11 @@ impl Node {
         self.look(truth)
     }
 
+    /// How often its WAL was fetched from object storage since the last call.
+    pub fn take_fetched(&mut self) -> u64 {
+        std::mem::take(&mut self.fetched)
+    }
+
     /// What it says in object storage of itself.
     pub fn registration(&self) -> Registration {
         let number = self.member.node;
@@ -353,8 +364,10 @@ impl Node {
             return Ok(());
         };
         let Some(timeline) = timelines.get_open(self.outside.key) else {
+            self.was_away = timelines.is_away(self.outside.key);
             return self.look_at_unopened(&timelines);
         };
+        self.fetched += u64::from(std::mem::take(&mut self.was_away));
         if !std::ptr::eq(self.seen.as_ptr(), Arc::as_ptr(&timeline)) {
             self.seen = Arc::downgrade(&timeline);
             self.look_at_opened(&timeline)?;

@@ -263,9 +263,6 @@ impl World {
 
     fn tell_follower(&mut self, stream: usize, mut bytes: Vec<u8>) {
         let node = self.streams[stream].node;
-        if self.lie == Some(Lie::StreamLosesBytes) && self.following.one_in(20) {
-            return;
-        }
         let mut pieces = Vec::new();
         if bytes.len() > 1 && self.following.one_in(6) {
             let rest = self.following.between(1, bytes.len() as u64 - 1) as usize;

@@ -75,7 +75,6 @@ impl World {
             Woken::IsOpen => "its WAL is here",
         };
         self.log(|| format!("safekeeper {} is needed: {text}", index + 1));
-        self.outcome.brought_back += u64::from(matches!(woken, Woken::IsBack));
         self.settle(index)?;
         if let Some(timeline) = self.nodes[index].timeline() {
             self.check_archived(index, &timeline)?;

@@ -209,7 +209,9 @@ impl World {
             self.crash(index);
             return Ok(());
         }
-        self.nodes[index].look(&mut self.truth)
+        self.nodes[index].look(&mut self.truth)?;
+        self.outcome.brought_back += self.nodes[index].take_fetched();
+        Ok(())
     }
 
     pub(super) fn prepare(&mut self, node: usize) {
