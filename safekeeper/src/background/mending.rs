@@ -20,7 +20,7 @@ use crate::mend::{DamagedLog, Fate, Lack, Mended, Said, Source, Sources, fate};
 use crate::storage_error::StorageError;
 use crate::timeline::{AWAY, Suspicion, Timeline, note_kept, read_control};
 use crate::timelines::away::note_back;
-use crate::timelines::believing::Believed;
+use crate::timelines::believing::{Believed, restored_by};
 use crate::timelines::{TimelineKey, Timelines};
 
 /// Longest wait for a peer.
@@ -126,13 +126,15 @@ pub struct Damaged<'a> {
     pub newest: &'a Configuration,
     /// Who was given up, if that could be read: else nothing of the archive is known to be right.
     pub given_up: Option<AllGivenUp>,
+    /// Number of the configuration by which others began anew with what is archived, if they did; else 0.
+    pub restored: u64,
 }
 
 impl Damaged<'_> {
     /// Whose word counts.
     pub fn believed(&self) -> Believed {
         let own = self.control.state.configuration.number().max(self.newest.number());
-        Believed::new(own, self.given_up.clone())
+        Believed::new(own, self.given_up.clone(), self.restored)
     }
 }
 
@@ -173,6 +175,12 @@ pub fn attempt(
         return Err(reason);
     }
     if timelines.is_unopened(key) {
+        // What its branch's deletion frees may be what it waits for.
+        let read = timelines.context().decisions.read(key).ok().flatten();
+        if let Some(deleted) = read.filter(|decided| decided.is_deleted) {
+            let removed = timelines.delete_damaged(&deleted);
+            return removed.map(|()| None).map_err(|error| error.to_string());
+        }
         return timelines.reopen(key).map(|()| None);
     }
     let directory = timelines.directory_of(key);
@@ -188,6 +196,7 @@ pub fn attempt(
         let removed = timelines.delete_damaged(deleted);
         return removed.map(|()| None).map_err(|error| error.to_string());
     }
+    let restored = restored_by(decided.as_ref());
     let (decided, given_up) = match decided {
         Some(decided) => (Some(decided.chain), decided.given_up),
         None => (None, AllGivenUp::default()),
@@ -208,7 +217,7 @@ pub fn attempt(
     // Those that were decided on since then are asked too: they may be the only ones that are left.
     let newest = decided.as_ref().map_or(own, Chain::newest);
     let given_up = (!is_unread).then_some(given_up);
-    let mut sources = ask(&Damaged { control: &control, newest, given_up });
+    let mut sources = ask(&Damaged { control: &control, newest, given_up, restored });
     if let Some(said) = sources.newest_configuration()
         && said.number() > own.number().max(newest.number())
         && !said.contains(shared.own)
@@ -247,7 +256,7 @@ pub fn attempt(
 }
 
 fn ask(background: &Background, damaged: &Damaged<'_>, handle: &Handle) -> Sources {
-    let Damaged { control, newest, given_up } = damaged;
+    let Damaged { control, newest, given_up, .. } = damaged;
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     let mut silent = Vec::new();
     let own = background.timelines.context().shared.own.node;

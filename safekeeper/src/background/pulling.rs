@@ -119,7 +119,7 @@ fn once(background: &Background, timeline: &Arc<Timeline>, handle: &Handle) -> a
     if missing.term == Term(0) && begin_at_horizon(background, timeline, peer, &missing, handle)? {
         return Ok(length);
     }
-    copy(background, timeline, peer, &missing, is_paced, handle)?;
+    copy(background, timeline, peer, &missing, (number, is_paced), handle)?;
     Ok(length)
 }
 
@@ -317,7 +317,7 @@ fn copy(
     timeline: &Arc<Timeline>,
     peer: &mut Peer,
     missing: &Missing,
-    is_paced: bool,
+    (number, is_paced): (u64, bool),
     handle: &Handle,
 ) -> anyhow::Result<()> {
     let parameters = timeline.parameters();
@@ -331,6 +331,10 @@ fn copy(
     while at < target {
         if timeline.flush_lsn() > at.max(begun) {
             // A proposer sends what is missing.
+            return Ok(());
+        }
+        if timeline.configuration_number() != number {
+            // Whether the peer is believed is looked at anew.
             return Ok(());
         }
         // Before it is read, for nothing, and on this thread, which holds nothing.

@@ -46,6 +46,8 @@ impl Steward {
             return Err(Trouble::Conflict(format!("{text} (configuration {})", newest.number())));
         }
         let (mut heard, _) = self.ask_with(key, newest, &|_| true, None, Patience::ForAll);
+        // Who was given up before, and may not know it, is none of them.
+        heard.retain(|one| !quorum.went_on_without(&one.status.configuration, one.member));
         // A copy of an older version that was never told who the members are, or doesn't take it, is not one of theirs: it would
         // not go on with what is decided here.
         let is_told = |one: &Heard| one.status.configuration.is_known();

@@ -65,7 +65,7 @@ impl Timelines {
     /// The same where nothing is done with it until it is mended, for whoever would mend it.
     pub fn delete_damaged(&self, decided: &Quorum) -> Result<(), RefusedReason> {
         let key = (decided.parameters.tenant, decided.parameters.timeline);
-        match self.slots.is_mending(key) {
+        match self.slots.is_mending(key) || self.slots.is_unopened(key) {
             true => self.remove_deleted(key, decided),
             false => Ok(()),
         }

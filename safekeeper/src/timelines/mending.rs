@@ -38,7 +38,12 @@ impl Timelines {
 
     /// Opens a timeline that was mended. If it is damaged still, this is why.
     pub fn reopen(&self, key: TimelineKey) -> Result<(), String> {
-        self.open_one(key, &self.directory_of(key)).map_err(|error| error.to_string())?;
+        let opened = self.open_one(key, &self.directory_of(key)).inspect_err(|error| {
+            if !matches!(error, StorageError::DiskFull { .. }) && !error.is_of_reading() {
+                self.context.shared.latch.throw(&error.to_string());
+            }
+        });
+        opened.map_err(|error| error.to_string())?;
         match self.get(key) {
             Ok(_) | Err(RefusedReason::UnknownTimeline) => Ok(()),
             Err(reason) => Err(reason.to_string()),
@@ -47,7 +52,7 @@ impl Timelines {
 
     /// Removes a timeline that is damaged and that others keep by now, who have what was here.
     pub fn let_go_damaged(&self, key: TimelineKey) -> Result<(), String> {
-        if !self.slots.is_mending(key) {
+        if !self.slots.is_mending(key) && !self.slots.is_unopened(key) {
             return Ok(());
         }
         self.let_go(key, &self.directory_of(key)).map_err(|error| {

@@ -147,7 +147,14 @@ impl Timelines {
     /// What is known of a greeting's timeline. It is created here if it was founded with this safekeeper as a member, and
     /// never was here.
     pub fn greet(&self, greeting: &Greeting) -> Result<Greeted, RefusedReason> {
-        self.greet_by(greeting, None)
+        let key = (greeting.parameters.tenant, greeting.parameters.timeline);
+        match self.greet_by(greeting, None) {
+            // A compute that knows of this one only goes on from here.
+            Err(RefusedReason::Storage(why)) if self.get_open(key).is_none() => {
+                self.elsewhere(key).ok_or(RefusedReason::Storage(why))
+            }
+            greeted => greeted,
+        }
     }
 
     /// The same, where what is decided has just been read.
@@ -288,9 +295,12 @@ impl Timelines {
         }
         let is_member = decided.chain.newest().contains(self.context.shared.own);
         if decided.went_on_without(&own, self.context.shared.own) {
-            // What it has may have been given up, also if it had left before.
-            let failed = |error: StorageError| RefusedReason::Storage(error.to_string());
-            timeline.keep().map_err(failed)?;
+            // What it has may have been given up, also if it had left before. It is served to nobody, whether or not that can be
+            // written down.
+            let kept = timeline.keep();
+            let why = self.serve_no_more(timeline);
+            kept.map_err(|error| RefusedReason::Storage(error.to_string()))?;
+            return Err(RefusedReason::Storage(why));
         }
         let admitted = timeline.admit_decision(&decided.chain);
         if is_member {
@@ -298,25 +308,42 @@ impl Timelines {
         }
         admitted?;
         self.find(timeline, decided.chain.newest());
-        timeline.follow_decision(&decided.chain)?;
-        if is_member { Ok(()) } else { self.leave_behind(timeline) }
+        let followed = timeline.follow_decision(&decided.chain);
+        if !is_member {
+            self.leave_behind(timeline)?;
+        }
+        followed
     }
 
-    /// Serves a timeline no more that is kept for what others lack, to nobody: it counts as committed what was given up, and who
-    /// believed that would have it too. An error, then, that says so.
+    /// Serves a timeline no more that is kept for what others lack. An error, then, that says so.
     fn leave_behind(&self, timeline: &Timeline) -> Result<(), RefusedReason> {
+        match timeline.is_kept().map_err(|error| RefusedReason::Storage(error.to_string()))? {
+            true => Err(RefusedReason::Storage(self.serve_no_more(timeline))),
+            false => Ok(()),
+        }
+    }
+
+    /// Serves a timeline to nobody from now on: it counts as committed what was given up, and who believed that would have it too.
+    /// Why that is.
+    fn serve_no_more(&self, timeline: &Timeline) -> String {
         let parameters = timeline.parameters();
         let key = (parameters.tenant, parameters.timeline);
-        if !timeline.is_kept().map_err(|error| RefusedReason::Storage(error.to_string()))? {
-            return Ok(());
-        }
         let why = left_behind(&self.directory_of(key));
         timeline.retire(&why);
         if let Some(open) = self.get_open(key) {
             self.slots.end(key, &open, &why);
             tracing::error!(timeline = %key.1, error = %why, "timeline is served no more");
         }
-        Err(RefusedReason::Storage(why))
+        why
+    }
+
+    /// Who the members are of a timeline that can't be served here, if this safekeeper is none of them.
+    fn elsewhere(&self, key: TimelineKey) -> Option<Greeted> {
+        let decided = self.context.decisions.read(key).ok().flatten()?;
+        let newest = decided.chain.newest();
+        let is_one = decided.is_deleted || newest.contains(self.context.shared.own);
+        let places = || self.context.decisions.places(&newest.nodes());
+        (!is_one).then(|| Greeted::Elsewhere(Arc::new(newest.clone()), places()))
     }
 
     /// Notes where members say that they are, so that whoever hears of them here can go there.

@@ -12,9 +12,9 @@ use rustix::io::Errno;
 
 use super::away::{NotBack, is_sent_away};
 use super::slots::{Seen, Slot};
-use super::{TimelineKey, Timelines};
+use super::{TimelineKey, Timelines, left_behind};
 use crate::storage_error::StorageError;
-use crate::timeline::{Overview, Timeline, is_away, read_control};
+use crate::timeline::{KEEP, Overview, Timeline, is_away, read_control};
 
 /// Longest wait for a timeline that is being opened, or comes to rest. Who asked has given up by then.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -164,6 +164,11 @@ impl Timelines {
             self.slots.give_back(key, slot);
             return Err(RefusedReason::Unavailable(text));
         }
+        if self.is_kept(&directory) {
+            let why = left_behind(&directory);
+            self.slots.give_back(key, Slot::Damaged(why.clone()));
+            return Err(RefusedReason::Storage(why));
+        }
         match Timeline::open(&self.context.shared, &directory) {
             Ok(opened) => {
                 let timeline = Arc::new(opened.timeline);
@@ -204,6 +209,11 @@ impl Timelines {
             }
             _ => {}
         })
+    }
+
+    /// Whether what is in a timeline's directory is kept for people only.
+    fn is_kept(&self, directory: &Path) -> bool {
+        self.context.shared.disk.open(&directory.join(KEEP)).is_ok()
     }
 
     fn control_of(&self, directory: &Path) -> Option<TimelineControl> {

@@ -130,7 +130,9 @@ impl Timelines {
                 return Ok(());
             }
         }
-        if names.iter().any(|name| name == AWAY)
+        let is_kept = names.iter().any(|name| name == KEEP);
+        if !is_kept
+            && names.iter().any(|name| name == AWAY)
             && let Some(summary) = self.summary_if_away(directory)
         {
             self.slots.insert(key, Slot::Resting(Arc::new(summary)));
@@ -138,7 +140,7 @@ impl Timelines {
         }
         let slot = match Timeline::open(&self.context.shared, directory) {
             // Also where it never took who the members are by now.
-            Ok(_) if names.iter().any(|name| name == KEEP) => {
+            Ok(_) if is_kept => {
                 let text = left_behind(directory);
                 tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
                 Slot::Damaged(text)
@@ -161,8 +163,8 @@ impl Timelines {
             }
             // Mended it would be removed all the same.
             Err(error)
-                if error.is_mendable()
-                    && !names.iter().any(|name| name == KEEP)
+                if (error.is_mendable() || is_passing(&error))
+                    && !is_kept
                     && self.was_left(directory) =>
             {
                 return self.let_go(key, directory);

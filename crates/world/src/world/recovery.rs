@@ -179,8 +179,12 @@ impl World {
         for member in newest.all() {
             let node = &self.nodes[self.node_of(member.node.0)];
             let commit_lsn = node.timeline().map(|one| one.commit_lsn()).unwrap_or_default();
-            if node.member == member && commit_lsn > lsn {
-                return Err(format!("{lsn} is what is kept, and {} has {commit_lsn}", node.name));
+            let (own, flush_lsn) = node.log();
+            let (history, end) = (self.truth.history(), self.truth.end());
+            let has = own.divergence(flush_lsn, history, end, self.parameters.start_lsn);
+            if node.member == member && commit_lsn.max(has) > lsn {
+                let name = &node.name;
+                return Err(format!("{lsn} is what is kept, and {name} has {commit_lsn}, {has}"));
             }
         }
         let lost = self.truth.end().saturating_sub(lsn);

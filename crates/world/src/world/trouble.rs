@@ -180,6 +180,7 @@ impl World {
         self.may_retire = false;
         let newest = self.quorum.chain.newest().clone();
         let is_over = self.commands.iter().all(|command| command.is_over)
+            && !self.is_recovering
             && newest.incoming().is_empty()
             && !newest.all().any(|member| self.is_lost(member))
             && !self.nodes.iter().any(|node| node.is_rotten);
