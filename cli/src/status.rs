@@ -168,9 +168,13 @@ fn damages(said: &safekeeper::Status) -> Vec<String> {
     unserved.chain(archiving_errors(said, true)).collect()
 }
 
-/// What is damaged on a running safekeeper. An archive that fails is none of it.
+/// What is damaged on a running safekeeper. An archive that fails is none of it, nor is a copy that its branch went on without:
+/// that one is not missed.
 pub fn damage(answers: &Answers, safekeeper: &str) -> Option<String> {
-    summary(&damages(answers.safekeeper(safekeeper)?))
+    let said = answers.safekeeper(safekeeper)?;
+    let unserved = said.damaged.iter().filter(|damaged| !damaged.kept);
+    let unserved = unserved.map(|damaged| damaged.error.clone());
+    summary(&unserved.chain(archiving_errors(said, true)).collect::<Vec<_>>())
 }
 
 /// What is wrong with a running safekeeper: damage first; or that it does not answer.

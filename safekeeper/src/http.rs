@@ -164,8 +164,9 @@ async fn status(State(state): State<HttpState>) -> Json<http::Status> {
             .map(|((tenant_id, timeline_id), error)| http::Damaged {
                 tenant_id,
                 timeline_id,
-                error,
                 mending: mending.contains(&(tenant_id, timeline_id)),
+                kept: state.timelines.is_left_behind((tenant_id, timeline_id), &error),
+                error,
             })
             .collect(),
     })

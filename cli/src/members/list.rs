@@ -131,7 +131,7 @@ mod tests {
     fn third(copies: &[u8]) -> Status {
         let damaged = copies.iter().map(|&number| {
             let ((tenant_id, timeline_id), error) = (key(number), String::new());
-            Damaged { tenant_id, timeline_id, error, mending: false }
+            Damaged { tenant_id, timeline_id, error, mending: false, kept: false }
         });
         let (id, incarnation) = (3, "3".to_owned());
         Status { id, incarnation, damaged: damaged.collect(), ..Default::default() }

@@ -337,6 +337,11 @@ impl Timelines {
         why
     }
 
+    /// Whether this is said of a timeline that is kept for what others lack.
+    pub fn is_left_behind(&self, key: TimelineKey, why: &str) -> bool {
+        why == left_behind(&self.directory_of(key))
+    }
+
     /// Who the members are of a timeline that can't be served here, if this safekeeper is none of them.
     fn elsewhere(&self, key: TimelineKey) -> Option<Greeted> {
         let decided = self.context.decisions.read(key).ok().flatten()?;

@@ -273,4 +273,7 @@ pub struct Damaged {
     /// True while others are asked for what is damaged: it may be served again by and by.
     #[serde(default)]
     pub mending: bool,
+    /// True where the branch went on without this copy, which is kept for what others lack: nothing of it is served again.
+    #[serde(default)]
+    pub kept: bool,
 }
