@@ -12,17 +12,16 @@ use common::lives::{DIRECTORY, OWN, START, World, directory, key, nth};
 use common::wal::{SEGMENT_SIZE, parameters};
 use parking_lot::Mutex;
 use pgstrata_env::Disk;
-use pgstrata_format::quorum::{GivenUp, Quorum};
-use pgstrata_format::safekeeper::TimelineControl;
-use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, TenantId, Term, TimelineId};
-use pgstrata_quorum::{Chain, Configuration};
+use pgstrata_format::quorum::Quorum;
+use pgstrata_ids::{Lsn, Member, NodeId, TenantId, Term, TimelineId, TimelineParameters};
+use pgstrata_quorum::{Configuration, ProposerId};
 use pgstrata_safekeeper::background::mending::{Damaged, attempt};
 use pgstrata_safekeeper::decisions::Swapped;
 use pgstrata_safekeeper::latch::Latch;
 use pgstrata_safekeeper::segment::{Preparer, SegmentFiles, Zeros};
 use pgstrata_safekeeper::timelines::TimelineKey;
 use pgstrata_sim::SimDisk;
-use pgstrata_wire::safekeeper::RefusedReason;
+use pgstrata_wire::safekeeper::{Greeting, RefusedReason};
 
 #[test]
 fn what_rests_is_not_opened_at_a_start_and_is_when_it_is_needed() {
@@ -388,46 +387,59 @@ fn what_others_keep_by_now_comes_to_rest_and_is_removed_at_the_next_start() {
     assert_eq!(life.timelines.overviews().len(), 0);
 }
 
+/// Its branch was deleted meanwhile, which may free what it waits for.
 #[test]
-fn several_hear_at_once_that_a_timeline_is_kept() {
-    let mut world = World::new(1);
-    let life = world.open();
-    life.found(1);
-    let timeline = life.get(1).unwrap();
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| (0..50).for_each(|_| timeline.keep().unwrap()));
+fn what_could_not_be_opened_is_removed_with_its_branch() {
+    let mut unopened = 0;
+    for seed in 0..30 {
+        let mut world = World::new(seed);
+        let life = world.open();
+        let mut log = life.found(1);
+        log.commit(&life.get(1).unwrap(), 1000).unwrap();
+        log.write(&life.get(1).unwrap(), 300).unwrap();
+        drop(life);
+        world.disk.lose_power();
+        world.disk.fail_sync_after(seed);
+        let Ok(life) = world.try_to_open() else { continue };
+        world.disk.fail_sync_after(u64::MAX);
+        if life.timelines.mending().is_empty() {
+            continue;
         }
-    });
-    assert!(timeline.is_kept().unwrap());
-    assert_eq!(world.latch.reason(), None);
+        unopened += 1;
+        let decisions = world.decisions();
+        let (decided, version) = decisions.read_versioned(key(1)).unwrap().unwrap();
+        let deleted = Quorum { is_deleted: true, ..decided };
+        assert_eq!(decisions.swap(key(1), &version, &deleted).unwrap(), Swapped::Yes);
+        let nobody = |_: &Damaged<'_>| unreachable!("nothing of it is damaged");
+        let outcome = attempt(&life.timelines, key(1), nobody);
+        assert!(outcome.is_ok(), "{seed}: {outcome:?}");
+        assert!(matches!(life.get(1), Err(RefusedReason::UnknownTimeline)));
+        assert!(life.timelines.keys().is_empty() && world.disk.list(&directory(1)).is_err());
+    }
+    assert!(unopened > 1, "{unopened}");
 }
 
-/// Members went on without this one, which was not asked; and say later that it is one of them, and that it leaves again.
+/// The world's clusters have smaller segments than PostgreSQL can: a safekeeper that is run takes none of those.
 #[test]
-fn what_others_went_on_without_is_kept_whatever_they_decide_of_it_later() {
+fn segments_smaller_than_postgresql_has_are_refused() {
     let mut world = World::new(1);
     let life = world.open();
-    life.found(1);
-    let timeline = life.get(1).unwrap();
-    let two = Member { node: NodeId(2), incarnation: Incarnation([2; 16]) };
-    let founded = Chain::found(vec![OWN]).unwrap();
-    // It had left in steps that are known: what it has others have too.
-    let leaves = founded.change_to(vec![two]).unwrap().change_ended().unwrap();
-    timeline.admit_decision(&leaves).unwrap();
-    assert!(!timeline.is_kept().unwrap());
-    let without = founded.recovered(two, vec![two]).unwrap();
-    let back = without.change_to(vec![two, OWN]).unwrap().change_ended().unwrap();
-    let leaves = back.change_to(vec![two]).unwrap().change_ended().unwrap();
-    timeline.admit_decision(&leaves).unwrap();
-    assert!(timeline.is_kept().unwrap());
-    for n in [2, 3] {
-        life.found(n);
-        let timeline = life.get(n).unwrap();
-        let decided = if n == 2 { &back } else { &leaves };
-        assert_eq!(timeline.admit_decision(decided).is_err(), n == 2);
-        assert!(timeline.is_kept().unwrap());
+    let small = |segment_size| Greeting {
+        parameters: TimelineParameters { segment_size, ..nth(1) },
+        known: 0,
+        addresses: Vec::new(),
+        proposer: ProposerId([1; 16]),
+    };
+    let nodes = [(OWN.node, Some(OWN.incarnation))];
+    for size in [64 << 10, 512 << 10] {
+        let greeting = small(size);
+        for outcome in [life.timelines.found(&greeting, &nodes), life.timelines.greet(&greeting)] {
+            let Err(RefusedReason::Mismatch(why)) = outcome else { panic!("{size} bytes") };
+            assert!(why.contains("smaller than PostgreSQL has them"), "{why}");
+        }
     }
+    assert!(life.timelines.keys().is_empty());
+    assert!(life.timelines.found(&small(1 << 20), &nodes).is_ok());
 }
 
 /// A wait for a timeline ends, and is for that timeline only.
@@ -491,72 +503,4 @@ fn what_could_not_be_opened_is_opened_later() {
         }
     }
     assert!(unopened > 1, "{unopened}");
-}
-
-/// Members were given up after this one had left, or before it had heard that it did: its log may have what was given up. It is
-/// served no more from the moment that it hears of it, nor after a restart, and is no member again with what it has.
-#[test]
-fn who_left_before_members_were_given_up_is_no_member_again_with_its_log() {
-    let two = Member { node: NodeId(2), incarnation: Incarnation([2; 16]) };
-    let three = Member { node: NodeId(3), incarnation: Incarnation([3; 16]) };
-    for has_heard_that_it_left in [false, true] {
-        for is_wanted in [false, true] {
-            let mut world = World::new(1);
-            let life = world.open();
-            let mut log = life.found(1);
-            let end = log.commit(&life.get(1).unwrap(), 1000).unwrap();
-            let decisions = world.decisions();
-            let decide = |change: &dyn Fn(Quorum) -> Quorum| {
-                let (decided, version) = decisions.read_versioned(key(1)).unwrap().unwrap();
-                let swapped = decisions.swap(key(1), &version, &change(decided)).unwrap();
-                assert_eq!(swapped, Swapped::Yes);
-            };
-            let with = |decided: Quorum, chain: Chain| Quorum { chain, ..decided };
-            decide(&|decided| {
-                let chain = decided.chain.change_to(vec![two, three]).unwrap();
-                with(decided, chain)
-            });
-            decide(&|decided| {
-                let chain = decided.chain.change_ended().unwrap();
-                with(decided, chain)
-            });
-            if has_heard_that_it_left {
-                life.timelines.look_at_decision(key(1)).unwrap();
-                assert!(life.get(1).unwrap().is_left() && !life.get(1).unwrap().is_kept().unwrap());
-            }
-            decide(&|decided| {
-                let chain = decided.chain.recovered(two, vec![two]).unwrap();
-                let point = GivenUp { number: 4, lsn: START, last_record: None };
-                let given_up = decided.given_up.with(point);
-                Quorum { given_up, ..with(decided, chain) }
-            });
-            // A change that came to nothing is none in which it left.
-            decide(&|decided| {
-                let chain = decided.chain.change_to(vec![two, OWN]).unwrap();
-                with(decided, chain)
-            });
-            if !is_wanted {
-                decide(&|decided| {
-                    let chain = decided.chain.change_undone().unwrap();
-                    with(decided, chain)
-                });
-            }
-            let refused = life.timelines.look_at_decision(key(1)).unwrap_err().to_string();
-            assert!(refused.contains("only with a new directory"), "{refused}");
-            for _ in 0..2 {
-                let refused = life.get(1).unwrap_err().to_string();
-                assert!(refused.contains("went on without this safekeeper"), "{refused}");
-            }
-            drop(life);
-            world.disk.end_process();
-            let life = world.open();
-            let refused = life.get(1).unwrap_err().to_string();
-            assert!(refused.contains("went on without this safekeeper"), "{refused}");
-            // What it has is there for who misses it.
-            let bytes = world.disk.read_all(&directory(1).join("control")).unwrap();
-            let control = TimelineControl::decode(&bytes, OWN.node).unwrap();
-            assert!(control.flush_lsn.max(control.state.commit_lsn) <= end);
-            assert!(world.disk.list(&directory(1)).unwrap().contains(&nth(1).segment_name(1)));
-        }
-    }
 }

@@ -337,6 +337,49 @@ mod tests {
     }
 
     #[test]
+    fn who_went_on_is_not_left_behind_and_who_knows_no_later_members_is() {
+        let (two, others) = (group([2], 5)[0], group([1, 2], 5));
+        let founded = Chain::found(group(1..=3, 5)).unwrap();
+        let chain = founded.recovered(two, others.clone()).unwrap();
+        let number = chain.newest().number();
+        let point = GivenUp { number, lsn: Lsn(16 << 20), last_record: None };
+        let mut decided = quorum(chain.change_ended().unwrap());
+        decided.given_up = decided.given_up.with(point);
+        let went_on_without = |decided: &Quorum, own: u64, node: u64| {
+            let own = Configuration::new(own, group(1..=3, 5)).unwrap();
+            decided.went_on_without(&own, group([node], 5)[0])
+        };
+        // Who was not asked, and who was never a member, or had left before: not who goes on.
+        assert!(went_on_without(&decided, 1, 3) && went_on_without(&decided, 1, 4));
+        assert!(!went_on_without(&decided, 1, 1) && !went_on_without(&decided, 1, 2));
+        // Another directory of one that does is another member.
+        assert!(decided.went_on_without(founded.newest(), group([1], 6)[0]));
+        // Who knows of those members, or later ones, was not given up before.
+        assert!(!went_on_without(&decided, number, 3) && !went_on_without(&decided, 9, 3));
+        // Nobody was given up.
+        assert!(!went_on_without(&quorum(founded.clone()), 1, 3));
+        // Others began anew with what is archived: nobody of those before went on. Older versions wrote only that.
+        let restored = founded.restored(group([4, 5, 6], 5)).unwrap();
+        let number = restored.newest().number();
+        let lsn = Lsn(16 << 20);
+        let decided =
+            Quorum { restored: Some(Restored { number, lsn }), ..quorum(restored.clone()) };
+        assert!([1, 2, 3].iter().all(|&node| went_on_without(&decided, 1, node)));
+        assert!(!went_on_without(&decided, number, 4));
+        // So many changes ago that nothing shows who went on.
+        let mut long = quorum(chain);
+        long.given_up = long.given_up.with(point);
+        while long.chain.configurations()[0].number() <= point.number {
+            let next = match long.chain.newest().incoming().is_empty() {
+                true => long.chain.change_to(group([1, 2, 4], 5)).unwrap(),
+                false => long.chain.change_undone().unwrap(),
+            };
+            long.chain = next;
+        }
+        assert!(went_on_without(&long, 1, 1));
+    }
+
+    #[test]
     fn golden_bytes() {
         let text = String::from_utf8(changed().encode()).unwrap();
         let (line, document) = text.split_once('\n').unwrap();

@@ -196,24 +196,22 @@ pub fn attempt(
         let removed = timelines.delete_damaged(deleted);
         return removed.map(|()| None).map_err(|error| error.to_string());
     }
-    let restored = restored_by(decided.as_ref());
-    let (decided, given_up) = match decided {
-        Some(decided) => (Some(decided.chain), decided.given_up),
-        None => (None, AllGivenUp::default()),
-    };
     let own = &control.state.configuration;
     match fate(&names, own, decided.as_ref(), shared.own) {
         Fate::Mended => {}
         Fate::LetGo => return timelines.let_go_damaged(key).map(|()| None),
         Fate::Kept => {
-            // Whatever is said of it later, or can't be read.
+            // Whatever is said of it later, or can't be read. It is no damaged one any more, then, but one for people only.
             note_kept(shared.disk.as_ref(), &directory, &shared.latch)
                 .map_err(|error| error.to_string())?;
-            return Err("the members of this timeline went on without this safekeeper, which may have what they lack, \
-                        and its WAL is damaged here: it is left as it is"
-                .to_owned());
+            return timelines.reopen(key).map(|()| None);
         }
     }
+    let restored = restored_by(decided.as_ref());
+    let (decided, given_up) = match decided {
+        Some(decided) => (Some(decided.chain), decided.given_up),
+        None => (None, AllGivenUp::default()),
+    };
     // Those that were decided on since then are asked too: they may be the only ones that are left.
     let newest = decided.as_ref().map_or(own, Chain::newest);
     let given_up = (!is_unread).then_some(given_up);

@@ -4,8 +4,9 @@
 //! "A torn end, or damage, and how it is mended". In short: what is put in place is, byte for byte, what was there; or it is
 //! shown that nobody depends on what was there.
 
+use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::Member;
-use pgstrata_quorum::{Chain, Configuration};
+use pgstrata_quorum::Configuration;
 
 use crate::timeline::KEEP;
 
@@ -33,7 +34,7 @@ pub enum Fate {
 pub fn fate(
     names: &[String],
     own: &Configuration,
-    decided: Option<&Chain>,
+    decided: Option<&Quorum>,
     member: Member,
 ) -> Fate {
     if names.iter().any(|name| name == KEEP) {
@@ -43,11 +44,12 @@ pub fn fate(
         // Where others had gone on without its word it would have been kept before it took that.
         return Fate::LetGo;
     }
-    let decided = decided.filter(|decided| decided.newest().number() > own.number());
+    let decided = decided.filter(|decided| decided.chain.newest().number() > own.number());
     match decided {
-        Some(decided) if decided.began_without(own, member) => Fate::Kept,
-        Some(decided) if !decided.newest().contains(member) => {
-            match decided.goes_on_from(own) && decided.shows_leaving(member) {
+        Some(decided) if decided.went_on_without(own, member) => Fate::Kept,
+        Some(Quorum { chain, .. }) if chain.began_without(own, member) => Fate::Kept,
+        Some(Quorum { chain, .. }) if !chain.newest().contains(member) => {
+            match chain.goes_on_from(own) && chain.shows_leaving(member) {
                 true => Fate::LetGo,
                 false => Fate::Kept,
             }
@@ -58,7 +60,10 @@ pub fn fate(
 
 #[cfg(test)]
 mod tests {
-    use pgstrata_ids::{Incarnation, NodeId};
+    use pgstrata_format::quorum::GivenUp;
+    use pgstrata_ids::{Incarnation, Lsn, NodeId};
+    use pgstrata_quorum::Chain;
+    use pgstrata_sim::wal::parameters;
 
     use super::*;
 
@@ -72,7 +77,9 @@ mod tests {
 
     fn fate_of(names: &[&str], own: &Configuration, decided: Option<&Chain>) -> Fate {
         let names = names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        fate(&names, own, decided, member(1))
+        let of = parameters(Lsn(1 << 24));
+        let decided = decided.map(|chain| Quorum::founded(of, chain.clone()));
+        fate(&names, own, decided.as_ref(), member(1))
     }
 
     #[test]
@@ -112,5 +119,25 @@ mod tests {
         for later in [&joint, &back, &leaves, &leaves.change_ended().unwrap()] {
             assert_eq!(fate_of(&plain, &own, Some(later)), Fate::Kept, "{later:?}");
         }
+    }
+
+    /// There are more changes since then than are remembered: that it was given up is written down elsewhere.
+    #[test]
+    fn what_was_given_up_long_ago_is_not_touched() {
+        let founded = Chain::found(members(&[1, 2, 3])).unwrap();
+        let mut chain = founded.recovered(member(2), members(&[2])).unwrap();
+        let number = chain.newest().number();
+        while !chain.configurations()[0].contains(member(1)) {
+            chain = chain.change_to(members(&[2, 1])).unwrap().change_undone().unwrap();
+        }
+        chain = chain.change_to(members(&[2, 1])).unwrap().change_ended().unwrap();
+        let mut decided = Quorum::founded(parameters(Lsn(1 << 24)), chain);
+        let fate = |decided: &Quorum| {
+            fate(&["control".to_owned()], founded.newest(), Some(decided), member(1))
+        };
+        assert_eq!(fate(&decided), Fate::Mended);
+        decided.given_up =
+            decided.given_up.with(GivenUp { number, lsn: Lsn(1 << 24), last_record: None });
+        assert_eq!(fate(&decided), Fate::Kept);
     }
 }

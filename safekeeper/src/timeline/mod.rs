@@ -53,6 +53,16 @@ pub fn note_kept(disk: &dyn Disk, directory: &Path, latch: &Latch) -> Result<(),
 /// The file that says that a timeline's WAL is in object storage, and may not be here.
 pub const AWAY: &str = "away";
 
+/// Whether a timeline's directory has such a file. One that can't be looked for now may be there.
+pub fn has_marker(disk: &dyn Disk, directory: &Path, marker: &str) -> Result<bool, StorageError> {
+    let path = directory.join(marker);
+    match disk.open(&path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StorageError::wrap("open", &path)(error)),
+    }
+}
+
 /// How far others are with this timeline; written down with the control file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marks {
@@ -450,13 +460,8 @@ impl Timeline {
 
     /// Whether that was noted.
     pub fn is_kept(&self) -> Result<bool, StorageError> {
-        let path = self.files.directory().join(KEEP);
         let disk = Arc::clone(&self.core.lock().disk);
-        match disk.open(&path) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(StorageError::wrap("open", &path)(error)),
-        }
+        has_marker(disk.as_ref(), self.files.directory(), KEEP)
     }
 
     /// Notes durably that what is here is not removed, even if others keep the timeline.

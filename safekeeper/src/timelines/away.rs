@@ -25,7 +25,7 @@ use crate::archive::{Archive, ArchiveError};
 use crate::checked_segment::checker;
 use crate::segment::SegmentFiles;
 use crate::storage_error::StorageError;
-use crate::timeline::{AWAY, OpenContext, has_wal, is_archived, is_away, read_control};
+use crate::timeline::{AWAY, OpenContext, has_marker, has_wal, is_archived, is_away, read_control};
 
 /// Why a timeline's WAL is not here.
 #[derive(Debug, thiserror::Error)]
@@ -245,12 +245,7 @@ pub fn send_away(shared: &OpenContext, directory: &Path) -> Result<bool, Storage
 
 /// Whether the timeline in `directory` may lack WAL that is in object storage.
 pub fn is_sent_away(shared: &OpenContext, directory: &Path) -> Result<bool, StorageError> {
-    let marker = directory.join(AWAY);
-    match shared.disk.open(&marker) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(StorageError::wrap("open", &marker)(error)),
-    }
+    has_marker(shared.disk.as_ref(), directory, AWAY)
 }
 
 /// Fetches the WAL of a timeline that was sent away and that nobody else has, durably on return. `runtime` waits for it.

@@ -14,7 +14,7 @@ use super::away::{NotBack, is_sent_away};
 use super::slots::{Seen, Slot};
 use super::{TimelineKey, Timelines, left_behind};
 use crate::storage_error::StorageError;
-use crate::timeline::{KEEP, Overview, Timeline, is_away, read_control};
+use crate::timeline::{KEEP, Overview, Timeline, has_marker, is_away, read_control};
 
 /// Longest wait for a timeline that is being opened, or comes to rest. Who asked has given up by then.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -147,7 +147,18 @@ impl Timelines {
             return Err(RefusedReason::Storage(error.to_string()));
         }
         let directory = self.directory_of(key);
-        if let Err(not_back) = self.bring_back_if_away(key, &directory) {
+        let disk = self.context.shared.disk.as_ref();
+        let ready = match has_marker(disk, &directory, KEEP) {
+            // For people only: nothing of it is fetched, or opened.
+            Ok(true) => {
+                let why = left_behind(&directory);
+                self.slots.give_back(key, Slot::Damaged(why.clone()));
+                return Err(RefusedReason::Storage(why));
+            }
+            Ok(false) => self.bring_back_if_away(key, &directory),
+            Err(error) => Err(NotBack::Storage(error)),
+        };
+        if let Err(not_back) = ready {
             let text = not_back.to_string();
             let is_said = match &not_back {
                 NotBack::Storage(error) => self.context.shared.space.note(error),
@@ -163,11 +174,6 @@ impl Timelines {
             };
             self.slots.give_back(key, slot);
             return Err(RefusedReason::Unavailable(text));
-        }
-        if self.is_kept(&directory) {
-            let why = left_behind(&directory);
-            self.slots.give_back(key, Slot::Damaged(why.clone()));
-            return Err(RefusedReason::Storage(why));
         }
         match Timeline::open(&self.context.shared, &directory) {
             Ok(opened) => {
@@ -209,11 +215,6 @@ impl Timelines {
             }
             _ => {}
         })
-    }
-
-    /// Whether what is in a timeline's directory is kept for people only.
-    fn is_kept(&self, directory: &Path) -> bool {
-        self.context.shared.disk.open(&directory.join(KEEP)).is_ok()
     }
 
     fn control_of(&self, directory: &Path) -> Option<TimelineControl> {

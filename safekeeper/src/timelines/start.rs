@@ -130,21 +130,20 @@ impl Timelines {
                 return Ok(());
             }
         }
-        let is_kept = names.iter().any(|name| name == KEEP);
-        if !is_kept
-            && names.iter().any(|name| name == AWAY)
+        if names.iter().any(|name| name == KEEP) {
+            // Also where it never took who the members are by now. It is for people only: nothing of it is opened, or cut.
+            let text = left_behind(directory);
+            tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
+            self.slots.insert(key, Slot::Damaged(text));
+            return Ok(());
+        }
+        if names.iter().any(|name| name == AWAY)
             && let Some(summary) = self.summary_if_away(directory)
         {
             self.slots.insert(key, Slot::Resting(Arc::new(summary)));
             return Ok(());
         }
         let slot = match Timeline::open(&self.context.shared, directory) {
-            // Also where it never took who the members are by now.
-            Ok(_) if is_kept => {
-                let text = left_behind(directory);
-                tracing::error!(timeline = %key.1, error = %text, "timeline can't be served");
-                Slot::Damaged(text)
-            }
             Ok(opened) if opened.timeline.is_left() => {
                 drop(opened);
                 return self.let_go(key, directory);
@@ -163,9 +162,7 @@ impl Timelines {
             }
             // Mended it would be removed all the same.
             Err(error)
-                if (error.is_mendable() || is_passing(&error))
-                    && !is_kept
-                    && self.was_left(directory) =>
+                if (error.is_mendable() || is_passing(&error)) && self.was_left(directory) =>
             {
                 return self.let_go(key, directory);
             }
