@@ -117,7 +117,7 @@ pub struct Objects {
     /// Who the members are.
     decided: Option<Quorum>,
     segments: BTreeSet<u64>,
-    tails: BTreeSet<Lsn>,
+    tails: BTreeSet<(Lsn, String)>,
     /// Objects that there ever were, and those of them that were tails.
     counts: (u64, u64),
     decompressor: Decompressor<'static>,
@@ -256,7 +256,7 @@ impl Objects {
         (first..last).all(|number| self.has_segment(number))
             && (lsn <= start.max(Lsn(last * size))
                 || self.has_segment(last)
-                || self.tails.range(lsn..end).next().is_some())
+                || self.tails.range((lsn, String::new())..(end, String::new())).next().is_some())
     }
 
     /// What was written since the last call is committed, byte for byte, and says of itself what is true; nothing is another
@@ -291,13 +291,29 @@ impl Objects {
                 (Some(_), Some(_)) => {
                     return Err(format!("{name} is another object than it was"));
                 }
-                // Of who was given up: it counts for nothing, and may be replaced.
-                (Some(found), None) if self.given_up_at(&name, &found)?.is_some() => {}
-                (Some(found), None) => {
-                    self.check_object(&name, &found, truth)?;
-                    self.seen.insert(name, found);
+                (Some(found), None) => match self.given_up_at(&name, &found)? {
+                    // Of who was given up, and has not heard of it: what it shares with those who went on is right there, and
+                    // it may have removed what else had that. The rest counts for nothing, and all of it may be replaced.
+                    Some(lsn) => {
+                        let wal = self.wal_of(&name, &found)?;
+                        let (from, _) = self.place(&name)?;
+                        self.check_wal(&name, from, &wal[..(lsn - from) as usize], truth)?;
+                        self.tails.retain(|(_, one)| *one != name);
+                        self.tails.insert((lsn, name));
+                    }
+                    None => {
+                        self.tails.retain(|(_, one)| *one != name);
+                        self.check_object(&name, &found, truth)?;
+                        self.seen.insert(name, found);
+                    }
+                },
+                (None, None) => {
+                    let had = self.tails.iter().find(|(_, one)| *one == name).cloned();
+                    if let Some(had) = had {
+                        self.tails.remove(&had);
+                        self.check_kept(&name, had.0)?;
+                    }
                 }
-                (None, None) => {}
                 (None, Some(_)) => self.check_gone(&name)?,
             }
         }
@@ -336,9 +352,12 @@ impl Objects {
                 self.seen.remove(&name);
                 match self.segment_of(&name) {
                     Some(number) => self.segments.remove(&number),
-                    None => self.tails.remove(&Self::tail_of(&name).unwrap_or_default()),
+                    None => {
+                        let end = Self::tail_of(&name).unwrap_or_default();
+                        self.tails.remove(&(end, name.clone()))
+                    }
                 };
-                self.tails.insert(lsn);
+                self.tails.insert((lsn, name));
             }
         }
         Ok(())
@@ -398,7 +417,11 @@ impl Objects {
             return Err(format!("{name} is removed"));
         }
         let end = Self::tail_of(name).unwrap_or_default();
-        self.tails.remove(&end);
+        self.tails.remove(&(end, name.to_owned()));
+        self.check_kept(name, end)
+    }
+
+    fn check_kept(&self, name: &str, end: Lsn) -> Checked {
         match self.has_all_before(end) {
             true => Ok(()),
             false => Err(format!("{name} is removed, and nothing else has what is in it")),
@@ -406,27 +429,44 @@ impl Objects {
     }
 
     fn check_object(&mut self, name: &str, object: &[u8], truth: &Truth) -> Checked {
-        let size = u64::from(self.parameters.segment_size);
         let extent = Extent::decode(object).map_err(|error| format!("{name}: {error}"))?;
-        let wal = self.decompressor.decompress(object, size as usize);
-        let wal = wal.map_err(|error| format!("{name}: {error}"))?;
+        let wal = self.wal_of(name, object)?;
         let (from, to) = self.place(name)?;
-        if wal.len() as u64 != to - from {
-            return Err(format!("{name} has {} bytes", wal.len()));
-        }
-        let ancestors = self.parameters.start_lsn.saturating_sub(from) as usize;
-        if wal[..ancestors] != self.before[self.before.len() - ancestors..] {
-            return Err(format!("{name} is not what the ancestor wrote"));
-        }
-        truth.check_served(name, from + ancestors as u64, &wal[ancestors..])?;
+        self.check_wal(name, from, &wal, truth)?;
         self.check_extent(name, extent, (from, to), truth)?;
         match self.segment_of(name) {
             Some(number) => self.segments.insert(number),
-            None => self.tails.insert(to),
+            None => self.tails.insert((to, name.to_owned())),
         };
         self.counts.0 += 1;
         self.counts.1 += u64::from(self.segment_of(name).is_none());
         Ok(())
+    }
+
+    /// All WAL of an object, which has as much as its name says.
+    fn wal_of(&mut self, name: &str, object: &[u8]) -> Checked<Vec<u8>> {
+        let size = self.parameters.segment_size as usize;
+        let wal = self.decompressor.decompress(object, size);
+        let wal = wal.map_err(|error| format!("{name}: {error}"))?;
+        let (from, to) = self.place(name)?;
+        match wal.len() as u64 == to - from {
+            true => Ok(wal),
+            false => Err(format!("{name} has {} bytes", wal.len())),
+        }
+    }
+
+    /// This is committed, or the ancestor's.
+    fn check_wal(&self, name: &str, from: Lsn, wal: &[u8], truth: &Truth) -> Checked {
+        let ancestors = self.parameters.start_lsn.saturating_sub(from) as usize;
+        let (before, own) = wal.split_at(ancestors.min(wal.len()));
+        let first = self.before.len() - ancestors;
+        if *before != self.before[first..first + before.len()] {
+            return Err(format!("{name} is not what the ancestor wrote"));
+        }
+        match own.is_empty() {
+            true => Ok(()),
+            false => truth.check_served(name, from + ancestors as u64, own),
+        }
     }
 
     fn check_extent(
