@@ -3,6 +3,9 @@
 mod consulting;
 mod membership;
 
+#[cfg(test)]
+pub(super) use membership::tests as fixtures;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -274,9 +277,11 @@ impl<N: Network> Driver<N> {
         self.config.limits.chunk
     }
 
-    /// Extends the log; sent by the next turn.
+    /// Extends the log, if it is still led; sent by the next turn.
     pub fn append(&mut self, now: Instant, chunk: WalChunk) -> Result<(), ProposerError> {
         self.now = now;
+        // What another one won a term with is no log for this to go to, whatever its end is.
+        self.check()?;
         let end = chunk.start.checked_add(chunk.bytes.len() as u64);
         let fits = chunk.start == self.backlog.end() && !chunk.bytes.is_empty();
         let Some(_) = end.filter(|&end| fits && chunk.record_end <= end) else {
@@ -419,6 +424,10 @@ impl<N: Network> Driver<N> {
     ) -> io::Result<()> {
         let link = &mut self.links[index];
         let Some(connection) = &mut link.connection else { return Ok(()) };
+        // A term was won then, but not with what is here.
+        if self.replaced_by.is_some() {
+            return Ok(());
+        }
         while let Some(next) = link.next_lsn {
             if next >= self.backlog.end() || connection.queued() >= self.config.limits.queued {
                 return Ok(());

@@ -104,6 +104,13 @@ impl Wires {
         self.0.borrow_mut().dials.insert(token, Dial::Failed(why));
     }
 
+    /// Room on each is so much at least from now on.
+    pub fn widen(&self, window: usize) {
+        for end in self.0.borrow_mut().ends.values_mut() {
+            end.window = end.window.max(window);
+        }
+    }
+
     /// What is to be carried, of each connection.
     pub fn take_output(&self) -> Vec<(usize, Vec<u8>)> {
         let mut taken = Vec::new();

@@ -250,7 +250,7 @@ impl<N: Network> Driver<N> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::proposer) mod tests {
     use bytes::Bytes;
     use pgstrata_ids::{Incarnation, SystemId, TenantId, TimelineId, TimelineParameters};
     use pgstrata_quorum::{ProposerId, Vote};
@@ -263,25 +263,23 @@ pub(super) mod tests {
     use crate::proposer::sockets::Sockets;
     use crate::proposer::{Members, ProposerConfig, WalChunk};
 
-    pub(in crate::proposer::driver) const START: Lsn = Lsn(16 << 20);
+    pub(in crate::proposer) const START: Lsn = Lsn(16 << 20);
 
     /// One that was told of three safekeepers, and has met nobody.
-    pub(in crate::proposer::driver) fn driver() -> Driver<Sockets> {
+    pub(in crate::proposer) fn driver() -> Driver<Sockets> {
         driver_among(Arc::new(places()))
     }
 
-    pub(in crate::proposer::driver) fn places() -> Vec<(NodeId, String)> {
+    pub(in crate::proposer) fn places() -> Vec<(NodeId, String)> {
         (1..=99).map(|node| (NodeId(node), format!("host-{node}:5454"))).collect()
     }
 
     /// The same, where others say where they are.
-    pub(in crate::proposer::driver) fn driver_among(
-        safekeepers: Arc<dyn Members>,
-    ) -> Driver<Sockets> {
+    pub(in crate::proposer) fn driver_among(safekeepers: Arc<dyn Members>) -> Driver<Sockets> {
         Driver::of_sockets(config(safekeepers), None).unwrap()
     }
 
-    pub(in crate::proposer::driver) fn config(safekeepers: Arc<dyn Members>) -> ProposerConfig {
+    pub(in crate::proposer) fn config(safekeepers: Arc<dyn Members>) -> ProposerConfig {
         let parameters = TimelineParameters {
             tenant: TenantId([1; 16]),
             timeline: TimelineId([2; 16]),
@@ -304,13 +302,25 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::proposer::driver) fn members(number: u64, nodes: &[u64]) -> Configuration {
+    pub(in crate::proposer) fn members(number: u64, nodes: &[u64]) -> Configuration {
         let member = |&node| Member { node: NodeId(node), incarnation: Incarnation([5; 16]) };
         Configuration::new(number, nodes.iter().map(member).collect()).unwrap()
     }
 
+    /// It hears that this term was promised to somebody.
+    pub(in crate::proposer) fn outrank<N: Network>(driver: &mut Driver<N>, term: Term) {
+        driver.core.outranked(term, &mut driver.outputs);
+        driver.act();
+    }
+
+    /// What it has appended up to `lsn` is committed.
+    pub(in crate::proposer) fn commit<N: Network>(driver: &mut Driver<N>, lsn: Lsn) {
+        driver.outputs.push(pgstrata_quorum::ProposerOutput::Committed(lsn));
+        driver.act();
+    }
+
     /// All members greet it, and vote for it with this log, of which they know so much to be committed. Returns the term.
-    pub(in crate::proposer::driver) fn vote<N: Network>(
+    pub(in crate::proposer) fn vote<N: Network>(
         driver: &mut Driver<N>,
         log: &TermHistory,
         end: Lsn,
@@ -332,14 +342,15 @@ pub(super) mod tests {
     }
 
     /// The same, and it leads from then on.
-    pub(in crate::proposer::driver) fn elect<N: Network>(
+    pub(in crate::proposer) fn elect<N: Network>(
         driver: &mut Driver<N>,
         log: &TermHistory,
         end: Lsn,
         commit_lsn: Lsn,
-    ) {
+    ) -> Term {
         let term = vote(driver, log, end, commit_lsn);
         assert_eq!(driver.election.as_ref().map(|election| election.term), Some(term));
+        term
     }
 
     #[test]

@@ -1,13 +1,10 @@
-//! Computes: the loop around the shipped driver, and what they write.
+//! Computes: the loop around the shipped cores that campaign and lead, and what is written.
 
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
-use pgstrata_compute_shim::proposer::{Limits, WalChunk};
+use pgstrata_compute_shim::proposer::{Limits, ProposerError};
 use pgstrata_ids::NodeId;
 use pgstrata_quorum::Phase;
 
-use crate::compute::Files;
+use crate::compute::{Files, Stage};
 
 use super::*;
 
@@ -18,8 +15,9 @@ pub(super) const CLOCK: u64 = 100;
 /// A turn takes so long at least, until the loop is there again.
 const TURN: Time = 100;
 
-/// Longest pause before a compute that was outranked campaigns again.
-const PAUSE: Time = 1000;
+/// A turn waits so long, by a driver's clock, where the shipped loop looks every millisecond whether another thread is done: here that
+/// wakes it.
+const WOKEN: Duration = Duration::from_millis(50);
 
 impl World {
     /// The time, by a driver's clock.
@@ -104,25 +102,49 @@ impl World {
         let ready = one.wires.ready();
         let Some(driver) = &mut one.driver else { return Ok(()) };
         driver.end_turn(now, &ready);
-        if !self.observe(compute)? {
+        self.observe(compute)?;
+        if let Err(error) = self.lead(compute)? {
+            self.log(|| format!("compute {compute}: {error}"));
+            let most = if self.quiet.is_some() { 10_000 } else { 150_000 };
+            let back_after = self.rng.between(2000, most);
+            self.end_compute(compute, back_after);
             return Ok(());
         }
         let one = &mut self.computes[compute];
         let Some(driver) = &mut one.driver else { return Ok(()) };
         let mut files = Files {
-            log: &one.log,
-            start: one.start,
-            committed: one.committed,
+            written: &mut one.written,
             reads: &mut self.outcome.file_reads,
+            most_uncommitted: MOST_PENDING,
             are_recycled: self.lie == Some(Lie::FilesRecycled),
+            wrong: None,
         };
-        let wait = driver.begin_turn(now, Some(&mut files), Duration::from_secs(1));
+        let wait = match &mut one.stage {
+            Stage::Campaigns(campaign) => campaign.wait(now),
+            Stage::Records(recording, _) => recording.wait(),
+            Stage::Follows(following) => {
+                let wait = following.take(now, driver, &mut files);
+                wait.map_err(|error| error.to_string())?
+            }
+            Stage::Ended | Stage::Asks(_) | Stage::Drives(_) => WOKEN,
+        };
+        let wait = match one.stage {
+            Stage::Follows(_) => driver.begin_turn(now, Some(&mut files), wait),
+            _ => driver.begin_turn(now, None, wait),
+        };
+        if let Some(wrong) = files.wrong {
+            return Err(format!("compute {compute}: {wrong}"));
+        }
+        // The rest of a record is written by the next turn.
+        let is_partly_written = one.written.visible < one.written.record_end;
+        one.written.visible = one.written.record_end;
         let next = one.turn;
         self.carry(compute);
-        if !self.observe(compute)? {
-            return Ok(());
-        }
-        let wait = (wait.as_micros() as Time / CLOCK).max(TURN);
+        self.observe(compute)?;
+        let wait = match is_partly_written {
+            true => TURN,
+            false => (wait.as_micros() as Time / CLOCK).max(TURN),
+        };
         self.after(wait, Event::Turn(compute, life, next));
         Ok(())
     }
@@ -141,10 +163,10 @@ impl World {
         }
     }
 
-    /// What the driver has come to. False if its compute has ended by that.
-    fn observe(&mut self, compute: usize) -> Checked<bool> {
+    /// What the driver has come to.
+    fn observe(&mut self, compute: usize) -> Checked {
         let one = &self.computes[compute];
-        let Some(driver) = &one.driver else { return Ok(false) };
+        let Some(driver) = &one.driver else { return Ok(()) };
         let core = driver.core();
         if let Err(error) = core.invariants() {
             return Err(format!(
@@ -155,49 +177,25 @@ impl World {
             self.won(compute)?;
         }
         let one = &mut self.computes[compute];
-        let Some(driver) = &one.driver else { return Ok(false) };
-        let (commit_lsn, ended) = (driver.commit_lsn(), driver.check().err());
-        let (fenced, is_refused) = (driver.fenced(), driver.is_refused());
-        if commit_lsn < one.committed {
-            let before = one.committed;
+        let Some(driver) = &one.driver else { return Ok(()) };
+        let (commit_lsn, before) = (driver.commit_lsn(), one.written.committed);
+        // Of a log that is not its own it says nothing to anybody.
+        let is_others = matches!(driver.check(), Err(ProposerError::MembersChanged(_)));
+        if one.won == Term(0) || is_others {
+            return Ok(());
+        }
+        if commit_lsn < before {
             return Err(format!(
                 "compute {compute} has {before} committed, and then {commit_lsn} only"
             ));
         }
-        if commit_lsn > one.committed && one.won > Term(0) {
-            one.committed = commit_lsn;
+        if commit_lsn > before {
+            one.written.committed = commit_lsn;
             let term = one.won;
             self.log(|| format!("compute {compute} has {commit_lsn} of term {term} committed"));
             self.truth.committed(term, commit_lsn)?;
         }
-        let one = &mut self.computes[compute];
-        let campaigns_again = fenced.filter(|_| one.won == Term(0) && !one.tries_again);
-        if let Some(term) = campaigns_again {
-            if !std::mem::replace(&mut one.pauses, true) {
-                let life = one.life;
-                self.log(|| format!("compute {compute} is outranked by term {term}"));
-                let delay = self.rng.between(50, PAUSE);
-                self.after(delay, Event::CampaignAbove(compute, life, term));
-            }
-        } else if ended.is_some() || is_refused {
-            let why = ended.map_or("it is refused".to_owned(), |error| error.to_string());
-            self.log(|| format!("compute {compute}: {why}"));
-            let most = if self.quiet.is_some() { 10_000 } else { 150_000 };
-            let back_after = self.rng.between(2000, most);
-            self.end_compute(compute, back_after);
-            return Ok(false);
-        }
-        self.ask_last_record(compute);
-        Ok(true)
-    }
-
-    pub(super) fn campaign_above(&mut self, compute: usize, life: u64, term: Term) {
-        let one = &mut self.computes[compute];
-        if let Some(driver) = one.driver.as_mut().filter(|_| one.life == life) {
-            one.pauses = false;
-            driver.campaign_above(term);
-            self.wake_compute(compute);
-        }
+        Ok(())
     }
 
     /// It has won a term: its first, or one that goes on with its log with other members.
@@ -213,6 +211,19 @@ impl World {
         self.outcome.elections += 1;
         self.truth.elected(compute, term, start, &history)?;
         let one = &mut self.computes[compute];
+        match one.yields_above.filter(|_| !goes_on) {
+            Some(asked) => {
+                // What it asked for, nobody may have heard.
+                let newest = self.newcomers.range(..term).next_back();
+                if let Some(newer) = newest.filter(|newer| **newer > asked) {
+                    return Err(format!(
+                        "compute {compute}, which had asked for {asked}, outranks {newer} by {term}"
+                    ));
+                }
+            }
+            None if !goes_on => drop(self.newcomers.insert(term)),
+            None => {}
+        }
         (one.won, one.history) = (term, history);
         if goes_on {
             if !is_ours {
@@ -220,17 +231,11 @@ impl World {
                 return Ok(());
             }
             // What it begins with is here: nobody else is waited for.
-            let again = one.bytes(start).to_vec();
+            let again = one.written.from(start).to_vec();
             self.truth.wrote(term, &again);
             self.outcome.led_on += 1;
         } else {
-            let life = one.life;
-            self.after(BARRIER_PATIENCE, Event::Barrier(compute, life, term));
-            let one = &mut self.computes[compute];
-            (one.start, one.record_end) = (start, start);
-            if start == self.parameters.start_lsn {
-                one.generator = Some(generator(&self.parameters, start, Lsn(8), term));
-            }
+            one.written.begin(start);
         }
         let (life, delay) = (self.computes[compute].life, self.rng.below(2000));
         self.after(delay, Event::Write(compute, life, term));
@@ -240,66 +245,15 @@ impl World {
     /// Whether all that was written is committed, and somebody leads.
     pub(super) fn is_all_committed(&self) -> bool {
         let one = &self.computes[0];
-        one.is_elected() && one.committed >= one.record_end
+        one.is_elected() && one.follows() && one.written.committed >= one.written.record_end
     }
 
     pub(super) fn node_of(&self, id: u64) -> usize {
         id as usize - 1
     }
 
-    /// Asks somebody who has it where the record before the own log begins, so that the first own one can link back to it: on
-    /// a connection of its own.
-    fn ask_last_record(&mut self, compute: usize) {
-        let one = &self.computes[compute];
-        let Some(driver) = &one.driver else { return };
-        if one.won == Term(0) || one.generator.is_some() || one.asks {
-            return;
-        }
-        let holders = driver.holders(one.start);
-        if !holders.is_empty() {
-            let life = one.life;
-            let (holder, _) = holders[self.rng.index(holders.len())];
-            let node = self.node_of(holder.0);
-            self.computes[compute].asks = true;
-            let delay = 2 * self.delay(node);
-            self.after(delay, Event::LastRecord { compute, life, node });
-        }
-    }
-
-    /// What it says.
-    pub(super) fn last_record(&mut self, compute: usize, life: u64, node: usize) {
-        if self.computes[compute].life != life || self.computes[compute].driver.is_none() {
-            return;
-        }
-        self.computes[compute].asks = false;
-        if self.is_cut(compute, node) {
-            return;
-        }
-        let start = self.computes[compute].start;
-        let Some(mut visit) = self.visit(node) else { return };
-        let opened = visit.open(self.key());
-        let found = opened.and_then(|_| visit.last_record(start));
-        self.log(|| format!("compute {compute} asks for the record before {start}: {found:?}"));
-        let found = found.ok().filter(|lsn| *lsn > Lsn::INVALID);
-        let parameters = self.parameters.clone();
-        let one = &mut self.computes[compute];
-        if let Some(prev) = found.filter(|_| one.generator.is_none()) {
-            one.generator = Some(generator(&parameters, one.start, prev, one.won));
-        }
-    }
-
-    /// Another one is started where a compute commits nothing in its term.
-    pub(super) fn barrier(&mut self, compute: usize, life: u64, term: Term) {
-        let one = &self.computes[compute];
-        let start = one.history.last().map_or(Lsn::INVALID, |last| last.lsn);
-        if one.life == life && one.is_elected() && one.won == term && one.committed < start {
-            self.end_compute(compute, 1000);
-        }
-    }
-
-    /// It writes some records, also while it campaigns to go on with its log.
+    /// PostgreSQL writes some records, also while it campaigns to go on with its log.
     pub(super) fn write(&mut self, compute: usize, life: u64, term: Term) -> Checked {
-        let now = self.instant();
         let one = &self.computes[compute];
         if one.life != life || one.won != term {
             return Ok(());
@@ -315,39 +269,35 @@ impl World {
             return Ok(());
         }
         let one = &mut self.computes[compute];
-        let is_elected = one.is_elected();
+        let (is_elected, follows) = (one.is_elected(), one.follows());
         let Some(driver) = &mut one.driver else { return Ok(()) };
-        let written = driver.end_lsn().saturating_sub(self.parameters.start_lsn);
-        // The first record, its barrier, is written whatever is not committed: it shows whether the term still stands.
-        let has_room = driver.has_room() || one.log.is_empty();
-        if let Some(generator) = one.generator.as_mut().filter(|_| has_room) {
+        let len = one.written.bytes.len() as u64;
+        if let Some(generator) = one.generator.as_mut().filter(|_| follows && driver.has_room()) {
             let mut bytes = Vec::new();
+            let from = one.written.record_end;
             for _ in 0..self.rng.between(1, 4) {
                 let is_large = self.rng.one_in(60);
                 // The longest fill whole segments.
                 let most_large = if self.rng.one_in(8) { 150_000 } else { 20_000 };
                 let size = self.rng.below(if is_large { most_large } else { self.plan.record });
                 bytes.extend(generator.record(size as usize));
+                one.written.ends.push_back(from + bytes.len() as u64);
             }
-            if self.plan.switches && self.rng.one_in(25) && written < MOST_WAL {
+            if self.plan.switches && self.rng.one_in(25) && len < MOST_WAL {
                 bytes.extend(generator.switch());
+                one.written.ends.push_back(from + bytes.len() as u64);
             }
-            one.log.extend_from_slice(&bytes);
-            let (from, end) = (one.record_end, one.start + one.log.len() as u64);
-            one.record_end = end;
+            one.written.bytes.extend_from_slice(&bytes);
+            let end = one.written.end();
+            one.written.record_end = end;
+            // It may have written a part of a record by the time it is looked at.
+            let cut = match self.rng.one_in(4) {
+                true => self.rng.below(bytes.len() as u64),
+                false => bytes.len() as u64,
+            };
+            one.written.visible = from + cut;
             if is_elected {
                 self.truth.wrote(term, &bytes);
-            }
-            // PostgreSQL may have written a part of a record by the time it is looked at.
-            let cut = match self.rng.one_in(4) {
-                true => self.rng.below(bytes.len() as u64) as usize,
-                false => 0,
-            };
-            let parts = [(from, &bytes[..cut], from), (from + cut as u64, &bytes[cut..], end)];
-            for (start, bytes, record_end) in parts.into_iter().filter(|part| !part.1.is_empty()) {
-                let bytes = Bytes::copy_from_slice(bytes);
-                let appended = driver.append(now, WalChunk { start, bytes, record_end });
-                appended.map_err(|error| error.to_string())?;
             }
             self.log(|| format!("compute {compute} writes up to {end}"));
             self.wake_compute(compute);

@@ -5,6 +5,7 @@ mod archive;
 mod campaign;
 mod computes;
 mod following;
+mod leading;
 mod members;
 mod recovery;
 mod rest;
@@ -13,9 +14,9 @@ mod safekeepers;
 mod trouble;
 mod wires;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pgstrata_format::quorum::Quorum;
 use pgstrata_ids::{Lsn, Member, Term, TimelineId, TimelineParameters};
@@ -61,9 +62,6 @@ const BACKGROUND: Time = 15_000;
 /// Something new must be committed so long after nothing goes wrong any more.
 const PATIENCE: Time = 2_000_000;
 
-/// So long a compute waits for the first commit of its term: who alone has what it begins with may be gone.
-const BARRIER_PATIENCE: Time = 300_000;
-
 /// WAL that a compute writes before it waits for some to be committed, in bytes.
 const MOST_PENDING: u64 = 96 << 10;
 
@@ -78,7 +76,6 @@ enum Event {
     Begin(usize),
     /// The driver of a compute, by its life, goes on after this one of its turns.
     Turn(usize, u64, u64),
-    CampaignAbove(usize, u64, Term),
     Dialed {
         compute: usize,
         life: u64,
@@ -125,8 +122,6 @@ enum Event {
     Heal(usize),
     SpaceAgain(usize),
     ObjectsAgain,
-    /// A compute has waited for its first commit in a term for long enough.
-    Barrier(usize, u64, Term),
     /// A step of a change of members, by the number of its command.
     Steward(usize, Stage),
     /// The election without a compute goes on, and is over.
@@ -258,6 +253,8 @@ pub struct World {
     sequence: u64,
     nodes: Vec<Node>,
     computes: Vec<Compute>,
+    /// First terms of computes that nobody knew before.
+    newcomers: BTreeSet<Term>,
     campaign: Campaign,
     connections: Vec<Connection>,
     /// The first vote of each safekeeper, for those who make mistakes with it.
@@ -379,6 +376,7 @@ impl World {
             readers: nodes.iter().map(|_| None).collect(),
             nodes,
             computes,
+            newcomers: BTreeSet::new(),
             campaign: Campaign::new(plan.slots),
             connections: Vec::new(),
             votes: vec![None; plan.slots],
@@ -509,11 +507,12 @@ impl World {
         match event {
             Event::Begin(compute) => return self.begin(compute),
             Event::Turn(compute, life, turn) => return self.turn(compute, life, turn),
-            Event::CampaignAbove(compute, life, term) => self.campaign_above(compute, life, term),
             Event::Dialed { compute, life, token, node } => {
                 self.dialed(compute, life, token, node);
             }
-            Event::LastRecord { compute, life, node } => self.last_record(compute, life, node),
+            Event::LastRecord { compute, life, node } => {
+                return self.last_record(compute, life, node);
+            }
             Event::Write(compute, life, term) => return self.write(compute, life, term),
             Event::Arrive(connection, parcel) => return self.arrive(connection, parcel),
             Event::Serve(connection) => return self.serve(connection),
@@ -556,7 +555,6 @@ impl World {
                     self.end_campaign();
                 }
             }
-            Event::Barrier(compute, life, term) => self.barrier(compute, life, term),
             Event::Replace => self.replace(),
             Event::Recover => return self.recover(),
             Event::Follow(life, turn) => return self.follow(life, turn),

@@ -145,6 +145,7 @@ impl World {
         self.cut.clear();
         (self.no_objects_until, self.idle_until) = (0, 0);
         self.objects.be_well();
+        self.computes[0].wires.widen(wires::LEAST_WHEN_WELL);
         for index in 0..self.nodes.len() {
             self.slow_until[index] = 0;
             self.nodes[index].disk.set_full(false);

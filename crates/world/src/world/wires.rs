@@ -9,6 +9,9 @@ use super::*;
 /// So long a connection is tried to be made to a machine that does not answer.
 const NO_ANSWER: Time = 20_000;
 
+/// So many bytes are under way at once, at least, when all is well.
+pub(super) const LEAST_WHEN_WELL: usize = 4 << 10;
+
 impl World {
     pub(super) fn is_cut(&self, compute: usize, node: usize) -> bool {
         self.cut.values().any(|&(nodes, computes)| is_in(nodes, node) != is_in(computes, compute))
@@ -116,7 +119,7 @@ impl World {
                 vote.history = TermHistory::default();
             }
             (Some(Lie::AnyLogLedOn), Reply::Vote(vote)) if goes_on => {
-                vote.flush_lsn = one.record_end;
+                vote.flush_lsn = one.written.record_end;
                 vote.history = one.history.clone();
             }
             (Some(Lie::AnyLogLedOn), Reply::Greeting(greeting)) if one.won > Term(0) => {
@@ -241,7 +244,11 @@ impl World {
         } else {
             self.outcome.dials += 1;
             let index = self.connect(compute, node);
-            let window = [300, 4 << 10, 64 << 10, 256 << 10][self.rng.index(4)];
+            let mut window = [300, 4 << 10, 64 << 10, 256 << 10][self.rng.index(4)];
+            if self.quiet.is_some() {
+                // A queue of a mebibyte has to come to its end.
+                window = window.max(LEAST_WHEN_WELL);
+            }
             wires.made(token, index, window);
             self.computes[compute].connections[node] = Some(index);
         }
