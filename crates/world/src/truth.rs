@@ -99,9 +99,9 @@ impl Truth {
         Ok(())
     }
 
-    /// The winner of a term goes on with its log.
-    pub fn wrote(&mut self, term: Term, bytes: &[u8]) {
-        if let Some(log) = self.terms.get_mut(&term) {
+    /// The winner of a term goes on with its log. Where members were given up, one of before may have won one of the same number.
+    pub fn wrote(&mut self, compute: usize, term: Term, bytes: &[u8]) {
+        if let Some(log) = self.terms.get_mut(&term).filter(|log| log.compute == compute) {
             log.bytes.extend_from_slice(bytes);
         }
     }

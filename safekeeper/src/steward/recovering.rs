@@ -3,10 +3,12 @@
 //! Never without an operator who says so. What the lost ones had alone is given up, and nothing else: what is archived was
 //! committed, and whoever decides from now on has it first.
 
+use std::collections::BTreeSet;
+
 use pgstrata_format::archived::Extent;
 use pgstrata_format::quorum::{GivenUp, Quorum, Restored};
 use pgstrata_ids::{Lsn, Member, NodeId};
-use pgstrata_quorum::Configuration;
+use pgstrata_quorum::{Chain, Configuration};
 use pgstrata_wire::http::safekeeper::{Change, Step};
 
 use super::reach::Patience;
@@ -127,12 +129,26 @@ impl Steward {
             Swapped::No => return Err(later("others change the members at the same time")),
         }
         tracing::warn!(timeline = %key.1, number, survivors = answers, "who is left goes on alone");
+        self.tell_former(key, &decided.chain);
         let told = self.finish(key, &decided.chain)?;
         Ok(match decided.chain.newest().incoming().is_empty() {
             true => told,
             // The one that has most decides with them until they have it too.
             false => Change { step: Step::CatchingUp, ..told },
         })
+    }
+
+    /// Whoever was a member, and goes on no more, hears of that before others begin, if it lives: a compute that was not told yet would
+    /// have it acknowledge what those who go on lack. One that is not there finds out by itself.
+    fn tell_former(&self, key: TimelineKey, chain: &Chain) {
+        let newest = chain.newest();
+        let all = chain.configurations().iter().flat_map(Configuration::all);
+        let former: BTreeSet<Member> = all.filter(|member| !newest.contains(*member)).collect();
+        let former: Vec<Member> = former.into_iter().collect();
+        for answer in self.reach.ask(key, &former, Some(newest.number()), Patience::AsUsual) {
+            // Refusing is what one does that has understood.
+            tracing::debug!(timeline = %key.1, ?answer, "a former member is told");
+        }
     }
 
     /// How far the archived log goes.

@@ -261,7 +261,7 @@ pub(in crate::proposer) mod tests {
     use std::time::Instant;
 
     use crate::proposer::sockets::Sockets;
-    use crate::proposer::{Members, ProposerConfig, WalChunk};
+    use crate::proposer::{Members, ProposerConfig, ProposerError, WalChunk};
 
     pub(in crate::proposer) const START: Lsn = Lsn(16 << 20);
 
@@ -351,6 +351,26 @@ pub(in crate::proposer) mod tests {
         let term = vote(driver, log, end, commit_lsn);
         assert_eq!(driver.election.as_ref().map(|election| election.term), Some(term));
         term
+    }
+
+    /// The end of the log that others go on with may be where a record of this one's would go.
+    #[test]
+    fn nothing_is_appended_to_a_log_that_others_do_not_go_on_with() {
+        let mut driver = driver();
+        driver.adopt(members(1, &[1, 2, 3]), None);
+        elect(&mut driver, &TermHistory::default(), START, START);
+        let end = START + 64;
+        let chunk = WalChunk { start: START, bytes: Bytes::from(vec![7; 64]), record_end: end };
+        driver.append(driver.now, chunk).unwrap();
+        driver.adopt(members(2, &[1, 2, 4]), None);
+        // Somebody else wrote there.
+        let others = TermHistory::default().continued(Term(1), START);
+        vote(&mut driver, &others, end, START);
+        assert!(matches!(driver.check(), Err(ProposerError::MembersChanged(2))));
+        let chunk = WalChunk { start: end, bytes: Bytes::from(vec![7; 64]), record_end: end + 64 };
+        let appended = driver.append(driver.now, chunk);
+        assert!(matches!(appended, Err(ProposerError::MembersChanged(2))), "{appended:?}");
+        assert_eq!(driver.end_lsn(), end);
     }
 
     #[test]
