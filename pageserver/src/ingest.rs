@@ -40,6 +40,9 @@ pub enum IngestError {
     /// Committed WAL that can't be understood, and must not be skipped: it stays so.
     #[error("{0:#}")]
     Wal(anyhow::Error),
+    /// What was taken in after here was given up with the safekeepers that had it: it is forgotten, and taken from others.
+    #[error("what was taken in after {0} was given up with the safekeepers that had it")]
+    GivenUp(Lsn),
     /// What is needed besides can't be read or kept now. Ingest may go on with a new [`Ingest`].
     #[error("{0:#}")]
     Storage(anyhow::Error),
@@ -456,6 +459,8 @@ impl Ingest {
         if now || old || self.timeline.open_layer().size() >= limits.open_layer_bytes {
             while self.timeline.frozen_layers() >= limits.frozen_layers
                 && !self.timeline.is_stopping()
+                // They are forgotten.
+                && !self.timeline.is_in_doubt()
             {
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -6,17 +6,19 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pgstrata_blob::{Location, Store};
-use pgstrata_ids::{Lsn, TimelineId};
+use pgstrata_blob::{Interceptor, Location, Store, Verdict};
+use pgstrata_format::quorum::{AllGivenUp, GivenUp, Quorum};
+use pgstrata_ids::{Incarnation, Lsn, Member, NodeId, TimelineId, TimelineParameters};
 use pgstrata_pageserver::ingest::Ingest;
 use pgstrata_pageserver::lock::Mutex;
 use pgstrata_pageserver::receiver::{Safekeepers, follow};
 use pgstrata_pageserver::repository::{Moment, Repository};
 use pgstrata_pageserver::timeline::{Limits, Timeline};
 use pgstrata_pg_wal::PgVersion;
+use pgstrata_quorum::Chain;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use support::model::State;
@@ -44,22 +46,38 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// Sends what it has, and waits for the other to end.
-fn serve(stream: TcpStream, start: Lsn, wal: &[u8]) -> Option<()> {
-    let mut stream = send(stream, start, wal)?;
+fn serve(stream: TcpStream, knows: u64, start: Lsn, wal: &[u8]) -> Option<()> {
+    let mut stream = send(stream, knows, start, wal)?;
     std::io::copy(&mut stream, &mut std::io::sink()).ok().map(drop)
 }
 
-fn send(mut stream: TcpStream, start: Lsn, wal: &[u8]) -> Option<TcpStream> {
+fn query(stream: &mut TcpStream) -> Option<String> {
+    let mut head = [0; 5];
+    stream.read_exact(&mut head).ok()?;
+    let mut query = vec![0; u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize - 4];
+    stream.read_exact(&mut query).ok()?;
+    Some(String::from_utf8_lossy(&query).into_owned())
+}
+
+/// Says that it knows of this configuration; 0 is one of a release that doesn't know the question.
+fn send(mut stream: TcpStream, knows: u64, start: Lsn, wal: &[u8]) -> Option<TcpStream> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).ok()?;
     let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
     stream.read_exact(&mut body).ok()?;
     stream.write_all(&message(b'Z', b"I")).ok()?;
-    let mut head = [0; 5];
-    stream.read_exact(&mut head).ok()?;
-    let mut query = vec![0; u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize - 4];
-    stream.read_exact(&mut query).ok()?;
-    let query = String::from_utf8_lossy(&query).into_owned();
+    assert_eq!(query(&mut stream)?, "SHOW pgstrata.configuration\0");
+    let text = knows.to_string();
+    let answer = match knows {
+        0 => message(b'E', b"SERROR\0C42704\0Mno such setting\0\0"),
+        _ => {
+            let length = (text.len() as u32).to_be_bytes();
+            message(b'D', &[&[0, 1], &length[..], text.as_bytes()].concat())
+        }
+    };
+    stream.write_all(&answer).ok()?;
+    stream.write_all(&message(b'Z', b"I")).ok()?;
+    let query = query(&mut stream)?;
     let from: Lsn = query.split_ascii_whitespace().find_map(|word| word.parse().ok())?;
     stream.write_all(&message(b'W', &[0, 0, 0])).ok()?;
     let mut at = (from - start) as usize;
@@ -85,7 +103,7 @@ impl Safekeeper {
         let ended = Arc::clone(&ends);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let _ = send(stream, start, &wal);
+                let _ = send(stream, 0, start, &wal);
                 ended.fetch_add(1, Ordering::SeqCst);
             }
         });
@@ -93,6 +111,10 @@ impl Safekeeper {
     }
 
     fn start(start: Lsn, wal: Vec<u8>) -> Safekeeper {
+        Safekeeper::that_knows(0, start, wal)
+    }
+
+    fn that_knows(configuration: u64, start: Lsn, wal: Vec<u8>) -> Safekeeper {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let asked = Arc::new(AtomicU64::new(0));
@@ -101,10 +123,22 @@ impl Safekeeper {
             for stream in listener.incoming().flatten() {
                 counted.fetch_add(1, Ordering::SeqCst);
                 let wal = Arc::clone(&wal);
-                std::thread::spawn(move || serve(stream, start, &wal));
+                std::thread::spawn(move || serve(stream, configuration, start, &wal));
             }
         });
         Safekeeper { address, asked }
+    }
+}
+
+/// Whether layers can't be written now.
+#[derive(Debug, Default)]
+struct Layers(AtomicBool);
+
+impl Interceptor for Layers {
+    fn verdict(&self, action: &'static str, path: &str) -> Verdict {
+        let is_refused =
+            action == "write" && path.contains("/layers/") && self.0.load(Ordering::SeqCst);
+        if is_refused { Verdict::Refuse } else { Verdict::Perform }
     }
 }
 
@@ -113,24 +147,30 @@ struct Imported {
     runtime: Runtime,
     directory: TempDir,
     store: Store,
+    layers: Arc<Layers>,
     repository: Arc<Repository>,
     timeline: Arc<Timeline>,
     state: State,
 }
 
 fn imported() -> Imported {
+    imported_with(Limits::default())
+}
+
+fn imported_with(limits: Limits) -> Imported {
     let (runtime, directory) = (runtime(), tempfile::tempdir().unwrap());
-    let store = Store::open(&Location::Memory, None).unwrap();
-    let repository = open(&runtime, &store, directory.path(), Limits::default()).unwrap();
+    let layers = Arc::new(Layers::default());
+    let store = Store::open(&Location::Memory, None).unwrap().intercepted(Arc::clone(&layers) as _);
+    let repository = open(&runtime, &store, directory.path(), limits).unwrap();
     let state = State::first(&mut SmallRng::seed_from_u64(1));
     let archive = archive(PgVersion::V15, &state);
     let timeline = repository.import(TENANT, TimelineId([7; 16]), "main", &archive[..]).unwrap();
-    Imported { runtime, directory, store, repository, timeline, state }
+    Imported { runtime, directory, store, layers, repository, timeline, state }
 }
 
 #[test]
 fn h12_a_rotten_safekeeper_is_left_for_another() {
-    let Imported { runtime, directory: _directory, store, repository, timeline, state } =
+    let Imported { runtime, directory: _directory, store, repository, timeline, state, .. } =
         imported();
     let info = &timeline.info;
     let mut history =
@@ -156,12 +196,6 @@ fn h12_a_rotten_safekeeper_is_left_for_another() {
 
     // Where all are rotten, ingest waits, says why, and goes on when one is repaired.
     let repaired = Arc::new(Mutex::new(vec![bad.address.clone()]));
-    struct Changing(Arc<Mutex<Vec<String>>>);
-    impl Safekeepers for Changing {
-        fn candidates(&self, _: &Timeline) -> Vec<String> {
-            self.0.lock().clone()
-        }
-    }
     let again = tempfile::tempdir().unwrap();
     repository.stop();
     drop(repository);
@@ -190,14 +224,8 @@ fn h12_a_rotten_safekeeper_is_left_for_another() {
 /// A source begins a record that was given up with it; others went on with other ones, of which it knows nothing.
 #[test]
 fn a_record_that_was_given_up_when_it_had_begun_keeps_nobody_from_going_on() {
-    let Imported {
-        runtime: _runtime,
-        directory: _directory,
-        store: _,
-        repository,
-        timeline,
-        state,
-    } = imported();
+    let Imported { runtime: _runtime, directory: _directory, repository, timeline, state, .. } =
+        imported();
     let info = &timeline.info;
     let state = Arc::new(state);
     let grown = |last: u64| {
@@ -221,6 +249,193 @@ fn a_record_that_was_given_up_when_it_had_begun_keeps_nobody_from_going_on() {
     };
     timeline.wait(history.end(), Duration::from_secs(10)).unwrap();
     assert!(ends.load(Ordering::SeqCst) > 0 && timeline.bad_sources().is_empty());
+    timeline.stop();
+    follower.join().unwrap();
+    repository.stop();
+}
+
+/// Two logs that part at some point, each of its own members.
+struct Parted {
+    imported: Imported,
+    parts_at: Lsn,
+    given_up: Safekeeper,
+    survivor: Safekeeper,
+    /// What the survivor has.
+    history: History,
+    given_up_end: Lsn,
+}
+
+impl Parted {
+    fn new(limits: Limits) -> Parted {
+        let imported = imported_with(limits);
+        let info = &imported.timeline.info;
+        let state = Arc::new(imported.state.clone());
+        let grown = |last: u64, most: usize| {
+            let mut history =
+                History::new(PgVersion::V15, info.start_lsn, info.start_record, Arc::clone(&state));
+            history.grow(&mut SmallRng::seed_from_u64(2), 100);
+            let shared = history.end();
+            history.grow(&mut SmallRng::seed_from_u64(last), most);
+            (history, shared)
+        };
+        let ((lost, _), (history, parts_at)) = (grown(3, 2000), grown(4, 1900));
+        let given_up = Safekeeper::that_knows(1, lost.start, lost.bytes.clone());
+        let survivor = Safekeeper::that_knows(2, history.start, history.bytes.clone());
+        Parted { imported, parts_at, given_up, survivor, history, given_up_end: lost.end() }
+    }
+
+    /// Who the members are, and, from some time on, that one went on without the others.
+    fn decide(&self, given_up_at: Option<Lsn>) {
+        let info = &self.imported.timeline.info;
+        let member =
+            |node| Member { node: NodeId(node), incarnation: Incarnation([node as u8; 16]) };
+        let mut chain = Chain::found(vec![member(1), member(2), member(3)]).unwrap();
+        let mut given_up = AllGivenUp::default();
+        if let Some(lsn) = given_up_at {
+            chain = chain.recovered(member(3), vec![member(3)]).unwrap();
+            let number = chain.newest().number();
+            assert_eq!(number, 2);
+            given_up = given_up.with(GivenUp { number, lsn, last_record: None });
+        }
+        let parameters = TimelineParameters {
+            tenant: TENANT,
+            timeline: info.id,
+            system_id: info.system_id,
+            pg_version: 15,
+            pg_timeline: 1,
+            segment_size: info.segment_size as u32,
+            start_lsn: info.start_lsn,
+            ancestor: None,
+        };
+        let quorum = Quorum {
+            parameters,
+            chain,
+            is_older: false,
+            restored: None,
+            given_up,
+            is_deleted: false,
+        };
+        let name = Quorum::object_name(TENANT, info.id);
+        let put = self.imported.store.put(&name, quorum.encode().into());
+        self.imported.runtime.block_on(put).unwrap();
+    }
+
+    fn follow(&self, safekeepers: &Arc<Mutex<Vec<String>>>) -> std::thread::JoinHandle<()> {
+        let safekeepers = Changing(Arc::clone(safekeepers));
+        let timeline = Arc::clone(&self.imported.timeline);
+        std::thread::spawn(move || follow(&timeline, &safekeepers))
+    }
+
+    fn check(&self) {
+        let timeline = &self.imported.timeline;
+        let (end, state) = (self.history.end(), &self.history.states[&self.history.end()].1);
+        // There may be more of the other one.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while timeline.progress.lsn() != end {
+            assert!(Instant::now() < deadline, "it is at {}", timeline.progress.lsn());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut page = [0; 8192];
+        for (rel, pages) in &state.relations {
+            for (block, expected) in (0..).zip(pages) {
+                timeline.block(*rel, block, end, &mut page).unwrap();
+                assert!(page == **expected, "block {block} of {rel}");
+            }
+        }
+    }
+}
+
+struct Changing(Arc<Mutex<Vec<String>>>);
+
+impl Safekeepers for Changing {
+    fn candidates(&self, _: &Timeline) -> Vec<String> {
+        self.0.lock().clone()
+    }
+}
+
+#[test]
+fn wal_that_was_given_up_is_not_taken_in() {
+    let parted = Parted::new(Limits::default());
+    parted.decide(Some(parted.parts_at));
+    let timeline = &parted.imported.timeline;
+    let safekeepers = Arc::new(Mutex::new(vec![parted.given_up.address.clone()]));
+    let follower = parted.follow(&safekeepers);
+    assert!(timeline.wait(parted.parts_at, Duration::from_secs(1)).is_err());
+    assert!(parted.given_up.asked.load(Ordering::SeqCst) > 1);
+    assert_eq!(timeline.progress.lsn(), timeline.info.start_lsn);
+    safekeepers.lock().push(parted.survivor.address.clone());
+    parted.check();
+    assert!(timeline.bad_sources().is_empty(), "{:?}", timeline.bad_sources());
+    timeline.stop();
+    follower.join().unwrap();
+    parted.imported.repository.stop();
+}
+
+/// It was taken in when it had not been given up yet: nothing of it becomes durable, or what a branch starts from.
+#[test]
+fn wal_that_was_taken_in_and_is_given_up_then_is_forgotten() {
+    let parted = Parted::new(Limits::default());
+    parted.decide(None);
+    let Imported { timeline, repository, .. } = &parted.imported;
+    let safekeepers = Arc::new(Mutex::new(vec![parted.given_up.address.clone()]));
+    let follower = parted.follow(&safekeepers);
+    timeline.wait(parted.given_up_end, Duration::from_secs(10)).unwrap();
+    // Pages of it are remembered.
+    let mut page = [0; 8192];
+    for (rel, pages) in &parted.history.states[&parted.history.end()].1.relations {
+        for (block, _) in (0..).zip(pages) {
+            let _ = timeline.block(*rel, block, parted.given_up_end, &mut page);
+        }
+    }
+    parted.decide(Some(parted.parts_at));
+    // A branch waits for what is to come in its place: nobody has that yet, and then there is somebody.
+    let refused = repository.create_branch("early", "main", Moment::Now).err().unwrap();
+    assert!(refused.to_string().contains("is not reached yet"), "{refused:#}");
+    assert_eq!(timeline.progress.lsn(), timeline.info.start_lsn);
+    timeline.request_freeze();
+    safekeepers.lock().push(parted.survivor.address.clone());
+    parted.check();
+    let branch = repository.create_branch("late", "main", Moment::Now).unwrap();
+    assert_eq!(branch.info.start_lsn, parted.history.end());
+    timeline.request_freeze();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while timeline.remote_consistent_lsn() < parted.history.end() {
+        assert!(Instant::now() < deadline, "{:?}", timeline.trouble("flush"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    parted.check();
+    timeline.stop();
+    follower.join().unwrap();
+    repository.stop();
+}
+
+/// Frozen layers that wait to be uploaded are not waited for by the ingest that is to forget them.
+#[test]
+fn what_is_refused_to_be_uploaded_holds_nothing_up() {
+    // One layer waits, and the next one for that.
+    let parted =
+        Parted::new(Limits { frozen_layers: 1, open_layer_bytes: 1 << 20, ..Limits::default() });
+    parted.decide(None);
+    let Imported { timeline, repository, layers, .. } = &parted.imported;
+    layers.0.store(true, Ordering::SeqCst);
+    let safekeepers = Arc::new(Mutex::new(vec![parted.given_up.address.clone()]));
+    let follower = parted.follow(&safekeepers);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while timeline.frozen_layers() == 0 {
+        assert!(Instant::now() < deadline, "it is at {}", timeline.progress.lsn());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(timeline.progress.lsn() < parted.given_up_end, "it waits");
+    parted.decide(Some(timeline.info.start_lsn));
+    layers.0.store(false, Ordering::SeqCst);
+    while timeline.progress.lsn() > timeline.info.start_lsn {
+        assert!(Instant::now() < deadline, "{:?}", timeline.trouble("flush"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(timeline.remote_consistent_lsn(), timeline.info.start_lsn);
+    safekeepers.lock().push(parted.survivor.address.clone());
+    parted.check();
     timeline.stop();
     follower.join().unwrap();
     repository.stop();
@@ -262,6 +477,7 @@ fn a_timeline_that_no_safekeeper_has_is_seldom_asked_for() {
         repository,
         timeline,
         state: _,
+        ..
     } = imported();
     let (address, asked) = without_timelines();
     let heard = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -299,7 +515,7 @@ fn ticks() -> u64 {
 
 #[test]
 fn a_branch_of_what_stopped_for_good_waits_without_work() {
-    let Imported { runtime, directory: _directory, store, repository, timeline, state } =
+    let Imported { runtime, directory: _directory, store, repository, timeline, state, .. } =
         imported();
     let info = &timeline.info;
     let mut history =

@@ -239,3 +239,45 @@ fn it_is_not_mended() {
     drop(life);
     assert!(is_refused(&world.open()));
 }
+
+fn why_not_followed(life: &Life) -> Option<String> {
+    life.timelines.get_to_follow(key(1)).err().map(|reason| reason.to_string())
+}
+
+/// It was started just now, and nobody has told it: whoever wants its log finds that out, and not what it has.
+#[test]
+fn who_follows_its_log_finds_out_before_it_has_heard() {
+    let mut world = World::new(1);
+    let life = world.open();
+    life.found(1).commit(&life.get(1).unwrap(), 1000).unwrap();
+    assert_eq!(why_not_followed(&life), None);
+    go_on_without_it(&world);
+    drop(life);
+    let life = world.open();
+    assert!(!is_refused(&life), "nothing says so here");
+    let why = why_not_followed(&life).unwrap();
+    assert!(why.contains("went on without this safekeeper"), "{why}");
+    assert!(is_refused(&life) && why_not_followed(&life).is_some());
+}
+
+/// While object storage is away whoever was a member when it was looked at last is followed, and nobody else.
+#[test]
+fn while_object_storage_is_away_who_was_not_looked_at_is_not_followed() {
+    let mut world = World::new(1);
+    let life = world.open();
+    life.found(1).commit(&life.get(1).unwrap(), 1000).unwrap();
+    assert_eq!(why_not_followed(&life), None);
+    let (here, away) = (world.objects.path().to_owned(), tempfile::tempdir().unwrap());
+    // An empty directory is in its place.
+    std::fs::rename(&here, away.path().join("objects")).unwrap();
+    std::fs::create_dir(&here).unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    assert_eq!(why_not_followed(&life), None);
+    drop(life);
+    let life = world.open();
+    let why = why_not_followed(&life).unwrap();
+    assert!(why.contains("is not in object storage"), "{why}");
+    std::fs::remove_dir_all(&here).unwrap();
+    std::fs::rename(away.path().join("objects"), &here).unwrap();
+    assert_eq!(why_not_followed(&life), None);
+}

@@ -5,6 +5,7 @@ use std::time::Instant;
 use pgstrata_ids::{Lsn, TimelineParameters};
 use pgstrata_pageserver::ingest::IngestError;
 use pgstrata_pageserver::receiver::Sink;
+use pgstrata_pageserver::receiver::believing::{Believing, Decided, Doubt};
 use pgstrata_pageserver::receiver::choice::{Choice, Sources};
 use pgstrata_pageserver::receiver::session::Session;
 use pgstrata_pg_wal::WalChecker;
@@ -22,8 +23,19 @@ pub struct Ingested {
     whole: Lsn,
     pub durable: Lsn,
     pub is_wanted: bool,
-    /// Fed, and not compared yet.
+    /// Fed, and not compared yet; and all of it that is not durable.
     pub fed: Vec<(Lsn, Vec<u8>)>,
+    pub unflushed: Vec<(Lsn, Vec<u8>)>,
+    /// What it would read of who the members are now.
+    pub decided: Result<Decided, String>,
+    pub believing: Believing,
+    /// What the source says that it follows.
+    pub configuration: u64,
+    /// It is known that it parts from the log.
+    is_in_doubt: bool,
+    /// By mistake, it believes everybody; and makes durable what it did not look at again.
+    pub believes_all: bool,
+    pub flushes_all: bool,
 }
 
 impl Ingested {
@@ -36,19 +48,55 @@ impl Ingested {
             durable: start,
             is_wanted: false,
             fed: Vec::new(),
+            unflushed: Vec::new(),
+            decided: Ok(Decided::default()),
+            believing: Believing::default(),
+            configuration: 0,
+            is_in_doubt: false,
+            believes_all: false,
+            flushes_all: false,
         }
     }
 
-    /// It has made durable what is whole.
-    pub fn flush(&mut self) {
+    /// It makes durable what is whole, unless that is not of the log that goes on, or nobody can say so. What that was.
+    pub fn flush(&mut self) -> Vec<(Lsn, Vec<u8>)> {
+        if !self.flushes_all && self.believing.has_taken() {
+            match self.believing.parts_at(self.decided.clone()) {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    self.is_in_doubt = true;
+                    return Vec::new();
+                }
+                Err(_) => return Vec::new(),
+            }
+        }
         self.durable = self.whole;
+        self.believing.durable(self.durable);
+        let durable = self.durable;
+        let mut flushed = Vec::new();
+        for (at, mut wal) in std::mem::take(&mut self.unflushed) {
+            let rest = wal.split_off((durable.saturating_sub(at) as usize).min(wal.len()));
+            if !rest.is_empty() {
+                self.unflushed.push((at + wal.len() as u64, rest));
+            }
+            flushed.push((at, wal));
+        }
+        flushed
     }
 
     /// Its process has ended.
     pub fn restart(&mut self) {
         self.checker = None;
+        self.rewind();
+        self.believing = Believing::default();
+    }
+
+    fn rewind(&mut self) {
         self.whole = self.durable;
         self.fed.clear();
+        self.unflushed.clear();
+        self.believing.rewound();
+        self.is_in_doubt = false;
     }
 
     /// The end of what it has.
@@ -59,6 +107,14 @@ impl Ingested {
 
 impl Sink for Ingested {
     fn begin(&mut self) -> Result<(), IngestError> {
+        if self.is_in_doubt {
+            self.rewind();
+        }
+        let whole = self.whole;
+        self.unflushed.retain(|(at, _)| *at < whole);
+        if let Some((at, wal)) = self.unflushed.last_mut() {
+            wal.truncate((whole - *at) as usize);
+        }
         self.checker = Some(checker(&self.parameters, self.whole).at_boundary());
         Ok(())
     }
@@ -76,12 +132,30 @@ impl Sink for Ingested {
             return Err(IngestError::Storage(anyhow::anyhow!("it has not begun")));
         };
         self.fed.push((checker.feed_position(), wal.to_vec()));
+        self.unflushed.push((checker.feed_position(), wal.to_vec()));
         if let Err(error) = checker.check(wal) {
             self.checker = None;
             return Err(IngestError::Bytes(error.into()));
         }
         self.whole = self.whole.max(checker.position());
+        if self.whole > self.durable {
+            self.believing.took(self.whole);
+        }
         Ok(())
+    }
+
+    fn believes(&mut self, configuration: u64) -> Result<(), Doubt> {
+        self.configuration = configuration;
+        if self.believes_all {
+            return Ok(());
+        }
+        let judged = self.believing.judge(configuration, self.decided.clone());
+        self.is_in_doubt |= matches!(judged, Err(Doubt::Taken(_)));
+        judged
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt
     }
 
     fn durable(&self) -> Lsn {

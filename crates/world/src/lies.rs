@@ -105,11 +105,15 @@ pub enum Lie {
     ClockStands,
     /// A safekeeper sends the page server what is not known to be committed.
     StreamBeyondCommit,
+    /// The page server follows whoever was given up.
+    FollowsAnybody,
+    /// What the page server took in becomes durable, and nobody looks who was given up since it came.
+    FlushedUnlooked,
 }
 
 impl Lie {
     /// All of them.
-    pub const ALL: [Lie; 45] = [
+    pub const ALL: [Lie; 47] = [
         Lie::WalUnsynced,
         Lie::SegmentNameUnsynced,
         Lie::SegmentUnsynced,
@@ -155,6 +159,8 @@ impl Lie {
         Lie::FoundedAgain,
         Lie::ClockStands,
         Lie::StreamBeyondCommit,
+        Lie::FollowsAnybody,
+        Lie::FlushedUnlooked,
     ];
 }
 

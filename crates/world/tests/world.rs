@@ -148,4 +148,6 @@ const FOUND: [(Lie, u64); 45] = [
     (Lie::FilesRecycled, 20),
     (Lie::VoteOfBefore, 20),
     (Lie::StreamBeyondCommit, 40),
+    (Lie::FollowsAnybody, 2000),
+    (Lie::FlushedUnlooked, 6000),
 ];

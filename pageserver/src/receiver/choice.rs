@@ -315,6 +315,7 @@ impl Choice {
             IngestError::Wal(error) => Phase::Failed(format!("{error:#}")),
             // The source is known to be bad by now, and others are asked.
             IngestError::Bytes(_) => Phase::Begin,
+            IngestError::GivenUp(_) => Phase::Begin,
             IngestError::Storage(error) => {
                 sink.stall(format!("{error:#}"));
                 let moved = sink.whole() > self.whole_at_begin;

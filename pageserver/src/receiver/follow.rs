@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pgstrata_identity::Identity;
 use pgstrata_ids::Lsn;
 
+use super::believing::Doubt;
 use super::choice::{self, Choice, Pause, Sources};
 use super::connect::connect;
 use super::session::{Ended, Next, Session, SourceError};
@@ -149,6 +150,7 @@ impl Ingesting<'_> {
 impl Sink for Ingesting<'_> {
     fn begin(&mut self) -> Result<(), IngestError> {
         self.ingest = None;
+        self.timeline.rewind_if_in_doubt()?;
         let ingest = Ingest::new(Arc::clone(self.timeline)).map_err(IngestError::Storage)?;
         self.ingest = Some(ingest);
         Ok(())
@@ -167,10 +169,20 @@ impl Sink for Ingesting<'_> {
             return Err(IngestError::Storage(anyhow::anyhow!("ingest has not begun")));
         };
         let fed = ingest.feed(wal);
+        // Whatever came of it, what is whole was taken in.
+        self.timeline.took(self.timeline.progress.lsn());
         if fed.is_err() {
             self.ingest = None;
         }
         fed
+    }
+
+    fn believes(&mut self, configuration: u64) -> Result<(), Doubt> {
+        self.timeline.judge(configuration)
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.timeline.is_in_doubt()
     }
 
     fn durable(&self) -> Lsn {

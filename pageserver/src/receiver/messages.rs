@@ -1,6 +1,7 @@
 //! What is said to a safekeeper in PostgreSQL's replication protocol, and what its errors say.
 
 use pgstrata_ids::{Lsn, TenantId, TimelineId};
+use pgstrata_wire::postgres::CONFIGURATION;
 
 const PROTOCOL_3: u32 = 196_608;
 
@@ -28,6 +29,20 @@ pub fn startup(tenant: TenantId, timeline: TimelineId) -> Vec<u8> {
     }
     body.push(0);
     [&(body.len() as u32 + 4).to_be_bytes(), &body[..]].concat()
+}
+
+/// The query that asks which configuration of the members the safekeeper knows.
+pub fn show_configuration() -> Vec<u8> {
+    message(b'Q', format!("SHOW {CONFIGURATION}\0").as_bytes())
+}
+
+/// The one value of a row.
+pub fn single_value(body: &[u8]) -> Option<&str> {
+    let (count, rest) = body.split_first_chunk::<2>()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
+    let is_all = u16::from_be_bytes(*count) == 1 && rest.len() == length;
+    is_all.then_some(rest).and_then(|text| std::str::from_utf8(text).ok())
 }
 
 /// The query that starts the stream.

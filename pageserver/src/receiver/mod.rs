@@ -3,6 +3,7 @@
 //! Whom to follow ([`choice`]), and what is said on a connection ([`session`]), are decided without sockets, sleeps and clocks: the
 //! loop around them ([`follow()`]) has these. What WAL is fed to is a [`Sink`].
 
+pub mod believing;
 pub mod choice;
 mod connect;
 mod follow;

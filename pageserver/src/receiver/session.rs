@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, TenantId, TimelineId};
 
+use super::believing::Doubt;
 use super::inbox::{BadLength, Inbox, Message};
 use super::messages;
 use super::sink::Sink;
@@ -26,6 +27,10 @@ const WITHIN_PATIENCE: Duration = Duration::from_secs(1);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// A safekeeper that says nothing at all for so long, stops inside a message, or takes nothing, is given up.
 pub const SILENCE: Duration = Duration::from_secs(30);
+/// While WAL comes it is asked so often whether its source is still believed.
+const JUDGED_EVERY: Duration = Duration::from_secs(2);
+/// SQLSTATE of a safekeeper that does not know what it is asked to show.
+const NO_SUCH_SETTING: &str = "42704";
 /// SQLSTATE of a safekeeper that has no such timeline.
 const NO_SUCH_TIMELINE: &str = "3D000";
 /// What is before the WAL in a message of it: its kind, where it begins, how far there is more, and the time.
@@ -42,6 +47,12 @@ pub enum SourceError {
     /// It says why not.
     #[error("{0}")]
     Refused(String),
+    /// What it has may have been given up.
+    #[error("it is not followed: {0}")]
+    Doubted(String),
+    /// It answered something that is no answer.
+    #[error("it shows {0:?} as the configuration that it knows")]
+    Configuration(String),
     /// It did not answer in time.
     #[error("no answer")]
     NoAnswer,
@@ -99,6 +110,15 @@ impl From<SourceError> for Ended {
     }
 }
 
+impl From<Doubt> for Ended {
+    fn from(doubt: Doubt) -> Ended {
+        match doubt {
+            Doubt::Source(why) => SourceError::Doubted(why).into(),
+            Doubt::Taken(lsn) => Ended::Sink(IngestError::GivenUp(lsn)),
+        }
+    }
+}
+
 impl From<BadLength> for Ended {
     fn from(error: BadLength) -> Ended {
         Ended::Source(error.into())
@@ -124,6 +144,10 @@ pub enum Next {
 enum Phase {
     /// To be let in.
     Welcome,
+    /// Which configuration of the members it knows.
+    Show,
+    /// Nothing: it is to be judged by its answer.
+    Judge,
     /// To start the stream.
     Start,
     /// Nothing: WAL comes.
@@ -161,6 +185,11 @@ pub struct Session {
     is_asked: bool,
     /// What it was told last to be durable.
     reported: Lsn,
+    /// Which configuration it knows, or 0.
+    configuration: u64,
+    /// When it was judged by that last, and whether WAL came since.
+    judged_source: Instant,
+    is_unjudged: bool,
 }
 
 impl Session {
@@ -183,6 +212,9 @@ impl Session {
             status_at: now,
             is_asked: false,
             reported: Lsn::INVALID,
+            configuration: 0,
+            judged_source: now,
+            is_unjudged: false,
         }
     }
 
@@ -235,10 +267,27 @@ impl Session {
                 false => Ok(Next::Write),
             };
         }
+        if self.phase == Phase::Judge {
+            sink.believes(self.configuration)?;
+            // That may have taken long: it is asked by the next call's clock.
+            self.phase = Phase::Start;
+            self.output = messages::start_replication(sink.position());
+            (self.output_since, self.asked) = (now, now);
+            return Ok(Next::Go);
+        }
+        self.judge_again(now, sink)?;
         if let Some(message) = self.inbox.message()? {
             let size = message.size();
             let answered = match self.phase {
                 Phase::Welcome => is_answer(message, b'Z')?,
+                Phase::Show => {
+                    if let Some(configuration) = shown(message)? {
+                        self.configuration = configuration;
+                    }
+                    message.kind == b'Z'
+                }
+                // It waits for nothing.
+                Phase::Judge => false,
                 Phase::Start => is_answer(message, b'W')?,
                 Phase::Stream => false,
             };
@@ -248,12 +297,13 @@ impl Session {
                     self.alive = now;
                 }
                 self.has_fed = said == Said::Wal;
+                self.is_unjudged |= said == Said::Wal;
                 self.is_asked |= said == Said::Question;
             }
             self.inbox.consume(size);
             self.begun = now;
             if answered {
-                self.go_on(now, sink);
+                self.go_on(now);
             }
             return Ok(Next::Go);
         }
@@ -264,15 +314,30 @@ impl Session {
     }
 
     /// The question was answered: asks the next one.
-    fn go_on(&mut self, now: Instant, sink: &impl Sink) {
-        if self.phase == Phase::Welcome {
-            self.phase = Phase::Start;
-            self.output = messages::start_replication(sink.position());
-            (self.output_since, self.asked) = (now, now);
-        } else {
-            self.phase = Phase::Stream;
-            (self.heard, self.alive, self.status_at) = (now, now, now);
+    fn go_on(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Welcome => {
+                self.phase = Phase::Show;
+                self.output = messages::show_configuration();
+                (self.output_since, self.asked) = (now, now);
+            }
+            Phase::Show => self.phase = Phase::Judge,
+            Phase::Judge | Phase::Start | Phase::Stream => {
+                self.phase = Phase::Stream;
+                (self.heard, self.alive, self.status_at) = (now, now, now);
+                self.judged_source = now;
+            }
         }
+    }
+
+    /// Whether the source is still believed, where WAL came of it or somebody found reason to ask.
+    fn judge_again(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), Doubt> {
+        let is_due = self.is_unjudged && since(self.judged_source, now) >= JUDGED_EVERY;
+        if self.phase == Phase::Stream && (is_due || sink.is_in_doubt()) {
+            (self.judged_source, self.is_unjudged) = (now, false);
+            sink.believes(self.configuration)?;
+        }
+        Ok(())
     }
 
     /// Says how far we are, when that is due.
@@ -345,6 +410,23 @@ fn is_answer(message: Message<'_>, wanted: u8) -> Result<bool, SourceError> {
     match messages::error_field(message.body, b'C').as_deref() {
         Some(NO_SUCH_TIMELINE) => Err(SourceError::Unknown(text)),
         _ => Err(SourceError::Refused(text)),
+    }
+}
+
+/// The configuration that this says, if it does; 0 where the safekeeper is of a release that knows no such question.
+fn shown(message: Message<'_>) -> Result<Option<u64>, SourceError> {
+    match message.kind {
+        b'D' => {
+            let text = messages::single_value(message.body);
+            let number = text.and_then(|text| text.parse().ok());
+            let said = || SourceError::Configuration(text.unwrap_or("no value").to_owned());
+            number.ok_or_else(said).map(Some)
+        }
+        b'E' => match messages::error_field(message.body, b'C').as_deref() {
+            Some(NO_SUCH_SETTING) => Ok(Some(0)),
+            _ => Err(SourceError::Refused(messages::error_text(message.body))),
+        },
+        _ => Ok(None),
     }
 }
 

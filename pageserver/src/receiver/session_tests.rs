@@ -3,9 +3,12 @@
 use std::time::{Duration, Instant};
 
 use pgstrata_ids::{Lsn, TenantId, TimelineId};
-use pgstrata_wire::postgres::{BackendWriter, Frontend, StandbyStatus, Startup, split};
+use pgstrata_wire::postgres::{
+    BackendWriter, Frontend, StandbyStatus, Startup, split, text_column,
+};
 use proptest::prelude::*;
 
+use super::believing::Doubt;
 use super::inbox::{BadLength, MESSAGE_LIMIT};
 use super::session::{Ended, Next, Session, SourceError, TICK};
 use super::test_sink::{Bytes, START};
@@ -36,6 +39,7 @@ impl Run {
         let mut run = Run::new();
         run.hear(said(|out| {
             out.ready_for_query();
+            shows(out, "7");
             out.copy_both();
         }));
         run.written.clear();
@@ -105,6 +109,12 @@ impl Run {
     }
 }
 
+/// The answer to which configuration it knows.
+fn shows(out: &mut BackendWriter, value: &str) {
+    out.result(&[text_column("setting")], Some(&[Some(value)]), "SHOW");
+    out.ready_for_query();
+}
+
 fn said(say: impl FnOnce(&mut BackendWriter)) -> Vec<u8> {
     let mut out = BackendWriter::default();
     say(&mut out);
@@ -134,6 +144,12 @@ fn a_session_says_who_it_is_and_from_where_it_wants_wal() {
     run.written.clear();
     run.hear(said(|out| out.welcome(&packet, "15.0")));
     let (query, _) = split(&run.written).unwrap().unwrap();
+    assert_eq!(query, Frontend::Query("SHOW pgstrata.configuration".to_owned()));
+    assert!(run.sink.judged.is_empty());
+    run.written.clear();
+    run.hear(said(|out| shows(out, "7")));
+    assert_eq!(run.sink.judged, [7]);
+    let (query, _) = split(&run.written).unwrap().unwrap();
     let expected = format!("START_REPLICATION PHYSICAL {START} TIMELINE 1");
     assert_eq!(query, Frontend::Query(expected));
     run.hear(said(BackendWriter::copy_both));
@@ -156,6 +172,72 @@ fn a_safekeeper_that_does_not_answer_is_left_sooner_while_it_is_wanted() {
             assert_eq!(run.source_error(), "no answer");
         }
     }
+}
+
+#[test]
+fn one_of_a_release_that_says_not_who_the_members_are_is_judged_as_such() {
+    let mut run = Run::new();
+    run.hear(said(|out| {
+        out.ready_for_query();
+        out.error(false, "42704", "unrecognized configuration parameter");
+        out.ready_for_query();
+        out.copy_both();
+    }));
+    run.hear(wal(START, b"some"));
+    assert_eq!((run.sink.judged, run.sink.fed), (vec![0], b"some".to_vec()));
+}
+
+#[test]
+fn what_is_no_number_of_a_configuration_is_refused() {
+    for value in ["", "-1", "seven", "99999999999999999999"] {
+        let mut run = Run::new();
+        run.hear(said(BackendWriter::ready_for_query));
+        run.hear(said(|out| shows(out, value)));
+        assert!(run.sink.judged.is_empty());
+        assert_eq!(
+            run.source_error(),
+            format!("it shows {value:?} as the configuration that it knows")
+        );
+    }
+    // Another error than that it knows no such thing is no answer either.
+    let mut run = Run::new();
+    run.hear(said(BackendWriter::ready_for_query));
+    run.hear(said(|out| out.error(false, "58P01", "the disk is gone")));
+    assert_eq!(run.source_error(), "the disk is gone");
+}
+
+#[test]
+fn who_is_doubted_is_not_asked_for_wal() {
+    let mut run = Run::new();
+    run.hear(said(BackendWriter::ready_for_query));
+    run.sink.doubt = Some(Doubt::Source("it was given up".to_owned()));
+    run.written.clear();
+    run.hear(said(|out| shows(out, "3")));
+    assert!(run.written.is_empty() && run.sink.judged == [3]);
+    assert_eq!(run.source_error(), "it is not followed: it was given up");
+}
+
+#[test]
+fn a_source_is_judged_again_while_wal_comes_and_when_there_is_reason_to() {
+    let mut run = Run::streaming();
+    // Nothing came of it: nothing is to be judged.
+    run.quiet(10 * SECOND);
+    assert_eq!(run.sink.judged, [7]);
+    run.hear(wal(START, b"some"));
+    run.quiet(10 * SECOND);
+    assert_eq!(run.sink.judged, [7, 7]);
+    run.hear(wal(START + 4, b"more"));
+    assert_eq!(run.sink.judged, [7, 7, 7]);
+    run.hear(wal(START + 8, b"even"));
+    run.sink.doubt = Some(Doubt::Taken(START + 4));
+    assert!(run.quiet(10 * SECOND) <= 2 * SECOND + TICK);
+    assert!(matches!(run.ended, Some(Ended::Sink(IngestError::GivenUp(lsn))) if lsn == START + 4));
+    // Others found it.
+    let mut run = Run::streaming();
+    run.sink.is_in_doubt = true;
+    run.sink.doubt = Some(Doubt::Source("it was given up".to_owned()));
+    assert_eq!(run.quiet(10 * SECOND), TICK);
+    assert_eq!(run.source_error(), "it is not followed: it was given up");
 }
 
 #[test]
@@ -290,6 +372,7 @@ fn messages_come_in_pieces_of_a_byte_and_of_any_size() {
     let bytes: Vec<u8> = (0..300_000u32).map(|number| number as u8).collect();
     let mut at = START;
     let mut stream = said(BackendWriter::ready_for_query);
+    stream.extend(said(|out| shows(out, "7")));
     stream.extend(said(BackendWriter::copy_both));
     for piece in bytes.chunks(70_000) {
         stream.extend(wal(at, piece));

@@ -2,6 +2,7 @@
 
 use pgstrata_ids::Lsn;
 
+use super::believing::Doubt;
 use crate::ingest::IngestError;
 
 /// What WAL is fed to, and says what of it is there and wanted. Shipped, a timeline with its ingest; simulated, bytes.
@@ -18,6 +19,15 @@ pub trait Sink {
 
     /// Takes committed WAL from [`Sink::position`] on. After an error it is of no use until it [begins](Sink::begin) anew.
     fn feed(&mut self, wal: &[u8]) -> Result<(), IngestError>;
+
+    /// Whether WAL is taken from a source that knows of this configuration of the members, and of no later one; 0 if it does not say.
+    /// From now on what is fed comes from it. May wait for object storage.
+    fn believes(&mut self, configuration: u64) -> Result<(), Doubt>;
+
+    /// Whether that is to be asked again at once.
+    fn is_in_doubt(&self) -> bool {
+        false
+    }
 
     /// Everything before it is durable elsewhere: safekeepers need not keep it.
     fn durable(&self) -> Lsn;

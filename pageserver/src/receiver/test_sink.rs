@@ -2,6 +2,7 @@
 
 use pgstrata_ids::Lsn;
 
+use super::believing::Doubt;
 use super::sink::Sink;
 use crate::ingest::IngestError;
 
@@ -22,6 +23,10 @@ pub struct Bytes {
     pub tidied: usize,
     pub stalled: Option<String>,
     pub bad: Vec<String>,
+    /// Which configurations it was asked about, and what is answered.
+    pub judged: Vec<u64>,
+    pub doubt: Option<Doubt>,
+    pub is_in_doubt: bool,
 }
 
 impl Default for Bytes {
@@ -37,6 +42,9 @@ impl Default for Bytes {
             tidied: 0,
             stalled: None,
             bad: Vec::new(),
+            judged: Vec::new(),
+            doubt: None,
+            is_in_doubt: false,
         }
     }
 }
@@ -62,6 +70,15 @@ impl Sink for Bytes {
         self.fed.extend_from_slice(wal);
         self.position = self.position + wal.len() as u64;
         Ok(())
+    }
+
+    fn believes(&mut self, configuration: u64) -> Result<(), Doubt> {
+        self.judged.push(configuration);
+        self.doubt.clone().map_or(Ok(()), Err)
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt
     }
 
     fn durable(&self) -> Lsn {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use pgstrata_format::index::{Ancestor, TimelineIndex};
@@ -11,6 +11,7 @@ use pgstrata_ids::{Lsn, TenantId, TimelineId};
 
 use super::{Busy, Refused, Repository};
 use crate::import;
+use crate::ingest::IngestError;
 use crate::lock::{Mutex, wait_for};
 use crate::remote::{RemoteIndex, index_object};
 use crate::timeline::Timeline;
@@ -243,6 +244,39 @@ impl Repository {
         }
     }
 
+    /// Where a branch starts, and whose WAL is before that: none of it was given up with safekeepers that had it.
+    fn resolve_parent(
+        &self,
+        from: &Arc<Timeline>,
+        moment: Moment,
+    ) -> Result<(Arc<Timeline>, Lsn, Lsn)> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (lsn, record_start) = self.resolve_moment(from, moment)?;
+            // A moment before the parent's own start belongs to the parent's ancestor.
+            let mut parent = Arc::clone(from);
+            while let Some((ancestor, branch_lsn)) = &parent.ancestor
+                && lsn < *branch_lsn
+            {
+                parent = Arc::clone(ancestor);
+            }
+            // What is durable was looked at before it was.
+            if lsn <= parent.remote_consistent_lsn() {
+                return Ok((parent, lsn, record_start));
+            }
+            match parent.check_taken() {
+                Ok(()) => return Ok((parent, lsn, record_start)),
+                Err(error) => {
+                    let given_up = error.downcast_ref::<IngestError>();
+                    let Some(&IngestError::GivenUp(parts_at)) = given_up else { return Err(error) };
+                    // It comes anew from those who go on, who have all before that.
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    parent.wait_out_doubt(parts_at, left).map_err(anyhow::Error::msg)?;
+                }
+            }
+        }
+    }
+
     fn create_branch_as(
         &self,
         name: &str,
@@ -251,14 +285,7 @@ impl Repository {
         replaced: Option<&Timeline>,
     ) -> Result<Arc<Timeline>> {
         let from = self.branch(from)?;
-        let (lsn, record_start) = self.resolve_moment(&from, moment)?;
-        // A moment before the parent's own start belongs to the parent's ancestor.
-        let mut parent = Arc::clone(&from);
-        while let Some((ancestor, branch_lsn)) = &parent.ancestor
-            && lsn < *branch_lsn
-        {
-            parent = Arc::clone(ancestor);
-        }
+        let (parent, lsn, record_start) = self.resolve_parent(&from, moment)?;
         let mut claim = match replaced {
             None => self.claim_name(name, None)?,
             // Whoever wants the name finds it taken, by the old one or the new one.

@@ -98,6 +98,7 @@ impl Timeline {
         let record_start = self.record_start_at(end)?;
         let file = self.upload(writer, 0).context("can't upload a layer")?;
         let mut new = NewFiles(vec![Arc::clone(&file)]);
+        self.check_taken()?;
         self.index.update(|index| {
             index.layers.push(file.entry.clone());
             index.remote_consistent_lsn = end.to_string();
@@ -110,6 +111,7 @@ impl Timeline {
         layers.frozen.pop();
         drop(layers);
         self.remote_consistent.store(end.0, Ordering::Release);
+        self.believing.lock().durable(end);
         Ok(true)
     }
 

@@ -1,5 +1,6 @@
 //! One timeline: its layers, how far it is ingested, and how its values are found.
 
+mod believing;
 mod compact;
 mod flush;
 mod read;
@@ -17,6 +18,7 @@ use quick_cache::sync::Cache;
 
 use crate::layer::{Gathered, LayerFile, LayerMap, LayerSource, OpenLayer, split_flags};
 use crate::lock::{Mutex, RwLock, Turn};
+use crate::receiver::believing::Believing;
 use crate::remote::RemoteIndex;
 use crate::value::Database;
 use read::CommitTimes;
@@ -125,6 +127,14 @@ pub struct Timeline {
     /// By bucket of boundaries, of those that are whole; 48 bytes for 16 MiB of WAL.
     commit_times: RwLock<BTreeMap<u64, Option<CommitTimes>>>,
     pages: Cache<Key, CachedPage>,
+    /// How often what was ingested was forgotten: pages that were made before are not remembered after.
+    rewinds: AtomicU64,
+    /// Whose WAL is taken in.
+    believing: Mutex<Believing>,
+    /// When what is decided of the members was read last.
+    decided_at: Mutex<Option<Instant>>,
+    /// What was taken in parts from the log after here; 0 if nothing is known of that.
+    parts_at: AtomicU64,
     /// Pages that can't be made, and why; the first [`UNMAKEABLE_KEPT`].
     unmakeable: Mutex<BTreeMap<Key, String>>,
     /// Safekeepers that sent what is no WAL, and the last reason; at most [`BAD_SOURCES_KEPT`].
@@ -189,6 +199,10 @@ impl Timeline {
             databases: RwLock::default(),
             commit_times: RwLock::default(),
             pages: Cache::new(4096),
+            rewinds: AtomicU64::new(0),
+            believing: Mutex::default(),
+            decided_at: Mutex::default(),
+            parts_at: AtomicU64::new(0),
             unmakeable: Mutex::default(),
             bad_sources: Mutex::default(),
             trouble: Mutex::default(),
@@ -372,6 +386,18 @@ impl Timeline {
         self.layers.read().clone()
     }
 
+    /// What has all up to `lsn`, for a read that found that it was ingested.
+    fn snapshot_to(&self, lsn: Lsn) -> Result<Layers> {
+        let layers = self.snapshot();
+        if self.rewinds.load(Ordering::Acquire) > 0 && layers.open.end_lsn() < lsn {
+            let (end, name) = (layers.open.end_lsn(), self.name());
+            anyhow::bail!(
+                "what was ingested of branch '{name}' after {end} was given up with the safekeepers that had it"
+            );
+        }
+        Ok(layers)
+    }
+
     /// The layer that takes changes now.
     pub fn open_layer(&self) -> Arc<OpenLayer> {
         Arc::clone(&self.layers.read().open)
@@ -382,7 +408,7 @@ impl Timeline {
     pub fn gather(&self, key: &Key, lsn: Lsn, after: Lsn, into: &mut Gathered) -> Result<()> {
         let (mut timeline, mut lsn) = (self, lsn);
         loop {
-            let layers = timeline.snapshot();
+            let layers = timeline.snapshot_to(lsn)?;
             let own = std::iter::once(&layers.open).chain(&layers.frozen);
             for layer in own.filter(|layer| layer.start_lsn() < lsn) {
                 if layer.gather(key, lsn, after, into) {
@@ -406,7 +432,7 @@ impl Timeline {
         let mut keys = BTreeSet::new();
         let (mut timeline, mut lsn) = (self, lsn);
         loop {
-            let layers = timeline.snapshot();
+            let layers = timeline.snapshot_to(lsn)?;
             layers.open.list(first, last, &mut keys);
             layers.frozen.iter().for_each(|layer| layer.list(first, last, &mut keys));
             layers.map.list(first, last, lsn, &mut keys)?;

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use pgstrata_ids::{Fork, Key, KeyKind, Lsn, RelTag, SlruKind};
@@ -218,6 +219,7 @@ impl Timeline {
         let key = Key::rel_block(rel, block);
         // What was there before the database began anew, under the same name, is not this block.
         let since = self.database(rel.spc, rel.db, lsn)?.map_or(Lsn::INVALID, |(since, _)| since);
+        let rewinds = self.rewinds.load(Ordering::Acquire);
         let cached = self.pages.get(&key).filter(|cached| cached.0 <= lsn && cached.0 >= since);
         with_buffer(|gathered| {
             let after = cached.as_ref().map_or(Lsn::INVALID, |cached| cached.0);
@@ -241,6 +243,10 @@ impl Timeline {
                 // In a copied database the newest value may be the source's, from before the copy:
                 // a time at which another database may have had this one's name.
                 self.pages.insert(key, Arc::new((newest.lsn.max(since), *page)));
+                if self.rewinds.load(Ordering::Acquire) != rewinds {
+                    // It may be of what was forgotten meanwhile, and have come after all pages were.
+                    self.pages.remove(&key);
+                }
             }
             Ok(found)
         })

@@ -25,7 +25,7 @@ struct State {
     stopping: bool,
 }
 
-/// The end of the last record ingested; it only grows.
+/// The end of the last record ingested; it only grows, but for what was given up with those who had it.
 pub struct LsnWaiter {
     state: Mutex<State>,
     moved: Condvar,
@@ -67,6 +67,13 @@ impl LsnWaiter {
         state.lsn = lsn;
         state.record_start = record_start;
         self.moved.notify_all();
+    }
+
+    /// Goes back to `lsn`: what came after that is forgotten, and comes anew from elsewhere.
+    pub fn rewind(&self, lsn: Lsn, record_start: Lsn) {
+        let mut state = self.state.lock();
+        state.lsn = lsn;
+        state.record_start = record_start;
     }
 
     /// Wakes everybody: it will not come any further.

@@ -7,9 +7,9 @@ use anyhow::{Context, bail};
 use pgstrata_ids::{Lsn, TenantId, TimelineId};
 use pgstrata_listen::{AsyncStream, Deed, Opened, Peer};
 use pgstrata_wire::postgres::{
-    BackendWriter, Command, Frontend, StartupPacket, int8_column, parse, split, text_column,
+    BackendWriter, CONFIGURATION, Command, Frontend, StartupPacket, int8_column, parse, split,
+    text_column,
 };
-use pgstrata_wire::safekeeper::RefusedReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
@@ -156,11 +156,7 @@ async fn open(packet: &StartupPacket, peer: &Peer, state: PgState) -> Result<Ses
             // Before anything is said of what is there.
             let allowed = peer.check(Deed::FollowWal(tenant));
             allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
-            let found = state.timelines.get_async((tenant, timeline)).await;
-            let found = found.and_then(|timeline| match timeline.is_left() {
-                true => Err(RefusedReason::UnknownTimeline),
-                false => Ok(timeline),
-            });
+            let found = state.timelines.get_to_follow_async((tenant, timeline)).await;
             found.map_err(|reason| ("3D000", format!("timeline {timeline}: {reason}")))?
         }
         (None, None) => {
@@ -172,7 +168,7 @@ async fn open(packet: &StartupPacket, peer: &Peer, state: PgState) -> Result<Ses
             let key = state.timelines.only_key().ok_or_else(unnamed)?;
             let allowed = peer.check(Deed::FollowWal(key.0));
             allowed.map_err(|forbidden| (FORBIDDEN, forbidden.to_string()))?;
-            let found = state.timelines.get_async(key).await;
+            let found = state.timelines.get_to_follow_async(key).await;
             found.map_err(|reason| ("3D000", format!("timeline {}: {reason}", key.1)))?
         }
         _ => {
@@ -275,6 +271,7 @@ impl Session {
             "data_directory_mode" => "0700".to_owned(),
             "server_version" => format!("{}.0", parameters.pg_version),
             "server_version_num" => format!("{}0000", parameters.pg_version),
+            CONFIGURATION => self.timeline.configuration_number().to_string(),
             "integer_datetimes" => "on".to_owned(),
             "wal_block_size" | "block_size" => "8192".to_owned(),
             _ => return None,

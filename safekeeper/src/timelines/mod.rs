@@ -3,6 +3,7 @@
 pub mod away;
 pub mod believing;
 mod deleting;
+mod following;
 pub mod former;
 mod mending;
 mod opening;
@@ -79,6 +80,7 @@ pub struct Timelines {
     ledger: Ledger,
     resting_files: RestingFiles,
     wanted: Wanted,
+    looks: following::Looks,
     /// Whether those who found timelines can know of which there are copies here that were never founded.
     are_undecided_noted: AtomicBool,
 }
@@ -276,6 +278,11 @@ impl Timelines {
             Some(decided) if decided.chain.newest().number() > known => {
                 self.take(&*self.get(key)?, &decided)
             }
+            // What was decided once is never gone: an empty directory may be in the place of the store.
+            None if known > 0 => Err(RefusedReason::Unavailable(format!(
+                "who the members are can't be found out: what was decided of timeline {} is not in object storage",
+                key.1
+            ))),
             _ => Ok(()),
         }
     }

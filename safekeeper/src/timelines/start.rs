@@ -16,6 +16,7 @@ use pgstrata_format::resting::TimelineSummary;
 use pgstrata_ids::{TenantId, TimelineId};
 
 use super::away::summary_of;
+use super::following::Looks;
 use super::opening::is_passing;
 use super::resting::RestingFiles;
 use super::slots::{Slot, Slots};
@@ -46,6 +47,7 @@ impl Timelines {
             ledger,
             resting_files,
             wanted: Wanted::default(),
+            looks: Looks::default(),
             are_undecided_noted: AtomicBool::new(false),
         };
         let mut opened = 0;

@@ -19,7 +19,7 @@ impl World {
         let delay = BACKGROUND + self.rng.below(BACKGROUND);
         self.after(delay, Event::Background(index));
         if index == 0 {
-            self.follow_in_background();
+            self.follow_in_background()?;
         }
         let mut silent = Vec::new();
         for (number, connection) in self.connections.iter().enumerate() {

@@ -191,11 +191,29 @@ impl World {
         }
         if commit_lsn > before {
             one.written.committed = commit_lsn;
-            let term = one.won;
+            let (term, members) = (one.won, driver.configuration().number());
+            if self.truth.has_given_up(members) && !self.is_kept(compute, commit_lsn) {
+                // By those who are lost, and others who have not heard yet that they were given up: from where that was decided on
+                // commits may be missing.
+                self.log(|| {
+                    format!("compute {compute} has {commit_lsn} committed by who was given up")
+                });
+                return Ok(());
+            }
             self.log(|| format!("compute {compute} has {commit_lsn} of term {term} committed"));
             self.truth.committed(term, commit_lsn)?;
         }
         Ok(())
+    }
+
+    /// Whether one of those who decide now has the compute's log up to there.
+    fn is_kept(&self, compute: usize, lsn: Lsn) -> bool {
+        let (history, start) = (&self.computes[compute].history, self.parameters.start_lsn);
+        self.quorum.chain.newest().all().any(|member| {
+            let node = &self.nodes[self.node_of(member.node.0)];
+            let (own, flush_lsn) = node.log();
+            node.member == member && own.divergence(flush_lsn, history, lsn, start) >= lsn
+        })
     }
 
     /// It has won a term: its first, or one that goes on with its log with other members.
@@ -232,7 +250,7 @@ impl World {
             }
             // What it begins with is here: nobody else is waited for.
             let again = one.written.from(start).to_vec();
-            self.truth.wrote(term, &again);
+            self.truth.wrote(compute, term, &again);
             self.outcome.led_on += 1;
         } else {
             one.written.begin(start);
@@ -297,7 +315,7 @@ impl World {
             };
             one.written.visible = from + cut;
             if is_elected {
-                self.truth.wrote(term, &bytes);
+                self.truth.wrote(compute, term, &bytes);
             }
             self.log(|| format!("compute {compute} writes up to {end}"));
             self.wake_compute(compute);

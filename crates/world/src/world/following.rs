@@ -2,12 +2,16 @@
 
 use std::io;
 
+use pgstrata_pageserver::ingest::IngestError;
+use pgstrata_pageserver::receiver::believing::Decided;
 use pgstrata_pageserver::receiver::choice;
 use pgstrata_pageserver::receiver::session::{Ended, Next, Session, SourceError};
 use pgstrata_safekeeper::chain_reader::ChainReader;
 use pgstrata_safekeeper::checked_reader::CheckedReader;
 use pgstrata_safekeeper::pg::feeding::{self, Feeding, Standing};
-use pgstrata_wire::postgres::{BackendWriter, Command, Frontend, Startup, parse, split};
+use pgstrata_wire::postgres::{
+    BackendWriter, CONFIGURATION, Command, Frontend, Startup, parse, split, text_column,
+};
 
 use crate::follower::{Feeder, Follower, Known, Stream};
 
@@ -26,12 +30,18 @@ impl World {
     }
 
     /// Its process ends now and then, and what it has becomes durable.
-    pub(super) fn follow_in_background(&mut self) {
-        let Some(follower) = &mut self.follower else { return };
+    pub(super) fn follow_in_background(&mut self) -> Checked {
+        self.look_at_members();
+        let Some(follower) = &mut self.follower else { return Ok(()) };
         let rng = &mut self.following;
         follower.sink.is_wanted = rng.one_in(8);
-        if rng.one_in(4) {
-            follower.sink.flush();
+        // Where members are given up, what it only has in memory is what matters.
+        let loses = |trouble: &(Time, Trouble)| matches!(trouble.1, Trouble::LoseMost { .. });
+        let seldom = if self.plan.troubles.iter().any(loses) { 16 } else { 4 };
+        if rng.one_in(seldom) {
+            for (at, wal) in follower.sink.flush() {
+                self.truth.check_served("the page server makes durable", at, &wal)?;
+            }
         }
         if self.quiet.is_none() && rng.one_in(40) {
             follower.restart();
@@ -39,14 +49,27 @@ impl World {
             self.log(|| "the page server ends".into());
             self.after(3_000, Event::Follow(life, turn));
         }
+        Ok(())
     }
 
-    /// What it has is given up: it begins anew, as another branch would.
+    /// What it would read now of who the members are.
+    fn look_at_members(&mut self) {
+        let is_away = self.no_objects_until > self.now;
+        let quorum = self.is_founded.then_some(&self.quorum);
+        let Some(follower) = &mut self.follower else { return };
+        follower.sink.decided = match is_away {
+            true => Err("object storage is away".to_owned()),
+            false => Ok(Decided::new(quorum)),
+        };
+        follower.sink.believes_all = self.lie == Some(Lie::FollowsAnybody);
+        follower.sink.flushes_all = self.lie == Some(Lie::FlushedUnlooked);
+    }
+
+    /// What it has made durable is given up: it begins anew, as another branch would. An operator is told of that, and what it only
+    /// has in memory it is to find out by itself.
     pub(super) fn follow_anew(&mut self, lsn: Lsn) {
         let Some(follower) = &mut self.follower else { return };
-        if follower.sink.fed.iter().any(|(at, wal)| *at + wal.len() as u64 > lsn)
-            || pgstrata_pageserver::receiver::Sink::position(&follower.sink) > lsn
-        {
+        if follower.sink.durable > lsn {
             let (life, turn) = (follower.life + 1, follower.turn + 1);
             *follower = Follower::new(self.parameters.clone());
             (follower.life, follower.turn) = (life, turn);
@@ -63,12 +86,9 @@ impl World {
         let newest = self.quorum.chain.newest();
         let mut known: Vec<(Lsn, String)> = Vec::new();
         for node in &self.nodes {
-            // The broker has told of those that are up, and of some that are not any more. One that was given up may not know it.
+            // The broker has told of those that are up, and of some that are not any more.
             let open = node.timeline();
-            let is_given_up = open
-                .as_ref()
-                .is_some_and(|one| self.truth.has_given_up(one.configuration_number()));
-            if newest.contains(node.member) && !is_given_up {
+            if newest.contains(node.member) || open.is_some() {
                 let commit_lsn = open.map_or(Lsn::INVALID, |one| one.commit_lsn());
                 known.push((commit_lsn, format!("safekeeper-{}:5455", node.member.node)));
             }
@@ -98,12 +118,16 @@ impl World {
         if !self.follower.as_ref().is_some_and(is_it) {
             return Ok(());
         }
+        self.look_at_members();
         for _ in 0..STEPS {
             let Some(mut follower) = self.follower.take() else { return Ok(()) };
             let pause = self.follow_once(&mut follower);
+            let is_given_up = self.truth.has_given_up(follower.sink.configuration);
             for (at, wal) in std::mem::take(&mut follower.sink.fed) {
                 self.outcome.followed_bytes += wal.len() as u64;
                 let checked = self.truth.check_served("the page server is sent", at, &wal);
+                // It was judged before that was decided, and this is not durable.
+                let checked = checked.or_else(|error| is_given_up.then_some(()).ok_or(error));
                 if let Err(error) = checked {
                     // It would have been cut off there by its own check.
                     self.follower = Some(follower);
@@ -174,7 +198,13 @@ impl World {
             }
             Next::Ended(ended) => {
                 self.log(|| format!("the page server leaves its safekeeper: {ended:?}"));
+                // Of before, or of a source that was judged before.
+                let is_given_up = match &ended {
+                    Ended::Sink(IngestError::GivenUp(_)) => self.outcome.recoveries > 0,
+                    _ => self.truth.has_given_up(follower.sink.configuration),
+                };
                 if let Ended::Sink(error) = &ended
+                    && !is_given_up
                     && !self.nodes.iter().any(|node| node.is_rotten)
                 {
                     return Err(format!("what the page server is sent is no WAL: {error}"));
@@ -316,6 +346,18 @@ impl World {
             match (&message, &mut one.feeder) {
                 (Frontend::Query(text), _) => {
                     let command = parse(text).map_err(|error| error.to_string())?;
+                    if let Command::Show(name) = &command {
+                        self.wake(node)?;
+                        let timeline = self.nodes[node].timeline().filter(|one| !one.is_left());
+                        let Some(timeline) = timeline.filter(|_| name == CONFIGURATION) else {
+                            self.end_stream(stream);
+                            return Ok(());
+                        };
+                        let number = timeline.configuration_number().to_string();
+                        out.result(&[text_column("setting")], Some(&[Some(&number)]), "SHOW");
+                        out.ready_for_query();
+                        continue;
+                    }
                     let Command::StartReplication { start, .. } = command else {
                         return Err(format!("the page server asks {text}"));
                     };

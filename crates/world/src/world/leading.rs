@@ -100,7 +100,7 @@ impl World {
         let appended = Bytes::copy_from_slice(&bytes);
         let recording = Recording::begin(driver, appended, RECORD_TIMEOUT, now)?;
         if is_elected {
-            self.truth.wrote(one.won, &bytes);
+            self.truth.wrote(compute, one.won, &bytes);
         }
         one.written.bytes.extend_from_slice(&bytes);
         one.written.is_given();

@@ -235,6 +235,7 @@ impl World {
     fn decide(&mut self, command: usize, version: Version, next: Quorum) {
         let slow = self.rng.one_in(8);
         let delay = self.rng.between(100, if slow { 40_000 } else { 2000 });
+        self.swaps += 1;
         let stage = Stage::Swap { version, next, is_waited_for: !slow };
         self.after(delay, Event::Steward(command, stage));
         if slow {
@@ -245,6 +246,7 @@ impl World {
 
     /// Compare and swap. Nobody needs the answer: who goes on reads again.
     fn swap(&mut self, command: usize, version: &Version, next: &Quorum) -> Checked {
+        self.swaps -= 1;
         let read = match self.lie {
             Some(Lie::SwapWithoutCompare) => self.read_decided().map(|(_, version)| version),
             _ => None,

@@ -274,6 +274,8 @@ pub struct World {
     is_recovering: bool,
     /// Nobody has anything of the timeline any more, nor has the archive.
     is_all_lost: bool,
+    /// Decisions that are on their way.
+    swaps: u64,
     /// Those who are no members are still to be taken away.
     may_retire: bool,
     /// What everybody has of object storage.
@@ -377,6 +379,7 @@ impl World {
             nodes,
             computes,
             newcomers: BTreeSet::new(),
+            swaps: 0,
             campaign: Campaign::new(plan.slots),
             connections: Vec::new(),
             votes: vec![None; plan.slots],

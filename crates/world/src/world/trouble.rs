@@ -178,6 +178,11 @@ impl World {
 
     /// Who is no member any more is taken away for good, and with it what it could tell a compute that knows only of a time before.
     pub(super) fn retire(&mut self) {
+        if self.swaps > 0 {
+            // A late one may make them members.
+            self.after(10_000, Event::Retire);
+            return;
+        }
         self.may_retire = false;
         let newest = self.quorum.chain.newest().clone();
         let is_over = self.commands.iter().all(|command| command.is_over)
