@@ -78,22 +78,63 @@ pub fn write(copies: &[Copy], as_json: bool, out: &mut impl Write) -> std::io::R
 
 /// Reads all of them, of one branch or of all.
 pub fn look(services: &dyn Services, only: Option<&str>) -> Result<Vec<Copy>> {
-    let branches = match only {
-        Some(name) => vec![branch::get(services, name)?],
-        None => branch::rows(services)?,
-    };
+    let mut branches = branch::rows(services)?;
+    if let Some(name) = only {
+        branches.retain(|row| row.name == name);
+        if branches.is_empty() {
+            // It says what is wrong with the name.
+            branches.push(branch::get(services, name)?);
+        }
+    }
     let places = services.wal_places()?;
     let mut copies = Vec::new();
-    for row in &branches {
+    for row in branches {
         let seen = services.safekeepers()?;
+        let row = match row.is_read() {
+            true => row,
+            false => {
+                let told = told_by_safekeepers(&row, &seen);
+                copies.push(not_served(&row, told.is_some()));
+                let Some(told) = told else { continue };
+                told
+            }
+        };
         for one in &seen {
-            copies.extend(of_safekeeper(row, one, &places));
+            copies.extend(of_safekeeper(&row, one, &places));
         }
         if let Some(archive) = &places.archive {
-            copies.extend(of_archive(row, &seen, archive));
+            copies.extend(of_archive(&row, &seen, archive));
         }
     }
     Ok(copies)
+}
+
+/// What the page server's copy is said to be, where it does not serve the branch.
+fn not_served(row: &Branch, is_told: bool) -> Copy {
+    let failure = row.failure.as_deref().unwrap_or("the page server does not say why");
+    let unchecked = match is_told {
+        true => "",
+        false => "; no safekeeper that answers has it, so that none of its copies was checked",
+    };
+    let why = format!("the branch is not served: {failure}{unchecked}");
+    copy(row, "page server".to_owned(), None, Ended::unreachable(None, &why))
+}
+
+/// A branch that the page server does not serve, whose row is empty, with what its WAL is read by, as safekeepers know it.
+/// `None` if none says.
+fn told_by_safekeepers(row: &Branch, seen: &[Seen]) -> Option<Branch> {
+    let statuses = seen.iter().filter_map(|one| one.said.as_ref().ok());
+    let timelines = statuses.flat_map(|status| &status.timelines);
+    let mut own = timelines
+        .filter(|one| (one.tenant_id, one.timeline_id) == (row.tenant_id, row.timeline_id));
+    // What is no size of segments is nothing to count in.
+    let told = own.find(|one| one.segment_size.is_power_of_two() && one.start_lsn.is_valid())?;
+    Some(Branch {
+        start_lsn: told.start_lsn,
+        pg_version: told.pg_version,
+        segment_size: u64::from(told.segment_size),
+        ..row.clone()
+    })
 }
 
 /// What a check ended with.

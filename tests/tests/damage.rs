@@ -319,6 +319,55 @@ fn h18_damaged_safekeepers_are_named_and_never_guess() {
     assert_eq!(sum(&cluster.up()), 500_500);
 }
 
+/// Of a branch that the page server can't serve little is known there; its WAL is with the safekeepers, and is checked.
+#[test]
+fn the_wal_of_a_branch_that_is_not_served_is_verified() {
+    let cluster = Cluster::new();
+    cluster.up();
+    cluster.cli(&["branch", "create", "side"]);
+    let mut client = cluster.branch_client("side");
+    client.batch_execute("create table s as select generate_series(1, 1000) a").unwrap();
+    drop(client);
+    cluster.cli(&["compute", "stop", "side"]);
+    let rows = cluster.json(&["branch", "list"]);
+    let side = rows.as_array().unwrap().iter().find(|row| row["name"] == "side").unwrap().clone();
+    let timeline = side["timeline_id"].as_str().unwrap().to_owned();
+    cluster.cli(&["down"]);
+    let objects = cluster.dir().join("objects");
+    let indexes = files(&objects, &|name| name == "index");
+    let index = indexes.iter().find(|path| path.to_string_lossy().contains(&timeline)).unwrap();
+    flip(index, 40);
+    cluster.up();
+    let verify = |arguments: &[&str]| -> Vec<(String, String, String)> {
+        let all = cluster.json(&[&["wal", "verify", "--all"], arguments].concat());
+        let own = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|copy| copy["branch"].as_str().unwrap().contains(&timeline));
+        let text = |copy: &Value, field: &str| copy[field].as_str().unwrap_or_default().to_owned();
+        own.map(|copy| (text(copy, "copy"), text(copy, "state"), text(copy, "reason"))).collect()
+    };
+    let named = format!("({timeline})");
+    for arguments in [&[][..], &["--branch", &named]] {
+        let copies = verify(arguments);
+        let (place, state, why) = &copies[0];
+        assert_eq!((place.as_str(), state.as_str()), ("page server", "unreachable"), "{copies:?}");
+        assert!(why.contains("the branch is not served") && why.contains("index"), "{why}");
+        let kept: Vec<_> = copies.iter().filter(|copy| copy.0.starts_with("safekeeper")).collect();
+        assert!(kept.len() == 3 && kept.iter().all(|copy| copy.1 == "ok"), "{copies:?}");
+    }
+    // Nobody is left to say what it is.
+    for id in 1..=3 {
+        cluster.kill(&format!("safekeeper-{id}"));
+    }
+    let copies = verify(&[]);
+    assert!(
+        copies.len() == 1 && copies[0].2.contains("none of its copies was checked"),
+        "{copies:?}"
+    );
+}
+
 #[test]
 fn h18_rot_under_a_running_safekeeper_is_mended() {
     let cluster = Cluster::new();
