@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use pgstrata_blob::Location;
+use pgstrata_wire::http::pageserver::Branch;
 
 use crate::claim::Tokens;
 use crate::cluster::{
@@ -174,6 +175,12 @@ fn check_store(cluster: &Cluster, create_bucket: bool) -> Result<()> {
     let location: Location = cluster.object_store().parse()?;
     if let Location::Directory(path) = &location {
         owner::check_store(path)?;
+        // Opening would make one, in the way of whoever puts it back.
+        ensure!(
+            path.is_dir() || !cluster.state.founded,
+            "object store {} is away: put it back, or mount it (an empty one in its place would be somebody else's)",
+            path.display()
+        );
     }
     let endpoint = cluster.state.s3_endpoint.as_deref();
     http::block_on(async {
@@ -254,6 +261,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
         check_store(&cluster, arguments.create_bucket)?;
     }
     claim::take(&mut cluster, arguments.take_over)?;
+    let running = with_running_computes(&cluster);
     let mut troubles = start_services(&mut cluster)?;
     claim::settle(&mut cluster, troubles.is_empty())?;
     ensure_primary(&mut cluster, arguments.data_checksums)?;
@@ -273,6 +281,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
         let name = format!("safekeeper-{}", place.id);
         troubles.extend(status::damage(&answers, &name).map(|damage| format!("{name}: {damage}")));
     }
+    troubles.extend(not_served(&cluster, &running));
     if let Some(failure) = failure {
         troubles.insert(0, format!("{failure:#}"));
         bail!("{}", troubles.join("; "));
@@ -284,6 +293,24 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> Result<()> {
     // What runs serves; what doesn't is still a failure, and said.
     ensure!(troubles.is_empty(), "{primary} is up, but {}", troubles.join("; "));
     Ok(())
+}
+
+/// Branches whose computes run already. Others are not started where the page server does not serve them, which is said then.
+fn with_running_computes(cluster: &Cluster) -> Vec<String> {
+    let names = cluster.state.computes.keys();
+    names.filter(|name| compute::process(cluster, name).pid().is_some()).cloned().collect()
+}
+
+/// What is wrong with those of them that a page server which runs does not serve. (One that does not answer was just waited for,
+/// and `status` says it.)
+fn not_served(cluster: &Cluster, running: &[String]) -> Vec<String> {
+    let rows = branch::rows(cluster).unwrap_or_default();
+    let its = rows.into_iter().filter(|row| !row.is_read() && running.contains(&row.name));
+    let text = |row: Branch| {
+        let why = row.failure.unwrap_or_default();
+        format!("branch '{}' is not served by the page server: {why}", row.name)
+    };
+    its.map(text).collect()
 }
 
 /// What an existing cluster can't become is refused.

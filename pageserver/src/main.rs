@@ -128,8 +128,11 @@ async fn run(arguments: Arguments) -> Result<()> {
     let _lock = DirectoryLock::take(&arguments.dir, "lock", "page server")?;
     ensure!(arguments.open_layer_mib > 0, "--open-layer-mib must be at least 1");
 
-    let store = Store::open(&arguments.object_store, arguments.s3_endpoint.as_deref())?
-        .under(arguments.claim.as_deref());
+    let store = Store::open_under(
+        &arguments.object_store,
+        arguments.s3_endpoint.as_deref(),
+        arguments.claim.as_deref(),
+    )?;
     if !store.check().await? {
         tracing::warn!(
             "{} ignores conditional writes: nothing stops two page servers from overwriting each \

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use pgstrata_blob::claim::ClaimError;
 use pgstrata_blob::{BlobError, CasOutcome, PutOutcome, Store, Version};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_ids::{Generation, TenantId, TimelineId};
@@ -80,6 +81,18 @@ enum SwapError {
     /// Somebody else's index is there.
     #[error("object '{0}' is another page server's")]
     Taken(String),
+    /// None is there, as long as the store is away, or until somebody puts it back: no page server removes one.
+    #[error(
+        "object '{object}', which was there before, is not in {store} any more: put it back, or mount what it is in{why}"
+    )]
+    Missing {
+        /// The index.
+        object: String,
+        /// The store.
+        store: String,
+        /// What is known of the store.
+        why: String,
+    },
     /// The store failed. What it holds is the old index, or this one if the answer was lost.
     #[error(transparent)]
     Store(#[from] BlobError),
@@ -116,7 +129,7 @@ async fn swap(
         let there = match there {
             Ok((there, version)) if there == bytes => return Ok(version),
             Ok(there) => there,
-            Err(error) if error.is_not_found() => return Err(SwapError::Taken(object.to_owned())),
+            Err(error) if error.is_not_found() => return Err(missing(store, object).await),
             Err(error) => return Err(error.into()),
         };
         let ours = TimelineIndex::decode(&there.0).is_ok_and(|there| {
@@ -127,6 +140,17 @@ async fn swap(
             return Err(SwapError::Taken(object.to_owned()));
         }
         expected = Some(there.1);
+    }
+}
+
+/// What it means that an index is not there which should be.
+async fn missing(store: &Store, object: &str) -> SwapError {
+    let missing =
+        |why| SwapError::Missing { object: object.to_owned(), store: store.name().to_owned(), why };
+    match store.check_claim().await {
+        Ok(()) => missing(String::new()),
+        Err(ClaimError::Held { .. }) => SwapError::Taken(object.to_owned()),
+        Err(error) => missing(format!(" ({error})")),
     }
 }
 
@@ -219,7 +243,7 @@ impl RemoteIndex {
                     let pause = rand::random_range(10..50) << attempt.min(4);
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
-                Err(SwapError::Store(error)) => return Err(error.into()),
+                Err(error) => return Err(error.into()),
             }
         }
         bail!("{} is being written by another page server all the time", in_store())

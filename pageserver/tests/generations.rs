@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use pgstrata_blob::claim::{Claim, Place};
 use pgstrata_blob::{Interceptor, Location, Store, Verdict};
 use pgstrata_format::index::TimelineIndex;
 use pgstrata_ids::{Lsn, TimelineId};
 use pgstrata_pageserver::ingest::Ingest;
 use pgstrata_pageserver::remote::index_object;
+use pgstrata_pageserver::repository::FLUSH;
 use pgstrata_pageserver::timeline::Limits;
 use pgstrata_pg_wal::PgVersion;
 use rand::SeedableRng;
@@ -89,6 +91,56 @@ fn h11_an_older_page_server_lets_go_and_leaves_the_newer_one_alone() {
             .unwrap()
     });
     assert!(format!("{error:#}").contains("later generation"), "{error:#}");
+}
+
+/// No page server removes an index: one that is missing says nothing of another's. But a claim that is another's does.
+#[test]
+fn an_index_that_is_missing_is_waited_for_unless_the_store_is_anothers() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let runtime = runtime();
+    let claim = |token: &str| {
+        let (machine, host, path) = ("m".into(), "h".into(), "/p".into());
+        let place = Place { machine, host, path, device: 1, inode: 2 };
+        let since = "2026-01-01T00:00:00Z".into();
+        let claim = Claim { token: token.into(), place, since, store_inode: None };
+        std::fs::write(directory.join("objects/claim"), claim.encode()).unwrap();
+    };
+    let store = store_in(directory).under(Some("a"));
+    claim("a");
+    let repository = open(&runtime, &store, &directory.join("one"), Limits::default()).unwrap();
+    let timeline = repository.import(TENANT, ID, "main", &cluster().0[..]).unwrap();
+    let history = history(timeline.info.start_lsn, timeline.info.start_record);
+    let (half, rest) = history.bytes.split_at(history.bytes.len() / 2);
+    let mut ingest = Ingest::new(Arc::clone(&timeline)).unwrap();
+    let wait_until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !is_so() {
+            assert!(std::time::Instant::now() < deadline, "{what}: waited in vain");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let (index, aside) =
+        (directory.join("objects").join(index_object(TENANT, ID)), directory.join("aside"));
+    std::fs::rename(&index, &aside).unwrap();
+    ingest.feed(half).unwrap();
+    ingest.freeze_if_due(true);
+    let said = || timeline.trouble(FLUSH).unwrap_or_default();
+    wait_until("it is told of", &|| said().contains("put it back"));
+    assert!(repository.timeline(ID).is_ok() && !timeline.has_failed());
+    std::fs::rename(&aside, &index).unwrap();
+    wait_until("it goes on", &|| timeline.frozen_layers() == 0 && said().is_empty());
+
+    // Whoever has the store now may have removed what it likes.
+    std::fs::rename(&index, &aside).unwrap();
+    claim("b");
+    ingest.feed(rest).unwrap();
+    ingest.freeze_if_due(true);
+    wait_until("it lets go", &|| repository.timeline(ID).is_err());
+    let refused = repository.timeline(ID).err().unwrap().to_string();
+    assert!(refused.contains("another page server has taken over"), "{refused}");
+    assert!(timeline.is_stopping() && timeline.has_failed() && !index.exists());
+    repository.stop();
 }
 
 #[test]

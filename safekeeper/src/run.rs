@@ -181,8 +181,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn open_store(args: &Args) -> anyhow::Result<Store> {
     let location: Location = args.object_store.parse().context("--object-store")?;
-    let store = Store::open(&location, args.s3_endpoint.as_deref());
-    Ok(store.context("can't open the object store")?.under(args.claim.as_deref()))
+    let store = Store::open_under(&location, args.s3_endpoint.as_deref(), args.claim.as_deref());
+    store.context("can't open the object store")
 }
 
 /// Keeps a second process out of the directory.

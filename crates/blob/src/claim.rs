@@ -7,7 +7,7 @@ pub use pgstrata_format::claim::{Claim, Place, Refusal};
 use crate::{BlobError, CasOutcome, Store, Version};
 
 /// The object.
-const OBJECT: &str = "claim";
+pub(crate) const OBJECT: &str = "claim";
 
 /// Why a store is not to be written.
 #[derive(Debug, thiserror::Error)]
@@ -26,10 +26,11 @@ pub enum ClaimError {
         /// Why it is not ours.
         refusal: Refusal,
     },
-    /// It is nobody's, and was somebody's.
+    /// It is nobody's, and was somebody's: most likely another directory is in its place.
     #[error(
-        "object store {0} has lost the object '{OBJECT}', which says whose it is: where this is the \
-         only cluster that writes it, 'pgstrata down' and 'pgstrata up --take-over' write it again"
+        "object store {0} is away, or has lost the object '{OBJECT}', which says whose it is: put the directory back, or \
+         mount it, and everything goes on by itself. Only where all the rest is there, and this is the only cluster that \
+         writes it, 'pgstrata down' and 'pgstrata up --take-over' write that object again"
     )]
     Gone(String),
     /// It can't be told.
@@ -153,6 +154,51 @@ mod tests {
             assert!(!second.unwrap().replace(&claim("d")).await.unwrap());
             check(&store, "c").await.unwrap();
             assert!(matches!(check(&store, "a").await, Err(ClaimError::Held { .. })));
+        }
+    }
+
+    /// Another directory is in its place, with all that makes a store but for what is in it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_directory_that_has_lost_its_claim_is_neither_written_nor_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, aside) = (directory.path().join("store"), directory.path().join("aside"));
+        let location = Location::Directory(root.clone());
+        let first = Store::open(&location, None).unwrap();
+        assert!(Found::read(&first).await.unwrap().replace(&claim("a")).await.unwrap());
+        for token in [Some("a"), None] {
+            let store = Store::open_under(&location, None, token).unwrap();
+            store.put("t/object", Bytes::from_static(b"one")).await.unwrap();
+            let (_, version) = store.get_versioned("t/object", 10).await.unwrap();
+            std::fs::rename(&root, &aside).unwrap();
+            std::fs::create_dir(&root).unwrap();
+            if token.is_some() {
+                std::fs::write(root.join(".lock"), "").unwrap();
+            }
+            let two = || Bytes::from_static(b"two");
+            let errors = [
+                store.put("t/object", two()).await.unwrap_err(),
+                store.put_if_absent("t/object", two()).await.unwrap_err(),
+                store.compare_and_swap("t/object", Some(&version), two()).await.unwrap_err(),
+                store.compare_and_swap("t/other", None, two()).await.unwrap_err(),
+                store.delete("t/object").await.unwrap_err(),
+                store.get("t/object", 10).await.unwrap_err(),
+                store.get_range("t/object", 0..1).await.unwrap_err(),
+                store.list("t").await.unwrap_err(),
+            ];
+            for error in errors {
+                let is_said = error.to_string().contains("the store is away");
+                assert!(is_said && !error.is_not_found(), "{error}");
+            }
+            let left = std::fs::read_dir(&root).unwrap().count();
+            assert_eq!(left, usize::from(token.is_some()));
+            if token.is_some() {
+                assert!(matches!(store.check_claim().await, Err(ClaimError::Gone(_))));
+            }
+            std::fs::remove_dir_all(&root).unwrap();
+            std::fs::rename(&aside, &root).unwrap();
+            let swapped = store.compare_and_swap("t/object", Some(&version), two()).await.unwrap();
+            assert!(matches!(swapped, CasOutcome::Swapped(_)));
+            assert!(store.get("t/none", 10).await.unwrap_err().is_not_found());
         }
     }
 

@@ -51,6 +51,13 @@ impl DurableDirectories {
         Ok(DurableDirectories { root, known, failed: OnceLock::new(), sync })
     }
 
+    /// The same of one that is away: nothing is made. Whoever made it once made its name durable.
+    pub(crate) fn at(root: &Path) -> io::Result<DurableDirectories> {
+        let root = std::path::absolute(root)?;
+        let known = Mutex::new(HashSet::from([root.clone()]));
+        Ok(DurableDirectories { root, known, failed: OnceLock::new(), sync })
+    }
+
     /// The directory of the store.
     pub(crate) fn root(&self) -> &Path {
         &self.root

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::claim;
 use crate::durable::DurableDirectories;
 use crate::error::too_large;
 use crate::store::{CasOutcome, ObjectInfo, PutOutcome, Version};
@@ -22,6 +23,14 @@ use crate::store::{CasOutcome, ObjectInfo, PutOutcome, Version};
 /// Temporary files start with this, and are never listed as objects.
 const TEMPORARY_PREFIX: &str = ".tmp-";
 const LOCK_FILE: &str = ".lock";
+
+/// What is said of a store that is away.
+fn away(mark: &str) -> io::Error {
+    io::Error::other(format!(
+        "the store is away: '{mark}', which is in it for as long as it is there, is not. Nothing is written in its place; put \
+         the directory back, or mount it, and everything goes on by itself"
+    ))
+}
 
 /// Bytes of an object that are written and synced before that is counted as progress: as long as most objects are, and as
 /// much as a disk that works takes within anybody's patience.
@@ -106,6 +115,28 @@ pub(crate) struct LocalDirectory {
 impl LocalDirectory {
     pub(crate) fn open(root: &Path) -> io::Result<LocalDirectory> {
         Self::over(DurableDirectories::open(root)?)
+    }
+
+    /// The same for one who writes it under a claim. Where the claim is not there, neither is the store, and nothing is made
+    /// in its place; it can be used once it is back.
+    pub(crate) fn open_claimed(root: &Path) -> io::Result<LocalDirectory> {
+        match root.join(claim::OBJECT).symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(LocalDirectory { directories: DurableDirectories::at(root)? })
+            }
+            _ => Self::open(root),
+        }
+    }
+
+    /// An error if another directory is in the place of the store, or none: a disk that is not mounted, or that somebody
+    /// moved. The mark is the claim, where the store is written under one, which none but its owner has; else the lock's file.
+    pub(crate) fn check_there(&self, is_claimed: bool) -> io::Result<()> {
+        let mark = if is_claimed { claim::OBJECT } else { LOCK_FILE };
+        match self.file(mark).symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(away(mark)),
+            Err(error) => Err(error),
+            Ok(_) => Ok(()),
+        }
     }
 
     fn over(directories: DurableDirectories) -> io::Result<LocalDirectory> {
@@ -342,6 +373,23 @@ mod tests {
         assert_eq!(world.synced(), ["a/store", "a/store"]);
         store.delete("no/such/directory", &Intent::default()).unwrap();
         assert!(world.synced().is_empty());
+    }
+
+    #[test]
+    fn nothing_is_made_where_a_store_that_is_claimed_is_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("store");
+        let away = LocalDirectory::open_claimed(&root).unwrap();
+        assert!(!root.exists());
+        let missing = away.check_there(true).unwrap_err().to_string();
+        assert!(missing.contains("the store is away") && missing.contains("'claim'"), "{missing}");
+        // It is there after all.
+        let store = LocalDirectory::open(&root).unwrap();
+        assert!(away.check_there(true).is_err() && store.check_there(false).is_ok());
+        store.put(claim::OBJECT, b"ours", &Intent::default()).unwrap();
+        away.check_there(true).unwrap();
+        away.put("t/index", b"one", &Intent::default()).unwrap();
+        assert_eq!(store.get("t/index", 10).unwrap(), "one");
     }
 
     #[test]

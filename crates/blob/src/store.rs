@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use crate::claim;
 use crate::environment;
 use crate::error::{BlobError, chain, too_large};
 use crate::local::{Intent, LocalDirectory};
@@ -116,12 +117,27 @@ pub struct Store {
     pub(crate) claim: Option<Arc<str>>,
 }
 
+/// What an operation does in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Does {
+    Reads,
+    Lists,
+    Writes,
+}
+
 /// Opens a directory, unless it does not answer.
-fn open_directory(path: PathBuf, patience: Duration) -> io::Result<LocalDirectory> {
+fn open_directory(
+    path: PathBuf,
+    is_claimed: bool,
+    patience: Duration,
+) -> io::Result<LocalDirectory> {
     let (answer, opened) = mpsc::channel();
     std::thread::Builder::new().name("store".into()).spawn(move || {
         // Nobody may be waiting any more.
-        let _ = answer.send(LocalDirectory::open(&path));
+        let _ = answer.send(match is_claimed {
+            true => LocalDirectory::open_claimed(&path),
+            false => LocalDirectory::open(&path),
+        });
     })?;
     opened.recv_timeout(patience).unwrap_or_else(|_| Err(io::Error::other(silence(patience))))
 }
@@ -135,11 +151,21 @@ impl Store {
     /// Opens the store. A directory is created if missing; a bucket is not. Reaching S3 is not
     /// tried here: see [`Store::check`].
     pub fn open(location: &Location, s3_endpoint: Option<&str>) -> Result<Store, BlobError> {
+        Store::open_under(location, s3_endpoint, None)
+    }
+
+    /// The same for one who writes it under this claim, if there is one: see [`Store::check_claim`]. A directory that has
+    /// no claim is not made or written, now or later: it is in the place of a store that is away.
+    pub fn open_under(
+        location: &Location,
+        s3_endpoint: Option<&str>,
+        claim: Option<&str>,
+    ) -> Result<Store, BlobError> {
         let name = location.to_string();
         let unusable = |cause| BlobError::Unusable { store: name.clone(), cause };
         let backend = match location {
             Location::Directory(path) => Backend::Local(
-                open_directory(path.clone(), PATIENCE)
+                open_directory(path.clone(), claim.is_some(), PATIENCE)
                     .map_err(|error| unusable(error.to_string()))?,
             ),
             Location::S3 { bucket, prefix } => {
@@ -156,7 +182,7 @@ impl Store {
             turns: Arc::new(Semaphore::new(LOCAL_AT_ONCE)),
             writes: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
             patience: PATIENCE,
-            claim: None,
+            claim: claim.map(Arc::from),
         })
     }
 
@@ -276,7 +302,8 @@ impl Store {
         path: &str,
         work: impl FnOnce(&LocalDirectory, &str) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BlobError> {
-        self.local_counted(&self.turns, action, path, |local, path, _| work(local, path)).await
+        let work = |local: &LocalDirectory, path: &str, _: &Intent| work(local, path);
+        self.local_counted(Does::Reads, action, path, work).await
     }
 
     /// The same for what changes the store.
@@ -286,7 +313,7 @@ impl Store {
         path: &str,
         work: impl FnOnce(&LocalDirectory, &str, &Intent) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BlobError> {
-        self.local_counted(&self.writes, action, path, work).await
+        self.local_counted(Does::Writes, action, path, work).await
     }
 
     /// The same. It is waited for as long as it goes on counting what it has done.
@@ -296,13 +323,19 @@ impl Store {
     /// that was lost.
     async fn local_counted<T: Send + 'static>(
         &self,
-        turns: &Arc<Semaphore>,
+        does: Does,
         action: &'static str,
         path: &str,
         work: impl FnOnce(&LocalDirectory, &str, &Intent) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BlobError> {
         let backend = Arc::clone(&self.backend);
-        let turns = Arc::clone(turns);
+        let turns = match does {
+            Does::Writes => Arc::clone(&self.writes),
+            Does::Reads | Does::Lists => Arc::clone(&self.turns),
+        };
+        // The claim is looked for, and written, where there is none.
+        let is_marked = path != claim::OBJECT;
+        let is_claimed = self.claim.is_some();
         let owned = path.to_owned();
         let going = Arc::new(Intent::default());
         let theirs = Arc::clone(&going);
@@ -311,7 +344,24 @@ impl Store {
             let task = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
                 match &*backend {
-                    Backend::Local(local) => work(local, &owned, &theirs),
+                    Backend::Local(local) => {
+                        let check = || match is_marked {
+                            true => local.check_there(is_claimed),
+                            false => Ok(()),
+                        };
+                        if does == Does::Writes {
+                            check()?;
+                        }
+                        let answer = work(local, &owned, &theirs);
+                        // What is not in another directory may be in the store.
+                        let is_missing = answer
+                            .as_ref()
+                            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+                        if is_missing || does == Does::Lists {
+                            check()?;
+                        }
+                        answer
+                    }
                     Backend::Remote(_) => Err(io::Error::other("not a local store")),
                 }
             });
@@ -496,7 +546,7 @@ impl Store {
                     let list = |local: &LocalDirectory, prefix: &str, intent: &Intent| {
                         local.list(prefix, intent)
                     };
-                    self.local_counted(&self.turns, "list", prefix, list).await
+                    self.local_counted(Does::Lists, "list", prefix, list).await
                 }
                 Backend::Remote(remote) => remote
                     .list(prefix)
@@ -585,6 +635,6 @@ mod tests {
             }
             Ok(7)
         };
-        assert_eq!(store.local_counted(&store.turns, "list", "", slow).await.unwrap(), 7);
+        assert_eq!(store.local_counted(Does::Lists, "list", "", slow).await.unwrap(), 7);
     }
 }
