@@ -4,6 +4,7 @@
 //! A change is made timeline by timeline, by a safekeeper that is asked again until it is done (`POST /v1/members`).
 //! What is decided stands in object storage, so that the same command goes on where an earlier one ended.
 
+pub mod left_behind;
 mod list;
 mod looks;
 mod recover;

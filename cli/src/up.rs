@@ -17,6 +17,7 @@ use crate::cluster::{
     find_postgres, free_ports, is_free, major_version,
 };
 use crate::http::Service;
+use crate::members::left_behind;
 use crate::process::Process;
 use crate::{branch, claim, compute, files, found, http, locks, out, owner, place, status, zones};
 
@@ -634,20 +635,9 @@ pub fn end_safekeeper(cluster: &mut Cluster, id: u64) -> Result<()> {
     cluster.save()?;
     let directory = cluster.dir.join(name);
     if directory.exists() {
-        let what = match has_what_was_given_up(&directory) {
-            true => "may have commits that were given up: keep it for as long as any are missed",
-            false => "is of no further use",
-        };
-        eprintln!("pgstrata: {} {what}", directory.display());
+        eprintln!("pgstrata: {}", left_behind::said_of(cluster, id, &directory));
     }
     Ok(())
-}
-
-/// Whether a safekeeper keeps what the members of a timeline went on without (`keep`, in docs/formats/safekeeper-files.md).
-fn has_what_was_given_up(directory: &Path) -> bool {
-    let inside = |directory: &Path| std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let timelines = inside(directory).flat_map(|tenant| inside(&tenant.path()));
-    timelines.into_iter().any(|timeline| timeline.path().join("keep").exists())
 }
 
 fn start_pageserver(cluster: &Cluster) -> Result<()> {

@@ -360,6 +360,37 @@ fn a_branch_that_went_on_alone_gets_others_by_replacing_the_lost_ones() {
     assert_eq!(found, told);
 }
 
+/// A safekeeper that was down when others went on without it has not heard of that: its directory may have the only copy of what
+/// was given up, and is said to be kept. One whose timelines went on with all that it has is of no use.
+#[test]
+fn the_directory_of_who_was_given_up_and_has_not_heard_of_it_is_to_be_kept() {
+    let cluster = Cluster::new();
+    let load = Load::start(&cluster.up());
+    load.goes_on();
+    let replace = |id: &str| {
+        let output = cluster.try_cli(&["safekeeper", "replace", id]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    cluster.kill("safekeeper-3");
+    let said = replace("3");
+    assert!(said.contains("safekeeper-3 is of no further use"), "{said}");
+    load.goes_on();
+    for lost in [2, 4] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+    }
+    cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    load.goes_on();
+    let said = replace("2");
+    assert!(said.contains("safekeeper-2 may have commits that were given up"), "{said}");
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 5]);
+    let said = replace("4");
+    assert!(said.contains("safekeeper-4 may have commits that were given up"), "{said}");
+    load.goes_on();
+    load.end();
+}
+
 /// All have gone silent when the old one is to be stopped: whether it keeps anything is not known.
 #[test]
 fn a_safekeeper_is_not_forgotten_where_nobody_says_that_it_keeps_nothing() {
