@@ -10,6 +10,7 @@ mod looks;
 mod recover;
 pub mod short;
 mod show;
+mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,13 +21,14 @@ use anyhow::{Result, bail, ensure};
 use clap::Subcommand;
 use pgstrata_ids::{Lsn, NodeId, TenantId, TimelineId};
 use pgstrata_wire::http::Code;
-use pgstrata_wire::http::safekeeper::{Change, Quorum, Status, Step};
+use pgstrata_wire::http::safekeeper::{Change, Member, Quorum, Status, Step};
 use serde_json::json;
 
 pub use self::list::list;
 use self::looks::{Looked, until_done};
 pub use self::recover::{recover, recover_here};
 pub use self::show::show;
+use self::telling::{Names, Progress, say_once, silent_majority, stalled};
 use crate::cluster::{Cluster, Lock};
 use crate::http::{Refused, Service};
 use crate::services::Services;
@@ -174,13 +176,17 @@ fn quorums<'a>(said: impl IntoIterator<Item = &'a Status>) -> BTreeMap<Key, Quor
     newest
 }
 
+fn ids(group: &[Member]) -> Vec<u64> {
+    group.iter().map(|member| member.id).collect()
+}
+
 /// The members that there are to be once the change under way has ended.
 fn next_members(quorum: &Quorum) -> Vec<u64> {
     let group = match quorum.incoming.is_empty() {
         true => &quorum.members,
         false => &quorum.incoming,
     };
-    group.iter().map(|member| member.id).collect()
+    ids(group)
 }
 
 /// How far each timeline is known to be committed.
@@ -228,7 +234,7 @@ fn change_unmet(
     let silent: Vec<String> =
         seen.iter().filter(|one| one.said.is_err()).map(|one| one.node.to_string()).collect();
     if !silent.is_empty() {
-        eprintln!("pgstrata: safekeepers that do not answer: {}", silent.join(", "));
+        say_once(&format!("safekeepers that do not answer: {}", silent.join(", ")));
     }
     // All of them: what was decided may not have reached anybody who answers here.
     let (mut work, mut new) = (Vec::new(), BTreeSet::new());
@@ -244,14 +250,17 @@ fn change_unmet(
     let able: Vec<&Service> =
         seen.iter().filter(|one| one.said.is_ok()).map(|one| &one.service).collect();
     ensure!(!able.is_empty(), "no safekeeper answers");
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    // What people call them is worth no failure.
+    let names = names(services).unwrap_or_default();
+    tell_stalled(&seen, &names, &mut work);
+    let (next, progress) = (AtomicUsize::new(0), Progress::new(names, work.len()));
     let changed = AtomicUsize::new(0);
     let failed = std::thread::scope(|scope| {
         let take = || -> Result<()> {
             while let Some((key, nodes, before)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let number = one(&able, *key, nodes, (force, *before), (&done, work.len()))?;
+                let number = one(&able, *key, nodes, (force, *before), &progress)?;
                 changed.fetch_add(usize::from(number != Some(*before)), Ordering::Relaxed);
-                done.fetch_add(1, Ordering::Relaxed);
+                progress.add_done();
             }
             Ok(())
         };
@@ -265,10 +274,39 @@ fn change_unmet(
         None => Ok(changed.into_inner()),
         Some(error) => Err(error.context(format!(
             "{} of {} branches have the new members; the same command goes on with the others",
-            done.into_inner(),
+            progress.done(),
             work.len()
         ))),
     }
+}
+
+/// What branches are called.
+fn names(services: &dyn Services) -> Result<Names> {
+    let rows = branch::rows(services)?;
+    Ok(rows.into_iter().map(|row| ((row.tenant_id, row.timeline_id), row.name)).collect())
+}
+
+/// Says of which branches no majority of the members answers, and puts them last: nothing moves there before those are brought
+/// back, or given up, and the others have not to wait for that.
+fn tell_stalled(seen: &[Seen], names: &Names, work: &mut [(Key, Vec<u64>, u64)]) {
+    let said: Vec<&Status> = said(seen).collect();
+    let quorums = quorums(said.iter().copied());
+    let silent = |key: &Key| silent_majority(*key, quorums.get(key)?, &said);
+    let members = |key: &Key| quorums.get(key).map(|quorum| ids(&quorum.members));
+    let mut found = Vec::new();
+    for (key, nodes, _) in work.iter() {
+        // Who is to be what it is waits for nothing.
+        if let (Some(silent), Some(members)) = (silent(key), members(key))
+            && members != *nodes
+        {
+            found.push((*key, members, silent));
+        }
+    }
+    for line in stalled(names, &found) {
+        say_once(&line);
+    }
+    let is_stalled = |key: &Key| found.iter().any(|(other, ..)| other == key);
+    work.sort_by_key(|(key, ..)| is_stalled(key));
 }
 
 /// Those of these nodes that are no members yet, in this life of their directories.
@@ -327,7 +365,7 @@ fn one(
     key: Key,
     nodes: &[u64],
     (force, after): (bool, u64),
-    so_far: (&AtomicUsize, usize),
+    progress: &Progress,
 ) -> Result<Option<u64>> {
     let nodes: Vec<String> = nodes.iter().map(u64::to_string).collect();
     let (tenant, timeline, nodes) = (key.0.to_string(), key.1.to_string(), nodes.join(","));
@@ -340,12 +378,11 @@ fn one(
         ("after", &after),
     ];
     let mut moved = (Instant::now(), None);
-    let mut told = Instant::now();
     // The same one again and again: it knows who is silent, where another one would have to find that out first.
     let mut turn = 0usize;
     loop {
         let asked: Result<Change> = able[turn % able.len()].post("/v1/members", &query, &[]);
-        let waits_for = match asked {
+        let why = match asked {
             Ok(change) if change.step == Step::Done => {
                 return Ok(change.quorum.map(|quorum| quorum.number));
             }
@@ -355,8 +392,10 @@ fn one(
                     moved = (Instant::now(), Some(at));
                 }
                 match change.behind_bytes {
-                    0 => change.waits_for,
-                    bytes => format!("{} ({} MB behind)", change.waits_for, bytes >> 20),
+                    0 => format!("it waits for {}", change.waits_for),
+                    bytes => {
+                        format!("it waits for {} ({} MB behind)", change.waits_for, bytes >> 20)
+                    }
                 }
             }
             Err(error) => match error.downcast_ref::<Refused>() {
@@ -372,16 +411,11 @@ fn one(
         turn += usize::from(moved.0.elapsed() > TURN_AFTER);
         ensure!(
             moved.0.elapsed() < PATIENCE,
-            "nothing has moved for {} s: it waits for {waits_for}",
+            "{}: nothing has moved for {} s: {why}",
+            progress.named(key),
             PATIENCE.as_secs()
         );
-        if told.elapsed() > TELL_EVERY {
-            told = Instant::now();
-            let (done, all) = (so_far.0.load(Ordering::Relaxed), so_far.1);
-            eprintln!(
-                "pgstrata: {done} of {all} branches; timeline {timeline} waits for {waits_for}"
-            );
-        }
+        progress.tell(key, &why);
         std::thread::sleep(ASK_EVERY);
     }
 }

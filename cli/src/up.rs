@@ -494,7 +494,7 @@ pub fn has_lost_directory(dir: &Path, place: &SafekeeperPlace) -> bool {
 /// Starts the safekeepers. Returns what is wrong with those that did not start.
 fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
     let mut started = Vec::new();
-    let mut troubles = Vec::new();
+    let (mut lost, mut troubles) = (Vec::new(), Vec::new());
     for (at, place) in cluster.state.safekeepers.iter().enumerate() {
         let name = format!("safekeeper-{}", place.id);
         let process = Process::new(&cluster.dir, &name);
@@ -507,12 +507,7 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
         // It may have promised or acknowledged what is lost now. An empty one in its place could
         // outvote those that remember: committed transactions would be gone.
         if has_lost_directory(&cluster.dir, place) {
-            troubles.push(format!(
-                "{name} has lost its directory {}: put it back, as it can't start without what it promised; or \
-                 have another one in its place, by 'pgstrata safekeeper replace {}'",
-                directory.display(),
-                place.id
-            ));
+            lost.push((place.id, format!("{name} has lost its directory {}", directory.display())));
             continue;
         }
         let mut command = safekeeper_command(cluster, place)?;
@@ -527,20 +522,23 @@ fn start_safekeepers(cluster: &mut Cluster) -> Result<Vec<String>> {
     }
     cluster.save()?;
     let members = cluster.state.safekeepers.len();
-    if members - troubles.len() <= members / 2 {
-        // A branch may have members among the others only, or be recovered: for that the page server has to run.
-        ensure!(
-            cluster.state.founded,
-            "no majority of the safekeepers can run: {}",
-            troubles.join("; ")
-        );
-        troubles.push(
-            "no majority of the safekeepers runs: if the others are lost for good, 'pgstrata quorum recover --branch BRANCH' goes on \
-             without them"
-                .to_owned(),
-        );
+    if members - lost.len() - troubles.len() > members / 2 {
+        let others = lost.into_iter().map(|(id, what)| {
+            format!(
+                "{what}: put it back, as it can't start without what it promised; or have another one in its place, by 'pgstrata \
+                 safekeeper replace {id}'"
+            )
+        });
+        return Ok(others.chain(troubles).collect());
     }
-    Ok(troubles)
+    let all: Vec<String> = lost.into_iter().map(|(_, what)| what).chain(troubles).collect();
+    // A branch may have members among the others only, or be recovered: for that the page server has to run.
+    ensure!(cluster.state.founded, "no majority of the safekeepers can run: {}", all.join("; "));
+    // None can be replaced before that, where it is a member with them.
+    let first = "no majority of the safekeepers runs: bring the others back, with their directories. If they are lost for good, \
+                 'pgstrata quorum recover --branch BRANCH' goes on without them, for each branch that they kept, and 'pgstrata safekeeper \
+                 replace ID' puts others in their places after that";
+    Ok(std::iter::once(first.to_owned()).chain(all).collect())
 }
 
 fn safekeeper_command(cluster: &Cluster, place: &SafekeeperPlace) -> Result<Command> {

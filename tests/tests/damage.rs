@@ -464,7 +464,9 @@ fn a_safekeeper_that_lost_its_directory_does_not_vote_as_if_nothing_had_been() {
     // A majority: nothing starts that could take the place of what is lost.
     aside(2);
     let text = refused_up(&cluster);
-    assert!(text.contains("no majority"), "{text}");
+    let recover = text.find("'pgstrata quorum recover --branch BRANCH'").expect(&text);
+    let replace = text.find("'pgstrata safekeeper replace ").expect(&text);
+    assert!(text.contains("no majority") && recover < replace, "{text}");
     cluster.cli(&["down"]);
 
     // Somebody insists, and makes them start empty: they are none of the members.

@@ -391,6 +391,39 @@ fn the_directory_of_who_was_given_up_and_has_not_heard_of_it_is_to_be_kept() {
     load.end();
 }
 
+/// Nothing can be changed where most members are lost: that is said at once, of each branch by its name, with what to do; and what is
+/// said after that is little, however long it waits.
+#[test]
+fn replacing_where_a_majority_is_lost_says_at_once_what_to_do() {
+    let cluster = Cluster::new();
+    connect(&cluster.up()).batch_execute("create table t as select 1 a").unwrap();
+    for lost in [2, 3] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+        std::fs::remove_dir_all(cluster.dir().join(format!("safekeeper-{lost}"))).unwrap();
+    }
+    let mut command = cluster.command(&["safekeeper", "replace", "2"]);
+    let mut replace = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(25));
+    assert!(replace.try_wait().unwrap().is_none(), "it waits for them");
+    replace.kill().unwrap();
+    let said = replace.wait_with_output().unwrap().stderr;
+    let said = String::from_utf8(said).unwrap();
+    let of_main: Vec<&str> = said.lines().filter(|line| line.contains("no majority")).collect();
+    let first = of_main.first().expect(&said);
+    assert!(
+        first.contains("branch 'main': no majority of the members (1, 2, 3) answers"),
+        "{said}"
+    );
+    assert!(first.contains("'pgstrata quorum recover --branch main --accept-loss'"), "{said}");
+    assert!(first.contains("Bring them back"), "{said}");
+    assert!(!said.contains("timeline "), "{said}");
+    // Who is silent, what to do, and how far it is after five and fifteen seconds.
+    assert!(said.lines().count() <= 4, "{said}");
+    cluster.cli(&["quorum", "recover", "--branch", "main", "--accept-loss"]);
+    cluster.cli(&["safekeeper", "replace", "2"]);
+    assert_eq!(members(&quorum(&cluster, "main")), [1, 4]);
+}
+
 /// All have gone silent when the old one is to be stopped: whether it keeps anything is not known.
 #[test]
 fn a_safekeeper_is_not_forgotten_where_nobody_says_that_it_keeps_nothing() {

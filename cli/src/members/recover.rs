@@ -1,7 +1,6 @@
 //! `quorum recover`: going on where a majority of a branch's safekeepers is lost.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -11,7 +10,8 @@ use pgstrata_wire::http::pageserver::Branch;
 use pgstrata_wire::http::safekeeper::{Archived, Change, Member, Quorum, Status, Timeline};
 
 use super::{
-    ASK_EVERY, Key, PATIENCE, Seen, TELL_EVERY, one, quorums, said, wait_until_registered,
+    ASK_EVERY, Key, Names, PATIENCE, Progress, Seen, TELL_EVERY, one, quorums, said,
+    wait_until_registered,
 };
 use crate::cluster::Cluster;
 use crate::http::{Refused, Service};
@@ -191,12 +191,17 @@ impl Left<'_> {
     }
 }
 
+/// The progress of one branch.
+fn alone(row: &Branch) -> Progress {
+    Progress::new(Names::from([((row.tenant_id, row.timeline_id), row.name.clone())]), 1)
+}
+
 /// Those who are left go on, once they have what is archived.
 fn with_survivors(row: &Branch, left: &Left<'_>, accept_loss: bool) -> Result<()> {
     let (name, quorum) = (&row.name, &left.quorum);
     if accept_loss && let Some(able) = left.unfinished() {
         let nodes: Vec<u64> = quorum.incoming.iter().map(|member| member.id).collect();
-        one(&able, left.key, &nodes, (true, quorum.number), (&AtomicUsize::new(0), 1))?;
+        one(&able, left.key, &nodes, (true, quorum.number), &alone(row))?;
         let nodes = text(&nodes.into_iter().collect());
         return out::line(&format!("branch '{name}' goes on with {nodes}, as was decided before"));
     }
@@ -243,7 +248,7 @@ fn with_survivors(row: &Branch, left: &Left<'_>, accept_loss: bool) -> Result<()
     let begun = decide(first, left.key, (&survivors, &[]), quorum.number)?;
     // Where there are several, the one that has most of it decides until all have it.
     let number = begun.quorum.map_or(quorum.number, |quorum| quorum.number);
-    one(&able, left.key, &nodes, (true, number), (&AtomicUsize::new(0), 1))?;
+    one(&able, left.key, &nodes, (true, number), &alone(row))?;
     out::line(&line)?;
     out::line(&format!(
         "it goes on with {} alone: 'pgstrata safekeeper remove' forgets the lost ones, and 'pgstrata safekeeper add' \

@@ -213,7 +213,8 @@ impl Steward {
         let (heard, silent) = self.ask(key, &before, &|_| true, None);
         if !before.is_quorum(|member| heard.iter().any(|one| one.member == member)) {
             let text = format!(
-                "no majority of the members before the change answers: {}",
+                "no majority of the members before the change answers ({}): bring them back, or, if they are gone for good, \
+                 'pgstrata quorum recover --branch BRANCH' goes on without them",
                 silent.join("; ")
             );
             return Err(Trouble::Later(text));
