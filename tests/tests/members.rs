@@ -424,6 +424,39 @@ fn replacing_where_a_majority_is_lost_says_at_once_what_to_do() {
     assert_eq!(members(&quorum(&cluster, "main")), [1, 4]);
 }
 
+/// A branch that goes on alone is well, and a new one is begun by a majority of all: where too few answer it is said what to do, by
+/// the compute that does not start, and before that.
+#[test]
+fn a_new_branch_that_too_few_can_begin_says_what_to_do() {
+    let cluster = Cluster::new();
+    let mut client = connect(&cluster.up());
+    client.batch_execute("create table t as select 1 a").unwrap();
+    for lost in [2, 3] {
+        cluster.kill(&format!("safekeeper-{lost}"));
+    }
+    cluster.cli(&["quorum", "recover", "--accept-loss"]);
+    client.batch_execute("insert into t values (2)").unwrap();
+    cluster.cli(&["branch", "create", "new"]);
+    let replace = "'pgstrata safekeeper replace 2', 'pgstrata safekeeper replace 3'";
+    let status = cluster.status();
+    let warnings = status["warnings"].as_array().unwrap();
+    let of_new =
+        warnings.iter().filter_map(Value::as_str).find(|one| one.starts_with("branch new: "));
+    let of_new = of_new.unwrap_or_else(|| panic!("{status}"));
+    assert!(
+        of_new.contains("safekeeper 2 does not answer") && of_new.contains(replace),
+        "{of_new}"
+    );
+    let said = cluster.refusal(&["compute", "start", "new"], 1);
+    assert!(said.contains("no quorum of safekeepers") && said.contains(replace), "{said}");
+    assert!(said.contains("start those that do not answer (2, 3)"), "{said}");
+    cluster.cli(&["safekeeper", "replace", "2"]);
+    let mut client = cluster.branch_client("new");
+    let found: i64 = client.query_one("select count(*) from t", &[]).unwrap().get(0);
+    assert_eq!(found, 2);
+    assert!(!cluster.status()["warnings"].to_string().contains("branch new: no compute"));
+}
+
 /// All have gone silent when the old one is to be stopped: whether it keeps anything is not known.
 #[test]
 fn a_safekeeper_is_not_forgotten_where_nobody_says_that_it_keeps_nothing() {

@@ -141,6 +141,35 @@ impl Safekeepers {
         is_few.then(|| self.few(key, &ids(members)))
     }
 
+    /// What is to be said of a branch that nobody keeps yet, if a majority of all safekeepers, which begins one, does not answer.
+    fn unbegun(&self) -> Option<String> {
+        let answers = |sight: &&Sight| matches!(sight, Sight::Answers(..));
+        let (all, able) = (self.seen.len(), self.seen.values().filter(answers).count());
+        if able > all / 2 {
+            return None;
+        }
+        let mut away = Vec::new();
+        let mut commands = Vec::new();
+        for (&id, sight) in &self.seen {
+            match sight {
+                Sight::Answers(..) => continue,
+                Sight::Silent => away.push(format!("safekeeper {id} does not answer")),
+                Sight::Lost => away.push(format!("safekeeper {id} has lost its directory")),
+            }
+            commands.push(format!("'pgstrata safekeeper replace {id}'"));
+        }
+        let start = match self.is_here {
+            true => "start what does not run ('pgstrata up')",
+            false => "start those",
+        };
+        Some(format!(
+            "no compute starts: nobody keeps it yet, and a majority of all {all} safekeepers begins a branch; {}. Bring them back: \
+             {start}; or put others in the places of those that are gone for good: {}",
+            away.join("; "),
+            commands.join(", ")
+        ))
+    }
+
     fn changing(&self, quorum: &Quorum) -> String {
         let (before, after) = (&quorum.members, &quorum.incoming);
         let (leave, come) = (without(before, after), without(after, before));
@@ -247,9 +276,13 @@ pub fn find<'a>(
     let mut found: Vec<Short> = Vec::new();
     for row in rows {
         let key = (row.tenant_id, row.timeline_id);
-        // It has no members before a compute was started on it.
-        let Some(quorum) = quorums.get(&key) else { continue };
-        let Some(text) = safekeepers.trouble(key, quorum) else { continue };
+        let text = match quorums.get(&key) {
+            Some(quorum) => safekeepers.trouble(key, quorum),
+            // It has no members before a compute was started on it. What was written to it is kept by somebody.
+            None if row.is_read() && row.last_record_lsn <= row.start_lsn => safekeepers.unbegun(),
+            None => None,
+        };
+        let Some(text) = text else { continue };
         match found.iter_mut().find(|other| other.text == text) {
             Some(alike) => alike.others += 1,
             None => found.push(Short { branch: row.name.clone(), others: 0, text }),

@@ -228,6 +228,14 @@ impl<N: Network> Driver<N> {
         asked.map(text).collect::<Vec<_>>().join("; ")
     }
 
+    /// Those with whom something is wrong.
+    pub fn troubled(&self) -> Vec<NodeId> {
+        let is_troubled = |link: &&Link<N::Wire>| {
+            link.is_asked_at_all() && (link.last_error.is_some() || link.connection.is_none())
+        };
+        self.links.iter().filter(is_troubled).map(|link| link.node).collect()
+    }
+
     /// The members, as far as it is known who they are.
     pub fn configuration(&self) -> &Configuration {
         &self.configuration

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pgstrata_ids::Term;
+use pgstrata_ids::{NodeId, Term};
 use pgstrata_quorum::ProposerId;
 
 use super::super::config::ProposerError;
@@ -67,11 +67,11 @@ impl Campaign {
             }
         }
         if driver.is_refused() {
-            return Err(ProposerError::Refused { details: driver.describe() });
+            return Err(ProposerError::Refused { details: details(driver) });
         }
         match now >= self.deadline {
             true => {
-                let details = driver.describe();
+                let details = details(driver);
                 Err(ProposerError::NoQuorum { seconds: self.timeout.as_secs(), details })
             }
             false => Ok(None),
@@ -83,4 +83,27 @@ impl Campaign {
         let spread = u64::from(self.id.0[term.0 as usize % 16]) % PAUSE_SPREAD;
         LEAST_PAUSE + Duration::from_millis(spread)
     }
+}
+
+/// What is wrong with each safekeeper, and what to do.
+fn details<N: Network>(driver: &Driver<N>) -> String {
+    let troubled = driver.troubled();
+    let list = |of: &dyn Fn(&NodeId) -> String, between: &str| {
+        troubled.iter().map(of).collect::<Vec<_>>().join(between)
+    };
+    let remedy = match (troubled.is_empty(), driver.configuration().is_known()) {
+        (true, _) => "see their logs".to_owned(),
+        (false, true) => format!(
+            "bring back those that are away ({}), with their directories; where most of the members are gone for good, 'pgstrata quorum \
+             recover' goes on without them",
+            list(&NodeId::to_string, ", ")
+        ),
+        (false, false) => format!(
+            "a new branch is begun by a majority of all safekeepers: start those that do not answer ({}), and where one is gone for \
+             good, or refuses, put another one in its place by {}",
+            list(&NodeId::to_string, ", "),
+            list(&|node| format!("'pgstrata safekeeper replace {node}'"), ", ")
+        ),
+    };
+    format!("{}. What to do: {remedy}", driver.describe())
 }

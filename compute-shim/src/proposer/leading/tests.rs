@@ -97,6 +97,8 @@ fn a_campaign_ends_while_it_pauses_too() {
         assert_eq!(campaign.step(now, &mut driver).unwrap(), None);
         let error = campaign.step(now + LONG, &mut driver).unwrap_err();
         assert!(matches!(error, ProposerError::NoQuorum { seconds: 30, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("What to do: "), "{text}");
     }
 }
 
