@@ -447,6 +447,16 @@ fn a_new_branch_that_too_few_can_begin_says_what_to_do() {
         of_new.contains("safekeeper 2 does not answer") && of_new.contains(replace),
         "{of_new}"
     );
+    // The branch that goes on is in no danger by those who are none of its members.
+    let report = cluster.try_cli(&["doctor", "--json"]).stdout;
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let counted: Vec<_> = findings
+        .iter()
+        .filter(|one| one["text"].as_str().unwrap().contains("safekeepers are well"))
+        .map(|one| (one["object"].as_str().unwrap(), one["severity"].as_str().unwrap()))
+        .collect();
+    assert_eq!(counted, [("branch main", "ok")], "{report}");
     let said = cluster.refusal(&["compute", "start", "new"], 1);
     assert!(said.contains("no quorum of safekeepers") && said.contains(replace), "{said}");
     assert!(said.contains("start those that do not answer (2, 3)"), "{said}");

@@ -276,11 +276,12 @@ fn check_services(
     });
     let seen: Vec<_> = rows.iter().map(|row| service(cluster, answers, row)).collect();
     let mut findings = services::check(&seen, STARTS);
-    findings.extend(services::check_majority(&seen));
     if seen.iter().any(|service| service.state != State::Down) {
         let rows =
             branches.wait(deadline).unwrap_or_else(|| Err("it was not told in time".to_owned()));
         let said: Vec<_> = answers.safekeepers().cloned().collect();
+        let counted = short::counted(rows.as_deref().unwrap_or_default(), &said);
+        findings.extend(services::check_majorities(&seen, &counted));
         findings.extend(branches::check(&rows, &said));
         let safekeepers = Safekeepers::here(cluster, &said, lost);
         findings.extend(branches::check_members(&rows, &said, &safekeepers));

@@ -1,5 +1,7 @@
 //! Services of a cluster, what they say of themselves, and their zones.
 
+use std::collections::BTreeMap;
+
 use super::finding::{Finding, Severity};
 use crate::zones;
 
@@ -93,8 +95,44 @@ pub fn check(services: &[Service], starts: &str) -> Vec<Finding> {
     services.iter().map(finding).collect()
 }
 
-/// Whether there is a majority of a local cluster's safekeepers, where anything of it runs.
-pub fn check_majority(services: &[Service]) -> Option<Finding> {
+/// Whether branches of a local cluster have a majority of their members, where anything of it runs: of each by its name, and how
+/// many members it has and how many of them are well, if that is known. Which process is a member of what differs by branch; where
+/// nobody says who the members of any are, all safekeepers are.
+pub fn check_majorities(
+    services: &[Service],
+    branches: &[(String, Option<(usize, usize)>)],
+) -> Vec<Finding> {
+    let of_all = check_majority(services);
+    if of_all.is_none() || branches.iter().all(|(_, counted)| counted.is_none()) {
+        return Vec::from_iter(of_all);
+    }
+    let all = services.iter().filter(|service| service.role == Role::Safekeeper).count();
+    let mut alike: BTreeMap<Option<(usize, usize)>, Vec<&str>> = BTreeMap::new();
+    for (name, counted) in branches {
+        alike.entry(*counted).or_default().push(name);
+    }
+    let is_one = alike.len() == 1;
+    let finding = |(counted, names): (Option<(usize, usize)>, Vec<&str>)| {
+        let object = match names.as_slice() {
+            [] => return None,
+            [name] => format!("branch {name}"),
+            [name, rest @ ..] => format!("branch {name} and {} more", rest.len()),
+        };
+        Some(match counted {
+            // What is to be said of each is to be said of the cluster.
+            Some((count, well)) if is_one && count == all => majority("safekeepers", count, well),
+            Some((count, well)) => majority(&object, count, well),
+            None => {
+                let text = "not looked at: no safekeeper that answers says who its members are";
+                Finding::new(CHECK, &object, Severity::Unknown, text)
+            }
+        })
+    };
+    alike.into_iter().filter_map(finding).collect()
+}
+
+/// Whether there is a majority of all safekeepers.
+fn check_majority(services: &[Service]) -> Option<Finding> {
     let safekeepers: Vec<_> =
         services.iter().filter(|service| service.role == Role::Safekeeper).collect();
     let is_at_rest = services.iter().all(|service| service.state == State::Down);
@@ -157,6 +195,28 @@ pub fn check_zones(safekeepers: &[(String, String)]) -> Vec<Finding> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn branches_are_judged_by_their_members() {
+        let all = [State::Down, State::Down, State::Answers]
+            .map(|state| service(Role::Safekeeper, state));
+        let said = |branches: &[(&str, Option<(usize, usize)>)]| {
+            let branches: Vec<_> =
+                branches.iter().map(|(name, counted)| ((*name).to_owned(), *counted)).collect();
+            let found = check_majorities(&all, &branches).into_iter();
+            found.map(|one| (one.object, one.severity)).collect::<Vec<_>>()
+        };
+        let of = |object: &str, severity| (object.to_owned(), severity);
+        use Severity::{Danger, Ok, Unknown};
+        // One that goes on with the only one that is there is well, whatever else does not run.
+        assert_eq!(said(&[("main", Some((1, 1)))]), [of("branch main", Ok)]);
+        assert_eq!(said(&[("main", Some((3, 1)))]), [of("safekeepers", Danger)]);
+        assert_eq!(said(&[("new", None)]), [of("safekeepers", Danger)]);
+        assert_eq!(
+            said(&[("a", Some((1, 1))), ("b", Some((3, 1))), ("c", None), ("d", Some((3, 1)))]),
+            [of("branch c", Unknown), of("branch a", Ok), of("branch b and 1 more", Danger)]
+        );
+    }
+
     fn service(role: Role, state: State) -> Service {
         let object = format!("{role:?}").to_lowercase();
         Service { object, role, state, damage: None, trouble: None }
@@ -196,7 +256,7 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].severity, Severity::Warning);
         assert_eq!(found[0].text, "nothing of it runs: 'pgstrata up' starts it");
-        assert_eq!(check_majority(&down), None);
+        assert_eq!(check_majorities(&down, &[("main".to_owned(), Some((1, 0)))]), []);
     }
 
     #[test]

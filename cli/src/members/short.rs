@@ -291,7 +291,36 @@ pub fn find<'a>(
     found
 }
 
-/// The same as warnings.
+/// How many members each branch has that was ever written to, and how many of them are well, by its name: of two groups those
+/// of whom fewer may fail. `None` where nobody says who they are.
+pub fn counted(rows: &[Branch], said: &[Status]) -> Vec<(String, Option<(usize, usize)>)> {
+    let quorums = quorums(said);
+    let written = rows.iter().filter(|row| row.last_record_lsn > row.start_lsn || !row.is_read());
+    let count = |row: &Branch| {
+        let key = (row.tenant_id, row.timeline_id);
+        let quorum = quorums.get(&key)?;
+        let is_well = |member: &&Member| {
+            let mut own = said.iter().filter(|status| status.id == member.id);
+            own.any(|status| {
+                let is_it = |tenant, timeline| (tenant, timeline) == key;
+                let mut unserved = status.damaged.iter();
+                let mut served = status.timelines.iter();
+                // One that has nothing of it yet is about to.
+                status.incarnation == member.incarnation
+                    && !unserved.any(|one| is_it(one.tenant_id, one.timeline_id))
+                    && !served.any(|one| {
+                        is_it(one.tenant_id, one.timeline_id) && one.committed_wal_damaged
+                    })
+            })
+        };
+        let groups = [&quorum.members, &quorum.incoming].into_iter().filter(|one| !one.is_empty());
+        let counts = groups.map(|group| (group.len(), group.iter().filter(is_well).count()));
+        counts.min_by_key(|(all, well)| *well as isize - (*all / 2 + 1) as isize)
+    };
+    written.map(|row| (row.name.clone(), count(row))).collect()
+}
+
+/// What [`find`] says, as warnings.
 pub fn warnings<'a>(
     rows: &[Branch],
     said: impl IntoIterator<Item = &'a Status>,
