@@ -24,6 +24,9 @@ const LAST_WORDS: u64 = 64 << 10;
 /// How long a process may take to be gone once it was killed: what it held in memory is freed meanwhile.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a process that is to end is waited for before anything is said.
+const QUIET: Duration = Duration::from_secs(2);
+
 /// How long a process that dies by itself is waited for, in all.
 pub const DYING_PATIENCE: Duration = KILL_PATIENCE;
 
@@ -50,6 +53,13 @@ fn start_time(pid: u32) -> Option<u64> {
         return None;
     }
     fields.get(19)?.parse().ok()
+}
+
+/// Whether a process is stopped by a signal, so that it hears none but that which lets it go on, and that which kills it.
+fn is_frozen(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('T' | 't'))
 }
 
 /// Whether a process was killed, or is ending, and is still there: while it waits for a disk, or gives memory back.
@@ -318,19 +328,37 @@ impl Process {
     /// Ends it: with `signal`, then, when patience ends, at once. Returns whether it ran. One that can't even be killed
     /// is an error, and stays known.
     pub fn end(&self, signal: Signal, patience: Duration) -> Result<bool> {
-        self.end_by(&|signal| self.signal(signal), signal, patience, KILL_PATIENCE)
+        let tell = |text: String| eprintln!("pgstrata: {text}");
+        self.end_by((&|signal| self.signal(signal), &tell), signal, patience, KILL_PATIENCE)
     }
 
     fn end_by(
         &self,
-        send: &dyn Fn(Signal),
+        (send, tell): (&dyn Fn(Signal), &dyn Fn(String)),
         signal: Signal,
         patience: Duration,
         kill_patience: Duration,
     ) -> Result<bool> {
         let Some(pid) = self.pid() else { return Ok(false) };
         send(signal);
-        if !self.is_gone_within(patience) {
+        let quiet = patience.min(QUIET);
+        let is_gone = self.is_gone_within(quiet)
+            || patience > quiet
+                && {
+                    let why = match is_frozen(pid) {
+                        true => {
+                            ", which is stopped by a signal (kill -CONT lets it go on, and end)"
+                        }
+                        false => "",
+                    };
+                    tell(format!(
+                        "waits until {} (process {pid}) has ended{why}: for {} s more at most, and kills it then",
+                        self.name,
+                        (patience - quiet).as_secs()
+                    ));
+                    self.is_gone_within(patience - quiet)
+                };
+        if !is_gone {
             send(Signal::SIGKILL);
             ensure!(
                 self.is_gone_within(kill_patience),
@@ -406,6 +434,31 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_end_soon_is_told_of_once_and_how_long_it_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let process = Process::new(directory.path(), "frozen");
+        let pid = process.start(Command::new("sleep").arg("60")).unwrap();
+        process.signal(Signal::SIGSTOP);
+        while !is_frozen(pid) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let told = std::cell::RefCell::new(Vec::new());
+        let tell = |text: String| told.borrow_mut().push(text);
+        let (patience, send) = (QUIET + Duration::from_secs(1), |signal| process.signal(signal));
+        let ended = process.end_by((&send, &tell), Signal::SIGTERM, patience, KILL_PATIENCE);
+        assert!(ended.unwrap());
+        let told = told.into_inner();
+        let [line] = told.as_slice() else { panic!("{told:?}") };
+        let expected =
+            format!("waits until frozen (process {pid}) has ended, which is stopped by a signal");
+        assert!(line.starts_with(&expected) && line.contains("for 1 s more at most"), "{line}");
+        // One that ends at once is nothing to tell of.
+        process.start(Command::new("sleep").arg("60")).unwrap();
+        let tell = |text: String| panic!("{text}");
+        process.end_by((&send, &tell), Signal::SIGTERM, patience, KILL_PATIENCE).unwrap();
+    }
+
+    #[test]
     fn one_that_can_not_be_killed_is_named_and_stays_known() {
         let directory = tempfile::tempdir().unwrap();
         let process = Process::new(directory.path(), "stuck");
@@ -413,7 +466,8 @@ mod tests {
         // As in an uninterruptible wait.
         let ignored = |_| {};
         let short = Duration::from_millis(20);
-        let error = process.end_by(&ignored, Signal::SIGTERM, short, short).unwrap_err();
+        let tell = |text: String| panic!("{text}");
+        let error = process.end_by((&ignored, &tell), Signal::SIGTERM, short, short).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("stuck") && error.contains(&pid.to_string()), "{error}");
         assert_eq!(process.pid(), Some(pid));
