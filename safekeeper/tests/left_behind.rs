@@ -281,3 +281,33 @@ fn while_object_storage_is_away_who_was_not_looked_at_is_not_followed() {
     std::fs::rename(away.path().join("objects"), &here).unwrap();
     assert_eq!(why_not_followed(&life), None);
 }
+
+/// Who goes on had archived more than others will believe: by the number of before, as those may have who were given up.
+#[test]
+fn what_was_archived_before_it_heard_who_was_given_up_is_archived_anew() {
+    let mut world = World::new(1);
+    let life = world.open();
+    let end = life.found(1).commit(&life.get(1).unwrap(), 1000).unwrap();
+    let timeline = life.get(1).unwrap();
+    let before = timeline.configuration_number();
+    timeline.note_archived(end);
+    decide(&world, |decided| {
+        let chain = decided.chain.recovered(OWN, vec![OWN]).unwrap();
+        let number = chain.newest().number();
+        let point = GivenUp { number, lsn: START, last_record: None };
+        Quorum { chain, given_up: decided.given_up.with(point), ..decided }
+    });
+    life.timelines.look_at_decision(key(1)).unwrap();
+    assert!(timeline.configuration_number() > before);
+    assert_eq!(timeline.marks().archived_lsn, START);
+    // A turn that began before says so only now.
+    timeline.note_archived_as(end, before);
+    assert_eq!(timeline.marks().archived_lsn, START);
+    drop(timeline);
+    drop(life);
+    world.disk.lose_power();
+    let timeline = world.open().get(1).unwrap();
+    assert_eq!(timeline.marks().archived_lsn, START);
+    timeline.note_archived(end);
+    assert_eq!(timeline.marks().archived_lsn, end);
+}

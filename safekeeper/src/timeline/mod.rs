@@ -83,6 +83,8 @@ pub struct Timeline {
     files: Arc<SegmentFiles>,
     core: Mutex<Core>,
     marks: Mutex<Marks>,
+    /// No more than this is noted as archived; changed with the marks.
+    archived_ceiling: AtomicU64,
     archiving_error: Mutex<Option<Trouble>>,
     archiving_failed_at: Mutex<Option<SystemTime>>,
     /// How far it is to be caught up from others, as last known.
@@ -187,9 +189,38 @@ impl Timeline {
 
     /// This node has seen that everything before `lsn` is archived; written down later.
     pub fn note_archived(&self, lsn: Lsn) {
+        self.note_archived_as(lsn, self.configuration_number());
+    }
+
+    /// The same of what was archived, or believed, by the configuration of this number. Where another one came meanwhile, that may
+    /// count for nothing.
+    pub fn note_archived_as(&self, lsn: Lsn, number: u64) {
         let lsn = lsn.min(self.commit_lsn());
         let mut marks = self.marks.lock();
-        marks.archived_lsn = marks.archived_lsn.max(lsn);
+        if number == self.configuration_number() {
+            let ceiling = Lsn(self.archived_ceiling.load(Ordering::Acquire));
+            marks.archived_lsn = marks.archived_lsn.max(lsn.min(ceiling));
+        }
+    }
+
+    /// A later configuration is about to be taken, for which what this node knows to be archived after `lsn` counts for nothing: it
+    /// was archived by one that was given up. Durable on return; until it [ends](Timeline::archived_anew) no more is noted.
+    pub fn archive_anew(&self, lsn: Lsn) -> Result<(), StorageError> {
+        {
+            let mut marks = self.marks.lock();
+            self.archived_ceiling.store(lsn.0, Ordering::Release);
+            if marks.archived_lsn <= lsn {
+                return Ok(());
+            }
+            marks.archived_lsn = lsn;
+        }
+        self.checkpoint()
+    }
+
+    /// It was taken, or can't be.
+    pub fn archived_anew(&self) {
+        let _marks = self.marks.lock();
+        self.archived_ceiling.store(u64::MAX, Ordering::Release);
     }
 
     /// Why the last attempt to archive failed, if it did.

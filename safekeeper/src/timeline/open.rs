@@ -167,6 +167,7 @@ impl Timeline {
             marks: Mutex::new(marks),
             archiving_error: Mutex::new(None),
             archiving_failed_at: Mutex::new(None),
+            archived_ceiling: AtomicU64::new(u64::MAX),
             catch_up_target: AtomicU64::new(0),
             last_committed: Mutex::new(None),
             term: AtomicU64::new(term),

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use pgstrata_format::quorum::Quorum;
 use pgstrata_format::undecided::Undecided;
-use pgstrata_ids::{Incarnation, NodeId, TenantId, TimelineId, TimelineParameters};
+use pgstrata_ids::{Incarnation, Lsn, NodeId, TenantId, TimelineId, TimelineParameters};
 use pgstrata_quorum::{Configuration, Refusal};
 use pgstrata_wire::safekeeper::{Greeting, RefusedReason};
 
@@ -315,7 +315,13 @@ impl Timelines {
         }
         admitted?;
         self.find(timeline, decided.chain.newest());
+        // What this node archived before it heard that others were given up may be told apart from theirs by nobody.
+        if let Some(point) = decided.given_up.denies(own.number(), Lsn::MAX) {
+            let noted = timeline.archive_anew(point.lsn);
+            noted.map_err(|error| RefusedReason::Storage(error.to_string()))?;
+        }
         let followed = timeline.follow_decision(&decided.chain);
+        timeline.archived_anew();
         if !is_member {
             self.leave_behind(timeline)?;
         }

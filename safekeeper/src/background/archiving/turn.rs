@@ -202,7 +202,7 @@ pub async fn advance(
             return Ok(false);
         }
         let had_tail = timeline.marks().archived_lsn > Tail::start(parameters, Lsn(to.0 - 1));
-        timeline.note_archived(to);
+        timeline.note_archived_as(to, number);
         if uploads && !timeline.is_left() && (had_tail || due == Due::Tail(to)) {
             // What is left of them costs some space, and goes with the next one.
             if let Err(error) = archive.drop_tails(parameters, to, number).await {
