@@ -243,6 +243,8 @@ impl RemoteIndex {
                     let pause = rand::random_range(10..50) << attempt.min(4);
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
+                // As itself: whether it may answer later is seen by that.
+                Err(SwapError::Store(error)) => return Err(error.into()),
                 Err(error) => return Err(error.into()),
             }
         }

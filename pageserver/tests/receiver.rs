@@ -427,6 +427,10 @@ fn what_is_refused_to_be_uploaded_holds_nothing_up() {
     }
     std::thread::sleep(Duration::from_millis(100));
     assert!(timeline.progress.lsn() < parted.given_up_end, "it waits");
+    // What the message that is just being taken in had is looked at too.
+    parted.decide(Some(Lsn(timeline.progress.lsn().0 - 8)));
+    let refused = repository.create_branch("early", "main", Moment::Now).err();
+    assert!(refused.is_some(), "it begins with what was given up");
     parted.decide(Some(timeline.info.start_lsn));
     layers.0.store(false, Ordering::SeqCst);
     while timeline.progress.lsn() > timeline.info.start_lsn {

@@ -311,3 +311,23 @@ fn what_was_archived_before_it_heard_who_was_given_up_is_archived_anew() {
     timeline.note_archived(end);
     assert_eq!(timeline.marks().archived_lsn, end);
 }
+
+/// A full disk, and the same again once there is space: what was lowered is written down before the members are.
+#[test]
+fn it_is_archived_anew_after_a_full_disk_too() {
+    let mut world = World::new(1);
+    let life = world.open();
+    let end = life.found(1).commit(&life.get(1).unwrap(), 1000).unwrap();
+    let timeline = life.get(1).unwrap();
+    let number = timeline.configuration_number();
+    timeline.note_archived(end);
+    timeline.checkpoint().unwrap();
+    world.disk.set_full(true);
+    assert!(timeline.archive_anew(START, number).is_err());
+    world.disk.set_full(false);
+    timeline.archive_anew(START, number).unwrap();
+    drop(timeline);
+    drop(life);
+    world.disk.lose_power();
+    assert_eq!(world.open().get(1).unwrap().marks().archived_lsn, START);
+}

@@ -131,6 +131,10 @@ impl Sink for Ingested {
         let Some(checker) = &mut self.checker else {
             return Err(IngestError::Storage(anyhow::anyhow!("it has not begun")));
         };
+        let end = checker.feed_position() + wal.len() as u64;
+        if end > self.durable {
+            self.believing.took(end);
+        }
         self.fed.push((checker.feed_position(), wal.to_vec()));
         self.unflushed.push((checker.feed_position(), wal.to_vec()));
         if let Err(error) = checker.check(wal) {
@@ -138,9 +142,6 @@ impl Sink for Ingested {
             return Err(IngestError::Bytes(error.into()));
         }
         self.whole = self.whole.max(checker.position());
-        if self.whole > self.durable {
-            self.believing.took(self.whole);
-        }
         Ok(())
     }
 

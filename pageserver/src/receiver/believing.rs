@@ -112,7 +112,7 @@ impl Believing {
         Ok(())
     }
 
-    /// WAL up to `end`, and to no record's end beyond it, was taken in of the source that was judged last.
+    /// WAL up to `end`, which no record ends beyond, is about to be taken in of the source that was judged last.
     pub fn took(&mut self, end: Lsn) {
         let last = self.taken.values().max().copied().unwrap_or_default();
         if end > last {

@@ -168,13 +168,22 @@ impl Sink for Ingesting<'_> {
         let Some(ingest) = &mut self.ingest else {
             return Err(IngestError::Storage(anyhow::anyhow!("ingest has not begun")));
         };
+        // Before any of it can be seen, flushed, or branched from.
+        self.timeline.took(ingest.position() + wal.len() as u64);
         let fed = ingest.feed(wal);
-        // Whatever came of it, what is whole was taken in.
-        self.timeline.took(self.timeline.progress.lsn());
         if fed.is_err() {
             self.ingest = None;
         }
-        fed
+        match fed {
+            // What was given up says nothing of the branch.
+            Err(IngestError::Wal(error)) => match self.timeline.check_taken() {
+                Err(doubt) if doubt.is::<IngestError>() => {
+                    doubt.downcast().map_or(Err(IngestError::Wal(error)), Err)
+                }
+                _ => Err(IngestError::Wal(error)),
+            },
+            fed => fed,
+        }
     }
 
     fn believes(&mut self, configuration: u64) -> Result<(), Doubt> {

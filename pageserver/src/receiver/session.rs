@@ -190,6 +190,8 @@ pub struct Session {
     /// When it was judged by that last, and whether WAL came since.
     judged_source: Instant,
     is_unjudged: bool,
+    /// It was judged in the call before, which was made then.
+    judges_since: Option<Instant>,
 }
 
 impl Session {
@@ -215,6 +217,7 @@ impl Session {
             configuration: 0,
             judged_source: now,
             is_unjudged: false,
+            judges_since: None,
         }
     }
 
@@ -256,6 +259,16 @@ impl Session {
         if std::mem::take(&mut self.has_fed) {
             (self.heard, self.alive) = (now, now);
         }
+        if let Some(before) = self.judges_since.take() {
+            // That may have taken long, for which it is not to blame.
+            let spent = since(before, now);
+            for moment in
+                [&mut self.heard, &mut self.alive, &mut self.asked, &mut self.output_since]
+            {
+                *moment += spent;
+            }
+            self.judged_source = now;
+        }
         self.try_step(now, sink).unwrap_or_else(Next::Ended)
     }
 
@@ -268,14 +281,16 @@ impl Session {
             };
         }
         if self.phase == Phase::Judge {
+            self.judges_since = Some(now);
+            (self.asked, self.output_since) = (now, now);
             sink.believes(self.configuration)?;
-            // That may have taken long: it is asked by the next call's clock.
             self.phase = Phase::Start;
             self.output = messages::start_replication(sink.position());
-            (self.output_since, self.asked) = (now, now);
             return Ok(Next::Go);
         }
-        self.judge_again(now, sink)?;
+        if self.judge_again(now, sink)? {
+            return Ok(Next::Go);
+        }
         if let Some(message) = self.inbox.message()? {
             let size = message.size();
             let answered = match self.phase {
@@ -330,14 +345,15 @@ impl Session {
         }
     }
 
-    /// Whether the source is still believed, where WAL came of it or somebody found reason to ask.
-    fn judge_again(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), Doubt> {
+    /// Whether the source is still believed, where WAL came of it or somebody found reason to ask. False if there was none.
+    fn judge_again(&mut self, now: Instant, sink: &mut impl Sink) -> Result<bool, Doubt> {
         let is_due = self.is_unjudged && since(self.judged_source, now) >= JUDGED_EVERY;
-        if self.phase == Phase::Stream && (is_due || sink.is_in_doubt()) {
-            (self.judged_source, self.is_unjudged) = (now, false);
+        let judges = self.phase == Phase::Stream && (is_due || sink.is_in_doubt());
+        if judges {
+            (self.judges_since, self.is_unjudged) = (Some(now), false);
             sink.believes(self.configuration)?;
         }
-        Ok(())
+        Ok(judges)
     }
 
     /// Says how far we are, when that is due.

@@ -338,6 +338,13 @@ impl Repository {
             }
             created
         })?;
+        // Decided while that was written.
+        if lsn > parent.remote_consistent_lsn()
+            && let Err(error) = parent.check_taken()
+        {
+            wait_for(&self.runtime, self.store.delete(&index_object(tenant, id)))?;
+            return Err(error);
+        }
         let timeline = self.add(index, Some((parent, lsn)))?;
         self.start_following(&timeline)?;
         Ok(timeline)

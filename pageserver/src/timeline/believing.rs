@@ -18,6 +18,9 @@ use crate::receiver::believing::{Decided, Doubt};
 /// Longest wait for object storage.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// Object storage that did not answer is not asked again for so long: whoever follows and feeds waits for it.
+const AWAY_FOR: Duration = Duration::from_secs(10);
+
 /// How soon it is looked at again whether something that ingest does is done.
 const MOMENT: Duration = Duration::from_millis(10);
 
@@ -46,17 +49,27 @@ impl Timeline {
 
     /// Whether a source is followed that knows of configuration `number` of the members, and of no later one.
     pub fn judge(&self, number: u64) -> Result<(), Doubt> {
-        let is_fresh = self.decided_at.lock().is_some_and(|at| at.elapsed() < GOOD_FOR);
-        let judged = match is_fresh && !self.is_in_doubt() {
-            true => self.believing.lock().judge_again(number),
-            false => {
-                let (read, now) = (self.read_decided(), Instant::now());
-                *self.decided_at.lock() = read.is_ok().then_some(now);
+        let before = self.decided_at.lock().clone();
+        let judged = match before {
+            Some((at, None)) if at.elapsed() < GOOD_FOR && !self.is_in_doubt() => {
+                self.believing.lock().judge_again(number)
+            }
+            Some((at, Some(why))) if at.elapsed() < AWAY_FOR => {
+                self.believing.lock().judge(number, Err(why))
+            }
+            _ => {
+                let read = self.read_decided();
+                *self.decided_at.lock() = Some((Instant::now(), read.as_ref().err().cloned()));
                 self.believing.lock().judge(number, read)
             }
         };
-        if let Err(Doubt::Taken(lsn)) = judged {
-            self.parts_at.store(lsn.0, Ordering::Release);
+        match judged {
+            Err(Doubt::Taken(lsn)) => self.parts_at.store(lsn.0, Ordering::Release),
+            // Others found it, and it may be durable by now: that is found out where it is to be forgotten.
+            Ok(()) if self.is_in_doubt() => {
+                return Err(Doubt::Taken(Lsn(self.parts_at.load(Ordering::Acquire))));
+            }
+            _ => {}
         }
         judged
     }
@@ -128,11 +141,13 @@ impl Timeline {
             return Err(IngestError::Wal(error));
         }
         let from = self.progress.lsn();
-        // In this order: whoever reads finds out by the second that the first was changed meanwhile.
-        self.rewinds.fetch_add(1, Ordering::AcqRel);
+        let count = self.rewinds.load(Ordering::Acquire) + 1;
+        self.partings.write().push((count, parts_at, from));
+        // Nobody begins to read what is forgotten then; and who has begun finds it out.
         self.progress.rewind(lsn, record_start);
         {
             let mut layers = self.layers.write();
+            self.rewinds.store(count, Ordering::Release);
             layers.open = Arc::new(OpenLayer::new(lsn));
             layers.frozen.clear();
         }

@@ -89,6 +89,8 @@ impl Timeline {
     pub fn flush_one(&self) -> Result<bool> {
         let _flushing = self.flushing.take();
         let Some(frozen) = self.layers.read().frozen.last().cloned() else { return Ok(false) };
+        // Not uploaded in vain, again and again.
+        self.check_taken()?;
         let (start, end) = (frozen.start_lsn(), frozen.end_lsn());
         let mut writer =
             LayerWriter::new(self.layer_header(LayerKind::Delta, start, end), Codec::Lz4);
@@ -111,7 +113,10 @@ impl Timeline {
         layers.frozen.pop();
         drop(layers);
         self.remote_consistent.store(end.0, Ordering::Release);
-        self.believing.lock().durable(end);
+        // Decided between the look and that: it is too late, and said as soon as it is to be forgotten.
+        if self.check_taken().is_ok() {
+            self.believing.lock().durable(end);
+        }
         Ok(true)
     }
 

@@ -105,8 +105,8 @@ struct Databases {
     changes: u64,
 }
 
-/// A page as of an LSN.
-type CachedPage = Arc<(Lsn, [u8; 8192])>;
+/// A page as of an LSN, and how often [something was forgotten](Timeline::forgotten) before it was made.
+type CachedPage = Arc<(Lsn, u64, [u8; 8192])>;
 
 /// One timeline of one tenant.
 pub struct Timeline {
@@ -127,12 +127,17 @@ pub struct Timeline {
     /// By bucket of boundaries, of those that are whole; 48 bytes for 16 MiB of WAL.
     commit_times: RwLock<BTreeMap<u64, Option<CommitTimes>>>,
     pages: Cache<Key, CachedPage>,
-    /// How often what was ingested was forgotten: pages that were made before are not remembered after.
+    /// How often what was ingested was forgotten. Changed with the layers: whoever reads it first and the layers then has none that are
+    /// older.
     rewinds: AtomicU64,
+    /// Each time: the number of it, and after where up to where.
+    partings: RwLock<Vec<(u64, Lsn, Lsn)>>,
+    /// How often that had been in the ancestor when this was made of it.
+    ancestor_rewinds: u64,
     /// Whose WAL is taken in.
     believing: Mutex<Believing>,
-    /// When what is decided of the members was read last.
-    decided_at: Mutex<Option<Instant>>,
+    /// When what is decided of the members was read last, or why it could not be.
+    decided_at: Mutex<Option<(Instant, Option<String>)>>,
     /// What was taken in parts from the log after here; 0 if nothing is known of that.
     parts_at: AtomicU64,
     /// Pages that can't be made, and why; the first [`UNMAKEABLE_KEPT`].
@@ -182,6 +187,8 @@ impl Timeline {
                 .with_context(|| format!("layer '{}' of timeline {}", entry.name, info.id))?;
             files.push(Arc::new(file));
         }
+        let ancestor_rewinds =
+            ancestor.as_ref().map_or(0, |(ancestor, _)| ancestor.rewinds.load(Ordering::Acquire));
         Ok(Arc::new(Timeline {
             info,
             ancestor,
@@ -200,6 +207,8 @@ impl Timeline {
             commit_times: RwLock::default(),
             pages: Cache::new(4096),
             rewinds: AtomicU64::new(0),
+            partings: RwLock::default(),
+            ancestor_rewinds,
             believing: Mutex::default(),
             decided_at: Mutex::default(),
             parts_at: AtomicU64::new(0),
@@ -366,6 +375,18 @@ impl Timeline {
     /// ingested so much: what it would answer now would be older than what was asked for.
     fn ancestor_for(&self, lsn: Lsn) -> Result<Option<(&Timeline, Lsn)>> {
         let Some((ancestor, branch_lsn)) = &self.ancestor else { return Ok(None) };
+        if ancestor.rewinds.load(Ordering::Acquire) > self.ancestor_rewinds {
+            let is_in = |(count, parts_at, end): &(u64, Lsn, Lsn)| {
+                *count > self.ancestor_rewinds && (*parts_at < *branch_lsn && *branch_lsn <= *end)
+            };
+            if let Some((_, parts_at, _)) = ancestor.partings.read().iter().find(|one| is_in(one)) {
+                let (own, name) = (self.name(), ancestor.name());
+                anyhow::bail!(
+                    "branch '{own}' begins at {branch_lsn} of branch '{name}', and what that had after {parts_at} was given up with \
+                     the safekeepers that had it"
+                );
+            }
+        }
         let lsn = lsn.min(*branch_lsn);
         let reached = ancestor.progress.lsn();
         anyhow::ensure!(
@@ -384,6 +405,12 @@ impl Timeline {
 
     fn snapshot(&self) -> Layers {
         self.layers.read().clone()
+    }
+
+    /// How often something was forgotten, here or in ancestors: what was made before is not remembered after.
+    fn forgotten(&self) -> u64 {
+        let own = self.rewinds.load(Ordering::Acquire);
+        own + self.ancestor.as_ref().map_or(0, |(ancestor, _)| ancestor.forgotten())
     }
 
     /// What has all up to `lsn`, for a read that found that it was ingested.
@@ -451,7 +478,10 @@ impl Timeline {
             _ => Vec::new(),
         };
         let own = values.len();
-        let layers = self.snapshot();
+        let layers = match lsn {
+            Lsn::MAX => self.snapshot(),
+            _ => self.snapshot_to(lsn)?,
+        };
         let mut each = |at: Lsn, value: &[u8]| {
             if at > after && at <= lsn {
                 values.push((at, value.to_vec()));

@@ -4,13 +4,12 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use pgstrata_ids::{Fork, Key, KeyKind, Lsn, RelTag, SlruKind};
 use pgstrata_pg_redo::ControlState;
 
-use super::{DatabaseHistory, Timeline};
+use super::{CachedPage, DatabaseHistory, Timeline};
 use crate::layer::{Gathered, Value};
 use crate::value::{
     Boundary, BoundaryKind, Database, RelSize, SlruExtent, decode_page, decode_present, encode_page,
@@ -116,6 +115,7 @@ impl Timeline {
             }
             databases.changes
         };
+        let forgotten = self.forgotten();
         // While an ancestor is behind, there is no whole history to be remembered.
         let whole = self.has_ancestors();
         let end = if whole { Lsn::MAX } else { lsn };
@@ -126,7 +126,7 @@ impl Timeline {
         let history = Arc::new(history);
         // Layers were read without the lock: what changed meanwhile is not to be hidden by this.
         let mut databases = self.databases.write();
-        if whole && databases.changes == changes {
+        if whole && databases.changes == changes && self.forgotten() == forgotten {
             databases.histories.insert((spc, db), Arc::clone(&history));
         }
         Ok(history)
@@ -219,14 +219,15 @@ impl Timeline {
         let key = Key::rel_block(rel, block);
         // What was there before the database began anew, under the same name, is not this block.
         let since = self.database(rel.spc, rel.db, lsn)?.map_or(Lsn::INVALID, |(since, _)| since);
-        let rewinds = self.rewinds.load(Ordering::Acquire);
-        let cached = self.pages.get(&key).filter(|cached| cached.0 <= lsn && cached.0 >= since);
+        let forgotten = self.forgotten();
+        let is_it = |page: &CachedPage| page.1 == forgotten && page.0 <= lsn && page.0 >= since;
+        let cached = self.pages.get(&key).filter(is_it);
         with_buffer(|gathered| {
             let after = cached.as_ref().map_or(Lsn::INVALID, |cached| cached.0);
             let key_of = |spc, db| Key::rel_block(RelTag { spc, db, ..rel }, block);
             self.gather_rel(key_of, rel, lsn, after, gathered)?;
             match &cached {
-                Some(cached) if !gathered.is_complete() => page.copy_from_slice(&cached.1),
+                Some(cached) if !gathered.is_complete() => page.copy_from_slice(&cached.2),
                 _ => page.fill(0),
             }
             for value in gathered.oldest_first() {
@@ -235,6 +236,11 @@ impl Timeline {
                     error.context(Unmakeable(what))
                 })?;
             }
+            // A page of before, and changes of after that, are none of either.
+            anyhow::ensure!(
+                self.forgotten() == forgotten,
+                "what was ingested at {lsn} was given up with the safekeepers that had it"
+            );
             let newest = gathered.newest().map(|newest| newest.lsn);
             let found = newest.or(cached.as_ref().map(|cached| cached.0));
             if let Some(newest) = gathered.newest()
@@ -242,11 +248,7 @@ impl Timeline {
             {
                 // In a copied database the newest value may be the source's, from before the copy:
                 // a time at which another database may have had this one's name.
-                self.pages.insert(key, Arc::new((newest.lsn.max(since), *page)));
-                if self.rewinds.load(Ordering::Acquire) != rewinds {
-                    // It may be of what was forgotten meanwhile, and have come after all pages were.
-                    self.pages.remove(&key);
-                }
+                self.pages.insert(key, Arc::new((newest.lsn.max(since), forgotten, *page)));
             }
             Ok(found)
         })
@@ -506,13 +508,15 @@ impl Timeline {
         {
             return Ok(*times);
         }
+        let forgotten = self.forgotten();
         let whole = end <= lsn && end <= self.progress.lsn() && self.has_ancestors();
         let commits = self.commits(bucket, lsn)?;
         let latest = commits.iter().map(|(_, commit)| commit.time).max();
         let times = latest.zip(commits.last().copied());
         let times = times.map(|(latest, last)| CommitTimes { latest, last });
-        if whole {
-            self.commit_times.write().insert(bucket, times);
+        let mut remembered = self.commit_times.write();
+        if whole && self.forgotten() == forgotten {
+            remembered.insert(bucket, times);
         }
         Ok(times)
     }

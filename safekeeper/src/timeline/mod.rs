@@ -205,15 +205,18 @@ impl Timeline {
 
     /// A later configuration is about to be taken, for which what this node knows to be archived after `lsn` counts for nothing: it
     /// was archived by one that was given up. Durable on return; until it [ends](Timeline::archived_anew) no more is noted.
-    pub fn archive_anew(&self, lsn: Lsn) -> Result<(), StorageError> {
+    ///
+    /// `number` is that of the configuration that is known before: where it was taken by now there is nothing to do.
+    pub fn archive_anew(&self, lsn: Lsn, number: u64) -> Result<(), StorageError> {
         {
             let mut marks = self.marks.lock();
-            self.archived_ceiling.store(lsn.0, Ordering::Release);
-            if marks.archived_lsn <= lsn {
+            if number != self.configuration_number() {
                 return Ok(());
             }
-            marks.archived_lsn = lsn;
+            self.archived_ceiling.store(lsn.0, Ordering::Release);
+            marks.archived_lsn = marks.archived_lsn.min(lsn);
         }
+        // Also where another one lowered it, and may not have written it yet.
         self.checkpoint()
     }
 

@@ -23,8 +23,12 @@ impl Looks {
         self.0.lock().get(&key).copied()
     }
 
+    fn note(&self, key: TimelineKey) {
+        self.0.lock().insert(key, Instant::now());
+    }
+
     /// It was removed, or is not to be followed.
-    pub fn forget(&self, key: TimelineKey) {
+    fn forget(&self, key: TimelineKey) {
         self.0.lock().remove(&key);
     }
 }
@@ -35,9 +39,12 @@ impl Timelines {
         let last = self.looks.last(key);
         if last.is_none_or(|last| last.elapsed() >= GOOD_FOR) {
             match self.look_at_decision(key) {
-                Ok(()) => drop(self.looks.0.lock().insert(key, Instant::now())),
-                // It was a member after it was started, and hears of it as others do while object storage is away.
-                Err(RefusedReason::Unavailable(_)) if last.is_some() => {}
+                // One that is not known yet was not looked at.
+                Ok(()) if self.slots.configuration_number(key).is_none() => {}
+                Ok(()) => self.looks.note(key),
+                // It was a member after it was started, and hears of it as others do while object storage is away. That is waited for
+                // once, and not by everybody who comes.
+                Err(RefusedReason::Unavailable(_)) if last.is_some() => self.looks.note(key),
                 Err(reason) => {
                     self.looks.forget(key);
                     return Err(reason);

@@ -316,9 +316,11 @@ impl Timelines {
         admitted?;
         self.find(timeline, decided.chain.newest());
         // What this node archived before it heard that others were given up may be told apart from theirs by nobody.
-        if let Some(point) = decided.given_up.denies(own.number(), Lsn::MAX) {
-            let noted = timeline.archive_anew(point.lsn);
-            noted.map_err(|error| RefusedReason::Storage(error.to_string()))?;
+        if let Some(point) = decided.given_up.denies(own.number(), Lsn::MAX)
+            && let Err(error) = timeline.archive_anew(point.lsn, own.number())
+        {
+            timeline.archived_anew();
+            return Err(RefusedReason::Storage(error.to_string()));
         }
         let followed = timeline.follow_decision(&decided.chain);
         timeline.archived_anew();

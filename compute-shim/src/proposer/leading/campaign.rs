@@ -55,6 +55,8 @@ impl Campaign {
             }
             (Some(_), Some(_)) => {}
             (None, _) => {
+                // Members that were changed meanwhile ended it.
+                self.pauses_until = None;
                 if let Some(election) = driver.election() {
                     return Ok(Some(Elected {
                         term: election.term,

@@ -63,9 +63,11 @@ impl Recording {
         now: Instant,
         driver: &Driver<N>,
     ) -> Result<Option<Lsn>, ProposerError> {
+        if self.state == State::Commits {
+            driver.check()?;
+        }
         match self.state {
             State::Commits if driver.commit_lsn() < self.end => {
-                driver.check()?;
                 if now >= self.deadline {
                     return Err(ProposerError::NotCommitted {
                         what: format!("the record at {}", self.start),

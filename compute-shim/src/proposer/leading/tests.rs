@@ -77,6 +77,22 @@ fn who_is_outranked_pauses_and_campaigns_above() {
     assert!(!won.has_record_before(&config(Arc::new(places())).parameters));
 }
 
+/// Members that were changed while it paused have it campaign at once: the pause is over, and the next one is one again.
+#[test]
+fn a_pause_that_others_ended_is_over() {
+    let (mut driver, now) = (driver(), Instant::now());
+    let mut campaign = Campaign::new(ProposerId([4; 16]), false, LONG, now);
+    outrank(&mut driver, Term(1 << 30));
+    campaign.step(now, &mut driver).unwrap();
+    driver.campaign_above(Term(1 << 30));
+    let later = now + Duration::from_secs(1);
+    assert_eq!(campaign.step(later, &mut driver).unwrap(), None);
+    assert_eq!(campaign.wait(later), TURN);
+    outrank(&mut driver, Term(1 << 31));
+    campaign.step(later, &mut driver).unwrap();
+    assert_eq!(driver.fenced(), Some(Term(1 << 31)), "it pauses");
+}
+
 #[test]
 fn who_was_elected_before_ends_when_outranked() {
     let (mut driver, now) = (driver(), Instant::now());
