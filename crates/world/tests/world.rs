@@ -104,9 +104,8 @@ fn a_mistake_in_disks_or_drivers_is_found() {
 const FOUND: [(Lie, u64); 47] = [
     // The long ones first.
     (Lie::AwayNameUnsynced, 7000),
-    (Lie::FlushedUnlooked, 6000),
     (Lie::OldTermIsJoint, 3000),
-    (Lie::FollowsAnybody, 2000),
+    (Lie::FlushedUnlooked, 1500),
     (Lie::WipedComesBack, 1000),
     (Lie::SwapWithoutCompare, 700),
     (Lie::AnyArchiveFollowed, 700),
@@ -120,6 +119,7 @@ const FOUND: [(Lie, u64); 47] = [
     (Lie::AnyLogMends, 250),
     (Lie::CutUnsynced, 200),
     (Lie::CacheBelieved, 200),
+    (Lie::FollowsAnybody, 500),
     (Lie::FoundedAgain, 200),
     (Lie::SyncRetried, 150),
     (Lie::AnyLogLedOn, 60),

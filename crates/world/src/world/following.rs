@@ -67,14 +67,24 @@ impl World {
 
     /// What it has made durable is given up: it begins anew, as another branch would. An operator is told of that, and what it only
     /// has in memory it is to find out by itself.
-    pub(super) fn follow_anew(&mut self, lsn: Lsn) {
-        let Some(follower) = &mut self.follower else { return };
+    pub(super) fn follow_anew(&mut self, lsn: Lsn, decided: &Quorum) -> Checked {
+        self.look_at_members();
+        let Some(follower) = &mut self.follower else { return Ok(()) };
         if follower.sink.durable > lsn {
             let (life, turn) = (follower.life + 1, follower.turn + 1);
             *follower = Follower::new(self.parameters.clone());
             (follower.life, follower.turn) = (life, turn);
             self.after(1000, Event::Follow(life, turn));
+        } else if self.following.one_in(2) {
+            // It is about to make durable what it has.
+            if follower.sink.decided.is_ok() {
+                follower.sink.decided = Ok(Decided::new(Some(decided)));
+            }
+            for (at, wal) in follower.sink.flush() {
+                self.truth.check_served("the page server makes durable", at, &wal)?;
+            }
         }
+        Ok(())
     }
 
     /// Whether it has all that is committed.

@@ -194,7 +194,7 @@ impl World {
         self.outcome.given_up_bytes += lost;
         self.truth.give_up(lsn, term, &decided.given_up);
         self.objects.give_up(decided)?;
-        self.follow_anew(lsn);
+        self.follow_anew(lsn, decided)?;
         if let Some((since, end)) = &mut self.quiet {
             (*since, *end) = (self.now, lsn.min(*end));
         }
