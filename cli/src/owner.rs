@@ -60,7 +60,11 @@ pub fn become_owner(dir: &Path) -> Result<()> {
             })?;
             become_user(dir, &user)
         }
-        Ok(_) => stay_root(dir),
+        Ok(_) => match stay_root(dir) {
+            // Another command that makes the cluster has just given it to its user.
+            Err(_) if fs::metadata(dir).is_ok_and(|about| about.uid() != 0) => become_owner(dir),
+            stays => stays,
+        },
         // Anything else but its absence is said where it is used.
         Err(_) => Ok(()),
     }
