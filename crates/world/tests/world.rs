@@ -103,7 +103,7 @@ fn a_mistake_in_disks_or_drivers_is_found() {
 /// And in how many seeds.
 const FOUND: [(Lie, u64); 47] = [
     // The long ones first.
-    (Lie::AwayNameUnsynced, 7000),
+    (Lie::AwayNameUnsynced, 9000),
     (Lie::OldTermIsJoint, 3000),
     (Lie::FlushedUnlooked, 1500),
     (Lie::WipedComesBack, 1000),
@@ -128,7 +128,7 @@ const FOUND: [(Lie, u64); 47] = [
     (Lie::AwayBeforeArchived, 50),
     (Lie::AnyLogFollowed, 40),
     (Lie::SegmentNameUnsynced, 40),
-    (Lie::DecisionNotTaken, 40),
+    (Lie::DecisionNotTaken, 60),
     (Lie::AckAhead, 40),
     (Lie::ClockStands, 40),
     (Lie::AckCountsTwice, 30),
