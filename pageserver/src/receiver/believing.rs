@@ -29,11 +29,6 @@ impl Decided {
         }
     }
 
-    /// Whether anything is.
-    pub fn is_something(&self) -> bool {
-        self.newest > 0
-    }
-
     /// Why nobody follows one who knows of configuration `number`, and of no later one; 0 if it does not say.
     fn refuses(&self, number: u64) -> Option<String> {
         // Of what older releases gave up they wrote down only who began anew.
@@ -85,9 +80,10 @@ impl Believing {
         self.judge_by(number, noted)
     }
 
-    /// The same by what was read before.
-    pub fn judge_again(&mut self, number: u64) -> Result<(), Doubt> {
-        self.judge_by(number, Ok(()))
+    /// The same by what was read before, where that may do: more was decided since for whoever knows more.
+    pub fn judge_again(&mut self, number: u64) -> Option<Result<(), Doubt>> {
+        let is_known = self.decided.as_ref().is_some_and(|decided| number <= decided.newest);
+        is_known.then(|| self.judge_by(number, Ok(())))
     }
 
     fn judge_by(&mut self, number: u64, noted: Result<(), String>) -> Result<(), Doubt> {
@@ -114,10 +110,9 @@ impl Believing {
 
     /// WAL up to `end`, which no record ends beyond, is about to be taken in of the source that was judged last.
     pub fn took(&mut self, end: Lsn) {
-        let last = self.taken.values().max().copied().unwrap_or_default();
-        if end > last {
-            self.taken.insert(self.number, end);
-        }
+        // Others may have given as much before, or the beginning of a record: what is there then may be of either.
+        let of_number = self.taken.entry(self.number).or_insert(end);
+        *of_number = end.max(*of_number);
     }
 
     /// Whether there is anything that is not durable.
@@ -231,6 +226,26 @@ mod tests {
         assert_eq!(believing.judge(4, decided(4, &[(4, 119)])), Err(Doubt::Taken(Lsn(119))));
         believing.rewound();
         assert_eq!(believing.judge(4, decided(4, &[(4, 119)])), Ok(()));
+    }
+
+    /// A record that one had begun, and another gives anew, may be of a log that parts within it.
+    #[test]
+    fn what_was_begun_by_one_and_given_by_another_is_of_both() {
+        let mut believing = Believing::default();
+        believing.judge(5, decided(5, &[])).unwrap();
+        believing.took(Lsn(120));
+        believing.judge(3, decided(5, &[])).unwrap();
+        believing.took(Lsn(110));
+        assert_eq!(believing.parts_at(decided(6, &[(4, 100)])), Ok(Some(Lsn(100))));
+    }
+
+    #[test]
+    fn who_knows_more_than_was_read_is_not_judged_by_that() {
+        let mut believing = Believing::default();
+        assert_eq!(believing.judge_again(0), None);
+        believing.judge(3, decided(3, &[])).unwrap();
+        assert_eq!(believing.judge_again(3), Some(Ok(())));
+        assert_eq!(believing.judge_again(4), None);
     }
 
     #[test]

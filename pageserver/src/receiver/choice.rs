@@ -188,6 +188,8 @@ impl Choice {
                     self.phase = Phase::Begin;
                     return Next::Begin;
                 }
+                // What is to be forgotten is, whether or not anybody can be asked.
+                Phase::Rounds if sink.is_in_doubt() => Phase::Begin,
                 Phase::Rounds => self.round(now, sink, sources.candidates()),
                 Phase::Round(mut round) => match round.left.pop_front() {
                     None => self.round_ended(now, sink, &round),
@@ -313,9 +315,8 @@ impl Choice {
     fn broken(&mut self, now: Instant, sink: &mut impl Sink, error: IngestError) {
         self.phase = match error {
             IngestError::Wal(error) => Phase::Failed(format!("{error:#}")),
-            // The source is known to be bad by now, and others are asked.
-            IngestError::Bytes(_) => Phase::Begin,
-            IngestError::GivenUp(_) => Phase::Begin,
+            // The source is known to be bad by now, or what came before is forgotten: others are asked.
+            IngestError::Bytes(_) | IngestError::GivenUp(_) => Phase::Begin,
             IngestError::Storage(error) => {
                 sink.stall(format!("{error:#}"));
                 let moved = sink.whole() > self.whole_at_begin;

@@ -110,6 +110,17 @@ impl Run {
     }
 }
 
+/// It is forgotten also while nobody can be asked.
+#[test]
+fn what_is_in_doubt_is_forgotten_before_others_are_asked() {
+    let mut run = Run::new(&[]);
+    assert!(matches!(run.next(), Next::Begin));
+    run.choice.begun(run.now, &mut run.sink, Ok(()));
+    assert!(matches!(run.next(), Next::Pause(_)));
+    run.sink.is_in_doubt = true;
+    assert!(matches!(run.next(), Next::Begin));
+}
+
 #[test]
 fn the_best_is_asked_first_and_who_failed_last_comes_last() {
     let mut run = Run::new(&["a", "b", "c"]);

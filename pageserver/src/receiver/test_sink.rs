@@ -52,6 +52,7 @@ impl Default for Bytes {
 impl Sink for Bytes {
     fn begin(&mut self) -> Result<(), IngestError> {
         self.position = self.whole;
+        self.is_in_doubt = false;
         Ok(())
     }
 

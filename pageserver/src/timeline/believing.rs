@@ -50,14 +50,18 @@ impl Timeline {
     /// Whether a source is followed that knows of configuration `number` of the members, and of no later one.
     pub fn judge(&self, number: u64) -> Result<(), Doubt> {
         let before = self.decided_at.lock().clone();
-        let judged = match before {
+        let by_before = match before {
             Some((at, None)) if at.elapsed() < GOOD_FOR && !self.is_in_doubt() => {
                 self.believing.lock().judge_again(number)
             }
             Some((at, Some(why))) if at.elapsed() < AWAY_FOR => {
-                self.believing.lock().judge(number, Err(why))
+                Some(self.believing.lock().judge(number, Err(why)))
             }
-            _ => {
+            _ => None,
+        };
+        let judged = match by_before {
+            Some(judged) => judged,
+            None => {
                 let read = self.read_decided();
                 *self.decided_at.lock() = Some((Instant::now(), read.as_ref().err().cloned()));
                 self.believing.lock().judge(number, read)
@@ -74,7 +78,7 @@ impl Timeline {
         judged
     }
 
-    /// WAL was taken in up to here from whoever was judged last.
+    /// WAL up to here is about to be taken in from whoever was judged last.
     pub fn took(&self, end: Lsn) {
         if end > self.remote_consistent_lsn() {
             self.believing.lock().took(end);
